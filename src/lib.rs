@@ -1,0 +1,9 @@
+//! Trephine: a LoRA adapter out of the difference between two checkpoints that are far larger than memory.
+
+#![deny(missing_docs)]
+
+pub mod error;
+pub mod factorize;
+pub mod quant;
+
+pub use error::{Error, Kind, Result};

@@ -1,0 +1,3 @@
+//! The program `trephine`.
+
+fn main() {}
