@@ -4,6 +4,7 @@
 
 pub mod error;
 pub mod factorize;
+pub mod ledger;
 pub mod quant;
 
 pub use error::{Error, Kind, Result};

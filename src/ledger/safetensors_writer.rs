@@ -1,0 +1,105 @@
+//! One large safetensors file, written front to back in pieces: its header is known before its data are.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::digest::Written;
+use super::durable::Draft;
+use super::header::{self, Placed};
+use crate::quant::Stored;
+use crate::{Error, Result};
+
+/// Writes a safetensors file tensor by tensor, in the order of [`layout`](Self::layout). The file gets its name by
+/// [`finish`](Self::finish), when every tensor is complete.
+#[derive(Debug)]
+pub struct SafetensorsWriter {
+    draft: Draft,
+    layout: Vec<Placed>,
+    // The tensor that is being written, and how many bytes of it are.
+    turn: usize,
+    done: u64,
+}
+
+impl SafetensorsWriter {
+    /// Begins the file `path` that will hold `tensors`, with the metadata `{"format": "pt"}` that PyTorch's readers ask
+    /// for.
+    ///
+    /// # Errors
+    /// As [`with_metadata`](Self::with_metadata).
+    pub fn create(path: &Path, tensors: Vec<Stored>) -> Result<SafetensorsWriter> {
+        Self::with_metadata(path, tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))
+    }
+
+    /// Begins the file `path` that will hold `tensors` and `metadata`. The same tensors in another order give the same
+    /// bytes.
+    ///
+    /// # Errors
+    /// A name that occurs twice, a shape whose length overflows or ends inside a byte, a header above 100 MB; a folder
+    /// that cannot be written; a full disk.
+    pub fn with_metadata(
+        path: &Path,
+        tensors: Vec<Stored>,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<SafetensorsWriter> {
+        let header = header::build(tensors, metadata).map_err(|e| e.path(path))?;
+        let length = header.layout.last().map_or(header.bytes.len() as u64, |t| t.range.end);
+        let mut draft = Draft::create(path)?.expecting(length);
+        draft.put(&header.bytes)?;
+        let mut writer = SafetensorsWriter { draft, layout: header.layout, turn: 0, done: 0 };
+        writer.advance();
+        Ok(writer)
+    }
+
+    /// All tensors, in the order in which their data are to be given: wide elements first, then by name.
+    pub fn layout(&self) -> &[Placed] {
+        &self.layout
+    }
+
+    /// The tensor that the next data belong to, `None` when all are complete.
+    pub fn due(&self) -> Option<&Placed> {
+        self.layout.get(self.turn)
+    }
+
+    /// Appends `bytes`, the next piece of the tensor `name`. A tensor without bytes needs no call.
+    ///
+    /// # Errors
+    /// A tensor whose turn it is not, more bytes than its shape has; a full disk.
+    pub fn put(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let misplaced = |why: String| Error::unexpected(why).tensor(name).path(self.draft.path());
+        let Some(due) = self.due().filter(|t| t.stored.name == name) else {
+            let due = self.due().map_or("none".to_owned(), |t| format!("'{}'", t.stored.name));
+            return Err(misplaced(format!("a tensor was written out of turn, due is {due}")));
+        };
+        let done = self.done + bytes.len() as u64;
+        if done > due.len() {
+            return Err(misplaced(format!("a tensor of {} bytes was given {done}", due.len())));
+        }
+        self.draft.put(bytes)?;
+        self.done = done;
+        self.advance();
+        Ok(())
+    }
+
+    /// Ends the file durably and gives it its name.
+    ///
+    /// # Errors
+    /// A tensor that is not complete; a full disk.
+    pub fn finish(self) -> Result<Written> {
+        if let Some(due) = self.due() {
+            let why = format!("a tensor of {} bytes was given only {}", due.len(), self.done);
+            return Err(Error::unexpected(why).tensor(&due.stored.name).path(self.draft.path()));
+        }
+        self.draft.finish()
+    }
+
+    /// On to the next tensor that still needs bytes.
+    fn advance(&mut self) {
+        while self.layout.get(self.turn).is_some_and(|t| t.len() == self.done) {
+            self.turn += 1;
+            self.done = 0;
+        }
+    }
+}
