@@ -93,6 +93,8 @@ fn a_kill_at_every_byte_leaves_a_prefix_and_the_run_goes_on() {
         let lines = whole[..length].iter().filter(|&&b| b == b'\n').count();
         let (mut journal, found) = Journal::open(&path).unwrap();
         assert_eq!(found, records[..lines], "cut after byte {length}");
+        let rest = whole[..length].iter().rev().take_while(|&&b| b != b'\n').count();
+        assert_eq!(journal.torn(), rest as u64);
         records[lines..].iter().for_each(|r| journal.append(r).unwrap());
         drop(journal);
         assert_eq!(fs::read(&path).unwrap(), whole, "cut after byte {length}");

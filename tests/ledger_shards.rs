@@ -71,7 +71,11 @@ fn a_shard_comes_back_whole_and_in_pieces() {
         assert_eq!(&placed.stored, stored);
         assert_eq!(&whole[placed.range.start as usize..placed.range.end as usize], &bytes[..]);
         let mut copied = Vec::new();
-        shard.copy(&stored.name, |piece| Ok(copied.extend_from_slice(piece))).unwrap();
+        let take = |piece: &[u8]| {
+            copied.extend_from_slice(piece);
+            Ok(())
+        };
+        shard.copy(&stored.name, take).unwrap();
         assert_eq!(&copied, bytes);
     }
     let mut middle = [0; 4];

@@ -30,6 +30,7 @@ pub struct Journal<T> {
     file: File,
     path: PathBuf,
     end: End,
+    torn: u64,
     broken: bool,
     // Holds no `T`, so it is Send and Sync whatever `T` is.
     record: PhantomData<fn(T)>,
@@ -61,10 +62,14 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
         }
         folder::sync(folder::parent(path))?;
         let (records, end) = read(&file, path)?;
-        if file.metadata().map_err(failed)?.len() != end.bytes {
+        let torn = file.metadata().map_err(failed)?.len().saturating_sub(end.bytes);
+        if torn > 0 {
             file.set_len(end.bytes).and_then(|()| file.sync_all()).map_err(failed)?;
         }
-        Ok((Journal { file, path: path.to_path_buf(), end, broken: false, record: PhantomData }, records))
+        Ok((
+            Journal { file, path: path.to_path_buf(), end, torn, broken: false, record: PhantomData },
+            records,
+        ))
     }
 
     /// Appends `record`. When it returns, the record is on the disk.
@@ -100,6 +105,11 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
     /// Whether it holds no record.
     pub fn is_empty(&self) -> bool {
         self.end.lines == 0
+    }
+
+    /// Bytes of the torn last line that was cut off when the journal was opened; 0 if it was whole.
+    pub fn torn(&self) -> u64 {
+        self.torn
     }
 
     /// The journal's file.
@@ -173,4 +183,26 @@ fn damaged(path: &Path, line: u64, how: &str) -> Error {
     Error::input(format!("the journal is damaged: line {line} {how}"))
         .path(path)
         .hint("the finished work cannot be trusted: start anew with --overwrite")
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_ends_the_writing_and_loses_no_record() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("journal");
+        let (mut journal, _) = Journal::<u32>::open(&path).unwrap();
+        journal.append(&1).unwrap();
+        let real =
+            std::mem::replace(&mut journal.file, OpenOptions::new().write(true).open("/dev/full").unwrap());
+        let error = journal.append(&2).unwrap_err();
+        assert!(error.to_string().contains("the disk is full: 19 bytes were wanted"), "{error}");
+        journal.file = real;
+        // Room again, but this writer does not know what the disk holds.
+        assert!(journal.append(&3).unwrap_err().to_string().contains("failed before"));
+        drop(journal);
+        assert_eq!(Journal::<u32>::open(&path).unwrap().1, [1]);
+    }
 }
