@@ -1,4 +1,5 @@
-//! The journal against kills and damage: whatever is replayed is a prefix of what was written, or it is an error.
+//! The journal against kills and damage: whatever is replayed is a prefix of what was written, or it is an
+//! error.
 
 use std::fs;
 use std::path::Path;
@@ -67,7 +68,8 @@ proptest! {
 
     #[test]
     fn damage_never_makes_a_record(records in prop::collection::vec(record(), 1..5), at: prop::sample::Index,
-                                   cut: prop::sample::Index, junk in prop::collection::vec(any::<u8>(), 0..40)) {
+                                   cut: prop::sample::Index,
+                                   junk in prop::collection::vec(any::<u8>(), 0..40)) {
         let home = tempdir().unwrap();
         let path = home.path().join("journal");
         written(&path, &records);

@@ -1,7 +1,7 @@
 //! `B3SUMS`: the digests of a folder's files, as `b3sum` writes them and `b3sum --check` reads them.
 //!
-//! A line is 64 lowercase hex digits, two spaces, the name relative to the folder with `/` between its parts. A name
-//! with a backslash or a newline is escaped (`\\`, `\n`) and its line begins with a backslash.
+//! A line is 64 lowercase hex digits, two spaces, the name relative to the folder with `/` between its parts.
+//! A name with a backslash or a newline is escaped (`\\`, `\n`) and its line begins with a backslash.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -39,8 +39,8 @@ pub struct Checksums {
 }
 
 impl Checksums {
-    /// Reads the `B3SUMS` of `folder`. Bad lines are findings, told by [`verify`](Checksums::verify); nothing else is
-    /// opened yet.
+    /// Reads the `B3SUMS` of `folder`. Bad lines are findings, told by [`verify`](Checksums::verify); nothing
+    /// else is opened yet.
     ///
     /// # Errors
     /// [`Kind::Input`](crate::Kind::Input) when there is none; one that cannot be read.
@@ -103,7 +103,8 @@ fn parse(folder: &Path, bytes: &[u8]) -> Checksums {
     sums
 }
 
-/// A line with its newline, strictly: whatever `b3sum` would not have written is refused, so that no flipped bit passes.
+/// A line with its newline, strictly: whatever `b3sum` would not have written is refused, so that no flipped
+/// bit passes.
 fn parse_line(line: &[u8]) -> std::result::Result<(String, blake3::Hash), &'static str> {
     let line = std::str::from_utf8(line).map_err(|_| "is not UTF-8")?;
     let line = line.strip_suffix('\n').ok_or("has no newline at its end")?;

@@ -1,7 +1,7 @@
 //! Files that are whole or absent: written under a temporary name, synced, renamed, their folder synced.
 //!
-//! A rename within a folder is atomic, but says nothing about the disk: without the first sync a power cut can leave
-//! the name with no bytes behind it, without the second the bytes with no name.
+//! A rename within a folder is atomic, but says nothing about the disk: without the first sync a power cut
+//! can leave the name with no bytes behind it, without the second the bytes with no name.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -18,7 +18,8 @@ pub const TEMPORARY: &str = ".tmp-";
 
 const BUFFER: usize = 256 << 10;
 
-/// A file that is being written. It gets its name by [`finish`](Draft::finish); dropped before that, it leaves nothing.
+/// A file that is being written. It gets its name by [`finish`](Draft::finish); dropped before that, it
+/// leaves nothing.
 #[derive(Debug)]
 pub struct Draft {
     path: PathBuf,
@@ -87,8 +88,8 @@ impl Draft {
     /// Writes out, syncs, renames, syncs the folder. After it the file is whole, on the disk, under its name.
     ///
     /// # Errors
-    /// As [`put`](Self::put). The name then keeps what it had, unless only the last step failed (the file is whole then,
-    /// but might not outlive a power cut).
+    /// As [`put`](Self::put). The name then keeps what it had, unless only the last step failed (the file is
+    /// whole then, but might not outlive a power cut).
     pub fn finish(mut self) -> Result<Written> {
         match self.settle() {
             Ok(written) => Ok(written),
@@ -123,8 +124,8 @@ impl Write for Draft {
                 Ok(taken)
             }
             Err(e) => {
-                // An interrupted write is tried again. After any other the bytes have a hole, whether or not the
-                // caller looks; a full disk names what was wanted.
+                // An interrupted write is tried again. After any other the bytes have a hole, whether or not
+                // the caller looks; a full disk names what was wanted.
                 if e.kind() != io::ErrorKind::Interrupted {
                     self.broken = true;
                     self.given += bytes.len() as u64;
@@ -142,8 +143,8 @@ impl Write for Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         let Some(out) = self.out.take() else { return };
-        // Removed while its lock is still held; taken apart, lest the buffer be flushed into it first. A failure
-        // leaves what a kill would leave, and that is met by the next run.
+        // Removed while its lock is still held; taken apart, lest the buffer be flushed into it first. A
+        // failure leaves what a kill would leave, and that is met by the next run.
         let _ = fs::remove_file(&self.temporary);
         let _ = out.into_parts();
     }
@@ -153,8 +154,8 @@ fn closed() -> io::Error {
     io::Error::other("the file is finished")
 }
 
-/// A new file under a temporary name, locked: a lock tells a file that is being written from one left by a kill, and
-/// several processes may share a folder.
+/// A new file under a temporary name, locked: a lock tells a file that is being written from one left by a
+/// kill, and several processes may share a folder.
 fn create_temporary(folder: &Path) -> io::Result<(PathBuf, File)> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     loop {
@@ -184,8 +185,8 @@ pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -
     draft.finish()
 }
 
-/// Removes what earlier kills left in `folder` (not in the folders within it), and returns how many files that was. A
-/// file that is still being written stays. A missing folder holds nothing.
+/// Removes what earlier kills left in `folder` (not in the folders within it), and returns how many files
+/// that was. A file that is still being written stays. A missing folder holds nothing.
 ///
 /// # Errors
 /// A folder that cannot be read, a leftover that cannot be removed.

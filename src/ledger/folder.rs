@@ -6,8 +6,8 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-/// Creates `path` and whatever is missing above it, durably: a file that is synced inside a folder that was never
-/// synced into its own parent can vanish with it.
+/// Creates `path` and whatever is missing above it, durably: a file that is synced inside a folder that was
+/// never synced into its own parent can vanish with it.
 ///
 /// # Errors
 /// A folder that cannot be created or synced, as one where a file of that name stands.
@@ -45,7 +45,8 @@ pub fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Bytes that this user may still write where `path` is or will be: of the nearest folder above it that exists.
+/// Bytes that this user may still write where `path` is or will be: of the nearest folder above it that
+/// exists.
 ///
 /// # Errors
 /// A file system that does not tell.

@@ -1,7 +1,8 @@
-//! The header of a safetensors file, built byte for byte the same every time, and read with every number checked.
+//! The header of a safetensors file, built byte for byte the same every time, and read with every number
+//! checked.
 //!
-//! The crate's own writer keeps metadata in a `HashMap`, so two runs would differ in the order of its keys; reading is
-//! the crate's.
+//! The crate's own writer keeps metadata in a `HashMap`, so two runs would differ in the order of its keys;
+//! reading is the crate's.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -71,11 +72,12 @@ enum Entry<'a> {
     Tensor(&'a TensorInfo),
 }
 
-/// Builds the header of `tensors`. The data lie wide elements first, so that each is aligned, then by name; for one
-/// dtype that is by name alone.
+/// Builds the header of `tensors`. The data lie wide elements first, so that each is aligned, then by name;
+/// for one dtype that is by name alone.
 ///
 /// # Errors
-/// A name given twice or not allowed, a length that overflows or ends inside a byte, a header that is too long.
+/// A name given twice or not allowed, a length that overflows or ends inside a byte, a header that is too
+/// long.
 pub(super) fn build(mut tensors: Vec<Stored>, metadata: &BTreeMap<String, String>) -> Result<Header> {
     tensors.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then_with(|| a.name.cmp(&b.name)));
     let mut infos = BTreeMap::new();

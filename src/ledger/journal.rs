@@ -1,9 +1,10 @@
-//! An append-only journal: one record a line, every line on the disk before the run goes on, replayed on resume.
+//! An append-only journal: one record a line, every line on the disk before the run goes on, replayed on
+//! resume.
 //!
-//! A line is 16 hex digits, a space, the record as JSON, a newline. The digits are a BLAKE3 over the line before's
-//! digits and this line's JSON, so a line that was changed, removed, doubled or moved breaks the chain. What a kill may
-//! leave is one torn line at the end: it is dropped, and its work is done again. Damage anywhere else is no kill's
-//! doing, and nothing after it is believed.
+//! A line is 16 hex digits, a space, the record as JSON, a newline. The digits are a BLAKE3 over the line
+//! before's digits and this line's JSON, so a line that was changed, removed, doubled or moved breaks the
+//! chain. What a kill may leave is one torn line at the end: it is dropped, and its work is done again.
+//! Damage anywhere else is no kill's doing, and nothing after it is believed.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -47,11 +48,13 @@ struct End {
 const BEGINNING: End = End { bytes: 0, lines: 0, chain: SEED };
 
 impl<T: Serialize + DeserializeOwned> Journal<T> {
-    /// Opens the journal at `path`, empty if there is none, and replays its records. A torn last line is cut off.
+    /// Opens the journal at `path`, empty if there is none, and replays its records. A torn last line is cut
+    /// off.
     ///
     /// # Errors
-    /// [`Kind::Input`](crate::Kind::Input) for damage before the last line and for a record of another version;
-    /// [`Kind::Decide`](crate::Kind::Decide) when another writer has it open; what the file system refuses.
+    /// [`Kind::Input`](crate::Kind::Input) for damage before the last line and for a record of another
+    /// version; [`Kind::Decide`](crate::Kind::Decide) when another writer has it open; what the file system
+    /// refuses.
     pub fn open(path: &Path) -> Result<(Journal<T>, Vec<T>)> {
         let failed = |e: io::Error| Error::unexpected("cannot open the journal").path(path).because(e);
         let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
@@ -75,9 +78,9 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
     /// Appends `record`. When it returns, the record is on the disk.
     ///
     /// # Errors
-    /// A full disk and whatever else the file system refuses; a record that could not be read again (a NaN has no
-    /// JSON), of which nothing is written. After a failed write every further one fails too, since what the disk holds
-    /// is not known until the journal is opened anew.
+    /// A full disk and whatever else the file system refuses; a record that could not be read again (a NaN
+    /// has no JSON), of which nothing is written. After a failed write every further one fails too, since
+    /// what the disk holds is not known until the journal is opened anew.
     pub fn append(&mut self, record: &T) -> Result<()> {
         let what = "cannot append to the journal";
         if self.broken {
@@ -118,8 +121,8 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
     }
 }
 
-/// The records of the journal at `path`, which may be in use by a writer; nothing is changed. A torn last line is left
-/// out.
+/// The records of the journal at `path`, which may be in use by a writer; nothing is changed. A torn last
+/// line is left out.
 ///
 /// # Errors
 /// As [`Journal::open`], and a journal that is missing.
@@ -169,7 +172,8 @@ fn chained(before: &[u8; 16], json: &[u8]) -> [u8; 16] {
     digits
 }
 
-/// The record as JSON, read again at once: what could not be replayed is refused now, not when the run is resumed.
+/// The record as JSON, read again at once: what could not be replayed is refused now, not when the run is
+/// resumed.
 fn encode<T: Serialize + DeserializeOwned>(record: &T) -> std::result::Result<Vec<u8>, serde_json::Error> {
     let json = serde_json::to_vec(record)?;
     serde_json::from_slice::<T>(&json)?;

@@ -1,7 +1,7 @@
 //! Locks of the operating system: gone with the process that held them, however it ended.
 //!
-//! A lock file's existence means nothing; only the lock on it does. So a run that was killed never has to be cleaned
-//! up after, and two runs never write one journal.
+//! A lock file's existence means nothing; only the lock on it does. So a run that was killed never has to be
+//! cleaned up after, and two runs never write one journal.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -26,8 +26,8 @@ impl Lock {
     /// Takes the lock of the output folder `out`, `OUT/.trephine/lock`; makes the folder if need be.
     ///
     /// # Errors
-    /// [`Kind::Decide`](crate::Kind::Decide) when another run holds it, with that run's process id if it is known; a
-    /// folder that cannot be written, or whose file system has no locks.
+    /// [`Kind::Decide`](crate::Kind::Decide) when another run holds it, with that run's process id if it is
+    /// known; a folder that cannot be written, or whose file system has no locks.
     pub fn acquire(out: &Path) -> Result<Lock> {
         let state = out.join(STATE);
         folder::create(&state)?;
@@ -78,8 +78,8 @@ pub(super) enum Hold {
     Mine,
     /// Another open file does.
     Theirs,
-    /// The path no longer leads to this file: somebody removed or replaced it between opening and locking, and a lock
-    /// on it would keep nobody out.
+    /// The path no longer leads to this file: somebody removed or replaced it between opening and locking,
+    /// and a lock on it would keep nobody out.
     Replaced,
 }
 

@@ -1,9 +1,9 @@
 //! What makes a run safe to kill, and its output safe to trust.
 //!
-//! Two rules hold the room together. *Never lose work*: a file appears under its own name only when it is whole and
-//! on the disk ([`durable`]); only then does the [`journal`] say so. *Never trust a file*: whatever is read again is
-//! checked first, a journal by the checksum of every line, a shard by its digest, a finished folder by its
-//! [`checksums`].
+//! Two rules hold the room together. *Never lose work*: a file appears under its own name only when it is
+//! whole and on the disk ([`durable`]); only then does the [`journal`] say so. *Never trust a file*: whatever
+//! is read again is checked first, a journal by the checksum of every line, a shard by its digest, a finished
+//! folder by its [`checksums`].
 //!
 //! | file | what a kill may leave of it | how that is met |
 //! |---|---|---|

@@ -9,8 +9,8 @@ use super::header::{self, Placed};
 use crate::quant::Stored;
 use crate::{Error, Result};
 
-/// Writes a safetensors file tensor by tensor, in the order of [`layout`](Self::layout). The file gets its name by
-/// [`finish`](Self::finish), when every tensor is complete.
+/// Writes a safetensors file tensor by tensor, in the order of [`layout`](Self::layout). The file gets its
+/// name by [`finish`](Self::finish), when every tensor is complete.
 #[derive(Debug)]
 pub struct SafetensorsWriter {
     draft: Draft,
@@ -21,8 +21,8 @@ pub struct SafetensorsWriter {
 }
 
 impl SafetensorsWriter {
-    /// Begins the file `path` that will hold `tensors`, with the metadata `{"format": "pt"}` that PyTorch's readers ask
-    /// for.
+    /// Begins the file `path` that will hold `tensors`, with the metadata `{"format": "pt"}` that PyTorch's
+    /// readers ask for.
     ///
     /// # Errors
     /// As [`with_metadata`](Self::with_metadata).
@@ -30,12 +30,12 @@ impl SafetensorsWriter {
         Self::with_metadata(path, tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))
     }
 
-    /// Begins the file `path` that will hold `tensors` and `metadata`. The same tensors in another order give the same
-    /// bytes.
+    /// Begins the file `path` that will hold `tensors` and `metadata`. The same tensors in another order give
+    /// the same bytes.
     ///
     /// # Errors
-    /// A name that occurs twice, a shape whose length overflows or ends inside a byte, a header above 100 MB; a folder
-    /// that cannot be written; a full disk.
+    /// A name that occurs twice, a shape whose length overflows or ends inside a byte, a header above 100 MB;
+    /// a folder that cannot be written; a full disk.
     pub fn with_metadata(
         path: &Path,
         tensors: Vec<Stored>,

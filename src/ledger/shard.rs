@@ -1,7 +1,7 @@
 //! The factors of one finished module, on disk until the adapter is assembled.
 //!
-//! A shard is a safetensors file by its bytes but not by its name, lest a tool that globs for `*.safetensors` take an
-//! unfinished run for a checkpoint.
+//! A shard is a safetensors file by its bytes but not by its name, lest a tool that globs for `*.safetensors`
+//! take an unfinished run for a checkpoint.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -15,8 +15,8 @@ use super::safetensors_writer::SafetensorsWriter;
 use crate::quant::Stored;
 use crate::{Error, Result};
 
-/// The file name of a module's shard: 16 hex digits of the name's BLAKE3, for a module's own name may be longer than a
-/// file system allows.
+/// The file name of a module's shard: 16 hex digits of the name's BLAKE3, for a module's own name may be
+/// longer than a file system allows.
 pub fn file_name(module: &str) -> String {
     format!("{}.shard", &blake3::hash(module.as_bytes()).to_hex()[..16])
 }
@@ -50,11 +50,12 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Opens the shard `path` that was written as `expected`: reads it once to compare its digest, in fixed memory.
+    /// Opens the shard `path` that was written as `expected`: reads it once to compare its digest, in fixed
+    /// memory.
     ///
     /// # Errors
-    /// [`Kind::Input`](crate::Kind::Input) when the shard is missing or is not what was written, so that its module has
-    /// to be done again; [`Kind::Unexpected`](crate::Kind::Unexpected) when it cannot be read.
+    /// [`Kind::Input`](crate::Kind::Input) when the shard is missing or is not what was written, so that its
+    /// module has to be done again; [`Kind::Unexpected`](crate::Kind::Unexpected) when it cannot be read.
     pub fn open(path: &Path, expected: Written) -> Result<Shard> {
         let failed = |e: io::Error| Error::unexpected("cannot read the shard").path(path).because(e);
         let bad = |what: String| {

@@ -88,7 +88,8 @@ impl fmt::Display for Finding {
 pub struct Verification {
     /// Files that were read whole and have the listed digest.
     pub matched: usize,
-    /// Everything that was found: what is wrong with `B3SUMS` first, by line, then the files as listed, then notes.
+    /// Everything that was found: what is wrong with `B3SUMS` first, by line, then the files as listed, then
+    /// notes.
     pub findings: Vec<Finding>,
 }
 
@@ -100,9 +101,9 @@ impl Verification {
 }
 
 impl Checksums {
-    /// Reads every listed file and compares its digest; files are read in parallel, 1 MiB at a time each. Files that
-    /// are not listed are noted, except `B3SUMS` itself, those in `ignored` and whatever is in a folder whose name
-    /// begins with a dot. `progress` is told the bytes of each piece, from any thread.
+    /// Reads every listed file and compares its digest; files are read in parallel, 1 MiB at a time each.
+    /// Files that are not listed are noted, except `B3SUMS` itself, those in `ignored` and whatever is in a
+    /// folder whose name begins with a dot. `progress` is told the bytes of each piece, from any thread.
     ///
     /// Links to files are followed, for the Hugging Face cache is made of them.
     pub fn verify(&self, ignored: &[&str], progress: &(dyn Fn(u64) + Sync)) -> Verification {
@@ -163,8 +164,8 @@ impl Checksums {
 #[derive(Default)]
 struct Walk {
     files: BTreeSet<String>,
-    // Folders that were not entered, each with a slash at its end: links (which may lead anywhere, also in a circle)
-    // and those that begin with a dot.
+    // Folders that were not entered, each with a slash at its end: links (which may lead anywhere, also in a
+    // circle) and those that begin with a dot.
     skipped: Vec<String>,
     unreadable: Vec<Finding>,
 }
