@@ -2,9 +2,12 @@
 
 #![deny(missing_docs)]
 
+pub mod adapter;
+pub mod checkpoint;
 pub mod error;
 pub mod factorize;
 pub mod ledger;
+pub mod pipeline;
 pub mod quant;
 
 pub use error::{Error, Kind, Result};

@@ -1,3 +1,16 @@
-//! The program `trephine`.
+//! The program `trephine`: parses, dispatches, and turns an error into its exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod cli;
+
+fn main() -> ExitCode {
+    cli::allocator::return_freed_blocks();
+    let arguments = cli::Arguments::parse();
+    match cli::run(arguments) {
+        Ok(code) => code,
+        Err(error) => cli::fail(&error),
+    }
+}

@@ -18,6 +18,7 @@ pub mod folder;
 mod header;
 pub mod journal;
 pub mod lock;
+mod manifest;
 pub mod safetensors_writer;
 pub mod shard;
 pub mod verify;
@@ -28,6 +29,9 @@ pub use durable::Draft;
 pub use header::Placed;
 pub use journal::Journal;
 pub use lock::Lock;
+pub use manifest::{
+    LeftOut, Manifest, ModuleRecord, Quality, Reason, ServedError, Side, Source, Spectrum, TensorRecord,
+};
 pub use safetensors_writer::SafetensorsWriter;
 pub use shard::Shard;
 pub use verify::{Finding, Level, Problem, Verification};

@@ -1,0 +1,20 @@
+//! LoRA adapters as PEFT lays them on disk, and what each program that loads them asks for.
+//!
+//! An adapter for a weight `[out, in]` is `lora_A` `[r, in]` and `lora_B` `[out, r]`; the served weight is
+//! `W + (lora_alpha / r) · lora_B · lora_A`. What Trephine writes is the portable subset that PEFT, vLLM, SGLang and
+//! llama.cpp all load; [`rules`] states it as checks.
+
+mod assemble;
+mod config;
+mod names;
+pub mod rules;
+
+pub use assemble::{Piece, ShardNames, assemble};
+pub use config::{AdapterConfig, write_config};
+pub use names::{Keys, Place, fused_siblings, kind_of, place_of};
+
+/// File name of the adapter's weights.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// File name of the adapter's config.
+pub const CONFIG: &str = "adapter_config.json";

@@ -1,0 +1,118 @@
+//! Progress on stderr: a bar on a terminal, plain lines elsewhere, nothing when asked to be quiet.
+
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use trephine::ledger::ModuleRecord;
+use trephine::pipeline::Progress;
+
+/// What a run tells, on stderr.
+pub struct Bar {
+    bar: Option<ProgressBar>,
+    quiet: bool,
+    state: Mutex<State>,
+}
+
+struct State {
+    started: Instant,
+    modules: usize,
+    done: usize,
+    last_line: Instant,
+}
+
+const EVERY: Duration = Duration::from_secs(5);
+
+impl Bar {
+    /// A bar where stderr is a terminal.
+    pub fn new(quiet: bool) -> Bar {
+        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
+            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+            bar.set_style(style());
+            bar
+        });
+        let now = Instant::now();
+        Bar { bar, quiet, state: Mutex::new(State { started: now, modules: 0, done: 0, last_line: now }) }
+    }
+
+    /// A line among the progress.
+    pub fn line(&self, text: &str) {
+        match &self.bar {
+            _ if self.quiet => {}
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn style() -> ProgressStyle {
+    let template = "{spinner} {prefix} modules [{bar:30}] {binary_bytes}/{binary_total_bytes} \
+                    {binary_bytes_per_sec}, {eta} left  {wide_msg}";
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ")
+}
+
+impl Progress for Bar {
+    fn begin(&self, modules: usize, bytes: u64, done_modules: usize, done_bytes: u64) {
+        if let Ok(mut state) = self.state.lock() {
+            (state.modules, state.done, state.started) = (modules, done_modules, Instant::now());
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_length(bytes);
+            bar.set_position(done_bytes);
+            bar.reset_eta();
+            bar.set_prefix(format!("{done_modules}/{modules}"));
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+        if done_modules > 0 {
+            self.line(&format!("going on: {done_modules} of {modules} modules are done"));
+        }
+    }
+
+    fn read(&self, bytes: u64) {
+        if let Some(bar) = &self.bar {
+            bar.inc(bytes);
+        }
+    }
+
+    fn module(&self, record: &ModuleRecord, took: Duration) {
+        let Ok(mut state) = self.state.lock() else { return };
+        state.done += 1;
+        match &self.bar {
+            Some(bar) => {
+                bar.set_prefix(format!("{}/{}", state.done, state.modules));
+                bar.set_message(record.name.clone());
+            }
+            None if state.last_line.elapsed() >= EVERY || state.done == state.modules => {
+                state.last_line = Instant::now();
+                let (done, of) = (state.done, state.modules);
+                let elapsed = state.started.elapsed().as_secs_f64();
+                let name = &record.name;
+                self.line(&format!(
+                    "{done}/{of} modules, {elapsed:.1} s; {name} took {:.2} s",
+                    took.as_secs_f64()
+                ));
+            }
+            None => {}
+        }
+    }
+
+    fn note(&self, text: &str) {
+        self.line(&format!("note: {text}"));
+    }
+
+    fn assembling(&self) {
+        if let Some(bar) = &self.bar {
+            bar.set_message("assembling");
+        }
+    }
+}

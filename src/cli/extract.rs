@@ -1,0 +1,293 @@
+//! `trephine extract`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use trephine::factorize::Method;
+use trephine::pipeline::{
+    Deciding, Extraction, FactorType, NonFinite, Outcome, Plan, RoundBase, Running, default_memory, extract,
+    plan,
+};
+use trephine::{Error, Result};
+
+use super::bar::Bar;
+use super::table::{number, table};
+use super::{print, print_json, size};
+
+/// Extracts the difference between two checkpoints as a LoRA adapter.
+///
+/// With an unquantized base this is the plain difference (Method A). With a quantized base, block FP8 for instance,
+/// the adapter carries the change and corrects the base's quantization error too (Method B). A run that was stopped
+/// goes on when the same command is given again.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// What the adapter is added to: a folder, a .safetensors file, or a name in the Hugging Face cache
+    #[arg(long, value_name = "CHECKPOINT")]
+    base: String,
+    /// What base and adapter together should become
+    #[arg(long, value_name = "CHECKPOINT")]
+    tuned: String,
+    /// The folder to write the adapter to
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Also measure the final weights' error on this checkpoint, where another one than the base will be served
+    #[arg(long, value_name = "CHECKPOINT")]
+    served: Option<String>,
+
+    /// Rank of the adapter
+    #[arg(long, default_value_t = 128, help_heading = "Result")]
+    rank: usize,
+    /// Give each module only the least rank that captures this share of its delta, at most --rank
+    #[arg(long, value_name = "SHARE", help_heading = "Result")]
+    energy: Option<f64>,
+    /// How far above the optimal error a module may lie, as a fraction
+    #[arg(long, default_value_t = 0.005, help_heading = "Result")]
+    tolerance: f64,
+    /// How to factorize
+    #[arg(long, value_enum, default_value_t = MethodName::Auto, help_heading = "Result")]
+    method: MethodName,
+    /// Seed of the random directions
+    #[arg(long, default_value_t = 0, help_heading = "Result")]
+    seed: u64,
+    /// How the factors are stored
+    #[arg(long, value_enum, default_value_t = DtypeName::Bf16, help_heading = "Result")]
+    dtype: DtypeName,
+    /// Round the dequantized base first, as a dense copy of it on disk would be
+    #[arg(long, value_enum, default_value_t = RoundName::None, help_heading = "Result")]
+    round_base: RoundName,
+    /// What to do with NaN and infinities in a weight: stop, or take the difference there as zero
+    #[arg(long, value_enum, default_value_t = NonFiniteName::Fail, help_heading = "Result")]
+    non_finite: NonFiniteName,
+    /// Extract only modules that match: a glob over the name or its last parts, or re:REGEX; `linear` stands for the
+    /// default selection, so `--include linear --include lm_head` adds the head. Can be repeated
+    #[arg(long, value_name = "PATTERN", help_heading = "Result")]
+    include: Vec<String>,
+    /// Leave out modules that match. Can be repeated
+    #[arg(long, value_name = "PATTERN", help_heading = "Result")]
+    exclude: Vec<String>,
+    /// Where the vocabularies differ, go on with the common rows
+    #[arg(long, help_heading = "Result")]
+    trim_vocab: bool,
+    /// The adapter's base_model_name_or_path [default: what --base says]
+    #[arg(long, value_name = "NAME", help_heading = "Result")]
+    base_model_name: Option<String>,
+
+    /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, help_heading = "Running")]
+    memory: Option<u64>,
+    /// Threads that compute [default: one for each processor]
+    #[arg(long, help_heading = "Running")]
+    threads: Option<usize>,
+    /// Keep each module's shard after the adapter is assembled
+    #[arg(long, help_heading = "Running")]
+    keep_shards: bool,
+    /// Throw away an earlier run in the output folder and start anew
+    #[arg(long, help_heading = "Running")]
+    overwrite: bool,
+    /// Go on with a run that was begun on a processor with other vector instructions; its bytes may then differ
+    #[arg(long, help_heading = "Running")]
+    other_simd: bool,
+    /// Show what would be done, and do nothing
+    #[arg(long, help_heading = "Running")]
+    dry_run: bool,
+    /// No progress
+    #[arg(short, long, help_heading = "Running")]
+    quiet: bool,
+    /// The summary (or, with --dry-run, the plan) as JSON on stdout
+    #[arg(long, help_heading = "Running")]
+    json: bool,
+}
+
+/// A value of an option that is one of a few words, and its twin in the library.
+macro_rules! words {
+    ($name:ident => $library:ident { $($(#[$doc:meta])* $word:ident),* }) => {
+        #[derive(Clone, Copy, Debug, ValueEnum)]
+        enum $name { $($(#[$doc])* $word),* }
+
+        impl From<$name> for $library {
+            fn from(name: $name) -> $library {
+                match name { $($name::$word => $library::$word),* }
+            }
+        }
+    };
+}
+
+words!(MethodName => Method {
+    /// By shape, rank and tolerance
+    Auto,
+    /// Randomized block Krylov
+    Krylov,
+    /// Gram matrix and dense eigensolver: optimal, slower where the shorter side is large
+    Gram
+});
+words!(DtypeName => FactorType { Bf16, F16, F32 });
+words!(RoundName => RoundBase {
+    /// The exact product of code and scale
+    None,
+    /// bfloat16
+    Bf16
+});
+words!(NonFiniteName => NonFinite { Fail, Zero });
+
+impl Arguments {
+    fn extraction(&self) -> Result<Extraction> {
+        let threads = match self.threads {
+            Some(0) => return Err(Error::decide("0 threads do nothing").hint("give --threads 1 or more")),
+            Some(threads) => threads,
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        Ok(Extraction {
+            base: self.base.clone(),
+            tuned: self.tuned.clone(),
+            served: self.served.clone(),
+            out: self.out.clone(),
+            deciding: Deciding {
+                rank: self.rank,
+                energy: self.energy,
+                tolerance: self.tolerance,
+                method: self.method.into(),
+                seed: self.seed,
+                dtype: self.dtype.into(),
+                round_base: self.round_base.into(),
+                non_finite: self.non_finite.into(),
+                include: self.include.clone(),
+                exclude: self.exclude.clone(),
+                trim_vocab: self.trim_vocab,
+                base_model_name: self.base_model_name.clone().unwrap_or_else(|| self.base.clone()),
+            },
+            running: Running {
+                threads,
+                memory: self.memory.unwrap_or_else(default_memory),
+                keep_shards: self.keep_shards,
+                overwrite: self.overwrite,
+                other_simd: self.other_simd,
+            },
+        })
+    }
+}
+
+/// Plans, shows or runs.
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let extraction = arguments.extraction()?;
+    if arguments.dry_run {
+        let plan = plan(&extraction)?;
+        if arguments.json {
+            print_json(&plan)?;
+        } else {
+            print(&show_plan(&plan))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    leave_on_signal()?;
+    let bar = Bar::new(arguments.quiet);
+    let outcome = extract(&extraction, &bar);
+    bar.clear();
+    let outcome = outcome?;
+    if arguments.json {
+        print_json(&outcome)?;
+    } else {
+        print(&show_outcome(&outcome))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Leaves with exit code 75 from the signal's own thread. A product in flight cannot be waited for, and need not be:
+/// a kill at any instant costs at most the modules in flight.
+fn leave_on_signal() -> Result<()> {
+    let command = shlex::try_join(std::env::args().collect::<Vec<_>>().iter().map(String::as_str));
+    ctrlc::set_handler(move || {
+        eprintln!("\nstopped. Finished modules are safe; to go on, run the same command again:");
+        if let Ok(command) = &command {
+            eprintln!("  {command}");
+        }
+        std::process::exit(75);
+    })
+    .map_err(|e| Error::unexpected("cannot listen for signals").because(e))
+}
+
+fn show_plan(plan: &Plan) -> String {
+    let mut text = String::new();
+    for note in &plan.notes {
+        text += &format!("note: {note}\n");
+    }
+    let mut rows = table(["module", "shape", "method", "delta in memory", "memory", "TFLOP"]);
+    for module in &plan.modules {
+        let [m, n] = module.shape;
+        let held = if module.held { "held" } else { "recomputed" };
+        let flops = format!("{:.3}", module.flops / 1e12);
+        rows.add_row([
+            &module.name,
+            &format!("{m} x {n}"),
+            &module.method,
+            held,
+            &size::show(module.memory),
+            &flops,
+        ]);
+    }
+    text += &format!("{rows}\n\n");
+    let [modules, left_out] = [plan.modules.len(), plan.not_represented.len()];
+    text += &format!("{modules} modules; {left_out} tensors that the adapter will not hold\n");
+    let (memory, least) = (size::show(plan.memory), size::show(plan.least_memory));
+    text += &format!("memory  {memory} of peak resident memory are allowed, {least} would do\n");
+    let (read, disk) = (size::show(plan.read_bytes), size::show(plan.disk_bytes));
+    text += &format!("disk    {read} to read, {disk} to write\n");
+    let time = humantime::format_duration(std::time::Duration::from_secs(plan.seconds.ceil() as u64));
+    text + &format!(
+        "time    about {time} on {} threads (from a short measurement of this machine)\n",
+        plan.threads
+    )
+}
+
+fn show_outcome(outcome: &Outcome) -> String {
+    let manifest = &outcome.manifest;
+    let headings = ["kind", "modules", "rank", "mean error", "worst error", "captured", "time"];
+    let mut rows = table(headings);
+    for kind in &outcome.kinds {
+        let rank = if kind.ranks.0 == kind.ranks.1 {
+            kind.ranks.1.to_string()
+        } else {
+            format!("{}-{}", kind.ranks.0, kind.ranks.1)
+        };
+        let time = kind.seconds.map_or("-".into(), |s| format!("{s:.2} s"));
+        let [mean, worst] = [kind.mean_error, kind.worst_error].map(number);
+        let captured = format!("{:.2} %", 100.0 * kind.captured_energy);
+        rows.add_row([kind.kind.clone(), kind.modules.to_string(), rank, mean, worst, captured, time]);
+    }
+    let mut text = format!("{rows}\n\n");
+    let total = &manifest.total;
+    let captured = 100.0 * total.captured_energy;
+    let (error, count) = (number(total.relative_error), manifest.modules.len());
+    text += &format!(
+        "{count} modules, rank {}, error {error} of the delta, {captured:.2} % captured\n",
+        manifest.rank
+    );
+    if let Some(served) = total.served {
+        let ratio = served.with_adapter / served.without_adapter.max(f64::MIN_POSITIVE);
+        text += &format!(
+            "served: the weights are {} from the tuned ones with the adapter, {} without ({:.1} %)\n",
+            number(served.with_adapter),
+            number(served.without_adapter),
+            100.0 * ratio
+        );
+    }
+    text += &show_left_out(outcome);
+    text + &format!(
+        "adapter: {}{}\n",
+        outcome.out.display(),
+        if outcome.was_done { " (was already done)" } else { "" }
+    )
+}
+
+fn show_left_out(outcome: &Outcome) -> String {
+    if outcome.left_out.is_empty() {
+        return String::new();
+    }
+    let mut rows = table(["not in the adapter", "why", "tensors", "elements", "largest change"]);
+    for group in &outcome.left_out {
+        let change = group.largest_change.map_or("unknown".into(), |c| format!("{:.2} %", 100.0 * c));
+        let [tensors, elements] = [group.tensors.to_string(), group.elements.to_string()];
+        rows.add_row([group.kind.clone(), group.reason.words().to_owned(), tensors, elements, change]);
+    }
+    format!("\n{rows}\n\n")
+}

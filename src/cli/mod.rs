@@ -1,0 +1,78 @@
+//! The command line: one file a subcommand, arguments into library options and nothing more. Progress bars and tables
+//! live here only. What can be piped goes to stdout, all else to stderr.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use trephine::{Error, Kind, Result};
+
+pub mod allocator;
+mod bar;
+mod extract;
+mod size;
+mod table;
+mod verify;
+
+/// Extracts a LoRA adapter from the difference between two checkpoints that are far larger than memory.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = EXIT_CODES)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes:
+  0   done
+  1   an unexpected error, a full disk among them
+  2   usage, or something that you must decide (a budget too small, changed options, a locked folder)
+  3   the input is bad
+  4   a check found something
+  75  stopped by a signal: run the same command again to go on";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Extract(Box<extract::Arguments>),
+    Verify(verify::Arguments),
+}
+
+/// Runs a subcommand.
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    match arguments.command {
+        Command::Extract(arguments) => extract::run(*arguments),
+        Command::Verify(arguments) => verify::run(arguments),
+    }
+}
+
+/// Tells an error on stderr, its cure on a line of its own, and gives the exit code.
+pub fn fail(error: &Error) -> ExitCode {
+    let mut stderr = io::stderr().lock();
+    let _ = writeln!(stderr, "error: {error}");
+    if let Some(cure) = error.cure() {
+        let _ = writeln!(stderr, "hint: {cure}");
+    }
+    ExitCode::from(match error.kind() {
+        Kind::Unexpected => 1,
+        Kind::Decide => 2,
+        Kind::Input => 3,
+        Kind::Found => 4,
+    })
+}
+
+/// Writes to stdout. A reader that has gone away (`| head`) is no error.
+fn print(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::unexpected("cannot write to standard output").because(e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Any value as pretty JSON on stdout.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::unexpected("cannot write the result as JSON").because(e))?;
+    print(&(text + "\n"))
+}

@@ -1,0 +1,22 @@
+//! Tables for people.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+/// A plain table with these headings; all columns but the first are set flush right.
+pub fn table<const N: usize>(headings: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(headings);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+/// A fraction with four significant digits.
+pub fn number(value: f64) -> String {
+    match value {
+        0.0 => "0".into(),
+        v if v.abs() >= 1e-3 => format!("{v:.4}"),
+        v => format!("{v:.2e}"),
+    }
+}

@@ -1,0 +1,73 @@
+//! `trephine verify`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use trephine::pipeline::{Content, Running, Verification, default_memory, verify};
+use trephine::{Error, Result};
+
+use super::bar::Bar;
+use super::{print, print_json, size};
+
+/// Checks a folder against its B3SUMS; with both checkpoints, an adapter's content against them too.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// A folder with a B3SUMS
+    folder: PathBuf,
+    /// The base that the adapter was extracted from
+    #[arg(long, value_name = "CHECKPOINT", requires = "tuned")]
+    base: Option<String>,
+    /// The tuned checkpoint that it was extracted from
+    #[arg(long, value_name = "CHECKPOINT", requires = "base")]
+    tuned: Option<String>,
+    /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    memory: Option<u64>,
+    /// Threads that compute [default: one for each processor]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// No progress
+    #[arg(short, long)]
+    quiet: bool,
+    /// The findings as JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// Checks, and tells every finding.
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let content = arguments.base.clone().zip(arguments.tuned.clone());
+    let content = content.map(|(base, tuned)| Content { base, tuned });
+    let threads =
+        arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let running = Running {
+        threads: threads.max(1),
+        memory: arguments.memory.unwrap_or_else(default_memory),
+        keep_shards: false,
+        overwrite: false,
+        other_simd: false,
+    };
+    let bar = Bar::new(arguments.quiet);
+    let verification = verify(&arguments.folder, content.as_ref(), &running, &bar);
+    bar.clear();
+    let verification = verification?;
+    if arguments.json {
+        print_json(&verification)?;
+    } else {
+        print(&show(&verification))?;
+    }
+    match verification.failures() {
+        0 => Ok(ExitCode::SUCCESS),
+        count => Err(Error::found(format!("verification found {count} failures")).path(&arguments.folder)),
+    }
+}
+
+fn show(verification: &Verification) -> String {
+    let mut text = verification.to_string();
+    text += &format!("{} files, {}", verification.files, size::show(verification.bytes));
+    if verification.modules > 0 {
+        text += &format!(", {} modules against their checkpoints", verification.modules);
+    }
+    text + if verification.failures() == 0 { ": all as recorded\n" } else { "\n" }
+}

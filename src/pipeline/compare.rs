@@ -1,0 +1,51 @@
+//! How much a tensor that the adapter cannot hold has changed.
+
+use super::delta::{Difference, Half, Survey};
+use super::options::{NonFinite, RoundBase};
+use super::pair::Leftover;
+use super::plan::Inputs;
+use crate::Result;
+use crate::checkpoint::{Checkpoint, Module};
+use crate::ledger::{LeftOut, Reason, Side, TensorRecord};
+
+/// Compares `leftover` where both checkpoints have it and its values can be decoded.
+///
+/// # Errors
+/// What reading met. Values that are not finite are no error here: they are left out of the sums.
+pub fn compare(
+    inputs: &Inputs,
+    leftover: &Leftover,
+    read: &(dyn Fn(u64) + Sync),
+) -> Result<(LeftOut, Vec<TensorRecord>)> {
+    let mut left_out = leftover.blank();
+    let (Some(base), Some(tuned)) = (&leftover.base, &leftover.tuned) else {
+        return Ok((left_out, Vec::new()));
+    };
+    if leftover.reason == Reason::ShapeDiffers {
+        return Ok((left_out, Vec::new()));
+    }
+    let matrices = matrix(&inputs.base, base).zip(matrix(&inputs.tuned, tuned));
+    let Some((base, tuned)) = matrices.filter(|(b, t)| b.shape() == t.shape()) else {
+        return Ok((left_out, Vec::new()));
+    };
+    let difference = Difference {
+        base: Half { side: Side::Base, checkpoint: &inputs.base, module: &base },
+        tuned: Half { side: Side::Tuned, checkpoint: &inputs.tuned, module: &tuned },
+        rows: base.shape()[0],
+        round_base: RoundBase::None,
+        non_finite: NonFinite::Zero,
+    };
+    let Survey { norm2, base_norm2, tensors, .. } = difference.survey(None, read)?;
+    left_out.relative_change = match (norm2, base_norm2) {
+        (0.0, _) => Some(0.0),
+        (_, base) if base > 0.0 && base.is_finite() => Some((norm2 / base).sqrt()),
+        _ => None,
+    };
+    Ok((left_out, tensors))
+}
+
+/// A module, or any other dense tensor seen as a matrix.
+fn matrix(checkpoint: &Checkpoint, name: &str) -> Option<Module> {
+    let dense = || checkpoint.tensor(name).and_then(Module::flattened);
+    checkpoint.module(name).cloned().or_else(dense)
+}

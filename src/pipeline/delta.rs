@@ -1,0 +1,368 @@
+//! The difference of one pair of modules, `tuned - base`, in slices of rows: held whole in f32, or computed anew at
+//! every visit. Both give the same bits.
+
+use std::ops::Range;
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use faer::MatRef;
+use rayon::prelude::*;
+
+use super::options::{Deciding, NonFinite, RoundBase};
+use crate::checkpoint::{Checkpoint, Module, Tensor};
+use crate::factorize::Panels;
+use crate::ledger::{Side, TensorRecord};
+use crate::quant::round_to_bf16;
+use crate::{Error, Result};
+
+/// Elements in a slice: what one thread decodes and subtracts at a time. A slice's bytes are the most of a mapped
+/// file that one thread keeps resident.
+const SLICE: usize = 1 << 18;
+
+/// Bytes of a tensor that are mapped at a time to be hashed.
+const HASH_WINDOW: u64 = 2 << 20;
+
+/// Slices that are decoded between two pieces of hashing.
+const SLICES: usize = 16;
+
+/// Bytes that a visit takes beside its panel, for each thread: decoded slices of both sides (in f64 at worst) and the
+/// mapped pages behind them.
+pub const VISIT_SCRATCH: u64 = 12 * 1024 * 1024;
+
+/// One side of a difference.
+#[derive(Clone, Copy, Debug)]
+pub struct Half<'a> {
+    /// Which side it is.
+    pub side: Side,
+    /// Where it lies.
+    pub checkpoint: &'a Checkpoint,
+    /// The weight.
+    pub module: &'a Module,
+}
+
+impl<'a> Half<'a> {
+    /// The file of the weight itself.
+    fn path(&self) -> &'a std::path::Path {
+        self.checkpoint.path(self.module.tensors()[0].file)
+    }
+}
+
+/// The difference `tuned - base`, `[rows, cols]`; `rows` may be fewer than either side has.
+#[derive(Clone, Copy, Debug)]
+pub struct Difference<'a> {
+    /// What is subtracted.
+    pub base: Half<'a>,
+    /// What it is subtracted from.
+    pub tuned: Half<'a>,
+    /// Rows of both that count.
+    pub rows: usize,
+    /// Whether the base is rounded first.
+    pub round_base: RoundBase,
+    /// What NaN and infinities do.
+    pub non_finite: NonFinite,
+}
+
+/// What the first reading of a difference finds out.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    /// Square of the Frobenius norm, summed in f64.
+    pub norm2: f64,
+    /// Square of the base's norm.
+    pub base_norm2: f64,
+    /// Elements that were taken as zero because a weight is not finite.
+    pub non_finite: u64,
+    /// Digests of the tensors that were read.
+    pub tensors: Vec<TensorRecord>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    norm2: f64,
+    base_norm2: f64,
+    non_finite: u64,
+}
+
+/// Buffers of one thread.
+#[derive(Default)]
+struct Scratch {
+    narrow: Vec<f32>,
+    wide: [Vec<f64>; 2],
+}
+
+impl<'a> Difference<'a> {
+    /// The difference of one pair, by the options of a run.
+    pub fn new(base: Half<'a>, tuned: Half<'a>, rows: usize, deciding: &Deciding) -> Difference<'a> {
+        Difference { base, tuned, rows, round_base: deciding.round_base, non_finite: deciding.non_finite }
+    }
+
+    /// Columns.
+    pub fn cols(&self) -> usize {
+        self.base.module.shape()[1]
+    }
+
+    fn slice_rows(&self) -> usize {
+        (SLICE / self.cols().max(1)).max(1)
+    }
+
+    /// Decodes, subtracts and adds up `rows`, no more than a slice, into `out`.
+    fn slice(&self, rows: Range<usize>, out: &mut [f32], scratch: &mut Scratch) -> Result<Sums> {
+        let (base, tuned) = (self.base, self.tuned);
+        let wide = base.module.weight().is_wide() || tuned.module.weight().is_wide();
+        let mut base_norm2 = 0.0;
+        if wide {
+            let [b, t] = &mut scratch.wide;
+            b.resize(out.len(), 0.0);
+            t.resize(out.len(), 0.0);
+            base.module.panel_f64(base.checkpoint, rows.clone(), b)?;
+            tuned.module.panel_f64(tuned.checkpoint, rows.clone(), t)?;
+            if self.round_base == RoundBase::Bf16 {
+                b.iter_mut().for_each(|b| *b = half::bf16::from_f64(*b).to_f64());
+            }
+            for ((out, b), t) in out.iter_mut().zip(b.iter()).zip(t.iter()) {
+                base_norm2 += b * b;
+                *out = (t - b) as f32;
+            }
+        } else {
+            let b = &mut scratch.narrow;
+            b.resize(out.len(), 0.0);
+            base.module.panel(base.checkpoint, rows.clone(), b)?;
+            tuned.module.panel(tuned.checkpoint, rows.clone(), out)?;
+            if self.round_base == RoundBase::Bf16 {
+                round_to_bf16(b);
+            }
+            base_norm2 = square_sum(b);
+            out.iter_mut().zip(b.iter()).for_each(|(out, b)| *out -= b);
+        }
+        let norm2 = square_sum(out);
+        if norm2.is_finite() {
+            return Ok(Sums { norm2, base_norm2, non_finite: 0 });
+        }
+        let non_finite = self.mend(rows, out)?;
+        Ok(Sums { norm2: square_sum(out), base_norm2, non_finite })
+    }
+
+    /// Sets differences that are not finite to zero and counts them, or says where the first one is.
+    fn mend(&self, rows: Range<usize>, out: &mut [f32]) -> Result<u64> {
+        let mut count = 0;
+        for at in 0..out.len() {
+            if out[at].is_finite() {
+                continue;
+            }
+            if self.non_finite == NonFinite::Fail {
+                return Err(self.not_finite(rows.start + at / self.cols(), at % self.cols()));
+            }
+            out[at] = 0.0;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    fn not_finite(&self, row: usize, col: usize) -> Error {
+        let mut values = vec![0f64; self.cols()];
+        for half in [self.base, self.tuned] {
+            if let Err(e) = half.module.panel_f64(half.checkpoint, row..row + 1, &mut values) {
+                return e;
+            }
+            if !values[col].is_finite() {
+                let what = format!("a weight is not finite ({} at row {row}, column {col})", values[col]);
+                return Error::input(what)
+                    .tensor(half.module.name())
+                    .path(half.path())
+                    .hint("--non-finite zero takes the difference there as zero, and counts it");
+            }
+        }
+        let what = format!("the difference at row {row}, column {col} does not fit in f32");
+        Error::input(what).tensor(self.base.module.name()).path(self.base.path())
+    }
+
+    /// Reads everything once: sums, digests, and the values themselves where `hold` takes them.
+    ///
+    /// # Errors
+    /// What reading and decoding met; a weight that is not finite.
+    pub fn survey(&self, mut hold: Option<&mut [f32]>, read: &(dyn Fn(u64) + Sync)) -> Result<Survey> {
+        let (cols, step) = (self.cols(), self.slice_rows());
+        let starts: Vec<usize> = (0..self.rows).step_by(step).collect();
+        let mut hashers = Hashers::new(&[self.base, self.tuned]);
+        let mut total = Sums::default();
+        let chunks = starts.len().div_ceil(SLICES).max(1);
+        for chunk in 0..chunks {
+            let starts =
+                &starts[(chunk * SLICES).min(starts.len())..((chunk + 1) * SLICES).min(starts.len())];
+            let height = |start: usize| step.min(self.rows - start);
+            let one = |start: usize, out: &mut [f32], scratch: &mut Scratch| {
+                self.slice(start..start + height(start), out, scratch)
+            };
+            let decode = || -> Result<Vec<Sums>> {
+                match (&mut hold, starts.first()) {
+                    (Some(hold), Some(&first)) => {
+                        let len: usize = starts.iter().map(|&s| height(s) * cols).sum();
+                        let part = &mut hold[first * cols..first * cols + len];
+                        let parts = part.par_chunks_mut(step * cols).zip(starts.par_iter());
+                        parts.map_init(Scratch::default, |s, (out, &start)| one(start, out, s)).collect()
+                    }
+                    _ => {
+                        let own = || (Scratch::default(), Vec::new());
+                        let each = |(s, out): &mut (Scratch, Vec<f32>), &start: &usize| {
+                            out.resize(height(start) * cols, 0.0);
+                            one(start, out, s)
+                        };
+                        starts.par_iter().map_init(own, each).collect()
+                    }
+                }
+            };
+            let (hashed, sums) = rayon::join(|| hashers.advance(chunk + 1, chunks, read), decode);
+            hashed?;
+            for sum in sums? {
+                total.norm2 += sum.norm2;
+                total.base_norm2 += sum.base_norm2;
+                total.non_finite += sum.non_finite;
+            }
+        }
+        Ok(Survey {
+            norm2: total.norm2,
+            base_norm2: total.base_norm2,
+            non_finite: total.non_finite,
+            tensors: hashers.finish(),
+        })
+    }
+
+    /// `rows` of the difference into `out`.
+    fn fill(&self, rows: Range<usize>, out: &mut [f32], scratch: &mut Scratch) -> Result<()> {
+        let (cols, step) = (self.cols(), self.slice_rows());
+        for (part, start) in out.chunks_mut(step * cols.max(1)).zip(rows.clone().step_by(step)) {
+            self.slice(start..(start + step).min(rows.end), part, scratch)?;
+        }
+        Ok(())
+    }
+}
+
+/// Sum of squares in f64, in lanes so that it can be vectorized: the order depends on the length alone.
+pub fn square_sum(values: &[f32]) -> f64 {
+    const LANES: usize = 16;
+    let mut sums = [0f64; LANES];
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for chunk in whole {
+        for (sum, &v) in sums.iter_mut().zip(chunk) {
+            *sum += f64::from(v) * f64::from(v);
+        }
+    }
+    let rest: f64 = rest.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+    sums.iter().sum::<f64>() + rest
+}
+
+/// Digests of all tensors of both sides, brought forward together with the decoding so that each page is read once.
+struct Hashers<'a>(Vec<Hasher<'a>>);
+
+struct Hasher<'a> {
+    half: (Side, &'a Checkpoint),
+    tensor: &'a Tensor,
+    state: blake3::Hasher,
+    at: u64,
+}
+
+impl<'a> Hashers<'a> {
+    fn new(halves: &[Half<'a>]) -> Hashers<'a> {
+        let of = |half: &Half<'a>| {
+            let (side, checkpoint) = (half.side, half.checkpoint);
+            let hasher = move |tensor| Hasher {
+                half: (side, checkpoint),
+                tensor,
+                state: blake3::Hasher::new(),
+                at: 0,
+            };
+            half.module.tensors().iter().map(hasher)
+        };
+        Hashers(halves.iter().flat_map(of).collect())
+    }
+
+    /// Hashes up to `step` of `steps` equal parts of every tensor.
+    fn advance(&mut self, step: usize, steps: usize, read: &(dyn Fn(u64) + Sync)) -> Result<()> {
+        for hasher in &mut self.0 {
+            let to = (u128::from(hasher.tensor.size()) * step as u128 / steps as u128) as u64;
+            while hasher.at < to {
+                let end = (hasher.at + HASH_WINDOW).min(to);
+                let window = hasher.half.1.read(hasher.tensor, hasher.at..end)?;
+                hasher.state.update(&window);
+                read(end - hasher.at);
+                hasher.at = end;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Vec<TensorRecord> {
+        let record = |hasher: Hasher<'_>| {
+            let (side, checkpoint) = hasher.half;
+            tensor_record(side, checkpoint, hasher.tensor, hasher.state.finalize())
+        };
+        self.0.into_iter().map(record).collect()
+    }
+}
+
+/// The manifest's entry of a tensor with this digest.
+pub fn tensor_record(
+    side: Side,
+    checkpoint: &Checkpoint,
+    tensor: &Tensor,
+    digest: blake3::Hash,
+) -> TensorRecord {
+    TensorRecord {
+        checkpoint: side,
+        name: tensor.name().to_owned(),
+        file: checkpoint.file_name(tensor.file).to_owned(),
+        dtype: tensor.stored.dtype.to_string(),
+        shape: tensor.stored.shape.clone(),
+        blake3: digest.to_hex().to_string(),
+    }
+}
+
+/// Hashes a module's tensors without decoding them.
+///
+/// # Errors
+/// What reading met.
+pub fn digests(half: Half<'_>, read: &(dyn Fn(u64) + Sync)) -> Result<Vec<TensorRecord>> {
+    let mut hashers = Hashers::new(&[half]);
+    hashers.advance(1, 1, read)?;
+    Ok(hashers.finish())
+}
+
+/// A difference that is computed anew at every visit, by at most `visitors` threads at once.
+pub struct Recomputed<'a> {
+    difference: Difference<'a>,
+    idle: Mutex<Vec<(Vec<f32>, Scratch)>>,
+    returned: Condvar,
+}
+
+impl<'a> Recomputed<'a> {
+    /// Buffers for `visitors` concurrent visits; they grow to the panels that are asked for.
+    pub fn new(difference: Difference<'a>, visitors: usize) -> Recomputed<'a> {
+        let idle = (0..visitors.max(1)).map(|_| (Vec::new(), Scratch::default())).collect();
+        Recomputed { difference, idle: Mutex::new(idle), returned: Condvar::new() }
+    }
+}
+
+impl Panels for Recomputed<'_> {
+    fn rows(&self) -> usize {
+        self.difference.rows
+    }
+
+    fn cols(&self) -> usize {
+        self.difference.cols()
+    }
+
+    fn visit(&self, rows: Range<usize>, look: &mut dyn FnMut(MatRef<'_, f32>) -> Result<()>) -> Result<()> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle =
+            self.returned.wait_while(idle, |idle| idle.is_empty()).unwrap_or_else(PoisonError::into_inner);
+        let (mut panel, mut scratch) = idle.pop().unwrap_or_default();
+        drop(idle);
+        let (height, cols) = (rows.len(), self.cols());
+        panel.resize(height * cols, 0.0);
+        let looked = self
+            .difference
+            .fill(rows, &mut panel, &mut scratch)
+            .and_then(|()| look(MatRef::from_row_major_slice(&panel, height, cols)));
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push((panel, scratch));
+        self.returned.notify_one();
+        looked
+    }
+}

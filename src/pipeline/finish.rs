@@ -1,0 +1,228 @@
+//! From finished shards to a folder that is whole: adapter, config, spectra, manifest, card, and checksums last.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::card;
+use super::options::Extraction;
+use super::plan::{Inputs, Plan};
+use super::resume::{Begin, CARD, Ledger, MANIFEST, SPECTRA, STATE};
+use super::worker::{A, B, ShardRecord};
+use crate::adapter::{self, AdapterConfig, Piece, Place, ShardNames, kind_of, place_of};
+use crate::checkpoint::Checkpoint;
+use crate::ledger::{
+    LeftOut, Manifest, ModuleRecord, Quality, ServedError, Shard, Source, Spectrum, TensorRecord, Written,
+    checksums, durable, folder, shard,
+};
+use crate::{Error, Result};
+
+/// Assembles the adapter of a run whose every module is done, and removes what was only needed to go on.
+///
+/// # Errors
+/// A shard that is not what the journal said, or a failing disk. The shards stay, so the same command goes on.
+pub fn finish(
+    inputs: &Inputs,
+    job: &Extraction,
+    plan: &Plan,
+    begin: &Begin,
+    ledger: &Ledger,
+) -> Result<Manifest> {
+    let out = &ledger.out;
+    let mut files: BTreeMap<String, blake3::Hash> = BTreeMap::new();
+    let rank = match job.deciding.energy {
+        Some(_) => ledger.modules.values().map(|(_, record)| record.module.rank).max().unwrap_or(0).max(1),
+        None => job.deciding.rank,
+    };
+    let (weights, digests) = write_weights(out, job, plan, ledger, rank)?;
+    files.insert(adapter::WEIGHTS.into(), weights.blake3);
+
+    let manifest = manifest(inputs, job, plan, begin, ledger, rank, &digests);
+    let config = AdapterConfig::portable(&job.deciding.base_model_name, rank, target_modules(&manifest));
+    let config = adapter::write_config(&config).map_err(not_json)?;
+    files.insert(adapter::CONFIG.into(), write_text(&out.join(adapter::CONFIG), &config)?.blake3);
+
+    let spectra = spectra(plan, ledger);
+    files.insert(SPECTRA.into(), write_spectra(&out.join(SPECTRA), &spectra)?.blake3);
+    let json = serde_json::to_string_pretty(&manifest).map_err(not_json)? + "\n";
+    files.insert(MANIFEST.into(), write_text(&out.join(MANIFEST), &json)?.blake3);
+    let card = card::write(&manifest, &job.deciding, &spectra);
+    files.insert(CARD.into(), write_text(&out.join(CARD), &card)?.blake3);
+    checksums::write(out, &files)?;
+    tidy(out, job.running.keep_shards)?;
+    Ok(manifest)
+}
+
+fn not_json(e: serde_json::Error) -> Error {
+    Error::unexpected("cannot write JSON").because(e)
+}
+
+fn write_text(path: &Path, text: &str) -> Result<Written> {
+    durable::write(path, |file| file.write_all(text.as_bytes()))
+}
+
+fn write_weights(
+    out: &Path,
+    job: &Extraction,
+    plan: &Plan,
+    ledger: &Ledger,
+    rank: usize,
+) -> Result<(Written, BTreeMap<String, blake3::Hash>)> {
+    let oriented = |name: &str, [rows, cols]: [usize; 2]| match place_of(name) {
+        Place::Embedding => [cols, rows],
+        _ => [rows, cols],
+    };
+    let mut pieces = Vec::new();
+    for module in &plan.modules {
+        let (written, record) = ledger.modules.get(&module.name).ok_or_else(|| {
+            Error::unexpected("a module was never finished")
+                .tensor(&module.name)
+                .hint("run the same command again")
+        })?;
+        let (path, written): (PathBuf, Written) =
+            (ledger.shards.join(shard::file_name(&module.name)), *written);
+        pieces.push(Piece {
+            module: module.name.clone(),
+            place: module.pair.place,
+            shape: oriented(&module.name, module.shape),
+            rank: record.module.rank,
+            shard: Some(Box::new(move || Shard::open(&path, written))),
+        });
+    }
+    pieces.extend(plan.zeros.iter().map(|(name, shape)| Piece {
+        module: name.clone(),
+        place: place_of(name),
+        shape: oriented(name, *shape),
+        rank: 0,
+        shard: None,
+    }));
+    let names = ShardNames { a: A, b: B };
+    adapter::assemble(&out.join(adapter::WEIGHTS), rank, job.deciding.dtype.dtype(), &pieces, &names)
+}
+
+fn manifest(
+    inputs: &Inputs,
+    job: &Extraction,
+    plan: &Plan,
+    begin: &Begin,
+    ledger: &Ledger,
+    rank: usize,
+    digests: &BTreeMap<String, blake3::Hash>,
+) -> Manifest {
+    let records: Vec<&ShardRecord> = ledger.modules.values().map(|(_, record)| record).collect();
+    let mut modules: Vec<ModuleRecord> = records.iter().map(|record| record.module.clone()).collect();
+    modules.extend(plan.zeros.iter().map(|(name, shape)| ModuleRecord {
+        name: name.clone(),
+        shape: *shape,
+        rank: 0,
+        method: "none".into(),
+        quality: Quality::of(0.0, 0.0),
+        estimated_excess: 0.0,
+        non_finite: 0,
+        blake3: String::new(),
+    }));
+    for module in &mut modules {
+        module.blake3 =
+            digests.get(&module.name).map(|digest| digest.to_hex().to_string()).unwrap_or_default();
+    }
+    modules.sort_by(|a, b| a.name.cmp(&b.name));
+    let compared = plan.not_represented.iter().filter_map(|planned| ledger.compared.get(&planned.key()));
+    let (not_represented, read): (Vec<LeftOut>, Vec<Vec<TensorRecord>>) = compared.cloned().unzip();
+    let mut tensors: Vec<TensorRecord> = records.iter().flat_map(|record| record.tensors.clone()).collect();
+    tensors.extend(read.into_iter().flatten());
+    tensors.sort();
+    tensors.dedup();
+    Manifest {
+        trephine: begin.trephine.clone(),
+        options: begin.options.clone(),
+        simd: begin.simd.clone(),
+        inputs: begin.inputs.iter().map(|(side, identity)| (*side, identity.timeless())).collect(),
+        base: source(&job.base, &inputs.base),
+        tuned: source(&job.tuned, &inputs.tuned),
+        served: inputs.served.as_ref().zip(job.served.as_ref()).map(|(served, name)| source(name, served)),
+        rank,
+        total: total(modules.iter()),
+        notes: plan.notes.clone(),
+        modules,
+        not_represented,
+        tensors,
+    }
+}
+
+/// A path is shortened to its last part: where it lay on this machine is no one else's business.
+fn source(spec: &str, checkpoint: &Checkpoint) -> Source {
+    let path = Path::new(spec);
+    let name = match path.file_name() {
+        Some(name) if path.exists() => name.to_string_lossy().into_owned(),
+        _ => spec.to_owned(),
+    };
+    let model_type = checkpoint.config().model_type().map(str::to_owned);
+    Source { name, model_type, scheme: checkpoint.scheme().label() }
+}
+
+/// The quality of all `modules` together.
+pub fn total<'a>(modules: impl Iterator<Item = &'a ModuleRecord>) -> Quality {
+    let (mut norm2, mut error2) = (0.0, 0.0);
+    let mut served: Option<(f64, f64)> = None;
+    for module in modules {
+        let quality = &module.quality;
+        norm2 += quality.delta_norm.powi(2);
+        error2 += quality.error2();
+        if let Some(error) = quality.served {
+            let (without, with) = served.get_or_insert_default();
+            *without += error.without_adapter.powi(2);
+            *with += error.with_adapter.powi(2);
+        }
+    }
+    let mut quality = Quality::of(norm2, error2);
+    quality.served = served
+        .map(|(without, with)| ServedError { without_adapter: without.sqrt(), with_adapter: with.sqrt() });
+    quality
+}
+
+fn target_modules(manifest: &Manifest) -> BTreeSet<String> {
+    manifest.modules.iter().map(|module| kind_of(&module.name).to_owned()).collect()
+}
+
+fn spectra(plan: &Plan, ledger: &Ledger) -> Vec<Spectrum> {
+    let mut names: Vec<&str> = plan.modules.iter().map(|module| module.name.as_str()).collect();
+    names.sort_unstable();
+    names
+        .iter()
+        .filter_map(|name| ledger.modules.get(*name))
+        .map(|(_, record)| record.spectrum.clone())
+        .collect()
+}
+
+fn write_spectra(path: &Path, spectra: &[Spectrum]) -> Result<Written> {
+    durable::write(path, |file| {
+        let mut packed = zstd::Encoder::new(file, 9)?;
+        for spectrum in spectra {
+            serde_json::to_writer(&mut packed, spectrum)?;
+            packed.write_all(b"\n")?;
+        }
+        packed.finish().map(drop)
+    })
+}
+
+/// Removes what only an unfinished run needs. The journal goes first of all: without checksums it would be work lost,
+/// with them it is spent.
+pub fn tidy(out: &Path, keep_shards: bool) -> Result<()> {
+    let state = out.join(STATE);
+    let failed = |path: &Path, e| {
+        Error::unexpected("cannot remove what the run no longer needs").path(path).because(e)
+    };
+    let gone = |path: &Path, result: std::io::Result<()>| match result {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed(path, e)),
+        _ => Ok(()),
+    };
+    let journal = state.join("journal");
+    gone(&journal, fs::remove_file(&journal))?;
+    let lock = state.join("lock");
+    gone(&lock, fs::remove_file(&lock))?;
+    if !keep_shards {
+        gone(&state, fs::remove_dir_all(&state))?;
+    }
+    folder::sync(out)
+}

@@ -1,0 +1,90 @@
+//! From two checkpoints to an adapter: pair, plan, read, factorize, make safe, assemble.
+
+mod budget;
+mod card;
+mod compare;
+mod content;
+mod delta;
+mod finish;
+mod log;
+mod options;
+mod pair;
+mod plan;
+mod progress;
+mod resume;
+mod run;
+mod select;
+mod summary;
+mod worker;
+
+pub use card::smallest_vllm_rank;
+pub use content::{Content, Verification, verify};
+pub use options::{Deciding, Extraction, FactorType, NonFinite, RoundBase, Running};
+pub use pair::{Leftover, Pair};
+pub use plan::{Inputs, Plan, PlannedLeftover, PlannedModule};
+pub use progress::{Progress, Silent};
+pub use resume::{CARD, LOG, MANIFEST, SPECTRA, STATE, simd_level};
+pub use summary::{KindSummary, LeftOutGroup, Outcome};
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use self::log::Log;
+use self::resume::{Begin, Found};
+use crate::Result;
+
+/// The memory that a run promises to stay under when it is not told: the smaller of 2 GiB and half of what is
+/// available now, to this process.
+pub fn default_memory() -> u64 {
+    const MOST: u64 = 2 << 30;
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+    MOST.min(system.available_memory().min(group) / 2)
+}
+
+/// Plans an extraction and does nothing.
+///
+/// # Errors
+/// See [`Plan::make`] and [`Checkpoint::open`](crate::checkpoint::Checkpoint::open).
+pub fn plan(job: &Extraction) -> Result<Plan> {
+    let inputs = Inputs::open(&job.base, &job.tuned, job.served.as_deref())?;
+    Plan::make(&inputs, job)
+}
+
+/// Extracts an adapter, or goes on with an extraction that was stopped.
+///
+/// # Errors
+/// Bad input, options that need a decision, a failing disk: see [`Kind`](crate::Kind). Whatever was finished stays
+/// safe, and the same call goes on from there.
+pub fn extract(job: &Extraction, progress: &dyn Progress) -> Result<Outcome> {
+    let started = Instant::now();
+    let inputs = Inputs::open(&job.base, &job.tuned, job.served.as_deref())?;
+    let plan = Plan::make(&inputs, job)?;
+    plan.notes.iter().for_each(|note| progress.note(note));
+    let begin = Begin::new(job, &inputs)?;
+    let mut ledger = match resume::open(job, &begin, &inputs)? {
+        Found::Open(ledger) => *ledger,
+        Found::Done(manifest) => {
+            finish::tidy(&job.out, job.running.keep_shards)?;
+            return Ok(Outcome::new(job.out.clone(), *manifest, &BTreeMap::new(), true));
+        }
+    };
+    ledger.notes.iter().for_each(|note| progress.note(note));
+    plan.check_disk(job, ledger.modules.values().map(|(written, _)| written.bytes).sum())?;
+    let log = Log::open(&job.out)?;
+    log.line(&format!(
+        "trephine {} begins: {} modules of {} are done; {} threads, {} MiB, {}",
+        begin.trephine,
+        ledger.modules.len(),
+        plan.modules.len(),
+        plan.threads,
+        plan.memory >> 20,
+        begin.simd
+    ));
+    let times = run::run(&inputs, job, &plan, &mut ledger, &log, progress)?;
+    progress.assembling();
+    let manifest = finish::finish(&inputs, job, &plan, &begin, &ledger)?;
+    log.line(&format!("done in {:.3} s", started.elapsed().as_secs_f64()));
+    Ok(Outcome::new(job.out.clone(), manifest, &times, false))
+}

@@ -1,0 +1,352 @@
+//! Which tensor of the tuned checkpoint belongs to which of the base, and what is left over.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::select::Selection;
+use crate::adapter::{Place, fused_siblings, kind_of, place_of};
+use crate::checkpoint::Checkpoint;
+use crate::ledger::{LeftOut, Reason, Side};
+use crate::{Error, Result};
+
+/// A module that both checkpoints have and that was selected.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// Its name in the base, which is its name in the adapter.
+    pub name: String,
+    /// Its name in the tuned checkpoint.
+    pub tuned: String,
+    /// What it is to a LoRA.
+    pub place: Place,
+    /// `[out, in]` in the base.
+    pub shape: [usize; 2],
+    /// Rows that both have: fewer than `shape[0]` only where a vocabulary was trimmed.
+    pub rows: usize,
+}
+
+/// A tensor or module that the adapter will not hold, with the names to compare it by.
+#[derive(Clone, Debug)]
+pub struct Leftover {
+    /// Its name in the checkpoint that has it, in the base where both have.
+    pub name: String,
+    /// Why it is left out.
+    pub reason: Reason,
+    /// Its name in the base.
+    pub base: Option<String>,
+    /// Its name in the tuned checkpoint.
+    pub tuned: Option<String>,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Where only the rows from here on are left over.
+    pub from_row: usize,
+}
+
+impl Leftover {
+    /// As it will be reported, before its values are compared.
+    pub fn blank(&self) -> LeftOut {
+        LeftOut {
+            name: self.name.clone(),
+            reason: self.reason,
+            only_in: self.only_in(),
+            shape: self.shape.clone(),
+            elements: self.shape.iter().map(|&n| n as u64).product(),
+            relative_change: None,
+        }
+    }
+
+    /// The checkpoint that has it, where only one has.
+    pub fn only_in(&self) -> Option<Side> {
+        match (&self.base, &self.tuned) {
+            (Some(_), None) => Some(Side::Base),
+            (None, Some(_)) => Some(Side::Tuned),
+            _ => None,
+        }
+    }
+}
+
+/// Everything that pairing found out.
+#[derive(Clone, Debug, Default)]
+pub struct Pairing {
+    /// Modules to extract, in the order of the base's names.
+    pub pairs: Vec<Pair>,
+    /// Modules that get zero factors because servers fuse them with extracted ones: name and `[out, in]`.
+    pub zeros: Vec<(String, [usize; 2])>,
+    /// What stays behind.
+    pub leftovers: Vec<Leftover>,
+    /// Remarks for the user.
+    pub notes: Vec<String>,
+}
+
+/// Pairs `base` with `tuned`.
+///
+/// # Errors
+/// Checkpoints of different architectures, or that share no selected module; vocabularies that differ, unless
+/// `trim_vocab`.
+pub fn pair(
+    base: &Checkpoint,
+    tuned: &Checkpoint,
+    selection: &Selection,
+    trim_vocab: bool,
+) -> Result<Pairing> {
+    same_architecture(base, tuned)?;
+    let mut names = Renaming::default();
+    let mut pairing = Pairing::default();
+    if let Some(found) = Renaming::detect(base, tuned) {
+        let (b, t) = (&found.base, &found.tuned);
+        pairing
+            .notes
+            .push(format!("names are paired by prefix: '{b}' in the base is '{t}' in the tuned checkpoint"));
+        names = found;
+    }
+    vocabulary(base, tuned, &names, trim_vocab, &mut pairing.notes)?;
+    let mut taken = BTreeSet::new();
+    for name in base_names(base, selection) {
+        pair_module(base, tuned, &names, selection, &name, &mut taken, &mut pairing);
+    }
+    others(base, tuned, &names, &mut taken, &mut pairing);
+    pairing.zeros = complete_fused(base, &pairing.pairs);
+    pairing.leftovers.sort_by(|a, b| a.name.cmp(&b.name));
+    belong_together(base, tuned, selection, &pairing)?;
+    Ok(pairing)
+}
+
+/// The base's modules, and the head where it is asked for and tied to the embedding.
+fn base_names(base: &Checkpoint, selection: &Selection) -> BTreeSet<String> {
+    let mut names: BTreeSet<String> = base.modules().map(|module| module.name().to_owned()).collect();
+    if selection.takes("lm_head") && base.module("lm_head").is_some() {
+        names.insert("lm_head".into());
+    }
+    names
+}
+
+fn pair_module(
+    base: &Checkpoint,
+    tuned: &Checkpoint,
+    names: &Renaming,
+    selection: &Selection,
+    name: &str,
+    taken: &mut BTreeSet<String>,
+    pairing: &mut Pairing,
+) {
+    let Some(module) = base.module(name) else { return };
+    let shape = module.shape();
+    let place = place_of(name);
+    let partner = names.candidates(name).into_iter().find_map(|n| tuned.module(&n).map(|m| (n, m.shape())));
+    let mut leave = |reason, tuned: Option<String>, from_row| {
+        let shape = vec![shape[0] - from_row, shape[1]];
+        let (name, base) = (name.to_owned(), Some(name.to_owned()));
+        pairing.leftovers.push(Leftover { name, reason, base, tuned, shape, from_row });
+    };
+    let Some((tuned_name, tuned_shape)) = partner else { return leave(Reason::NoPartner, None, 0) };
+    taken.insert(tuned_name.clone());
+    let trimmed = place.is_vocabulary() && tuned_shape[1] == shape[1];
+    if tuned_shape != shape && !trimmed {
+        return leave(Reason::ShapeDiffers, Some(tuned_name), 0);
+    }
+    if !selection.takes(name) {
+        return leave(Reason::NotSelected, Some(tuned_name), 0);
+    }
+    let rows = shape[0].min(tuned_shape[0]);
+    if rows < shape[0] {
+        leave(Reason::TrimmedVocabulary, None, rows);
+    }
+    if rows < tuned_shape[0] {
+        let (reason, shape) = (Reason::TrimmedVocabulary, vec![tuned_shape[0] - rows, shape[1]]);
+        let (name, tuned) = (tuned_name.clone(), Some(tuned_name.clone()));
+        pairing.leftovers.push(Leftover { name, reason, base: None, tuned, shape, from_row: rows });
+    }
+    pairing.pairs.push(Pair { name: name.to_owned(), tuned: tuned_name, place, shape, rows });
+}
+
+/// What is no module of the base: norms, biases, stacks of experts, and whatever only the tuned checkpoint has.
+fn others(
+    base: &Checkpoint,
+    tuned: &Checkpoint,
+    names: &Renaming,
+    taken: &mut BTreeSet<String>,
+    pairing: &mut Pairing,
+) {
+    for tensor in base.others() {
+        let name = &tensor.stored.name;
+        let partner = names.candidates(name).into_iter().find_map(|n| tuned.tensor(&n));
+        let reason = match partner {
+            None => Reason::NoPartner,
+            Some(partner) if partner.stored.shape != tensor.stored.shape => Reason::ShapeDiffers,
+            Some(_) => Reason::NotLinear,
+        };
+        let partner = partner.map(|p| p.stored.name.clone());
+        taken.extend(partner.clone());
+        let (name, base, shape) = (name.clone(), Some(name.clone()), tensor.stored.shape.clone());
+        pairing.leftovers.push(Leftover { name, reason, base, tuned: partner, shape, from_row: 0 });
+    }
+    let alone = |name: &str, shape: &[usize]| Leftover {
+        name: name.to_owned(),
+        reason: Reason::NoPartner,
+        base: None,
+        tuned: Some(name.to_owned()),
+        shape: shape.to_vec(),
+        from_row: 0,
+    };
+    for module in tuned.modules().filter(|module| !taken.contains(module.name())) {
+        let name = module.name();
+        let tied_copy = place_of(name) == Place::Head && tuned.config().tie_word_embeddings();
+        if !tied_copy {
+            pairing.leftovers.push(alone(name, &module.shape()));
+        }
+    }
+    for tensor in tuned.others().filter(|tensor| !taken.contains(&tensor.stored.name)) {
+        pairing.leftovers.push(alone(&tensor.stored.name, &tensor.stored.shape));
+    }
+}
+
+/// Servers fuse `q`, `k`, `v` and `gate`, `up`: where one is extracted, the others of the base come along as zeros.
+fn complete_fused(base: &Checkpoint, pairs: &[Pair]) -> Vec<(String, [usize; 2])> {
+    let extracted: BTreeSet<&str> = pairs.iter().map(|pair| pair.name.as_str()).collect();
+    let missing: BTreeMap<String, [usize; 2]> = pairs
+        .iter()
+        .flat_map(|pair| fused_siblings(&pair.name))
+        .filter(|sibling| !extracted.contains(sibling.as_str()))
+        .filter_map(|sibling| base.module(&sibling).map(|module| (sibling, module.shape())))
+        .collect();
+    missing.into_iter().collect()
+}
+
+/// How names of the base are turned into names of the tuned checkpoint.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Renaming {
+    base: String,
+    tuned: String,
+}
+
+impl Renaming {
+    /// The names under which the tuned checkpoint may have `name`, best first.
+    fn candidates(&self, name: &str) -> Vec<String> {
+        let mut names = Vec::with_capacity(3);
+        if let Some(rest) = name.strip_prefix(&self.base).filter(|_| self.base != self.tuned) {
+            names.push(format!("{}{rest}", self.tuned));
+        }
+        names.push(name.to_owned());
+        // The head lies beside the inner model: `lm_head` and `language_model.lm_head`.
+        let outer = |prefix: &str| prefix.strip_suffix("model.").map(str::to_owned);
+        if let (Some(base), Some(tuned)) = (outer(&self.base), outer(&self.tuned))
+            && let Some(rest) = name.strip_prefix(&base)
+        {
+            names.push(format!("{tuned}{rest}"));
+        }
+        names
+    }
+
+    /// Where names do not pair as they are: the two prefixes before `layers.` that pair the most modules.
+    fn detect(base: &Checkpoint, tuned: &Checkpoint) -> Option<Renaming> {
+        let matches = |names: &Renaming| {
+            let same = |name: &str, shape| {
+                names.candidates(name).iter().any(|n| tuned.module(n).is_some_and(|m| m.shape() == shape))
+            };
+            base.modules().filter(|module| same(module.name(), module.shape())).count()
+        };
+        let plain = matches(&Renaming::default());
+        let mut best = (plain, None);
+        for base_prefix in prefixes(base) {
+            for tuned_prefix in prefixes(tuned).into_iter().filter(|p| *p != base_prefix) {
+                let names = Renaming { base: base_prefix.clone(), tuned: tuned_prefix };
+                let count = matches(&names);
+                if count > best.0 {
+                    best = (count, Some(names));
+                }
+            }
+        }
+        best.1
+    }
+}
+
+fn prefixes(checkpoint: &Checkpoint) -> BTreeSet<String> {
+    let before_layers = |name: &str| {
+        let at = if name.starts_with("layers.") { Some(0) } else { name.find(".layers.").map(|at| at + 1) };
+        at.map(|at| name[..at].to_owned())
+    };
+    checkpoint.modules().filter_map(|module| before_layers(module.name())).collect()
+}
+
+/// `model_type` decides, not `architectures`: a head for another task does not change the layers. A text model inside
+/// a multimodal one counts by its own type.
+fn same_architecture(base: &Checkpoint, tuned: &Checkpoint) -> Result<()> {
+    let types = |checkpoint: &Checkpoint| -> Vec<String> {
+        let config = checkpoint.config();
+        let known = [config.model_type(), config.text_model_type()];
+        known.into_iter().flatten().map(|t| t.trim_end_matches("_text").to_owned()).collect()
+    };
+    let (b, t) = (types(base), types(tuned));
+    if b.is_empty() || t.is_empty() || b.iter().any(|one| t.contains(one)) {
+        return Ok(());
+    }
+    let what =
+        format!("base and tuned do not belong together: their model_type is '{}' and '{}'", b[0], t[0]);
+    Err(Error::input(what).path(tuned.root()).hint("give the very model that the tuned one was trained from"))
+}
+
+/// Tells of vocabularies that differ before any work is done.
+fn vocabulary(
+    base: &Checkpoint,
+    tuned: &Checkpoint,
+    names: &Renaming,
+    trim: bool,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    for module in base.modules().filter(|module| place_of(module.name()).is_vocabulary()) {
+        let name = module.name();
+        let partner = names.candidates(name).into_iter().find_map(|n| tuned.module(&n));
+        let Some(partner) = partner else { continue };
+        let (ours, theirs) = (module.shape(), partner.shape());
+        if ours[0] == theirs[0] || ours[1] != theirs[1] {
+            continue;
+        }
+        let what = format!(
+            "the vocabularies differ: {} rows in the base, {} in the tuned checkpoint",
+            ours[0], theirs[0]
+        );
+        if !trim {
+            let hint =
+                "--trim-vocab goes on with the common rows; the others are reported as not represented";
+            return Err(Error::decide(what).tensor(name).path(tuned.root()).hint(hint));
+        }
+        notes.push(format!("{what}: going on with the common rows of {name}"));
+    }
+    Ok(())
+}
+
+/// Refuses pairs of checkpoints that only a mistake can have brought together.
+fn belong_together(
+    base: &Checkpoint,
+    tuned: &Checkpoint,
+    selection: &Selection,
+    pairing: &Pairing,
+) -> Result<()> {
+    let selected = |leftover: &&Leftover| {
+        leftover.base.as_deref().is_some_and(|name| base.module(name).is_some() && selection.takes(name))
+    };
+    let lost: Vec<&Leftover> = pairing.leftovers.iter().filter(selected).collect();
+    let of_shape = lost.iter().find(|l| l.reason == Reason::ShapeDiffers);
+    if pairing.pairs.is_empty() && lost.is_empty() {
+        return Err(Error::decide("no module of the base is selected")
+            .path(base.root())
+            .hint(hint_of_names(base)));
+    }
+    if pairing.pairs.len() >= lost.len() {
+        return Ok(());
+    }
+    let what = format!(
+        "base and tuned do not belong together: {} of {} selected modules have no partner of the same shape",
+        lost.len(),
+        lost.len() + pairing.pairs.len()
+    );
+    let name = of_shape.or(lost.first()).map(|l| l.name.clone()).unwrap_or_default();
+    Err(Error::input(what)
+        .tensor(name)
+        .path(tuned.root())
+        .hint("give the very model that the tuned one was trained from"))
+}
+
+fn hint_of_names(base: &Checkpoint) -> String {
+    let kinds: BTreeSet<&str> = base.modules().map(|module| kind_of(module.name())).collect();
+    let kinds: Vec<&str> = kinds.into_iter().take(12).collect();
+    format!("the base has modules of these kinds: {}", kinds.join(", "))
+}

@@ -1,0 +1,110 @@
+//! Which modules are extracted: the linear layers, or what patterns name.
+
+use globset::{Glob, GlobBuilder, GlobMatcher};
+use regex::Regex;
+
+use crate::adapter::{Place, place_of};
+use crate::{Error, Result};
+
+/// The word that stands for the default selection among the patterns of `--include`.
+pub const LINEAR: &str = "linear";
+
+/// One pattern: a glob over a module's whole name or its trailing parts, or, after `re:`, a regular expression that
+/// is searched for anywhere in the name, as mergekit does.
+#[derive(Debug)]
+enum Pattern {
+    Linear,
+    Glob(GlobMatcher),
+    Regex(Regex),
+}
+
+impl Pattern {
+    fn parse(text: &str) -> Result<Pattern> {
+        if text == LINEAR {
+            return Ok(Pattern::Linear);
+        }
+        if let Some(expression) = text.strip_prefix("re:") {
+            let bad = |e| Error::decide(format!("'{text}' is not a regular expression")).because(e);
+            return Regex::new(expression).map(Pattern::Regex).map_err(bad);
+        }
+        let bad = |e| Error::decide(format!("'{text}' is not a glob")).because(e);
+        let glob: Glob = GlobBuilder::new(text).literal_separator(false).build().map_err(bad)?;
+        Ok(Pattern::Glob(glob.compile_matcher()))
+    }
+
+    fn matches(&self, module: &str) -> bool {
+        match self {
+            Pattern::Linear => place_of(module).by_default(),
+            Pattern::Regex(expression) => expression.is_match(module),
+            Pattern::Glob(glob) => {
+                let tails = module.match_indices('.').map(|(at, _)| &module[at + 1..]);
+                std::iter::once(module).chain(tails).any(|tail| glob.is_match(tail))
+            }
+        }
+    }
+}
+
+/// A parsed selection.
+#[derive(Debug)]
+pub struct Selection {
+    include: Vec<Pattern>,
+    exclude: Vec<Pattern>,
+}
+
+impl Selection {
+    /// Parses the patterns. No `include` means [`LINEAR`].
+    ///
+    /// # Errors
+    /// A glob or an expression that does not parse.
+    pub fn parse(include: &[String], exclude: &[String]) -> Result<Selection> {
+        let parse =
+            |texts: &[String]| texts.iter().map(|text| Pattern::parse(text)).collect::<Result<Vec<_>>>();
+        let mut include = parse(include)?;
+        if include.is_empty() {
+            include.push(Pattern::Linear);
+        }
+        Ok(Selection { include, exclude: parse(exclude)? })
+    }
+
+    /// Whether `module` is to be extracted. Tables of positions never are: a LoRA has no form for them.
+    pub fn takes(&self, module: &str) -> bool {
+        place_of(module) != Place::Positions
+            && self.include.iter().any(|pattern| pattern.matches(module))
+            && !self.exclude.iter().any(|pattern| pattern.matches(module))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn takes(include: &[&str], exclude: &[&str], module: &str) -> bool {
+        let own = |texts: &[&str]| texts.iter().map(|&t| t.to_owned()).collect::<Vec<_>>();
+        Selection::parse(&own(include), &own(exclude)).unwrap().takes(module)
+    }
+
+    #[test]
+    fn linear_layers_by_default() {
+        assert!(takes(&[], &[], "model.layers.0.self_attn.q_proj"));
+        assert!(!takes(&[], &[], "model.embed_tokens"));
+        assert!(!takes(&[], &[], "lm_head"));
+        assert!(!takes(&[], &[], "model.layers.0.mlp.gate"));
+    }
+
+    #[test]
+    fn patterns_match_whole_names_and_tails() {
+        assert!(takes(&["q_proj"], &[], "model.layers.0.self_attn.q_proj"));
+        assert!(takes(&["*.layers.0.*"], &[], "model.layers.0.self_attn.q_proj"));
+        assert!(!takes(&["*.layers.0.*"], &[], "model.layers.10.self_attn.q_proj"));
+        assert!(takes(&["re:layers\\.[01]\\."], &[], "model.layers.1.mlp.up_proj"));
+        assert!(takes(&["linear", "lm_head"], &[], "lm_head"));
+        assert!(takes(&["linear", "lm_head"], &[], "model.layers.1.mlp.up_proj"));
+        assert!(!takes(&[], &["up_proj"], "model.layers.1.mlp.up_proj"));
+    }
+
+    #[test]
+    fn bad_patterns_are_named() {
+        let own = vec!["re:(".to_owned()];
+        assert!(Selection::parse(&own, &[]).unwrap_err().to_string().starts_with("'re:(' is not a regular"));
+    }
+}
