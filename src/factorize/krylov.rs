@@ -1,0 +1,216 @@
+//! Randomized block Krylov with full reorthogonalization.
+//!
+//! The basis is that of `delta^T·delta` started from a Gaussian block (Musco and Musco, *Randomized block Krylov methods for
+//! stronger and faster approximate singular value decomposition*, 2015; Tropp and Webber, *Randomized algorithms for low-rank
+//! matrix approximation: design, analysis, and applications*, 2023). Each step visits the delta once and adds a block.
+
+use faer::prelude::*;
+use faer::Accum;
+
+use super::cost::Plan;
+use super::dense::{cross_gram, eigenvalues, multiply, narrow};
+use super::excess::{Estimate, History};
+use super::orthogonal::orthonormalize;
+use super::random::Stream;
+use super::ritz::{self, Coefficients, Left, flat_enough};
+use super::sweep::sweep;
+use super::{Factors, Method, Panels, Request, kept_rank};
+use crate::Result;
+
+/// Share of the energy that f32 arithmetic cannot tell from nothing.
+const ROUNDING: f64 = 1e-6;
+
+/// The growing basis and what is known of the delta on it. All is in units of `1 / scale`.
+struct Basis {
+    /// `V` `[n, d + next]`: orthonormal; the last block has not been multiplied yet.
+    v: Mat<f32>,
+    /// `W = delta·V` `[m, d]`.
+    w: Mat<f32>,
+    /// `W^T·W` `[d, d]`.
+    gram: Mat<f64>,
+    /// `S = N^T·delta^T·W` of the last block of `W`, `[next, last]`, with `N` the last block of `V`.
+    link: Mat<f64>,
+    /// The last step found nothing new: the basis holds an invariant subspace.
+    closed: bool,
+    flops: u64,
+    passes: usize,
+}
+
+/// Where the iteration ended.
+struct End {
+    rank: usize,
+    estimate: Estimate,
+    left: Option<Left>,
+}
+
+/// Factors of `delta` `[m, n]` with squared norm `norm2`, which is neither zero nor infinite.
+pub(super) fn factorize(
+    delta: &dyn Panels,
+    norm2: f64,
+    module: &str,
+    request: &Request,
+) -> Result<Factors> {
+    let (m, n) = (delta.rows(), delta.cols());
+    let plan = Plan::of(m, n, request);
+    let scale = (-0.5 * norm2.log2()).round().clamp(-120.0, 120.0).exp2();
+    let total = norm2 * scale * scale;
+    let mut fresh = Stream::new(request.seed, module);
+    let mut basis = Basis::start(m, n, &plan, &mut fresh)?;
+    let mut history = History::default();
+    let end = loop {
+        let spent = basis.step(delta, scale as f32, &plan, &mut fresh)?;
+        if 2 * spent > plan.block {
+            history.clear();
+        }
+        if let Some(end) = basis.judge(total, &mut history, &plan, request)? {
+            break end;
+        }
+    };
+    basis.finish(end, scale, request)
+}
+
+impl Basis {
+    fn start(m: usize, n: usize, plan: &Plan, fresh: &mut Stream) -> Result<Basis> {
+        let mut v = Mat::with_capacity(n, (plan.most + plan.block).min(n));
+        let mut first = fresh.gaussian(n, plan.block);
+        orthonormalize(v.as_ref(), &mut first, fresh)?;
+        append(&mut v, first.as_ref());
+        Ok(Basis {
+            v,
+            w: Mat::with_capacity(m, plan.most),
+            gram: Mat::new(),
+            link: Mat::new(),
+            closed: false,
+            flops: 0,
+            passes: 0,
+        })
+    }
+
+    /// Columns that have been multiplied.
+    fn size(&self) -> usize {
+        self.w.ncols()
+    }
+
+    /// Multiplies the newest block and adds the next one. Returns how many of its directions were replaced.
+    fn step(&mut self, delta: &dyn Panels, scale: f32, plan: &Plan, fresh: &mut Stream) -> Result<usize> {
+        let (m, n, old) = (self.w.nrows().max(delta.rows()), self.v.nrows(), self.size());
+        let b = self.v.ncols() - old;
+        self.w.resize_with(m, old + b, |_, _| 0.0);
+        let newest = self.v.as_ref().subcols(old, b);
+        let mut z = sweep(delta, newest, self.w.as_mut().subcols_mut(old, b), scale)?;
+        self.passes += 1;
+        self.extend_gram(old, b);
+        let d = old + b;
+        self.flops += 2 * ((2 * m * n * b) + (m * d * b) + 4 * n * d * b) as u64;
+        let next = plan.block.min(n - d);
+        if next == 0 {
+            self.link = Mat::zeros(0, b);
+            return Ok(0);
+        }
+        // Where fewer directions are left than a block has, any basis of them will do.
+        let mut block = if next < b { fresh.gaussian(n, next) } else { z.clone() };
+        let spent = orthonormalize(self.v.as_ref(), &mut block, fresh)?;
+        self.link = cross_gram(block.as_ref(), z.as_ref());
+        z = block;
+        append(&mut self.v, z.as_ref());
+        self.closed = spent == next && next == b;
+        Ok(spent)
+    }
+
+    fn extend_gram(&mut self, old: usize, b: usize) {
+        let newest = cross_gram(self.w.as_ref(), self.w.as_ref().subcols(old, b));
+        let gram = &self.gram;
+        self.gram = Mat::from_fn(old + b, old + b, |i, j| match (i < old, j < old) {
+            (true, true) => gram[(i, j)],
+            (false, true) => newest[(j, i - old)],
+            (_, false) => newest[(i, j - old)],
+        });
+    }
+
+    /// Whether it is enough.
+    fn judge(
+        &self,
+        total: f64,
+        history: &mut History,
+        plan: &Plan,
+        request: &Request,
+    ) -> Result<Option<End>> {
+        let d = self.size();
+        let values = eigenvalues(self.gram.as_ref())?;
+        let outside = total - values.iter().sum::<f64>();
+        let full = self.v.nrows() == d;
+        if full || (self.closed && outside <= ROUNDING * total) {
+            let rank = kept_rank(&values, plan.rank, request.energy, total);
+            let captured = values[..rank].iter().sum();
+            return Ok(Some(End { rank, estimate: Estimate::of(0.0, captured, total), left: None }));
+        }
+        if d < plan.rank {
+            return Ok(None);
+        }
+        history.push(&values);
+        let mut best = values;
+        let left = Some(self.link.as_ref())
+            .filter(|_| flat_enough(&best))
+            .and_then(|link| Left::of(self.gram.as_ref(), link));
+        if let Some(left) = &left {
+            best = eigenvalues(left.square.as_ref())?;
+            history.push(&best);
+        }
+        let rank = kept_rank(&best, plan.rank, request.energy, total);
+        if std::env::var("TRACE_K").is_ok() {
+            let sr: f64 = best[..rank].iter().sum();
+            eprintln!("d {d} left {} captured {} est {:?}", left.is_some(), sr/total, history.estimate(rank,total,outside));
+        }
+        let estimate = history.estimate(rank, total, outside);
+        let enough = |e: &Estimate| e.excess <= request.tolerance && e.share <= 10.0 * request.tolerance;
+        let out_of_room = d + plan.block > plan.most;
+        if !out_of_room && !estimate.as_ref().is_some_and(enough) {
+            return Ok(None);
+        }
+        // Without an estimate nothing better is known than that all outside the basis may be missing.
+        let captured = best[..rank].iter().sum();
+        let estimate = estimate.unwrap_or_else(|| Estimate::of(outside.max(0.0), captured, total));
+        Ok(Some(End { rank, estimate, left }))
+    }
+
+    /// The factors, in the delta's own units.
+    fn finish(self, end: End, scale: f64, request: &Request) -> Result<Factors> {
+        let (m, n, d, k) = (self.w.nrows(), self.v.nrows(), self.size(), end.rank);
+        let Coefficients { squares, on_w, on_v, on_next } = match &end.left {
+            Some(left) => left.coefficients(k)?,
+            None => ritz::right(self.gram.as_ref(), k)?,
+        };
+        let unit = scale.sqrt().recip() as f32;
+        let mut left = vec![0.0; m * k];
+        let out = MatMut::from_row_major_slice_mut(&mut left, m, k);
+        multiply(out, Accum::Replace, self.w.as_ref(), narrow(on_w.as_ref()).as_ref(), unit);
+        let mut right = Mat::zeros(n, k);
+        let (known, next) = (self.v.as_ref().subcols(0, d), self.v.as_ref().subcols(d, self.v.ncols() - d));
+        multiply(right.as_mut(), Accum::Replace, known, narrow(on_v.as_ref()).as_ref(), unit);
+        if let Some(c) = on_next {
+            multiply(right.as_mut(), Accum::Add, next, narrow(c.as_ref()).as_ref(), unit);
+        }
+        let singular_values: Vec<f64> = squares.iter().map(|s| s.max(0.0).sqrt() / scale).collect();
+        let _ = request;
+        Ok(Factors {
+            left,
+            // Column-major [n, k] is row-major [k, n].
+            right: (0..k).flat_map(|j| right.col_as_slice(j).iter().copied()).collect(),
+            rank: k,
+            method: Method::Krylov,
+            converged: k,
+            captured: singular_values[..k].iter().map(|s| s * s).sum(),
+            singular_values,
+            estimated_excess: end.estimate.excess,
+            basis: d,
+            passes: self.passes,
+            flops: self.flops + 2 * ((m + n) * d * k) as u64,
+        })
+    }
+}
+
+/// Appends the columns of `block`, within the capacity of `to`.
+fn append(to: &mut Mat<f32>, block: MatRef<'_, f32>) {
+    let old = to.ncols();
+    to.resize_with(block.nrows(), old + block.ncols(), |i, j| block[(i, j - old)]);
+}

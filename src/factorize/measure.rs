@@ -1,0 +1,101 @@
+//! The error of factors as they are stored.
+
+use faer::linalg::matmul::matmul;
+use faer::prelude::*;
+use faer::{Accum, Par};
+use rayon::prelude::*;
+
+use super::dense::cross_gram;
+use super::shape::{panel_rows, pieces};
+use super::{Factors, Panels};
+use crate::{Error, Result};
+
+/// Rows whose product is compared at a time.
+const ROWS: usize = 64;
+
+/// `||delta - left·right||_F^2` for `left` `[m, k]` and `right` `[k, n]`, both row-major, in one pass. Sums are in f64.
+///
+/// # Errors
+/// [`Kind::Unexpected`](crate::Kind::Unexpected) where the lengths do not fit the delta; what visiting it meets.
+pub fn residual(delta: &dyn Panels, left: &[f32], right: &[f32]) -> Result<f64> {
+    let (m, n) = (delta.rows(), delta.cols());
+    let k = if m == 0 { 0 } else { left.len() / m };
+    if left.len() != m * k || right.len() != k * n {
+        return Err(Error::unexpected(format!("the factors do not fit a matrix of {m} x {n}")));
+    }
+    let left = MatRef::from_row_major_slice(left, m, k);
+    let right = MatRef::from_row_major_slice(right, k, n);
+    let parts: Vec<_> = pieces(0..m, panel_rows(m, n).1).collect();
+    let sum = |rows: std::ops::Range<usize>| -> Result<f64> {
+        let mut sum = 0.0;
+        let left = left.subrows(rows.start, rows.len());
+        delta.visit(rows, &mut |p| {
+            for part in pieces(0..p.nrows(), ROWS) {
+                let (p, left) = (p.subrows(part.start, part.len()), left.subrows(part.start, part.len()));
+                sum += difference2(p, left, right);
+            }
+            Ok(())
+        })?;
+        Ok(sum)
+    };
+    let sums = parts.into_par_iter().with_max_len(1).map(sum).collect::<Result<Vec<_>>>()?;
+    Ok(sums.into_iter().sum())
+}
+
+fn difference2(p: MatRef<'_, f32>, left: MatRef<'_, f32>, right: MatRef<'_, f32>) -> f64 {
+    // Row-major like the panel, so that both are read as they lie.
+    let mut values = vec![0f32; p.nrows() * p.ncols()];
+    let mut product = MatMut::from_row_major_slice_mut(&mut values, p.nrows(), p.ncols());
+    matmul(product.rb_mut(), Accum::Replace, left, right, 1.0, Par::Seq);
+    let row = |i: usize| -> f64 {
+        let pairs = product.rb().row(i).iter().zip(p.row(i).iter());
+        pairs.map(|(a, b)| f64::from(b - a).powi(2)).sum()
+    };
+    (0..p.nrows()).map(row).sum()
+}
+
+/// The squared error of factors after rounding, without a pass over the delta: `stored_left` `[m, k]` and `stored_right`
+/// `[k, n]` are `factors` rounded to bf16 or f16, and `norm2` is `||delta||_F^2`.
+///
+/// It is what the factors miss, `norm2 - captured`, plus what rounding cost, `||B'·A' - B·A||^2`. That is taken from the
+/// Gram matrices of `[B' - B, B']` and `[A; A' - A]`, whose product it is, and so does not cancel. The first difference
+/// does where little is missing: below `(3e-3)^2·norm2` measure the [`residual`].
+///
+/// # Errors
+/// [`Kind::Unexpected`](crate::Kind::Unexpected) where the lengths do not match.
+pub fn stored_error(
+    factors: &Factors,
+    stored_left: &[f32],
+    stored_right: &[f32],
+    norm2: f64,
+) -> Result<f64> {
+    if stored_left.len() != factors.left.len() || stored_right.len() != factors.right.len() {
+        return Err(Error::unexpected("the stored factors are not those of the module"));
+    }
+    let missed = (norm2 - factors.captured).max(0.0);
+    let k = factors.rank;
+    if k == 0 {
+        return Ok(missed);
+    }
+    // [m, 2k] and [n, 2k]
+    let lefts = beside(&factors.left, stored_left, k, true, false);
+    let rights = beside(&factors.right, stored_right, k, false, true);
+    let (l, r) = (cross_gram(lefts.as_ref(), lefts.as_ref()), cross_gram(rights.as_ref(), rights.as_ref()));
+    let columns = l.col_iter().zip(r.col_iter());
+    let rounding: f64 = columns.map(|(l, r)| l.iter().zip(r.iter()).map(|(x, y)| x * y).sum::<f64>()).sum();
+    Ok(missed + rounding.max(0.0))
+}
+
+/// `[stored - exact, stored]` where `error_first`, else `[exact, stored - exact]`, as columns `[long, 2k]`. Factors are
+/// `[long, k]` row-major where `tall`, else `[k, long]`.
+fn beside(exact: &[f32], stored: &[f32], k: usize, tall: bool, exact_first: bool) -> Mat<f32> {
+    let long = exact.len() / k;
+    Mat::from_fn(long, 2 * k, |i, j| {
+        let at = if tall { i * k + j % k } else { (j % k) * long + i };
+        match (j < k, exact_first) {
+            (true, true) => exact[at],
+            (false, false) => stored[at],
+            _ => stored[at] - exact[at],
+        }
+    })
+}

@@ -1,0 +1,84 @@
+//! The passes over the delta: products with thin blocks, panel by panel.
+
+use faer::linalg::matmul::matmul;
+use faer::prelude::*;
+use faer::{Accum, Par};
+use rayon::prelude::*;
+
+use super::Panels;
+use super::shape::{panel_rows, pieces, split_rows};
+use crate::Result;
+
+/// One step of Krylov in one pass: `w = scale·delta·v` and `z = scale·delta^T·w`.
+///
+/// `v` is `[n, b]`, `w` `[m, b]`, the result `z` `[n, b]`. `scale` keeps the squares of a tiny or huge delta within f32; a
+/// power of two costs no accuracy.
+///
+/// # Errors
+/// What visiting the delta meets.
+pub fn sweep(delta: &dyn Panels, v: MatRef<'_, f32>, w: MatMut<'_, f32>, scale: f32) -> Result<Mat<f32>> {
+    let (m, n) = (delta.rows(), delta.cols());
+    let (group, panel) = panel_rows(m, n);
+    let groups: Vec<_> = pieces(0..m, group).collect();
+    let tasks: Vec<_> = groups.iter().cloned().zip(split_rows(w, &groups)).collect();
+    let sum = |(rows, mut w): (std::ops::Range<usize>, MatMut<'_, f32>)| -> Result<Mat<f32>> {
+        let mut z = Mat::zeros(n, v.ncols());
+        for part in pieces(rows.clone(), panel) {
+            let mut w = w.rb_mut().subrows_mut(part.start - rows.start, part.len());
+            delta.visit(part, &mut |p| {
+                matmul(w.rb_mut(), Accum::Replace, p, v, scale, Par::Seq);
+                matmul(z.as_mut(), Accum::Add, p.transpose(), w.rb(), scale, Par::Seq);
+                Ok(())
+            })?;
+        }
+        Ok(z)
+    };
+    let sums = tasks.into_par_iter().with_max_len(1).map(sum).collect::<Result<Vec<_>>>()?;
+    Ok(add_all(sums))
+}
+
+/// `delta·v` `[m, k]` for `v` `[n, k]`, in one pass.
+pub(super) fn times(delta: &dyn Panels, v: MatRef<'_, f32>) -> Result<Mat<f32>> {
+    let (m, n) = (delta.rows(), delta.cols());
+    let panel = panel_rows(m, n).1;
+    let mut out = Mat::zeros(m, v.ncols());
+    let parts: Vec<_> = pieces(0..m, panel).collect();
+    let tasks: Vec<_> = parts.iter().cloned().zip(split_rows(out.as_mut(), &parts)).collect();
+    tasks.into_par_iter().with_max_len(1).try_for_each(|(rows, mut out)| {
+        delta.visit(rows, &mut |p| {
+            matmul(out.rb_mut(), Accum::Replace, p, v, 1.0, Par::Seq);
+            Ok(())
+        })
+    })?;
+    Ok(out)
+}
+
+/// `delta^T·u` `[n, k]` for `u` `[m, k]`, in one pass.
+pub(super) fn transpose_times(delta: &dyn Panels, u: MatRef<'_, f32>) -> Result<Mat<f32>> {
+    let (m, n) = (delta.rows(), delta.cols());
+    let (group, panel) = panel_rows(m, n);
+    let groups: Vec<_> = pieces(0..m, group).collect();
+    let sum = |rows: std::ops::Range<usize>| -> Result<Mat<f32>> {
+        let mut z = Mat::zeros(n, u.ncols());
+        for part in pieces(rows, panel) {
+            let u = u.subrows(part.start, part.len());
+            delta.visit(part, &mut |p| {
+                matmul(z.as_mut(), Accum::Add, p.transpose(), u, 1.0, Par::Seq);
+                Ok(())
+            })?;
+        }
+        Ok(z)
+    };
+    let sums = groups.into_par_iter().with_max_len(1).map(sum).collect::<Result<Vec<_>>>()?;
+    Ok(add_all(sums))
+}
+
+/// Adds the groups' sums in their order, columns in parallel.
+fn add_all(sums: Vec<Mat<f32>>) -> Mat<f32> {
+    let mut sums = sums.into_iter();
+    let Some(mut total) = sums.next() else { return Mat::new() };
+    for sum in sums {
+        total.as_mut().par_col_iter_mut().zip(sum.as_ref().par_col_iter()).for_each(|(mut to, from)| to += from);
+    }
+    total
+}
