@@ -147,20 +147,13 @@ impl Basis {
         if d < plan.rank {
             return Ok(None);
         }
-        history.push(&values);
-        let mut best = values;
         let left = Some(self.link.as_ref())
-            .filter(|_| flat_enough(&best))
+            .filter(|_| flat_enough(&values))
             .and_then(|link| Left::of(self.gram.as_ref(), link));
-        if let Some(left) = &left {
-            best = eigenvalues(left.square.as_ref())?;
-            history.push(&best);
-        }
+        let further = left.as_ref().map(|left| eigenvalues(left.square.as_ref())).transpose()?;
+        history.push(&values, further.as_deref());
+        let best = further.unwrap_or(values);
         let rank = kept_rank(&best, plan.rank, request.energy, total);
-        if std::env::var("TRACE_K").is_ok() {
-            let sr: f64 = best[..rank].iter().sum();
-            eprintln!("d {d} left {} captured {} est {:?}", left.is_some(), sr/total, history.estimate(rank,total,outside));
-        }
         let estimate = history.estimate(rank, total, outside);
         let enough = |e: &Estimate| e.excess <= request.tolerance && e.share <= 10.0 * request.tolerance;
         let out_of_room = d + plan.block > plan.most;
