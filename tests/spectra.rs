@@ -164,8 +164,9 @@ impl<'a> Case<'a> {
 
     fn judge_stored(&self, f: &Factors, dtype: &str, cost: f64, left: &[f32], right: &[f32]) -> Vec<String> {
         let error2 = error2(&self.delta, left, right);
-        let excess = (error2 / self.optimal2).sqrt() - 1.0;
-        let relative = (error2 / self.total).sqrt();
+        let over = |whole: f64| if whole > 0.0 { (error2 / whole).sqrt() } else { 0.0 };
+        // Where the optimum is zero there is nothing to be relative to.
+        let (excess, relative) = ((over(self.optimal2) - 1.0).max(0.0), over(self.total));
         let (spectrum, method) = (format!("{:?}", self.spectrum), format!("{:?}", f.method));
         println!(
             "| {spectrum:<10} | {:<7} | {method:<6} | {dtype:<4} | {relative:>9.3e} | {excess:>10.3e} | {:>10.3e} | \

@@ -99,7 +99,7 @@ pub struct Factors {
     pub left: Vec<f32>,
     /// `A`, `[rank, n]` row-major.
     pub right: Vec<f32>,
-    /// The factors' rank: below the request's where the matrix has not that many singular values above 1e-7 of the
+    /// The factors' rank: below the request's where the matrix has not that many singular values above 5e-7 of the
     /// largest, or where less captures the energy asked for. A zero matrix has rank 0.
     pub rank: usize,
     /// The method used, never [`Method::Auto`].
@@ -177,8 +177,8 @@ impl Factors {
 /// The rank to keep of `squares`, the squared singular values found, descending: at most `most`, none that f32 cannot tell
 /// from zero, and where an energy is asked for the least that captures it.
 fn kept_rank(squares: &[f64], most: usize, energy: Option<f64>, norm2: f64) -> usize {
-    /// Relative to the largest singular value: the rounding of an f32 product.
-    const NOISE: f64 = 1e-7;
+    /// Relative to the largest singular value: the rounding of f32 products.
+    const NOISE: f64 = 5e-7;
     let floor = squares.first().map_or(0.0, |s| s * NOISE * NOISE);
     let real = squares.iter().take(most).take_while(|s| **s > floor).count();
     let Some(energy) = energy else { return real };
