@@ -26,9 +26,13 @@ const STRIP: usize = 128;
 pub(super) fn factorize(delta: &dyn Panels, norm2: f64, request: &Request) -> Result<Factors> {
     let (m, n) = (delta.rows(), delta.cols());
     let (short, long) = (m.min(n), m.max(n));
-    let gram = gram_matrix(delta)?;
-    let (squares, vectors) = eigen(gram.as_ref())?;
+    let mut gram = gram_matrix(delta)?;
+    // The solver's thresholds are absolute: bring the trace near 1, by a power of two, which costs nothing.
+    let unit = norm2.log2().round().clamp(-1000.0, 1000.0).exp2();
+    gram.as_mut().par_col_iter_mut().for_each(|column| column.iter_mut().for_each(|x| *x /= unit));
+    let (mut squares, vectors) = eigen(gram.as_ref())?;
     drop(gram);
+    squares.iter_mut().for_each(|s| *s *= unit);
     let k = kept_rank(&squares, request.rank, request.energy, norm2);
     let root = |j: usize| squares[j].powf(0.25);
     let leading = |power: i32| {
@@ -89,11 +93,7 @@ fn tall(delta: &dyn Panels) -> Result<Mat<f64>> {
         tasks.into_par_iter().with_max_len(1).try_for_each(|(part, mut out)| {
             delta.visit(part, &mut |p| {
                 for j in 0..n {
-                    out.rb_mut()
-                        .col_mut(j)
-                        .iter_mut()
-                        .zip(p.col(j).iter())
-                        .for_each(|(o, x)| *o = (*x).into());
+                    out.rb_mut().col_mut(j).iter_mut().zip(p.col(j).iter()).for_each(|(o, x)| *o = (*x).into());
                 }
                 Ok(())
             })

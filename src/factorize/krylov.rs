@@ -4,8 +4,8 @@
 //! stronger and faster approximate singular value decomposition*, 2015; Tropp and Webber, *Randomized algorithms for low-rank
 //! matrix approximation: design, analysis, and applications*, 2023). Each step visits the delta once and adds a block.
 
-use faer::Accum;
 use faer::prelude::*;
+use faer::Accum;
 
 use super::cost::Plan;
 use super::dense::{cross_gram, eigenvalues, multiply, narrow};
@@ -44,7 +44,12 @@ struct End {
 }
 
 /// Factors of `delta` `[m, n]` with squared norm `norm2`, which is neither zero nor infinite.
-pub(super) fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> Result<Factors> {
+pub(super) fn factorize(
+    delta: &dyn Panels,
+    norm2: f64,
+    module: &str,
+    request: &Request,
+) -> Result<Factors> {
     let (m, n) = (delta.rows(), delta.cols());
     let plan = Plan::of(m, n, request);
     let scale = (-0.5 * norm2.log2()).round().clamp(-120.0, 120.0).exp2();
@@ -53,15 +58,18 @@ pub(super) fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &
     let mut basis = Basis::start(m, n, &plan, &mut fresh)?;
     let mut history = History::default();
     let end = loop {
-        let spent = basis.step(delta, scale as f32, &plan, &mut fresh)?;
-        if 2 * spent > plan.block {
+        let was_closed = basis.closed;
+        basis.step(delta, scale as f32, &plan, &mut fresh)?;
+        // A restart from random directions begins a new history; a random block that is invariant itself does not: the
+        // matrix is a multiple of an isometry as far as it can be seen.
+        if basis.closed && !was_closed {
             history.clear();
         }
         if let Some(end) = basis.judge(total, &mut history, &plan, request)? {
             break end;
         }
     };
-    basis.finish(end, scale, request)
+    basis.finish(end, scale)
 }
 
 impl Basis {
@@ -86,13 +94,13 @@ impl Basis {
         self.w.ncols()
     }
 
-    /// Multiplies the newest block and adds the next one. Returns how many of its directions were replaced.
-    fn step(&mut self, delta: &dyn Panels, scale: f32, plan: &Plan, fresh: &mut Stream) -> Result<usize> {
-        let (m, n, old) = (self.w.nrows().max(delta.rows()), self.v.nrows(), self.size());
+    /// Multiplies the newest block and adds the next one.
+    fn step(&mut self, delta: &dyn Panels, scale: f32, plan: &Plan, fresh: &mut Stream) -> Result<()> {
+        let (m, n, old) = (delta.rows(), delta.cols(), self.size());
         let b = self.v.ncols() - old;
         self.w.resize_with(m, old + b, |_, _| 0.0);
         let newest = self.v.as_ref().subcols(old, b);
-        let mut z = sweep(delta, newest, self.w.as_mut().subcols_mut(old, b), scale)?;
+        let z = sweep(delta, newest, self.w.as_mut().subcols_mut(old, b), scale)?;
         self.passes += 1;
         self.extend_gram(old, b);
         let d = old + b;
@@ -100,16 +108,15 @@ impl Basis {
         let next = plan.block.min(n - d);
         if next == 0 {
             self.link = Mat::zeros(0, b);
-            return Ok(0);
+            return Ok(());
         }
         // Where fewer directions are left than a block has, any basis of them will do.
         let mut block = if next < b { fresh.gaussian(n, next) } else { z.clone() };
         let spent = orthonormalize(self.v.as_ref(), &mut block, fresh)?;
         self.link = cross_gram(block.as_ref(), z.as_ref());
-        z = block;
-        append(&mut self.v, z.as_ref());
+        append(&mut self.v, block.as_ref());
         self.closed = spent == next && next == b;
-        Ok(spent)
+        Ok(())
     }
 
     fn extend_gram(&mut self, old: usize, b: usize) {
@@ -142,25 +149,13 @@ impl Basis {
         if d < plan.rank {
             return Ok(None);
         }
-        history.push(&values);
-        let mut best = values;
         let left = Some(self.link.as_ref())
-            .filter(|_| flat_enough(&best))
+            .filter(|_| flat_enough(&values))
             .and_then(|link| Left::of(self.gram.as_ref(), link));
-        if let Some(left) = &left {
-            best = eigenvalues(left.square.as_ref())?;
-            history.push(&best);
-        }
+        let further = left.as_ref().map(|left| eigenvalues(left.square.as_ref())).transpose()?;
+        history.push(&values, further.as_deref());
+        let best = further.unwrap_or(values);
         let rank = kept_rank(&best, plan.rank, request.energy, total);
-        if std::env::var("TRACE_K").is_ok() {
-            let sr: f64 = best[..rank].iter().sum();
-            eprintln!(
-                "d {d} left {} captured {} est {:?}",
-                left.is_some(),
-                sr / total,
-                history.estimate(rank, total, outside)
-            );
-        }
         let estimate = history.estimate(rank, total, outside);
         let enough = |e: &Estimate| e.excess <= request.tolerance && e.share <= 10.0 * request.tolerance;
         let out_of_room = d + plan.block > plan.most;
@@ -174,7 +169,7 @@ impl Basis {
     }
 
     /// The factors, in the delta's own units.
-    fn finish(self, end: End, scale: f64, request: &Request) -> Result<Factors> {
+    fn finish(self, end: End, scale: f64) -> Result<Factors> {
         let (m, n, d, k) = (self.w.nrows(), self.v.nrows(), self.size(), end.rank);
         let Coefficients { squares, on_w, on_v, on_next } = match &end.left {
             Some(left) => left.coefficients(k)?,
@@ -191,7 +186,6 @@ impl Basis {
             multiply(right.as_mut(), Accum::Add, next, narrow(c.as_ref()).as_ref(), unit);
         }
         let singular_values: Vec<f64> = squares.iter().map(|s| s.max(0.0).sqrt() / scale).collect();
-        let _ = request;
         Ok(Factors {
             left,
             // Column-major [n, k] is row-major [k, n].

@@ -35,9 +35,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-pub use cost::{choose, flops, trial_product, workspace};
+pub use cost::{choose, flops, workspace};
 pub use held::Held;
-pub use measure::{Residual, residual, stored_error};
+pub use measure::{residual, stored_error};
 pub use shape::panel_rows;
 
 /// The parts of the methods that `benches/factorize.rs` times one by one. No part of the library's promise.
@@ -68,8 +68,7 @@ pub trait Panels: Sync {
 }
 
 /// How a matrix is factorized.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
     /// The cheaper of the two, by [`choose`].
     Auto,
@@ -77,17 +76,6 @@ pub enum Method {
     Krylov,
     /// Gram matrix of the shorter side and a dense eigensolver.
     Gram,
-}
-
-impl Method {
-    /// Its name on the command line and in manifests.
-    pub fn name(self) -> &'static str {
-        match self {
-            Method::Auto => "auto",
-            Method::Krylov => "krylov",
-            Method::Gram => "gram",
-        }
-    }
 }
 
 /// What is asked of a factorization.
@@ -112,7 +100,7 @@ pub struct Factors {
     pub left: Vec<f32>,
     /// `A`, `[rank, n]` row-major.
     pub right: Vec<f32>,
-    /// The factors' rank: below the request's where the matrix has not that many singular values above 1e-7 of the
+    /// The factors' rank: below the request's where the matrix has not that many singular values above 5e-7 of the
     /// largest, or where less captures the energy asked for. A zero matrix has rank 0.
     pub rank: usize,
     /// The method used, never [`Method::Auto`].
@@ -190,8 +178,8 @@ impl Factors {
 /// The rank to keep of `squares`, the squared singular values found, descending: at most `most`, none that f32 cannot tell
 /// from zero, and where an energy is asked for the least that captures it.
 fn kept_rank(squares: &[f64], most: usize, energy: Option<f64>, norm2: f64) -> usize {
-    /// Relative to the largest singular value: the rounding of an f32 product.
-    const NOISE: f64 = 1e-7;
+    /// Relative to the largest singular value: the rounding of f32 products.
+    const NOISE: f64 = 5e-7;
     let floor = squares.first().map_or(0.0, |s| s * NOISE * NOISE);
     let real = squares.iter().take(most).take_while(|s| **s > floor).count();
     let Some(energy) = energy else { return real };
