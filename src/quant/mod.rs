@@ -1,9 +1,26 @@
 //! Quantized formats: one file a family, all behind [`Dequantize`]. Nothing here touches a file: bytes in, numbers out.
+//!
+//! Whether a tensor is quantized is what its dtype and companions say; how is what the config says. [`Scheme`] holds the
+//! config's half and turns the leading tensor of a weight into its decoder. A further format is a file with a
+//! [`Format`] in it and a line in the registry of `scheme.rs`.
+
+mod block_fp8;
+mod dense;
+mod e4m3;
+mod round;
+mod scheme;
 
 use std::fmt::Debug;
 use std::ops::Range;
+use std::sync::Arc;
 
 use safetensors::Dtype;
+
+pub use block_fp8::BlockFp8;
+pub use dense::Dense;
+pub use e4m3::E4M3;
+pub use round::round_to_bf16;
+pub use scheme::{Declared, Scheme};
 
 use crate::Result;
 
@@ -18,7 +35,47 @@ pub struct Stored {
     pub shape: Vec<usize>,
 }
 
+impl Stored {
+    /// Dtype and shape as messages give them: `F8_E4M3 [192, 320]`.
+    pub fn describe(&self) -> String {
+        format!("{} {:?}", self.dtype, self.shape)
+    }
+}
+
+/// The tensors of a checkpoint by name: where a format looks up the companions of a weight, whichever file they lie in.
+pub trait Tensors {
+    /// The tensor of that name.
+    fn stored(&self, name: &str) -> Option<&Stored>;
+}
+
+/// A logical weight that a format found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The module's name: the weight's without its last part (`model.layers.0.mlp.up_proj`).
+    pub module: String,
+    /// Its decoder.
+    pub weight: Arc<dyn Dequantize>,
+    /// Whether the stored values are codes that a scale turns into numbers.
+    pub quantized: bool,
+}
+
+/// A family of quantized formats, made from what the config declares.
+pub trait Format: Debug + Send + Sync {
+    /// What it is and with which parameters, for messages and tables: `block FP8 (128 x 128)`.
+    fn label(&self) -> String;
+
+    /// The weights that `lead` is the first stored tensor of: mostly one; none where `lead` is not of this format, as a
+    /// dense weight, a norm or a scale.
+    ///
+    /// # Errors
+    /// A companion is missing or its shape or dtype is not what the config and `lead` ask for.
+    fn weights(&self, lead: &Stored, tensors: &dyn Tensors) -> Result<Vec<Found>>;
+}
+
 /// One logical weight `[out, in]`, decoded in panels of consecutive rows from the bytes of its stored tensors.
+///
+/// Decoding is total: a code or scale that stands for NaN or infinity gives NaN or infinity, which the caller reports,
+/// since it knows whether that is to be an error or a zero.
 pub trait Dequantize: Debug + Send + Sync {
     /// `[out, in]`.
     fn shape(&self) -> [usize; 2];
@@ -30,10 +87,13 @@ pub trait Dequantize: Debug + Send + Sync {
     fn spans(&self, rows: Range<usize>) -> Vec<Range<usize>>;
 
     /// Decodes `rows` into `out` (row-major, `rows.len() * in` values). `parts` holds the bytes that
-    /// [`spans`](Self::spans) named for these very rows, in the same order.
+    /// [`spans`](Self::spans) named for these very rows, in the same order; they need not be aligned.
     ///
     /// # Errors
-    /// What cannot be decoded, as a scale that is NaN by its code, named by tensor.
+    /// What cannot be decoded, named by tensor.
+    ///
+    /// # Panics
+    /// If `parts` or `out` are not of the lengths that `rows` asks for.
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()>;
 
     /// Whether f32 cannot hold the values exactly as stored, so that differences are to be taken in f64.

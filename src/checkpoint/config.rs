@@ -1,0 +1,80 @@
+//! The model's config: the little of it that extraction needs.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::read_json;
+use crate::Result;
+use crate::quant::Declared;
+
+/// A `config.json`, or nothing where a file lies without one.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    raw: Option<Value>,
+    quantization: Option<Declared>,
+}
+
+impl Config {
+    /// Reads the configs of a folder: `config.json`, and the file beside it that declares a quantization where it does not.
+    ///
+    /// # Errors
+    /// One of them is not JSON or cannot be read.
+    pub fn load(folder: &Path) -> Result<Config> {
+        let raw = read_json(&folder.join("config.json"))?;
+        let mut quantization = raw.as_ref().and_then(declared);
+        for origin in ["hf_quant_config.json", "quantize_config.json"] {
+            if quantization.is_none() {
+                let raw = read_json(&folder.join(origin))?;
+                quantization = raw.map(|raw| Declared { origin: origin.to_owned(), raw });
+            }
+        }
+        Ok(Config { raw, quantization })
+    }
+
+    /// The JSON as it is.
+    pub fn raw(&self) -> Option<&Value> {
+        self.raw.as_ref()
+    }
+
+    /// `model_type`.
+    pub fn model_type(&self) -> Option<&str> {
+        self.raw.as_ref()?.get("model_type")?.as_str()
+    }
+
+    /// `model_type` of the language model in a model that also sees or hears (`text_config`).
+    pub fn text_model_type(&self) -> Option<&str> {
+        self.raw.as_ref()?.pointer("/text_config/model_type")?.as_str()
+    }
+
+    /// Whether the output head is the input embedding. Where a config is silent it is, as in transformers' own default: this is
+    /// asked only when no head is stored. Without a config it is not.
+    pub fn tie_word_embeddings(&self) -> bool {
+        self.raw.is_some() && self.field("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(true)
+    }
+
+    /// `vocab_size`.
+    pub fn vocab_size(&self) -> Option<u64> {
+        self.field("vocab_size")?.as_u64()
+    }
+
+    /// What declares the quantization.
+    pub fn quantization(&self) -> Option<&Declared> {
+        self.quantization.as_ref()
+    }
+
+    /// A field at the top, else in `text_config`.
+    fn field(&self, key: &str) -> Option<&Value> {
+        let raw = self.raw.as_ref()?;
+        raw.get(key).filter(|value| !value.is_null()).or_else(|| raw.get("text_config")?.get(key))
+    }
+}
+
+/// What `config.json` says of the quantization. `compression_config` is compressed-tensors' older name for it.
+fn declared(config: &Value) -> Option<Declared> {
+    let nested = config.get("text_config");
+    let places = [config.get("quantization_config"), config.get("compression_config")];
+    let nested = nested.and_then(|text| text.get("quantization_config"));
+    let raw = places.into_iter().chain([nested]).flatten().find(|raw| !raw.is_null())?;
+    Some(Declared { origin: "config.json".to_owned(), raw: raw.clone() })
+}

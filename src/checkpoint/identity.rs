@@ -1,0 +1,115 @@
+//! What a checkpoint was when it was opened, so that a resumed run can tell what has changed.
+
+use std::fmt;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::header::Header;
+use super::window::DataFile;
+use crate::{Error, Result};
+
+/// The files that decide how the others are read.
+const CONFIGS: [&str; 4] =
+    ["config.json", "hf_quant_config.json", "quantize_config.json", "model.safetensors.index.json"];
+
+/// One file: enough to tell that it is another one, without reading its data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileIdentity {
+    /// Its name, relative to the checkpoint's folder.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The blake3, in hex, of its header; of a JSON file, of all of it.
+    pub header: String,
+    /// When it was last written, in nanoseconds since 1970, where the system says.
+    pub modified: Option<u64>,
+}
+
+/// All files of a checkpoint, by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Identity {
+    /// The files.
+    pub files: Vec<FileIdentity>,
+}
+
+/// How a file differs from what it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It is new.
+    Added(String),
+    /// It is gone.
+    Removed(String),
+    /// Its size is another.
+    Resized(String, u64, u64),
+    /// Its header, or a config's content, is another.
+    Header(String),
+    /// Only its time is another: a copy, or the same shape with other numbers in it. The tensors' digests would tell.
+    Touched(String),
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Change::Added(name) => write!(f, "{name} was not there before"),
+            Change::Removed(name) => write!(f, "{name} is gone"),
+            Change::Resized(name, old, new) => write!(f, "{name} had {old} bytes and now has {new}"),
+            Change::Header(name) if name.ends_with(".json") => write!(f, "{name} has other content"),
+            Change::Header(name) => write!(f, "{name} has another header"),
+            Change::Touched(name) => write!(f, "{name} was written again"),
+        }
+    }
+}
+
+impl Identity {
+    /// What changed from `self` to `now`, by name; at most one change a file, the gravest.
+    pub fn changes(&self, now: &Identity) -> Vec<Change> {
+        let find = |files: &[FileIdentity], name: &str| files.iter().find(|file| file.name == name).cloned();
+        let mut changes = Vec::new();
+        for old in &self.files {
+            let name = old.name.clone();
+            match find(&now.files, &name) {
+                None => changes.push(Change::Removed(name)),
+                Some(new) if new.size != old.size => changes.push(Change::Resized(name, old.size, new.size)),
+                Some(new) if new.header != old.header => changes.push(Change::Header(name)),
+                Some(new) if new.modified != old.modified => changes.push(Change::Touched(name)),
+                Some(_) => {}
+            }
+        }
+        let added = now.files.iter().filter(|new| find(&self.files, &new.name).is_none());
+        changes.extend(added.map(|new| Change::Added(new.name.clone())));
+        changes
+    }
+}
+
+/// The identity of a checkpoint's files and of the configs in its folder.
+pub(super) fn of(folder: &Path, files: &[DataFile], headers: &[Header]) -> Result<Identity> {
+    let mut identities = Vec::new();
+    for name in CONFIGS {
+        let path = folder.join(name);
+        match std::fs::read(&path) {
+            Ok(bytes) => identities.push(FileIdentity {
+                name: name.to_owned(),
+                size: bytes.len() as u64,
+                header: blake3::hash(&bytes).to_hex().to_string(),
+                modified: nanoseconds(path.metadata().and_then(|data| data.modified()).ok()),
+            }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::unexpected("cannot read").path(path).because(e)),
+        }
+    }
+    identities.extend(files.iter().zip(headers).map(|(file, header)| FileIdentity {
+        name: file.name().to_owned(),
+        size: file.size(),
+        header: header.digest.to_hex().to_string(),
+        modified: nanoseconds(file.modified()),
+    }));
+    identities.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Identity { files: identities })
+}
+
+fn nanoseconds(time: Option<SystemTime>) -> Option<u64> {
+    u64::try_from(time?.duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok()
+}

@@ -1,0 +1,140 @@
+//! Which files a checkpoint consists of, and which tensor lies in which.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::Value;
+
+use super::header::Header;
+use super::locate::{Source, foreign};
+use super::window::DataFile;
+use super::{Catalogue, FileId, Tensor, read_json};
+use crate::{Error, Result};
+
+const INDEX: &str = "model.safetensors.index.json";
+const ADAPTER: &str = "adapter_model.safetensors";
+
+/// The files of a checkpoint.
+#[derive(Debug, Default)]
+pub(super) struct Layout {
+    /// Name and path of each, by name.
+    pub(super) files: Vec<(String, PathBuf)>,
+    /// The index and its `weight_map`, tensor to file, where there is one.
+    index: Option<(PathBuf, BTreeMap<String, String>)>,
+}
+
+/// Lists the files, by the index where there is one.
+pub(super) fn layout(source: &Source) -> Result<Layout> {
+    match source {
+        Source::File(path) => {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            Ok(Layout { files: vec![(name, path.clone())], index: None })
+        }
+        Source::Folder(folder) => {
+            let path = folder.join(INDEX);
+            match read_json(&path)? {
+                Some(json) => indexed(folder, path, &json),
+                None => listed(folder),
+            }
+        }
+    }
+}
+
+fn indexed(folder: &Path, path: PathBuf, json: &Value) -> Result<Layout> {
+    let bad = |what: &str| Error::input(what).path(&path).hint("download or export the index again");
+    let map = json
+        .get("weight_map")
+        .and_then(Value::as_object)
+        .ok_or_else(|| bad("the index has no weight_map"))?;
+    let mut weights = BTreeMap::new();
+    let mut files = BTreeMap::new();
+    for (tensor, file) in map {
+        let file =
+            file.as_str().ok_or_else(|| bad("the index's entry is not a file's name").tensor(tensor))?;
+        if !is_inside(file) {
+            let what = format!("the index points outside its folder, to '{file}'");
+            return Err(Error::input(what)
+                .path(&path)
+                .tensor(tensor)
+                .hint("do not use this checkpoint: ask who made it"));
+        }
+        files.entry(file.to_owned()).or_insert_with(|| folder.join(file));
+        weights.insert(tensor.clone(), file.to_owned());
+    }
+    for (file, at) in &files {
+        // Also a symlink into the cache whose blob is gone.
+        if !at.exists() {
+            let tensors = weights.values().filter(|f| *f == file).count();
+            return Err(Error::input(format!("the index puts {tensors} tensors in a file that is missing"))
+                .path(at)
+                .hint("the download is incomplete: fetch the checkpoint again"));
+        }
+    }
+    Ok(Layout { files: files.into_iter().collect(), index: Some((path, weights)) })
+}
+
+/// Whether a name stays inside its folder: no root, no `..`.
+fn is_inside(name: &str) -> bool {
+    !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// Without an index, all `.safetensors` of a folder are the checkpoint.
+fn listed(folder: &Path) -> Result<Layout> {
+    let failed = |e| Error::unexpected("cannot list").path(folder).because(e);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    let ends = |end: &str| names.iter().find(|name| name.ends_with(end));
+    let files: Vec<_> = names
+        .iter()
+        .filter(|name| name.ends_with(".safetensors") && *name != ADAPTER)
+        .map(|name| (name.clone(), folder.join(name)))
+        .collect();
+    if !files.is_empty() {
+        return Ok(Layout { files, index: None });
+    }
+    if names.iter().any(|name| name == ADAPTER) {
+        return Err(Error::input("this is an adapter, not a checkpoint")
+            .path(folder)
+            .hint("give a model that has it merged"));
+    }
+    for end in ["gguf", "bin", "pt", "pth"] {
+        if ends(&format!(".{end}")).is_some() {
+            return Err(foreign(folder, end));
+        }
+    }
+    Err(Error::input("the folder holds no .safetensors").path(folder).hint("give the folder of a model"))
+}
+
+/// Gathers the tensors of all files under their names. The index decides where it names a tensor; what only the files name is
+/// taken as well, as loaders do.
+pub(super) fn resolve(layout: &Layout, files: &[DataFile], headers: Vec<Header>) -> Result<Catalogue> {
+    let mut catalogue = BTreeMap::<String, Tensor>::new();
+    let weights = layout.index.as_ref().map(|(_, weights)| weights);
+    for (id, header) in headers.into_iter().enumerate() {
+        for (stored, bytes) in header.tensors {
+            let owner = weights.and_then(|weights| weights.get(&stored.name));
+            if owner.is_some_and(|owner| owner != files[id].name()) {
+                continue;
+            }
+            let tensor = Tensor { stored, file: FileId(id), bytes };
+            if let Some(first) = catalogue.insert(tensor.stored.name.clone(), tensor) {
+                let what = format!("two files hold it, this one and '{}'", files[first.file.0].name());
+                return Err(Error::input(what).path(files[id].path()).tensor(first.name()).hint(
+                    "the folder mixes two exports: keep one, or add the index that says which is meant",
+                ));
+            }
+        }
+    }
+    if let Some((index, weights)) = &layout.index
+        && let Some((name, file)) = weights.iter().find(|(name, _)| !catalogue.contains_key(*name))
+    {
+        return Err(Error::input(format!("the index puts it in '{file}', which does not hold it"))
+            .path(index)
+            .tensor(name)
+            .hint("index and files are of different exports: fetch the checkpoint again"));
+    }
+    Ok(Catalogue(catalogue))
+}

@@ -1,0 +1,178 @@
+//! From what the user wrote to the folder or file that is meant.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// A checkpoint's place.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// A folder of files.
+    Folder(PathBuf),
+    /// One file.
+    File(PathBuf),
+}
+
+impl Source {
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Source::Folder(path) | Source::File(path) => path,
+        }
+    }
+
+    /// Where the config lies.
+    pub(super) fn folder(&self) -> &Path {
+        match self {
+            Source::Folder(path) => path,
+            Source::File(path) => path.parent().unwrap_or(Path::new("")),
+        }
+    }
+}
+
+/// Finds the folder or file that `spec` means: a path that exists, else a repository in the Hugging Face cache. `variable` looks up
+/// an environment variable.
+pub(super) fn resolve(spec: &str, variable: impl Fn(&str) -> Option<OsString>) -> Result<Source> {
+    let path = Path::new(spec);
+    if path.is_dir() {
+        return Ok(Source::Folder(path.to_owned()));
+    }
+    if path.exists() {
+        return single(path);
+    }
+    if is_repository(spec) {
+        return cached(spec, variable).map(Source::Folder);
+    }
+    Err(Error::input("no such file or folder")
+        .path(path)
+        .hint("give a folder, a .safetensors file, or a name as Qwen/Qwen3-32B"))
+}
+
+fn single(path: &Path) -> Result<Source> {
+    match path.extension().and_then(|end| end.to_str()) {
+        Some("safetensors") => Ok(Source::File(path.to_owned())),
+        Some("json") => {
+            Err(Error::input("this is not a checkpoint").path(path).hint("give the folder that it lies in"))
+        }
+        Some(end) => Err(foreign(path, end)),
+        None => Err(Error::input("this is not a .safetensors file")
+            .path(path)
+            .hint("give a folder or a .safetensors file")),
+    }
+}
+
+/// The error for weights in a container that is not read.
+pub(super) fn foreign(path: &Path, extension: &str) -> Error {
+    let (kind, cure) = match extension {
+        "gguf" => ("GGUF", "give the model's original safetensors"),
+        "bin" | "pt" | "pth" => {
+            ("PyTorch's pickle format", "convert them with `save_pretrained`, which writes safetensors")
+        }
+        _ => ("a format that is not read", "convert them to safetensors"),
+    };
+    Error::input(format!("the weights are in {kind} (.{extension}), not in safetensors"))
+        .path(path)
+        .hint(cure)
+}
+
+/// Whether `spec` can be a repository's name, `model` or `owner/model`, and is not just a path with a slip in it.
+fn is_repository(spec: &str) -> bool {
+    let part = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with(['.', '-'])
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    };
+    let parts: Vec<&str> = spec.split('/').collect();
+    parts.len() <= 2 && parts.iter().all(|p| part(p)) && !spec.ends_with(".safetensors")
+}
+
+/// The snapshot that `refs/main` of a cached repository names.
+fn cached(name: &str, variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
+    let missing = |what: &str, path: &Path| {
+        Error::input(format!("'{name}' is no file or folder here, and {what}"))
+            .path(path)
+            .hint(format!("download it: hf download {name}"))
+    };
+    let Some(hub) = hub(variable) else {
+        return Err(missing(
+            "no Hugging Face cache is known (HF_HUB_CACHE, HF_HOME and HOME are unset)",
+            Path::new(name),
+        ));
+    };
+    let repository = hub.join(format!("models--{}", name.replace('/', "--")));
+    let Ok(revision) = std::fs::read_to_string(repository.join("refs/main")) else {
+        return Err(missing("the Hugging Face cache does not hold it", &hub));
+    };
+    let revision = revision.trim();
+    let snapshot = repository.join("snapshots").join(revision);
+    // A reference is a commit's hash: nothing else may choose the folder.
+    if revision.is_empty() || !revision.chars().all(|c| c.is_ascii_alphanumeric()) || !snapshot.is_dir() {
+        return Err(missing("its snapshot is not in the Hugging Face cache", &repository));
+    }
+    Ok(snapshot)
+}
+
+/// The cache's folder, by the rules of `huggingface_hub` (`constants.py`).
+fn hub(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let folder = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    folder("HF_HUB_CACHE")
+        .or_else(|| folder("HUGGINGFACE_HUB_CACHE"))
+        .or_else(|| folder("HF_HOME").map(|home| home.join("hub")))
+        .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("huggingface/hub")))
+        .or_else(|| folder("HOME").map(|home| home.join(".cache/huggingface/hub")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn unset(_: &str) -> Option<OsString> {
+        None
+    }
+
+    #[test]
+    fn finds_a_snapshot_by_each_variable() {
+        let home = tempfile::tempdir().unwrap();
+        let hub = home.path().join(".cache/huggingface/hub");
+        let repository = hub.join("models--Qwen--Qwen3-32B");
+        let snapshot = repository.join("snapshots/9216db5781bf21249d130ec9da846c4624c16137");
+        fs::create_dir_all(&snapshot).unwrap();
+        fs::create_dir_all(repository.join("refs")).unwrap();
+        fs::write(repository.join("refs/main"), "9216db5781bf21249d130ec9da846c4624c16137").unwrap();
+        for (name, value) in [
+            ("HOME", home.path().to_owned()),
+            ("XDG_CACHE_HOME", home.path().join(".cache")),
+            ("HF_HOME", home.path().join(".cache/huggingface")),
+            ("HF_HUB_CACHE", hub.clone()),
+        ] {
+            let found =
+                resolve("Qwen/Qwen3-32B", |asked| (asked == name).then(|| value.clone().into_os_string()));
+            assert_eq!(found.unwrap(), Source::Folder(snapshot.clone()), "{name}");
+        }
+        fs::write(repository.join("refs/main"), "../../..").unwrap();
+        let refused = resolve("Qwen/Qwen3-32B", |asked| {
+            (asked == "HF_HUB_CACHE").then(|| hub.clone().into_os_string())
+        });
+        assert!(refused.unwrap_err().to_string().contains("its snapshot is not in the Hugging Face cache"));
+    }
+
+    #[test]
+    fn the_cure_for_an_absent_repository_is_its_download() {
+        let error =
+            resolve("Qwen/Qwen3-32B", |asked| (asked == "HF_HOME").then(|| "/nowhere".into())).unwrap_err();
+        insta::assert_snapshot!(error, @"");
+        assert_eq!(error.cure(), Some("download it: hf download Qwen/Qwen3-32B"));
+    }
+
+    #[test]
+    fn a_mistyped_path_is_not_taken_for_a_repository() {
+        for spec in ["./no/such", "no/such/folder", "/no/such", "../base", "no.safetensors", ""] {
+            assert!(
+                resolve(spec, unset).unwrap_err().to_string().starts_with("no such file or folder"),
+                "{spec}"
+            );
+        }
+    }
+}

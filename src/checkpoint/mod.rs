@@ -1,0 +1,231 @@
+//! What is on disk: files of safetensors, an index, a config, read as a catalogue of modules.
+//!
+//! [`Checkpoint::open`] reads headers only. They are checked in full then and there, so that what follows can trust every
+//! offset; the tensors' bytes are mapped window by window, and released with the window. This is the one room that maps files,
+//! and `window.rs` the one file in it.
+
+mod config;
+mod header;
+mod identity;
+mod index;
+mod locate;
+mod module;
+mod window;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+pub use config::Config;
+pub use identity::{Change, FileIdentity, Identity};
+pub use module::{Module, PackedRows};
+pub use window::Window;
+
+use self::window::DataFile;
+use crate::quant::{Scheme, Stored, Tensors};
+use crate::{Error, Result};
+
+/// How much of a tensor is mapped at once while it is hashed.
+const HASH_WINDOW: u64 = 4 << 20;
+
+/// Which of a checkpoint's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId(usize);
+
+/// One stored tensor and where its bytes lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    /// Name, dtype, shape.
+    pub stored: Stored,
+    /// The file that holds it.
+    pub file: FileId,
+    /// Its bytes, from the start of that file.
+    pub bytes: Range<u64>,
+}
+
+impl Tensor {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.stored.name
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.bytes.end - self.bytes.start
+    }
+}
+
+/// An open checkpoint. Everything is behind `&self` and safe to use from several threads.
+#[derive(Debug)]
+pub struct Checkpoint {
+    root: PathBuf,
+    config: Config,
+    scheme: Scheme,
+    files: Vec<DataFile>,
+    tensors: Catalogue,
+    modules: BTreeMap<String, Module>,
+    identity: Identity,
+}
+
+/// The tensors by name, across files.
+#[derive(Debug, Default)]
+struct Catalogue(BTreeMap<String, Tensor>);
+
+impl Tensors for Catalogue {
+    fn stored(&self, name: &str) -> Option<&Stored> {
+        self.0.get(name).map(|tensor| &tensor.stored)
+    }
+}
+
+impl Checkpoint {
+    /// Opens a folder, one `.safetensors` file, or a name such as `Qwen/Qwen3-32B` that is in the Hugging Face cache.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the checkpoint's files or headers, or a quantization that is not supported. All of it is bad input,
+    /// but for a file that the system refuses to open.
+    pub fn open(spec: &str) -> Result<Checkpoint> {
+        let source = locate::resolve(spec, |name| std::env::var_os(name))?;
+        let config = Config::load(source.folder())?;
+        let scheme = Scheme::from_config(config.quantization()).map_err(|e| e.path(source.path()))?;
+        let layout = index::layout(&source)?;
+        let mut files = Vec::new();
+        let mut headers = Vec::new();
+        for (name, path) in &layout.files {
+            let file = DataFile::open(name, path)?;
+            headers.push(header::read(&file)?);
+            files.push(file);
+        }
+        let identity = identity::of(source.folder(), &files, &headers)?;
+        let tensors = index::resolve(&layout, &files, headers)?;
+        let modules = module::catalogue(&scheme, &tensors, &files)?;
+        Ok(Checkpoint { root: source.path().to_owned(), config, scheme, files, tensors, modules, identity })
+    }
+
+    /// The folder or file that was opened, found in the cache where it was given by name.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The model's config, empty where there is none.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// How its weights are stored.
+    pub fn scheme(&self) -> &Scheme {
+        &self.scheme
+    }
+
+    /// The files' names, sizes, headers and times.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Every 2-D weight, by name.
+    pub fn modules(&self) -> impl ExactSizeIterator<Item = &Module> {
+        self.modules.values()
+    }
+
+    /// The module of that name (without `.weight`). An output head that is not stored is the input embedding where the config ties
+    /// the two; the module that is returned then bears the embedding's name.
+    pub fn module(&self, name: &str) -> Option<&Module> {
+        let tied = || self.is_tied_head(name).then(|| self.input_embedding()).flatten();
+        self.modules.get(name).or_else(tied)
+    }
+
+    fn is_tied_head(&self, name: &str) -> bool {
+        name.rsplit('.').next() == Some("lm_head") && self.config.tie_word_embeddings()
+    }
+
+    /// The input embedding. Of several, as in a model that sees and reads, it is the shallowest named.
+    pub fn input_embedding(&self) -> Option<&Module> {
+        const NAMES: [&str; 4] = ["embed_tokens", "wte", "word_embeddings", "tok_embeddings"];
+        let named =
+            |module: &&Module| module.name().rsplit('.').next().is_some_and(|last| NAMES.contains(&last));
+        self.modules.values().filter(named).min_by_key(|module| module.name().split('.').count())
+    }
+
+    /// The tensor of that name.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.0.get(name)
+    }
+
+    /// Every tensor, by name.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = &Tensor> {
+        self.tensors.0.values()
+    }
+
+    /// The tensors that no module is made of, by name: norms, biases, 3-D weights, scales without a weight.
+    pub fn others(&self) -> impl Iterator<Item = &Tensor> {
+        let used: std::collections::HashSet<&str> =
+            self.modules.values().flat_map(|module| module.tensors()).map(Tensor::name).collect();
+        self.tensors.0.values().filter(move |tensor| !used.contains(tensor.name()))
+    }
+
+    /// The path of a file.
+    pub fn path(&self, file: FileId) -> &Path {
+        self.files[file.0].path()
+    }
+
+    /// The name of a file, relative to the folder.
+    pub fn file_name(&self, file: FileId) -> &str {
+        self.files[file.0].name()
+    }
+
+    /// Maps a range of a tensor's bytes (from the tensor's start).
+    ///
+    /// # Errors
+    /// The file has another size than when it was opened, or cannot be read.
+    ///
+    /// # Panics
+    /// If the range is not within the tensor.
+    pub fn read(&self, tensor: &Tensor, range: Range<u64>) -> Result<Window> {
+        self.files[tensor.file.0].window(within(tensor, range)).map_err(|e| e.tensor(tensor.name()))
+    }
+
+    /// Asks the system to read a range of a tensor ahead. Best effort: what it cannot do is not an error.
+    ///
+    /// # Panics
+    /// If the range is not within the tensor.
+    pub fn prefetch(&self, tensor: &Tensor, range: Range<u64>) {
+        self.files[tensor.file.0].prefetch(within(tensor, range));
+    }
+
+    /// The blake3 of a tensor's bytes, read in windows of a few MiB.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn hash(&self, tensor: &Tensor) -> Result<blake3::Hash> {
+        let mut hasher = blake3::Hasher::new();
+        for start in (0..tensor.size()).step_by(HASH_WINDOW as usize) {
+            hasher.update(&self.read(tensor, start..(start + HASH_WINDOW).min(tensor.size()))?);
+        }
+        Ok(hasher.finalize())
+    }
+}
+
+/// A range of a tensor as a range of its file.
+fn within(tensor: &Tensor, range: Range<u64>) -> Range<u64> {
+    assert!(
+        range.start <= range.end && range.end <= tensor.size(),
+        "bytes {range:?} of '{}', which has {}",
+        tensor.name(),
+        tensor.size()
+    );
+    tensor.bytes.start + range.start..tensor.bytes.start + range.end
+}
+
+/// Reads a small JSON file, `None` where it does not exist.
+fn read_json(path: &Path) -> Result<Option<serde_json::Value>> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::unexpected("cannot read").path(path).because(e)),
+    };
+    if header::is_lfs_pointer(&bytes) {
+        return Err(header::lfs_pointer().path(path));
+    }
+    let broken =
+        |e| Error::input("this is not JSON").path(path).because(e).hint("download or export this file again");
+    serde_json::from_slice(&bytes).map(Some).map_err(broken)
+}

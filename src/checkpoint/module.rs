@@ -1,0 +1,176 @@
+//! Modules: logical weights `[out, in]`, read and decoded in panels of rows.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::window::DataFile;
+use super::{Catalogue, Checkpoint, Tensor, Window};
+use crate::quant::{Dequantize, Found, Scheme};
+use crate::{Error, Result};
+
+/// One logical weight of a checkpoint.
+#[derive(Clone, Debug)]
+pub struct Module {
+    name: String,
+    weight: Arc<dyn Dequantize>,
+    tensors: Vec<Tensor>,
+    quantized: bool,
+}
+
+impl Module {
+    /// Its name, without `.weight`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `[out, in]`.
+    pub fn shape(&self) -> [usize; 2] {
+        self.weight.shape()
+    }
+
+    /// Its decoder.
+    pub fn weight(&self) -> &Arc<dyn Dequantize> {
+        &self.weight
+    }
+
+    /// The stored tensors it is made of, the weight itself first, in the order of its decoder's `tensors`.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    /// Whether it is stored as codes under scales.
+    pub fn is_quantized(&self) -> bool {
+        self.quantized
+    }
+
+    /// Its stored size in bytes, companions included.
+    pub fn size(&self) -> u64 {
+        self.tensors.iter().map(Tensor::size).sum()
+    }
+
+    /// How many stored bytes `rows` needs: what a [`read`](Self::read) of them keeps resident.
+    pub fn packed_size(&self, rows: Range<usize>) -> usize {
+        self.weight.spans(rows).iter().map(ExactSizeIterator::len).sum()
+    }
+
+    /// Maps the stored bytes of `rows`, to be decoded here or on another thread.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    ///
+    /// # Panics
+    /// If the rows are not the module's, or the module not this checkpoint's.
+    pub fn read(&self, checkpoint: &Checkpoint, rows: Range<usize>) -> Result<PackedRows> {
+        assert!(rows.start <= rows.end && rows.end <= self.shape()[0], "rows {rows:?} of '{}'", self.name);
+        let spans = self.weight.spans(rows.clone());
+        let parts = self.tensors.iter().zip(spans);
+        let windows = parts.map(|(tensor, span)| checkpoint.read(tensor, span.start as u64..span.end as u64));
+        Ok(PackedRows { rows, weight: Arc::clone(&self.weight), windows: windows.collect::<Result<_>>()? })
+    }
+
+    /// Asks the system to read the stored bytes of `rows` ahead.
+    ///
+    /// # Panics
+    /// As [`read`](Self::read).
+    pub fn prefetch(&self, checkpoint: &Checkpoint, rows: Range<usize>) {
+        for (tensor, span) in self.tensors.iter().zip(self.weight.spans(rows)) {
+            checkpoint.prefetch(tensor, span.start as u64..span.end as u64);
+        }
+    }
+
+    /// Reads and decodes `rows` into `out`, row-major, `rows.len() * in` values.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`] and [`Dequantize::dequantize`].
+    ///
+    /// # Panics
+    /// As [`read`](Self::read), or if `out` is of another length.
+    pub fn panel(&self, checkpoint: &Checkpoint, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        self.read(checkpoint, rows)?.decode(out).map_err(|e| e.path(checkpoint.path(self.tensors[0].file)))
+    }
+
+    /// The same in f64.
+    ///
+    /// # Errors
+    /// As [`panel`](Self::panel).
+    ///
+    /// # Panics
+    /// As [`panel`](Self::panel).
+    pub fn panel_f64(&self, checkpoint: &Checkpoint, rows: Range<usize>, out: &mut [f64]) -> Result<()> {
+        self.read(checkpoint, rows)?
+            .decode_f64(out)
+            .map_err(|e| e.path(checkpoint.path(self.tensors[0].file)))
+    }
+}
+
+/// Rows of a module as they are stored: mapped, not yet decoded.
+#[derive(Debug)]
+pub struct PackedRows {
+    rows: Range<usize>,
+    weight: Arc<dyn Dequantize>,
+    windows: Vec<Window>,
+}
+
+impl PackedRows {
+    /// Which rows.
+    pub fn rows(&self) -> Range<usize> {
+        self.rows.clone()
+    }
+
+    /// The mapped bytes of each stored tensor.
+    pub fn windows(&self) -> &[Window] {
+        &self.windows
+    }
+
+    /// Decodes into `out`, row-major, `rows.len() * in` values.
+    ///
+    /// # Errors
+    /// As [`Dequantize::dequantize`].
+    ///
+    /// # Panics
+    /// If `out` is of another length.
+    pub fn decode(&self, out: &mut [f32]) -> Result<()> {
+        self.weight.dequantize(self.rows(), &self.parts(), out)
+    }
+
+    /// The same in f64.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    ///
+    /// # Panics
+    /// As [`decode`](Self::decode).
+    pub fn decode_f64(&self, out: &mut [f64]) -> Result<()> {
+        self.weight.dequantize_f64(self.rows(), &self.parts(), out)
+    }
+
+    fn parts(&self) -> Vec<&[u8]> {
+        self.windows.iter().map(|window| &**window).collect()
+    }
+}
+
+/// Finds the modules among a checkpoint's tensors.
+pub(super) fn catalogue(
+    scheme: &Scheme,
+    tensors: &Catalogue,
+    files: &[DataFile],
+) -> Result<BTreeMap<String, Module>> {
+    let mut modules = BTreeMap::new();
+    for lead in tensors.0.values() {
+        let path = files[lead.file.0].path();
+        for found in scheme.weights(&lead.stored, tensors).map_err(|e| e.path(path))? {
+            let module = assemble(found, tensors).map_err(|e| e.path(path))?;
+            modules.insert(module.name.clone(), module);
+        }
+    }
+    Ok(modules)
+}
+
+fn assemble(found: Found, tensors: &Catalogue) -> Result<Module> {
+    let Found { module: name, weight, quantized } = found;
+    let stored = weight.tensors().iter().map(|stored| tensors.0.get(&stored.name).cloned());
+    let tensors = stored.collect::<Option<_>>();
+    let tensors = tensors.ok_or_else(|| Error::input("a tensor of this module is missing").tensor(&name))?;
+    Ok(Module { name, weight, tensors, quantized })
+}

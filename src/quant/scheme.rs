@@ -1,0 +1,145 @@
+//! From the config's declaration to the format: the registry of what is read, and the refusal, by name, of what is not.
+
+use safetensors::Dtype;
+use serde_json::Value;
+
+use super::{Dense, Format, Found, Stored, Tensors, block_fp8};
+use crate::{Error, Result};
+
+/// A checkpoint's declaration of how it is quantized.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Declared {
+    /// The file that says so: `config.json`, `hf_quant_config.json` or `quantize_config.json`.
+    pub origin: String,
+    /// What it says, as JSON.
+    pub raw: Value,
+}
+
+impl Declared {
+    /// The declared method's name, lower case. `hf_quant_config.json` is modelopt's and `quantize_config.json` GPTQ's unless they
+    /// say otherwise; older bitsandbytes configs are known by their flags.
+    pub fn method(&self) -> Option<String> {
+        let text = |key| self.raw.get(key).and_then(Value::as_str).map(str::to_lowercase);
+        let has = |key| self.raw.get(key).is_some();
+        text("quant_method").or_else(|| match self.origin.as_str() {
+            "hf_quant_config.json" => Some("modelopt".to_owned()),
+            "quantize_config.json" => Some("gptq".to_owned()),
+            _ if has("load_in_4bit") || has("load_in_8bit") => Some("bitsandbytes".to_owned()),
+            _ => None,
+        })
+    }
+
+    /// A string under `key`, at the top.
+    pub(super) fn text(&self, key: &str) -> Option<&str> {
+        self.raw.get(key).and_then(Value::as_str)
+    }
+}
+
+/// Makes the format of a declared method.
+type Build = fn(&Declared) -> Result<Box<dyn Format>>;
+
+/// What is read, by `quant_method`.
+const REGISTRY: &[(&str, Build)] = &[("fp8", block_fp8::from_config), ("mxfp8", block_fp8::from_config)];
+
+/// How a checkpoint's weights are stored.
+#[derive(Debug)]
+pub struct Scheme {
+    format: Option<Box<dyn Format>>,
+}
+
+impl Scheme {
+    /// The scheme of a checkpoint that declares `declared`; `None` is a dense one.
+    ///
+    /// # Errors
+    /// A method that is not supported is refused by its name, with what to do.
+    pub fn from_config(declared: Option<&Declared>) -> Result<Scheme> {
+        let Some(declared) = declared else { return Ok(Scheme { format: None }) };
+        let method = declared.method().ok_or_else(|| {
+            Error::input(format!("the quantization that {} declares names no quant_method", declared.origin))
+                .hint("add its `quant_method`, or dequantize the model to bf16 and give that folder")
+        })?;
+        match REGISTRY.iter().find(|(name, _)| *name == method) {
+            Some((_, build)) => Ok(Scheme { format: Some(build(declared)?) }),
+            None => Err(unsupported(&named(&method, declared))),
+        }
+    }
+
+    /// What the scheme is, for messages and tables.
+    pub fn label(&self) -> String {
+        self.format.as_ref().map_or_else(|| "dense".to_owned(), |format| format.label())
+    }
+
+    /// The weights that `lead` is the first stored tensor of; none where it is a norm, a bias, a scale.
+    ///
+    /// # Errors
+    /// A weight that is quantized by its dtype or name, with nothing declared that says how or with its scale missing.
+    pub fn weights(&self, lead: &Stored, tensors: &dyn Tensors) -> Result<Vec<Found>> {
+        if let Some(format) = &self.format {
+            let found = format.weights(lead, tensors)?;
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
+        if let Some(found) = Dense::find(lead) {
+            return Ok(vec![found]);
+        }
+        if looks_quantized(lead) {
+            return Err(self.unexplained(lead));
+        }
+        Ok(Vec::new())
+    }
+
+    fn unexplained(&self, lead: &Stored) -> Error {
+        let declared = match &self.format {
+            Some(format) => format!("which {}, the declared quantization, does not read", format.label()),
+            None => "but nothing declares how it is quantized".to_owned(),
+        };
+        Error::input(format!("a weight is stored as {}, {declared}", lead.describe())).tensor(&lead.name).hint(
+            "put the model's own config.json, with its quantization_config, beside the weights, or dequantize \
+             the model to bf16 and give that folder",
+        )
+    }
+}
+
+/// Whether a tensor's name and dtype can only be a quantized weight's.
+fn looks_quantized(stored: &Stored) -> bool {
+    use Dtype::*;
+    let packed = [".qweight", ".weight_packed"].iter().any(|end| stored.name.ends_with(end));
+    let codes = matches!(
+        stored.dtype,
+        F4 | F6_E2M3
+            | F6_E3M2
+            | F8_E4M3
+            | F8_E5M2
+            | F8_E4M3FNUZ
+            | F8_E5M2FNUZ
+            | I8
+            | U8
+            | I16
+            | U16
+            | I32
+            | U32
+    );
+    codes && (packed || stored.name.ends_with(".weight") && stored.shape.len() == 2)
+}
+
+/// The refusal of a scheme, by its name.
+pub(super) fn unsupported(name: &str) -> Error {
+    Error::input(format!("quantization with {name} is not supported yet"))
+        .hint("dequantize the model to bf16 first, with the library that quantized it, and give that folder")
+}
+
+/// A method's name with the variant that tells its users which of their files is meant.
+fn named(method: &str, declared: &Declared) -> String {
+    let variant = match method {
+        "compressed-tensors" => declared.text("format"),
+        "modelopt" => declared
+            .raw
+            .pointer("/quantization/quant_algo")
+            .and_then(Value::as_str)
+            .or(declared.text("quant_algo")),
+        "bitsandbytes" => declared.text("bnb_4bit_quant_type"),
+        _ => None,
+    };
+    variant.map_or_else(|| method.to_owned(), |variant| format!("{method} ({variant})"))
+}
