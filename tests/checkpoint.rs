@@ -219,3 +219,18 @@ fn resident_kib() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     status.lines().find_map(|line| line.strip_prefix("RssFile:"))?.trim().trim_end_matches(" kB").parse().ok()
 }
+
+#[test]
+fn a_weight_without_elements_is_no_module() {
+    let folder = Folder::new();
+    let endless = usize::MAX;
+    folder.write(
+        "m.safetensors",
+        &safetensors(&[
+            ("x.weight", "F32", &[0, endless], vec![]),
+            ("y.weight", "F8_E4M3", &[endless, 0], vec![]),
+        ]),
+    );
+    let checkpoint = folder.open().unwrap();
+    assert_eq!((checkpoint.modules().len(), checkpoint.others().count()), (0, 2));
+}

@@ -362,6 +362,6 @@ proptest! {
             prop_assert_eq!(&tensor.stored.shape, shape);
             prop_assert_eq!(&*checkpoint.read(tensor, 0..tensor.size()).unwrap(), data.as_slice());
         }
-        prop_assert_eq!(checkpoint.modules().len(), shapes.iter().filter(|shape| shape.len() == 2).count());
+        prop_assert_eq!(checkpoint.modules().len(), shapes.iter().filter(|shape| shape.len() == 2 && !shape.contains(&0)).count());
     }
 }

@@ -23,6 +23,13 @@ pub(super) struct Layout {
     index: Option<(PathBuf, BTreeMap<String, String>)>,
 }
 
+impl Layout {
+    /// The path of the index, where there is one.
+    pub(super) fn index(&self) -> Option<&Path> {
+        self.index.as_ref().map(|(path, _)| path.as_path())
+    }
+}
+
 /// Lists the files, by the index where there is one.
 pub(super) fn layout(source: &Source) -> Result<Layout> {
     match source {

@@ -161,7 +161,13 @@ pub(super) fn catalogue(
         let path = files[lead.file.0].path();
         for found in scheme.weights(&lead.stored, tensors).map_err(|e| e.path(path))? {
             let module = assemble(found, tensors).map_err(|e| e.path(path))?;
-            modules.insert(module.name.clone(), module);
+            if let Some(first) = modules.insert(module.name.clone(), module) {
+                let what = format!("it and '{}' are weights of one module", first.tensors[0].name());
+                return Err(Error::input(what)
+                    .path(path)
+                    .tensor(lead.name())
+                    .hint("the files mix two exports of the model: keep one"));
+            }
         }
     }
     Ok(modules)
