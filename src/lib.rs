@@ -2,7 +2,6 @@
 
 #![deny(missing_docs)]
 
-pub mod adapter;
 pub mod checkpoint;
 pub mod error;
 pub mod factorize;

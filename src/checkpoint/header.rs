@@ -86,7 +86,7 @@ fn parse(json: &[u8], size: u64) -> Result<Vec<(Stored, Range<u64>)>> {
     let mut tensors = Vec::with_capacity(entries.0.len());
     for (name, value) in &entries.0 {
         if !names.insert(name) {
-            return Err(Error::input("the header names it twice").tensor(name));
+            return Err(Error::input("the header names a tensor twice").tensor(name));
         }
         if name != "__metadata__" {
             tensors.push(entry(name, value).map_err(|e| e.tensor(name))?);
@@ -122,15 +122,15 @@ fn entry(name: &str, value: &Value) -> Result<(Stored, Range<u64>)> {
     let bits = elements.and_then(|n| n.checked_mul(dtype.bitsize()));
     let bits = bits.ok_or_else(|| Error::input(format!("shape {shape:?} overflows")))?;
     let stored = Stored { name: name.to_owned(), dtype, shape: dims };
-    let given = end
-        .checked_sub(start)
-        .ok_or_else(|| Error::input(format!("its bytes end at {end}, before their start at {start}")))?;
-    if bits % 8 != 0 || given != (bits / 8) as u64 {
-        let needed = bits.div_ceil(8);
-        return Err(Error::input(format!(
-            "{} needs {needed} bytes; its offsets give {given}",
-            stored.describe()
-        )));
+    let given = end.checked_sub(start).ok_or_else(|| {
+        Error::input(format!("the bytes of a tensor end at {end}, before their start at {start}"))
+    })?;
+    if bits % 8 != 0 {
+        return Err(Error::input(format!("{} does not fill whole bytes", stored.describe())));
+    }
+    if given != (bits / 8) as u64 {
+        let what = format!("{} needs {} bytes, but its offsets give {given}", stored.describe(), bits / 8);
+        return Err(Error::input(what));
     }
     Ok((stored, start..end))
 }
@@ -147,21 +147,21 @@ fn cover(tensors: &[(Stored, Range<u64>)], size: u64) -> Result<()> {
     for (stored, bytes) in tensors {
         if bytes.end > size {
             return Err(Error::input(format!(
-                "its bytes are {} to {}, but the file holds only {size} after its header",
+                "the bytes of a tensor are {} to {}, but the file holds only {size} after its header",
                 bytes.start, bytes.end
             ))
             .tensor(&stored.name));
         }
         if bytes.start < end {
             return Err(Error::input(format!(
-                "its bytes, from {}, overlap those of '{last}', up to {end}",
+                "the bytes of a tensor, from {}, overlap those of '{last}', up to {end}",
                 bytes.start
             ))
             .tensor(&stored.name));
         }
         if bytes.start > end {
             return Err(Error::input(format!(
-                "bytes {end} to {} before it belong to no tensor",
+                "bytes {end} to {}, before a tensor, belong to none",
                 bytes.start
             ))
             .tensor(&stored.name));
@@ -169,7 +169,7 @@ fn cover(tensors: &[(Stored, Range<u64>)], size: u64) -> Result<()> {
         (end, last) = (bytes.end, &stored.name);
     }
     if end < size {
-        return Err(Error::input(format!("{} bytes after the last tensor belong to none", size - end)));
+        return Err(Error::input(format!("bytes {end} to {size}, after the last tensor, belong to none")));
     }
     Ok(())
 }

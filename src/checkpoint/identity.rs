@@ -11,8 +11,7 @@ use super::window::DataFile;
 use crate::{Error, Result};
 
 /// The files that decide how the others are read.
-const CONFIGS: [&str; 4] =
-    ["config.json", "hf_quant_config.json", "quantize_config.json", "model.safetensors.index.json"];
+const CONFIGS: [&str; 3] = ["config.json", "hf_quant_config.json", "quantize_config.json"];
 
 /// One file: enough to tell that it is another one, without reading its data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +23,6 @@ pub struct FileIdentity {
     /// The blake3, in hex, of its header; of a JSON file, of all of it.
     pub header: String,
     /// When it was last written, in nanoseconds since 1970, where the system says.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub modified: Option<u64>,
 }
 
@@ -65,12 +63,6 @@ impl fmt::Display for Change {
 }
 
 impl Identity {
-    /// The same without the files' times, for records that must not depend on when a copy was made.
-    pub fn timeless(&self) -> Identity {
-        let timeless = |file: &FileIdentity| FileIdentity { modified: None, ..file.clone() };
-        Identity { files: self.files.iter().map(timeless).collect() }
-    }
-
     /// What changed from `self` to `now`, by name; at most one change a file, the gravest.
     pub fn changes(&self, now: &Identity) -> Vec<Change> {
         let find = |files: &[FileIdentity], name: &str| files.iter().find(|file| file.name == name).cloned();
@@ -91,14 +83,18 @@ impl Identity {
     }
 }
 
-/// The identity of a checkpoint's files and of the configs in its folder.
-pub(super) fn of(folder: &Path, files: &[DataFile], headers: &[Header]) -> Result<Identity> {
+/// The identity of a checkpoint's files, of the configs in its folder and of its index.
+pub(super) fn of(
+    folder: &Path,
+    index: Option<&Path>,
+    files: &[DataFile],
+    headers: &[Header],
+) -> Result<Identity> {
     let mut identities = Vec::new();
-    for name in CONFIGS {
-        let path = folder.join(name);
+    for path in CONFIGS.map(|name| folder.join(name)).into_iter().chain(index.map(Path::to_owned)) {
         match std::fs::read(&path) {
             Ok(bytes) => identities.push(FileIdentity {
-                name: name.to_owned(),
+                name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
                 size: bytes.len() as u64,
                 header: blake3::hash(&bytes).to_hex().to_string(),
                 modified: nanoseconds(path.metadata().and_then(|data| data.modified()).ok()),

@@ -23,6 +23,13 @@ pub(super) struct Layout {
     index: Option<(PathBuf, BTreeMap<String, String>)>,
 }
 
+impl Layout {
+    /// The path of the index, where there is one.
+    pub(super) fn index(&self) -> Option<&Path> {
+        self.index.as_ref().map(|(path, _)| path.as_path())
+    }
+}
+
 /// Lists the files, by the index where there is one.
 pub(super) fn layout(source: &Source) -> Result<Layout> {
     match source {
@@ -64,10 +71,13 @@ fn indexed(folder: &Path, path: PathBuf, json: &Value) -> Result<Layout> {
     for (file, at) in &files {
         // Also a symlink into the cache whose blob is gone.
         if !at.exists() {
-            let tensors = weights.values().filter(|f| *f == file).count();
-            return Err(Error::input(format!("the index puts {tensors} tensors in a file that is missing"))
-                .path(at)
-                .hint("the download is incomplete: fetch the checkpoint again"));
+            let held = weights.values().filter(|f| *f == file).count();
+            return Err(Error::input(format!(
+                "a file is missing that holds {held} of the index's {} tensors",
+                weights.len()
+            ))
+            .path(at)
+            .hint("the download is incomplete: fetch the checkpoint again"));
         }
     }
     Ok(Layout { files: files.into_iter().collect(), index: Some((path, weights)) })
@@ -121,7 +131,8 @@ pub(super) fn resolve(layout: &Layout, files: &[DataFile], headers: Vec<Header>)
             }
             let tensor = Tensor { stored, file: FileId(id), bytes };
             if let Some(first) = catalogue.insert(tensor.stored.name.clone(), tensor) {
-                let what = format!("two files hold it, this one and '{}'", files[first.file.0].name());
+                let what =
+                    format!("two files hold the same tensor, this one and '{}'", files[first.file.0].name());
                 return Err(Error::input(what).path(files[id].path()).tensor(first.name()).hint(
                     "the folder mixes two exports: keep one, or add the index that says which is meant",
                 ));
@@ -131,7 +142,7 @@ pub(super) fn resolve(layout: &Layout, files: &[DataFile], headers: Vec<Header>)
     if let Some((index, weights)) = &layout.index
         && let Some((name, file)) = weights.iter().find(|(name, _)| !catalogue.contains_key(*name))
     {
-        return Err(Error::input(format!("the index puts it in '{file}', which does not hold it"))
+        return Err(Error::input(format!("the index puts a tensor in '{file}', which does not hold it"))
             .path(index)
             .tensor(name)
             .hint("index and files are of different exports: fetch the checkpoint again"));

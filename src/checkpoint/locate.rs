@@ -162,7 +162,9 @@ mod tests {
     fn the_cure_for_an_absent_repository_is_its_download() {
         let error =
             resolve("Qwen/Qwen3-32B", |asked| (asked == "HF_HOME").then(|| "/nowhere".into())).unwrap_err();
-        insta::assert_snapshot!(error, @"");
+        insta::assert_snapshot!(error, @"
+        'Qwen/Qwen3-32B' is no file or folder here, and the Hugging Face cache does not hold it: /nowhere/hub
+        ");
         assert_eq!(error.cure(), Some("download it: hf download Qwen/Qwen3-32B"));
     }
 

@@ -95,7 +95,7 @@ impl Checkpoint {
             headers.push(header::read(&file)?);
             files.push(file);
         }
-        let identity = identity::of(source.folder(), &files, &headers)?;
+        let identity = identity::of(source.folder(), layout.index(), &files, &headers)?;
         let tensors = index::resolve(&layout, &files, headers)?;
         let modules = module::catalogue(&scheme, &tensors, &files)?;
         Ok(Checkpoint { root: source.path().to_owned(), config, scheme, files, tensors, modules, identity })

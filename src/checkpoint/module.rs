@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::window::DataFile;
 use super::{Catalogue, Checkpoint, Tensor, Window};
-use crate::quant::{Dense, Dequantize, Found, Scheme, Stored};
+use crate::quant::{Dequantize, Found, Scheme};
 use crate::{Error, Result};
 
 /// One logical weight of a checkpoint.
@@ -19,21 +19,6 @@ pub struct Module {
 }
 
 impl Module {
-    /// Any dense tensor, a norm or a stack of experts, as a matrix of its rows (`[first dimension, the rest]`), so that its
-    /// values can be read as a weight's are. `None` for codes and integers.
-    pub fn flattened(tensor: &Tensor) -> Option<Module> {
-        let shape = &tensor.stored.shape;
-        let rows = shape.first().copied().unwrap_or(1);
-        let matrix = Stored { shape: vec![rows, shape.iter().skip(1).product()], ..tensor.stored.clone() };
-        let weight = Arc::new(Dense::new(&matrix)?);
-        Some(Module {
-            name: tensor.name().to_owned(),
-            weight,
-            tensors: vec![tensor.clone()],
-            quantized: false,
-        })
-    }
-
     /// Its name, without `.weight`.
     pub fn name(&self) -> &str {
         &self.name
@@ -176,7 +161,13 @@ pub(super) fn catalogue(
         let path = files[lead.file.0].path();
         for found in scheme.weights(&lead.stored, tensors).map_err(|e| e.path(path))? {
             let module = assemble(found, tensors).map_err(|e| e.path(path))?;
-            modules.insert(module.name.clone(), module);
+            if let Some(first) = modules.insert(module.name.clone(), module) {
+                let what = format!("it and '{}' are weights of one module", first.tensors[0].name());
+                return Err(Error::input(what)
+                    .path(path)
+                    .tensor(lead.name())
+                    .hint("the files mix two exports of the model: keep one"));
+            }
         }
     }
     Ok(modules)

@@ -76,6 +76,11 @@ impl DataFile {
         if size != self.size {
             return Err(self.changed(size));
         }
+        self.map(range)
+    }
+
+    /// The mapping itself, whatever the file's size.
+    fn map(&self, range: Range<u64>) -> Result<Window> {
         let length = usize::try_from(range.end - range.start).map_err(|e| {
             Error::unexpected("a window larger than the address space").path(&self.path).because(e)
         })?;
@@ -141,5 +146,22 @@ impl Deref for Window {
 
     fn deref(&self) -> &[u8] {
         self.map.as_deref().unwrap_or_default()
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::DataFile;
+
+    #[test]
+    fn a_file_cut_between_check_and_mapping_is_an_error_not_a_signal() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.safetensors");
+        std::fs::write(&path, vec![1; 3 << 20]).unwrap();
+        let file = DataFile::open("m.safetensors", &path).unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(1 << 20).unwrap();
+        let error = file.map(0..3 << 20).unwrap_err();
+        assert!(error.to_string().starts_with("cannot read"), "{error}");
+        assert!(file.window(0..10).unwrap_err().to_string().contains("now has 1048576"));
     }
 }

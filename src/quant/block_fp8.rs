@@ -39,7 +39,7 @@ struct Fp8 {
 /// positive numbers, or semantics that are not known, are bad input.
 pub(super) fn from_config(declared: &Declared) -> Result<Box<dyn Format>> {
     let bad = |what: String| {
-        Error::input(format!("{what} in {}", declared.origin)).hint("correct the quantization_config")
+        Error::input(format!("{}: {what}", declared.origin)).hint("correct the quantization_config")
     };
     if let Some(fmt) = declared.text("fmt").filter(|fmt| !fmt.eq_ignore_ascii_case("e4m3")) {
         return Err(unsupported(&format!("fp8 of the kind {fmt}")));
