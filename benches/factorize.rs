@@ -99,7 +99,7 @@ fn whole(held: &Held, rank: usize, tolerance: f64, best: f64) {
         let Ok(f) = factorize(held, norm2, "bench", &request) else { return };
         let seconds = start.elapsed().as_secs_f64();
         rate(&format!("whole module, {method:?}"), f.flops as usize, seconds, best);
-        let error = residual(held, &f.left, &f.right).unwrap_or(f64::NAN) / norm2;
+        let error = residual(held, &f.left, &f.right).map_or(f64::NAN, |r| r.residual2) / norm2;
         println!(
             "  basis {}, {} passes, relative error {:.6} (from Ritz values {:.6}), estimated excess {:.2e}",
             f.basis,

@@ -2,6 +2,7 @@
 
 #![deny(missing_docs)]
 
+pub mod adapter;
 pub mod checkpoint;
 pub mod error;
 pub mod factorize;

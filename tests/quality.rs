@@ -27,7 +27,9 @@ fn e4m3(code: u8) -> f64 {
 }
 
 fn bf16(bytes: &[u8]) -> impl Iterator<Item = f64> + '_ {
-    bytes.chunks_exact(2).map(|b| f64::from(f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)))
+    bytes
+        .chunks_exact(2)
+        .map(|b| f64::from(f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)))
 }
 
 /// Every 2-D weight of a checkpoint of one file, in f64; block FP8 by the product in f32 that the format defines.
@@ -88,12 +90,17 @@ fn products(out: &Path, dtype: FactorType) -> BTreeMap<String, Mat<f64>> {
         let view = file.tensor(name).unwrap();
         let values: Vec<f64> = match dtype {
             FactorType::Bf16 => bf16(view.data()).collect(),
-            _ => view.data().chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect(),
+            _ => view
+                .data()
+                .chunks_exact(4)
+                .map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap())))
+                .collect(),
         };
         let cols = view.shape()[1];
         Mat::from_fn(view.shape()[0], cols, |i, j| values[i * cols + j])
     };
-    let of = |name: &str| Some(name.strip_prefix("base_model.model.")?.strip_suffix(".lora_A.weight")?.to_owned());
+    let of =
+        |name: &str| Some(name.strip_prefix("base_model.model.")?.strip_suffix(".lora_A.weight")?.to_owned());
     let names: Vec<String> = file.names().into_iter().filter_map(of).collect();
     let product = |module: &String| {
         let stem = format!("base_model.model.{module}");
@@ -126,7 +133,11 @@ fn check(base: &str, rank: usize, method: Method, dtype: FactorType) {
         let recorded = &record.quality;
         assert!((recorded.delta_norm - norm2.sqrt()).abs() <= 1e-6 * norm2.sqrt(), "{name}: norm");
         let share = error / norm2.sqrt();
-        assert!((recorded.relative_error - share).abs() <= 1e-4, "{name}: {} for {share}", recorded.relative_error);
+        assert!(
+            (recorded.relative_error - share).abs() <= 1e-4,
+            "{name}: {} for {share}",
+            recorded.relative_error
+        );
     }
 }
 

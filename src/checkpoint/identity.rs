@@ -23,6 +23,7 @@ pub struct FileIdentity {
     /// The blake3, in hex, of its header; of a JSON file, of all of it.
     pub header: String,
     /// When it was last written, in nanoseconds since 1970, where the system says.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub modified: Option<u64>,
 }
 
@@ -63,6 +64,12 @@ impl fmt::Display for Change {
 }
 
 impl Identity {
+    /// The same without the files' times, for records that must not depend on when a copy was made.
+    pub fn timeless(&self) -> Identity {
+        let timeless = |file: &FileIdentity| FileIdentity { modified: None, ..file.clone() };
+        Identity { files: self.files.iter().map(timeless).collect() }
+    }
+
     /// What changed from `self` to `now`, by name; at most one change a file, the gravest.
     pub fn changes(&self, now: &Identity) -> Vec<Change> {
         let find = |files: &[FileIdentity], name: &str| files.iter().find(|file| file.name == name).cloned();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::window::DataFile;
 use super::{Catalogue, Checkpoint, Tensor, Window};
-use crate::quant::{Dequantize, Found, Scheme};
+use crate::quant::{Dense, Dequantize, Found, Scheme, Stored};
 use crate::{Error, Result};
 
 /// One logical weight of a checkpoint.
@@ -19,6 +19,21 @@ pub struct Module {
 }
 
 impl Module {
+    /// Any dense tensor, a norm or a stack of experts, as a matrix of its rows (`[first dimension, the rest]`), so that its
+    /// values can be read as a weight's are. `None` for codes and integers.
+    pub fn flattened(tensor: &Tensor) -> Option<Module> {
+        let shape = &tensor.stored.shape;
+        let rows = shape.first().copied().unwrap_or(1);
+        let matrix = Stored { shape: vec![rows, shape.iter().skip(1).product()], ..tensor.stored.clone() };
+        let weight = Arc::new(Dense::new(&matrix)?);
+        Some(Module {
+            name: tensor.name().to_owned(),
+            weight,
+            tensors: vec![tensor.clone()],
+            quantized: false,
+        })
+    }
+
     /// Its name, without `.weight`.
     pub fn name(&self) -> &str {
         &self.name

@@ -1,6 +1,9 @@
 //! What a factorization costs, and which way to go: from shape, rank and tolerance only, so that neither memory nor
 //! threads decide what comes out.
 
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, Par};
+
 use super::dense::eigen_bytes;
 use super::{Method, Request};
 
@@ -103,4 +106,13 @@ fn gram_bytes(m: usize, n: usize, request: &Request) -> usize {
     let groups = if m < n { 8 } else { 1 };
     let factors = 4 * rank * (groups * long + 2 * (m + n));
     (8 * short * short + batch).max(eigen).max(8 * short * short * 2 + factors) + (1 << 20)
+}
+
+/// One product `[rows, inner] x [inner, cols]` of the kind that a pass is made of, on one thread, for whoever wants to
+/// time this machine. Gives a value of the result, so that it is not optimized away.
+pub fn trial_product((rows, inner, cols): (usize, usize, usize)) -> f32 {
+    let (left, right) = (Mat::<f32>::ones(rows, inner), Mat::<f32>::ones(inner, cols));
+    let mut product = Mat::<f32>::zeros(rows, cols);
+    matmul(product.as_mut(), Accum::Replace, left.as_ref(), right.as_ref(), 1.0, Par::Seq);
+    product[(rows / 2, cols / 2)]
 }

@@ -85,8 +85,7 @@ pub(super) fn cross(x: MatRef<'_, f32>, y: MatRef<'_, f32>) -> Mat<f32> {
 
 /// Bytes that [`eigen`] needs beyond its argument for a square of `side`.
 pub(super) fn eigen_bytes(side: usize) -> usize {
-    let scratch =
-        self_adjoint_evd_scratch::<f64>(side, ComputeEigenvectors::Yes, Par::Seq, Spec::default());
+    let scratch = self_adjoint_evd_scratch::<f64>(side, ComputeEigenvectors::Yes, Par::Seq, Spec::default());
     scratch.unaligned_bytes_required() + 2 * side * side * 8
 }
 
@@ -118,13 +117,13 @@ pub(super) fn eigenvalues(square: MatRef<'_, f64>) -> Result<Vec<f64>> {
 fn solve(square: MatRef<'_, f64>, vectors: Option<MatMut<'_, f64>>) -> Result<Vec<f64>> {
     let side = square.nrows();
     let compute = if vectors.is_some() { ComputeEigenvectors::Yes } else { ComputeEigenvectors::No };
-    let scratch: StackReq =
-        self_adjoint_evd_scratch::<f64>(side, compute, Par::Seq, Spec::default());
+    let scratch: StackReq = self_adjoint_evd_scratch::<f64>(side, compute, Par::Seq, Spec::default());
     let mut memory = MemBuffer::new(scratch);
     let mut values = Diag::<f64>::zeros(side);
     let stack = MemStack::new(&mut memory);
-    self_adjoint_evd(square, values.as_mut(), vectors, Par::Seq, stack, Spec::default())
-        .map_err(|_| Error::input("the eigenvalues do not converge: the difference may hold infinities or NaN"))?;
+    self_adjoint_evd(square, values.as_mut(), vectors, Par::Seq, stack, Spec::default()).map_err(|_| {
+        Error::input("the eigenvalues do not converge: the difference may hold infinities or NaN")
+    })?;
     let mut values: Vec<f64> = values.column_vector().iter().copied().collect();
     values.reverse();
     Ok(values)

@@ -44,7 +44,15 @@ impl History {
         // Steps of one kind only: a change of kind would look like a change of pace.
         let (captured, stride): (Vec<f64>, _) = if halves >= 2 {
             let steps = &self.steps[self.steps.len() - halves..];
-            (steps.iter().flat_map(|s| [Some(&s.right), s.left.as_ref()]).flatten().map(|s| s[at]).collect(), 2)
+            (
+                steps
+                    .iter()
+                    .flat_map(|s| [Some(&s.right), s.left.as_ref()])
+                    .flatten()
+                    .map(|s| s[at])
+                    .collect(),
+                2,
+            )
         } else {
             (self.steps.iter().map(|s| s.right[at]).collect(), 1)
         };

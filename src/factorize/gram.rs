@@ -93,7 +93,11 @@ fn tall(delta: &dyn Panels) -> Result<Mat<f64>> {
         tasks.into_par_iter().with_max_len(1).try_for_each(|(part, mut out)| {
             delta.visit(part, &mut |p| {
                 for j in 0..n {
-                    out.rb_mut().col_mut(j).iter_mut().zip(p.col(j).iter()).for_each(|(o, x)| *o = (*x).into());
+                    out.rb_mut()
+                        .col_mut(j)
+                        .iter_mut()
+                        .zip(p.col(j).iter())
+                        .for_each(|(o, x)| *o = (*x).into());
                 }
                 Ok(())
             })

@@ -4,8 +4,8 @@
 //! stronger and faster approximate singular value decomposition*, 2015; Tropp and Webber, *Randomized algorithms for low-rank
 //! matrix approximation: design, analysis, and applications*, 2023). Each step visits the delta once and adds a block.
 
-use faer::prelude::*;
 use faer::Accum;
+use faer::prelude::*;
 
 use super::cost::Plan;
 use super::dense::{cross_gram, eigenvalues, multiply, narrow};
@@ -44,12 +44,7 @@ struct End {
 }
 
 /// Factors of `delta` `[m, n]` with squared norm `norm2`, which is neither zero nor infinite.
-pub(super) fn factorize(
-    delta: &dyn Panels,
-    norm2: f64,
-    module: &str,
-    request: &Request,
-) -> Result<Factors> {
+pub(super) fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> Result<Factors> {
     let (m, n) = (delta.rows(), delta.cols());
     let plan = Plan::of(m, n, request);
     let scale = (-0.5 * norm2.log2()).round().clamp(-120.0, 120.0).exp2();

@@ -13,11 +13,20 @@ use crate::{Error, Result};
 /// Rows whose product is compared at a time.
 const ROWS: usize = 64;
 
-/// `||delta - left·right||_F^2` for `left` `[m, k]` and `right` `[k, n]`, both row-major, in one pass. Sums are in f64.
+/// What one pass over a delta measures, in squares of Frobenius norms.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Residual {
+    /// `||delta||^2`.
+    pub norm2: f64,
+    /// `||delta - left·right||^2`.
+    pub residual2: f64,
+}
+
+/// `||delta||_F^2` and `||delta - left·right||_F^2` for `left` `[m, k]` and `right` `[k, n]`, both row-major, in one pass. Sums are in f64.
 ///
 /// # Errors
 /// [`Kind::Unexpected`](crate::Kind::Unexpected) where the lengths do not fit the delta; what visiting it meets.
-pub fn residual(delta: &dyn Panels, left: &[f32], right: &[f32]) -> Result<f64> {
+pub fn residual(delta: &dyn Panels, left: &[f32], right: &[f32]) -> Result<Residual> {
     let (m, n) = (delta.rows(), delta.cols());
     let k = if m == 0 { 0 } else { left.len() / m };
     if left.len() != m * k || right.len() != k * n {
@@ -26,32 +35,37 @@ pub fn residual(delta: &dyn Panels, left: &[f32], right: &[f32]) -> Result<f64> 
     let left = MatRef::from_row_major_slice(left, m, k);
     let right = MatRef::from_row_major_slice(right, k, n);
     let parts: Vec<_> = pieces(0..m, panel_rows(m, n).1).collect();
-    let sum = |rows: std::ops::Range<usize>| -> Result<f64> {
-        let mut sum = 0.0;
+    let sum = |rows: std::ops::Range<usize>| -> Result<[f64; 2]> {
+        let mut sum = [0.0; 2];
         let left = left.subrows(rows.start, rows.len());
         delta.visit(rows, &mut |p| {
             for part in pieces(0..p.nrows(), ROWS) {
                 let (p, left) = (p.subrows(part.start, part.len()), left.subrows(part.start, part.len()));
-                sum += difference2(p, left, right);
+                let squares = squares(p, left, right);
+                (sum[0], sum[1]) = (sum[0] + squares[0], sum[1] + squares[1]);
             }
             Ok(())
         })?;
         Ok(sum)
     };
     let sums = parts.into_par_iter().with_max_len(1).map(sum).collect::<Result<Vec<_>>>()?;
-    Ok(sums.into_iter().sum())
+    let (norm2, residual2) = sums.iter().fold((0.0, 0.0), |(n, r), s| (n + s[0], r + s[1]));
+    Ok(Residual { norm2, residual2 })
 }
 
-fn difference2(p: MatRef<'_, f32>, left: MatRef<'_, f32>, right: MatRef<'_, f32>) -> f64 {
+fn squares(p: MatRef<'_, f32>, left: MatRef<'_, f32>, right: MatRef<'_, f32>) -> [f64; 2] {
     // Row-major like the panel, so that both are read as they lie.
     let mut values = vec![0f32; p.nrows() * p.ncols()];
     let mut product = MatMut::from_row_major_slice_mut(&mut values, p.nrows(), p.ncols());
     matmul(product.rb_mut(), Accum::Replace, left, right, 1.0, Par::Seq);
-    let row = |i: usize| -> f64 {
-        let pairs = product.rb().row(i).iter().zip(p.row(i).iter());
-        pairs.map(|(a, b)| f64::from(b - a).powi(2)).sum()
-    };
-    (0..p.nrows()).map(row).sum()
+    let mut sums = [0.0; 2];
+    for i in 0..p.nrows() {
+        for (product, value) in product.rb().row(i).iter().zip(p.row(i).iter()) {
+            sums[0] += f64::from(*value).powi(2);
+            sums[1] += f64::from(value - product).powi(2);
+        }
+    }
+    sums
 }
 
 /// The squared error of factors after rounding, without a pass over the delta: `stored_left` `[m, k]` and `stored_right`
@@ -63,12 +77,7 @@ fn difference2(p: MatRef<'_, f32>, left: MatRef<'_, f32>, right: MatRef<'_, f32>
 ///
 /// # Errors
 /// [`Kind::Unexpected`](crate::Kind::Unexpected) where the lengths do not match.
-pub fn stored_error(
-    factors: &Factors,
-    stored_left: &[f32],
-    stored_right: &[f32],
-    norm2: f64,
-) -> Result<f64> {
+pub fn stored_error(factors: &Factors, stored_left: &[f32], stored_right: &[f32], norm2: f64) -> Result<f64> {
     if stored_left.len() != factors.left.len() || stored_right.len() != factors.right.len() {
         return Err(Error::unexpected("the stored factors are not those of the module"));
     }

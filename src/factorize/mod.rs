@@ -35,9 +35,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-pub use cost::{choose, flops, workspace};
+pub use cost::{choose, flops, trial_product, workspace};
 pub use held::Held;
-pub use measure::{residual, stored_error};
+pub use measure::{Residual, residual, stored_error};
 pub use shape::panel_rows;
 
 /// The parts of the methods that `benches/factorize.rs` times one by one. No part of the library's promise.
@@ -68,7 +68,8 @@ pub trait Panels: Sync {
 }
 
 /// How a matrix is factorized.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Method {
     /// The cheaper of the two, by [`choose`].
     Auto,
@@ -76,6 +77,17 @@ pub enum Method {
     Krylov,
     /// Gram matrix of the shorter side and a dense eigensolver.
     Gram,
+}
+
+impl Method {
+    /// Its name on the command line and in manifests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Auto => "auto",
+            Method::Krylov => "krylov",
+            Method::Gram => "gram",
+        }
+    }
 }
 
 /// What is asked of a factorization.

@@ -10,9 +10,7 @@
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
-use faer::linalg::triangular_solve::{
-    solve_lower_triangular_in_place, solve_upper_triangular_in_place,
-};
+use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
 use faer::prelude::*;
 use faer::{Par, Spec};
 
@@ -97,7 +95,8 @@ pub(super) fn right(gram: MatRef<'_, f64>, k: usize) -> Result<Coefficients> {
 fn balanced(mut c: Coefficients, side: f64) -> Coefficients {
     for j in 0..c.on_w.ncols() {
         let root = c.squares[j].max(0.0).powf(0.25 * side);
-        let (to_left, to_right) = if root > 0.0 && root.is_finite() { (root, 1.0 / root) } else { (0.0, 0.0) };
+        let (to_left, to_right) =
+            if root > 0.0 && root.is_finite() { (root, 1.0 / root) } else { (0.0, 0.0) };
         c.on_w.col_mut(j).iter_mut().for_each(|x| *x *= to_left);
         c.on_v.col_mut(j).iter_mut().for_each(|x| *x *= to_right);
         if let Some(next) = &mut c.on_next {

@@ -78,7 +78,11 @@ fn add_all(sums: Vec<Mat<f32>>) -> Mat<f32> {
     let mut sums = sums.into_iter();
     let Some(mut total) = sums.next() else { return Mat::new() };
     for sum in sums {
-        total.as_mut().par_col_iter_mut().zip(sum.as_ref().par_col_iter()).for_each(|(mut to, from)| to += from);
+        total
+            .as_mut()
+            .par_col_iter_mut()
+            .zip(sum.as_ref().par_col_iter())
+            .for_each(|(mut to, from)| to += from);
     }
     total
 }

@@ -8,7 +8,7 @@ use half::slice::HalfFloatSliceExt;
 use safetensors::Dtype;
 
 use super::{Dequantize, Found, Stored};
-use crate::Result;
+use crate::{Error, Result};
 
 /// A dense `[out, in]` weight, row-major.
 #[derive(Clone, Debug)]
@@ -86,6 +86,20 @@ pub(super) fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
         Dtype::F64 => each(bytes, out, |b| f64::from_le_bytes(b) as f32),
         other => panic!("{other} is not a dense dtype"),
     }
+}
+
+/// Little-endian BF16, F16, F32 or F64 bytes, aligned or not, as f32.
+///
+/// # Errors
+/// Another dtype, or bytes that are no whole number of elements.
+pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
+    let size = dtype.bitsize() / 8;
+    if !matches!(dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32 | Dtype::F64) || bytes.len() % size != 0 {
+        return Err(Error::input(format!("{} bytes of {dtype} are no dense numbers", bytes.len())));
+    }
+    let mut values = vec![0.0; bytes.len() / size];
+    widen(dtype, bytes, &mut values);
+    Ok(values)
 }
 
 /// A bf16 is the upper half of an f32.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use safetensors::Dtype;
 
 pub use block_fp8::BlockFp8;
-pub use dense::Dense;
+pub use dense::{Dense, to_f32};
 pub use e4m3::E4M3;
 pub use round::round_to_bf16;
 pub use scheme::{Declared, Scheme};
