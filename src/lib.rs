@@ -1,4 +1,63 @@
-//! Trephine: a LoRA adapter out of the difference between two checkpoints that are far larger than memory.
+//! Trephine lifts a low-rank core, a LoRA adapter, out of the difference between two checkpoints that are far larger
+//! than memory, one of them often quantized.
+//!
+//! # The pipeline
+//! ```text
+//! tuned checkpoint ─┐
+//!                   ├─ read ─ dequantize ─ subtract ─ factorize ─ shard + blake3 ─ assemble ─ adapter
+//! base checkpoint ──┘    (bounded channels, a byte budget, a few modules at a time)
+//! ```
+//! 1. **Open.** [`checkpoint`] reads headers, index and config, and makes a catalogue of *modules*: logical weights
+//!    `[out, in]`, each of one or more stored tensors. Every offset is checked here, once.
+//! 2. **Pair and plan.** [`pipeline`] finds for each selected module of the base its partner in the tuned checkpoint, and
+//!    decides from shapes and options alone how each will be factorized; from the memory budget, whether its delta is held
+//!    in f32 or recomputed at every pass. The plan is a value that can be shown (`--dry-run`).
+//! 3. **Read.** Reader threads take a permit for a module's bytes, map its tensors window by window, have [`quant`] decode
+//!    them, subtract, and add up the norm in f64. The same windows are hashed, so the manifest can name what was read.
+//! 4. **Factorize.** [`factorize`] sees the delta as panels of rows. Randomized block Krylov or a Gram matrix gives
+//!    `B·A` near the best approximation of that rank, with the singular values and an honest estimate of the distance.
+//!    How a matrix is cut follows from its shape, and sums are added in a fixed order, so that neither threads nor memory
+//!    change a bit of the result.
+//! 5. **Make safe.** One writer puts each module's factors in a shard: temporary name, sync, rename, sync of the folder;
+//!    only then the [`ledger`]'s journal says so. A kill at any instant costs the modules in flight, nothing else.
+//! 6. **Assemble.** [`adapter`] joins the shards, streaming, into the one file that PEFT, vLLM, SGLang and llama.cpp all
+//!    load; manifest, model card, spectra and checksums come last, and only the checksums make the folder whole.
+//!
+//! # Words
+//! *Base* is what the adapter is added to, *tuned* what the two together should become, *delta* = tuned - base. With an
+//! unquantized base (Method A) the delta is the change that training made. With a quantized base (Method B) it is that
+//! change minus the base's quantization error, so the adapter corrects the error too.
+//!
+//! # The rooms
+//! | room | what is in it | what it may use |
+//! |---|---|---|
+//! | [`error`] | what failed, at what, and the cure | |
+//! | [`quant`] | one file a family of formats, bytes in, f32 out; touches no file | `error` |
+//! | [`checkpoint`] | what is on disk; the one room that maps files | `quant` |
+//! | [`factorize`] | panels in, factors out; touches no file | `error` |
+//! | [`ledger`] | journal, shards, manifest, checksums, locks: what makes a run safe to kill | `checkpoint` |
+//! | [`adapter`] | PEFT's names and config, the rules of each loader, assembly | `ledger` |
+//! | [`pipeline`] | pairing, plan, budget, threads, verification of content | all above |
+//!
+//! The binary is thin: arguments into [`pipeline::Extraction`], progress bars and tables out.
+//!
+//! ```no_run
+//! use trephine::pipeline::{Deciding, Extraction, Running, Silent, default_memory, extract};
+//!
+//! # fn main() -> trephine::Result<()> {
+//! let job = Extraction {
+//!     base: "Qwen/Qwen3-32B-FP8".into(),
+//!     tuned: "biomni/Biomni-R0-32B-Preview".into(),
+//!     served: None,
+//!     out: "adapter".into(),
+//!     deciding: Deciding { rank: 256, ..Deciding::for_base("Qwen/Qwen3-32B-FP8") },
+//!     running: Running::new(8, default_memory()),
+//! };
+//! let outcome = extract(&job, &Silent)?;
+//! println!("{:.1} % captured", 100.0 * outcome.manifest.total.captured_energy);
+//! # Ok(())
+//! # }
+//! ```
 
 #![deny(missing_docs)]
 

@@ -7,9 +7,7 @@ use std::path::{Path, PathBuf};
 use faer::Mat;
 use safetensors::{Dtype, SafeTensors};
 use trephine::factorize::Method;
-use trephine::pipeline::{
-    Deciding, Extraction, FactorType, NonFinite, Outcome, RoundBase, Running, Silent, extract,
-};
+use trephine::pipeline::{Deciding, Extraction, FactorType, Outcome, Running, Silent, extract};
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
@@ -61,22 +59,8 @@ fn weights(folder: &Path) -> BTreeMap<String, Mat<f64>> {
 }
 
 fn run(base: &str, out: &Path, rank: usize, method: Method, dtype: FactorType) -> Outcome {
-    let deciding = Deciding {
-        rank,
-        energy: None,
-        tolerance: 0.005,
-        method,
-        seed: 0,
-        dtype,
-        round_base: RoundBase::None,
-        non_finite: NonFinite::Fail,
-        include: Vec::new(),
-        exclude: Vec::new(),
-        trim_vocab: false,
-        base_model_name: "base".into(),
-    };
-    let running =
-        Running { threads: 2, memory: 512 << 20, keep_shards: false, overwrite: false, other_simd: false };
+    let deciding = Deciding { rank, method, dtype, ..Deciding::for_base("base") };
+    let running = Running::new(2, 512 << 20);
     let [base, tuned] = [base, "tuned"].map(|name| data(name).display().to_string());
     let job = Extraction { base, tuned, served: None, out: out.to_owned(), deciding, running };
     extract(&job, &Silent).unwrap()

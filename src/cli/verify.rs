@@ -41,13 +41,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let content = content.map(|(base, tuned)| Content { base, tuned });
     let threads =
         arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let running = Running {
-        threads: threads.max(1),
-        memory: arguments.memory.unwrap_or_else(default_memory),
-        keep_shards: false,
-        overwrite: false,
-        other_simd: false,
-    };
+    let running = Running::new(threads.max(1), arguments.memory.unwrap_or_else(default_memory));
     let bar = Bar::new(arguments.quiet);
     let verification = verify(&arguments.folder, content.as_ref(), &running, &bar);
     bar.clear();

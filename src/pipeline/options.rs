@@ -109,6 +109,24 @@ pub struct Deciding {
 }
 
 impl Deciding {
+    /// The defaults of the command line, for a base of this name.
+    pub fn for_base(name: &str) -> Deciding {
+        Deciding {
+            rank: 128,
+            energy: None,
+            tolerance: 0.005,
+            method: Method::Auto,
+            seed: 0,
+            dtype: FactorType::Bf16,
+            round_base: RoundBase::None,
+            non_finite: NonFinite::Fail,
+            include: Vec::new(),
+            exclude: Vec::new(),
+            trim_vocab: false,
+            base_model_name: name.to_owned(),
+        }
+    }
+
     /// Refuses values that no run can be made with.
     ///
     /// # Errors
@@ -142,6 +160,13 @@ pub struct Running {
     pub overwrite: bool,
     /// Go on with a run that was begun at another SIMD level.
     pub other_simd: bool,
+}
+
+impl Running {
+    /// So many threads and so much memory, and no more to say.
+    pub fn new(threads: usize, memory: u64) -> Running {
+        Running { threads, memory, keep_shards: false, overwrite: false, other_simd: false }
+    }
 }
 
 /// One extraction: from what, to where, how.
