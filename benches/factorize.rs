@@ -122,7 +122,7 @@ fn delta(m: usize, n: usize) -> Held {
     let mut left = fresh.gaussian(m, signal);
     let right = fresh.gaussian(n, signal);
     for j in 0..signal {
-        let strength = 0.5 / (j as f32 + 1.0).sqrt();
+        let strength = 0.5 / (j as f32 + 1.0);
         left.col_as_slice_mut(j).iter_mut().for_each(|x| *x *= strength);
     }
     let mut values = vec![0f32; m * n];

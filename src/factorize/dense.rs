@@ -44,7 +44,11 @@ pub(super) fn product(a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> Mat<f64> {
 
 /// `mat` in f64.
 pub(super) fn widen(mat: MatRef<'_, f32>) -> Mat<f64> {
-    Mat::from_fn(mat.nrows(), mat.ncols(), |i, j| f64::from(mat[(i, j)]))
+    let mut out = Mat::zeros(mat.nrows(), mat.ncols());
+    for (to, from) in out.col_iter_mut().zip(mat.col_iter()) {
+        to.iter_mut().zip(from.iter()).for_each(|(to, from)| *to = f64::from(*from));
+    }
+    out
 }
 
 /// `mat` in f32.
@@ -85,8 +89,16 @@ pub(super) fn cross(x: MatRef<'_, f32>, y: MatRef<'_, f32>) -> Mat<f32> {
 
 /// Bytes that [`eigen`] needs beyond its argument for a square of `side`.
 pub(super) fn eigen_bytes(side: usize) -> usize {
-    let scratch = self_adjoint_evd_scratch::<f64>(side, ComputeEigenvectors::Yes, Par::Seq, Spec::default());
-    scratch.unaligned_bytes_required() + 2 * side * side * 8
+    scratch(side, ComputeEigenvectors::Yes).unaligned_bytes_required() + 2 * side * side * 8
+}
+
+/// Bytes that [`eigenvalues`] needs beyond its argument for a square of `side`.
+pub(super) fn eigenvalues_bytes(side: usize) -> usize {
+    scratch(side, ComputeEigenvectors::No).unaligned_bytes_required() + 2 * side * 8
+}
+
+fn scratch(side: usize, compute: ComputeEigenvectors) -> StackReq {
+    self_adjoint_evd_scratch::<f64>(side, compute, Par::Seq, Spec::default())
 }
 
 /// Eigenvalues, descending, and eigenvectors (columns in the same order) of the symmetric `square`, of which the lower
@@ -117,8 +129,7 @@ pub(super) fn eigenvalues(square: MatRef<'_, f64>) -> Result<Vec<f64>> {
 fn solve(square: MatRef<'_, f64>, vectors: Option<MatMut<'_, f64>>) -> Result<Vec<f64>> {
     let side = square.nrows();
     let compute = if vectors.is_some() { ComputeEigenvectors::Yes } else { ComputeEigenvectors::No };
-    let scratch: StackReq = self_adjoint_evd_scratch::<f64>(side, compute, Par::Seq, Spec::default());
-    let mut memory = MemBuffer::new(scratch);
+    let mut memory = MemBuffer::new(scratch(side, compute));
     let mut values = Diag::<f64>::zeros(side);
     let stack = MemStack::new(&mut memory);
     self_adjoint_evd(square, values.as_mut(), vectors, Par::Seq, stack, Spec::default()).map_err(|_| {

@@ -84,31 +84,33 @@ pub(super) fn batch_bytes(m: usize, n: usize) -> usize {
 fn tall(delta: &dyn Panels) -> Result<Mat<f64>> {
     let (m, n) = (delta.rows(), delta.cols());
     let mut gram = Mat::<f64>::zeros(n, n);
-    let mut batch = Mat::<f64>::zeros(DEPTH.min(m), n);
+    // Transposed, so that a row of the delta is copied to where it lies in one piece.
+    let mut batch = Mat::<f64>::zeros(n, DEPTH.min(m));
     for rows in pieces(0..m, DEPTH) {
-        let fill: Vec<_> = pieces(rows.clone(), FILL).collect();
-        let batch = batch.as_mut().subrows_mut(0, rows.len());
-        let mut whole = batch;
-        let tasks: Vec<_> = fill.iter().cloned().zip(split_rows(whole.rb_mut(), &fill)).collect();
-        tasks.into_par_iter().with_max_len(1).try_for_each(|(part, mut out)| {
-            delta.visit(part, &mut |p| {
-                for j in 0..n {
-                    out.rb_mut()
-                        .col_mut(j)
-                        .iter_mut()
-                        .zip(p.col(j).iter())
-                        .for_each(|(o, x)| *o = (*x).into());
-                }
-                Ok(())
-            })
-        })?;
-        let whole = whole.rb();
+        let mut batch = batch.as_mut().subcols_mut(0, rows.len());
+        fill(delta, rows, batch.rb_mut().transpose_mut())?;
+        let batch = batch.rb();
         tiles(gram.as_mut()).into_par_iter().with_max_len(1).for_each(|(i, j, tile)| {
-            let (left, right) = (whole.subcols(i, tile.nrows()), whole.subcols(j, tile.ncols()));
-            matmul(tile, Accum::Add, left.transpose(), right, 1.0, Par::Seq);
+            let (left, right) = (batch.subrows(i, tile.nrows()), batch.subrows(j, tile.ncols()));
+            matmul(tile, Accum::Add, left, right.transpose(), 1.0, Par::Seq);
         });
     }
     Ok(gram)
+}
+
+/// Copies `rows` of the delta to `out` `[rows.len(), n]`, row-major, in parallel.
+fn fill<T: From<f32> + Send>(delta: &dyn Panels, rows: Range<usize>, out: MatMut<'_, T>) -> Result<()> {
+    let parts: Vec<_> = pieces(rows, FILL).collect();
+    let tasks: Vec<_> = parts.iter().cloned().zip(split_rows(out, &parts)).collect();
+    tasks.into_par_iter().with_max_len(1).try_for_each(|(part, mut out)| {
+        delta.visit(part, &mut |p| {
+            for i in 0..p.nrows() {
+                let pairs = out.rb_mut().row_mut(i).iter_mut().zip(p.row(i).iter());
+                pairs.for_each(|(to, from)| *to = T::from(*from));
+            }
+            Ok(())
+        })
+    })
 }
 
 /// The tiles on and below the diagonal with the row and column they start at.
@@ -132,7 +134,8 @@ fn wide(delta: &dyn Panels) -> Result<Mat<f64>> {
     let (m, n) = (delta.rows(), delta.cols());
     let mut gram = Mat::<f64>::zeros(m, m);
     for held in pieces(0..m, TILE) {
-        let block = copy(delta, held.clone())?;
+        let mut block = Mat::<f32>::zeros(n, held.len());
+        fill(delta, held.clone(), block.as_mut().transpose_mut())?;
         let strips: Vec<_> = pieces(0..held.end, STRIP).collect();
         let band = gram.as_mut().subrows_mut(held.start, held.len()).subcols_mut(0, held.end).transpose_mut();
         let tasks: Vec<_> = strips.iter().cloned().zip(split_rows(band, &strips)).collect();
@@ -141,28 +144,14 @@ fn wide(delta: &dyn Panels) -> Result<Mat<f64>> {
             delta.visit(strip, &mut |p| {
                 for part in pieces(0..n, DEPTH) {
                     let left = widen(block.as_ref().subrows(part.start, part.len()));
-                    let right = widen(p.subcols(part.start, part.len()));
-                    matmul(tile.rb_mut(), Accum::Add, left.transpose(), right.transpose(), 1.0, Par::Seq);
+                    let right = widen(p.transpose().subrows(part.start, part.len()));
+                    matmul(tile.rb_mut(), Accum::Add, left.transpose(), right.as_ref(), 1.0, Par::Seq);
                 }
                 Ok(())
             })
         })?;
     }
     Ok(gram)
-}
-
-/// `rows` of the delta, transposed: `[n, rows]`.
-fn copy(delta: &dyn Panels, rows: Range<usize>) -> Result<Mat<f32>> {
-    let mut out = Mat::<f32>::zeros(delta.cols(), rows.len());
-    let parts: Vec<_> = pieces(rows.clone(), FILL).collect();
-    let tasks: Vec<_> = parts.iter().cloned().zip(split_rows(out.as_mut().transpose_mut(), &parts)).collect();
-    tasks.into_par_iter().with_max_len(1).try_for_each(|(part, mut out)| {
-        delta.visit(part, &mut |p| {
-            out.copy_from(p);
-            Ok(())
-        })
-    })?;
-    Ok(out)
 }
 
 fn wide_passes(m: usize) -> usize {

@@ -28,7 +28,7 @@ pub struct Residual {
 /// [`Kind::Unexpected`](crate::Kind::Unexpected) where the lengths do not fit the delta; what visiting it meets.
 pub fn residual(delta: &dyn Panels, left: &[f32], right: &[f32]) -> Result<Residual> {
     let (m, n) = (delta.rows(), delta.cols());
-    let k = if m == 0 { 0 } else { left.len() / m };
+    let k = left.len().checked_div(m).unwrap_or(0);
     if left.len() != m * k || right.len() != k * n {
         return Err(Error::unexpected(format!("the factors do not fit a matrix of {m} x {n}")));
     }
