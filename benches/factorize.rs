@@ -71,9 +71,9 @@ fn pass(held: &Held, b: usize, best: f64, fresh: &mut Stream) {
 fn orthogonalization(n: usize, d: usize, b: usize, best: f64, fresh: &mut Stream) {
     let (d, b) = (d.min(n / 2), b.min(n / 2));
     let mut basis = fresh.gaussian(n, d);
-    let _ = orthonormalize(Mat::zeros(n, 0).as_ref(), &mut basis, fresh);
+    let _ = orthonormalize(Mat::zeros(n, 0).as_ref(), 0, &mut basis, fresh);
     let mut block = fresh.gaussian(n, b);
-    let seconds = clock(|| drop(orthonormalize(basis.as_ref(), &mut block, fresh)));
+    let seconds = clock(|| drop(orthonormalize(basis.as_ref(), 2 * block.ncols(), &mut block, fresh)));
     rate(&format!("orthogonalization, {b} against {d} columns"), 8 * n * d * b, seconds, best);
 }
 

@@ -5,6 +5,7 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};
 
 use super::dense::{eigen_bytes, eigenvalues_bytes};
+use super::shape::groups;
 use super::{Method, Request};
 
 /// The sizes of a block Krylov run.
@@ -25,7 +26,7 @@ impl Plan {
         let rank = request.rank.min(side);
         // Narrow blocks converge in the smallest basis, wide ones read the delta less often and multiply faster.
         // Each group of panels sums a block of its own, which is what limits it where rows are long.
-        let widest = ((5 << 18) / n.max(1) / 16 * 16).clamp(16, 128);
+        let widest = ((5 << 21) / groups(n) / n.max(1) / 16 * 16).clamp(16, 128);
         let block = (rank * 3 / 8).next_multiple_of(16).clamp(16, widest).min(side);
         // The basis grows like the number of steps that a flat spectrum takes, about the logarithm of the tolerance.
         let digits = (1.0 / request.tolerance).log10().max(1.0);
@@ -96,13 +97,13 @@ fn krylov_bytes(m: usize, n: usize, request: &Request) -> usize {
     let Plan { rank, block, most } = Plan::of(m, n, request);
     let basis = 4 * (n * (most + block) + m * most) + 8 * most * most;
     // The groups' sums and one more; then the block, its copy, its better and partial Gram matrices.
-    let sweep = 10 * 4 * n * block;
+    let sweep = (groups(n) + 2) * 4 * n * block;
     let orthogonal = 4 * 4 * n * block + 17 * 8 * most * block;
     // R, M and two eigensolvers.
     let judge = 3 * 8 * most * most + 2 * eigenvalues_bytes(most);
     let factors = (4 * (m + n) * rank).max(eigen_bytes(most)) + (8 + 4) * 3 * most * rank;
-    // The allocator keeps the sums it was given back, so they count beside what follows; measured.
-    basis + sweep + orthogonal.max(judge).max(factors) + (40 << 20)
+    // Where the allocator keeps some of the sums it was given back, they count beside what follows.
+    basis + sweep + orthogonal.max(judge).max(factors) + (8 << 20)
 }
 
 fn gram_bytes(m: usize, n: usize, request: &Request) -> usize {
@@ -110,8 +111,8 @@ fn gram_bytes(m: usize, n: usize, request: &Request) -> usize {
     let rank = request.rank.min(short);
     let eigen = 8 * short * short + eigen_bytes(short);
     let batch = super::gram::batch_bytes(m, n);
-    let groups = if m < n { 8 } else { 1 };
-    let factors = 4 * rank * (groups * long + 2 * (m + n));
+    let sums = if m < n { groups(n) } else { 1 };
+    let factors = 4 * rank * (sums * long + 2 * (m + n));
     (8 * short * short + batch).max(eigen).max(8 * short * short * 2 + factors) + (1 << 20)
 }
 

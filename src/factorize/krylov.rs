@@ -20,9 +20,8 @@ use crate::Result;
 /// Share of the energy that f32 arithmetic cannot tell from nothing.
 const ROUNDING: f64 = 1e-6;
 
-/// Share of the tolerance that the estimate may use up. It leans upward, but where a strong signal stands above noise it was
-/// seen 10 % too low.
-const MARGIN: f64 = 0.8;
+/// Share of the tolerance that the estimate may use up: it leans upward, but not always.
+const MARGIN: f64 = 0.9;
 
 /// The growing basis and what is known of the delta on it. All is in units of `1 / scale`.
 struct Basis {
@@ -75,7 +74,7 @@ impl Basis {
     fn start(m: usize, n: usize, plan: &Plan, fresh: &mut Stream) -> Result<Basis> {
         let mut v = Mat::with_capacity(n, (plan.most + plan.block).min(n));
         let mut first = fresh.gaussian(n, plan.block);
-        orthonormalize(v.as_ref(), &mut first, fresh)?;
+        orthonormalize(v.as_ref(), 0, &mut first, fresh)?;
         append(&mut v, first.as_ref());
         Ok(Basis {
             v,
@@ -111,20 +110,27 @@ impl Basis {
         }
         // Where fewer directions are left than a block has, any basis of them will do.
         let mut block = if next < b { fresh.gaussian(n, next) } else { z.clone() };
-        let spent = orthonormalize(self.v.as_ref(), &mut block, fresh)?;
+        // What was multiplied lies mostly along the last two blocks.
+        let near = b + self.link.ncols();
+        let spent = orthonormalize(self.v.as_ref(), near, &mut block, fresh)?;
         self.link = cross_gram(block.as_ref(), z.as_ref());
         append(&mut self.v, block.as_ref());
         self.closed = spent == next && next == b;
         Ok(())
     }
 
+    /// `W^T·W` is block tridiagonal: `delta^T·W` of a block lies in the span of the basis up to the block after it, to which
+    /// all later ones are orthogonal. So the newest block meets itself and the one before.
     fn extend_gram(&mut self, old: usize, b: usize) {
-        let newest = cross_gram(self.w.as_ref(), self.w.as_ref().subcols(old, b));
+        let from = old.saturating_sub(self.link.ncols());
+        let newest =
+            cross_gram(self.w.as_ref().subcols(from, old + b - from), self.w.as_ref().subcols(old, b));
         let gram = &self.gram;
+        let at = |i: usize, j: usize| if i < from { 0.0 } else { newest[(i - from, j - old)] };
         self.gram = Mat::from_fn(old + b, old + b, |i, j| match (i < old, j < old) {
             (true, true) => gram[(i, j)],
-            (false, true) => newest[(j, i - old)],
-            (_, false) => newest[(i, j - old)],
+            (false, true) => at(j, i),
+            (_, false) => at(i, j),
         });
     }
 

@@ -19,13 +19,20 @@ const DEPENDENT: f64 = 1e-13;
 /// A block whose Gram matrix is this close to the identity is orthonormal to f32 after one more correction.
 const NEARLY: f64 = 1e-3;
 
-/// Makes `block` `[n, b]` orthonormal, and orthogonal to the orthonormal `basis` `[n, d]`, with `d + b <= n`. Returns how
-/// many of its directions were spent (they were in the basis' span already) and had to be replaced by random ones.
+/// Makes `block` `[n, b]` orthonormal, and orthogonal to the orthonormal `basis` `[n, d]`, with `d + b <= n`. Most of it lies
+/// along the last `near` columns of the basis, if along any: of the two projections that orthogonality in f32 takes, the
+/// first is against those alone. Returns how many of its directions were spent (they were in the basis' span already) and
+/// had to be replaced by random ones.
 ///
 /// # Errors
 /// [`Kind::Input`](crate::Kind::Input) where the block holds NaN.
-pub fn orthonormalize(basis: MatRef<'_, f32>, block: &mut Mat<f32>, fresh: &mut Stream) -> Result<usize> {
-    let mut spent = project_first(basis, block, fresh);
+pub fn orthonormalize(
+    basis: MatRef<'_, f32>,
+    near: usize,
+    block: &mut Mat<f32>,
+    fresh: &mut Stream,
+) -> Result<usize> {
+    let mut spent = project_first(basis, near.min(basis.ncols()), block, fresh);
     for _ in 0..6 {
         let gram = unit_gram(block);
         let off = distance_from_identity(gram.as_ref());
@@ -57,9 +64,9 @@ pub fn orthonormalize(basis: MatRef<'_, f32>, block: &mut Mat<f32>, fresh: &mut 
 }
 
 /// Projects twice and replaces the columns of which nothing is left. Returns their number.
-fn project_first(basis: MatRef<'_, f32>, block: &mut Mat<f32>, fresh: &mut Stream) -> usize {
+fn project_first(basis: MatRef<'_, f32>, near: usize, block: &mut Mat<f32>, fresh: &mut Stream) -> usize {
     let before = norms(block);
-    project(basis, block);
+    project(basis.subcols(basis.ncols() - near, near), block);
     project(basis, block);
     let mut spent = 0;
     for (j, (before, after)) in before.into_iter().zip(norms(block)).enumerate() {
@@ -120,7 +127,7 @@ mod tests {
     fn dependent_columns_are_replaced() {
         let mut fresh = Stream::new(1, "test");
         let mut basis = fresh.gaussian(300, 20);
-        assert_eq!(orthonormalize(Mat::zeros(300, 0).as_ref(), &mut basis, &mut fresh).unwrap(), 0);
+        assert_eq!(orthonormalize(Mat::zeros(300, 0).as_ref(), 0, &mut basis, &mut fresh).unwrap(), 0);
         // Two columns of the basis, two equal ones, a zero one, and pairs that differ by 1e-5.
         let mut block = fresh.gaussian(300, 8);
         for i in 0..300 {
@@ -130,7 +137,7 @@ mod tests {
             block[(i, 4)] = 0.0;
             block[(i, 6)] = block[(i, 5)] + 1e-5 * block[(i, 6)];
         }
-        assert_eq!(orthonormalize(basis.as_ref(), &mut block, &mut fresh).unwrap(), 4);
+        assert_eq!(orthonormalize(basis.as_ref(), 20, &mut block, &mut fresh).unwrap(), 4);
         assert!(off(&basis, &block) < 1e-6, "{}", off(&basis, &block));
     }
 
@@ -138,9 +145,9 @@ mod tests {
     fn a_basis_can_be_filled_up() {
         let mut fresh = Stream::new(2, "test");
         let mut basis = fresh.gaussian(40, 30);
-        orthonormalize(Mat::zeros(40, 0).as_ref(), &mut basis, &mut fresh).unwrap();
+        orthonormalize(Mat::zeros(40, 0).as_ref(), 0, &mut basis, &mut fresh).unwrap();
         let mut rest = fresh.gaussian(40, 10);
-        orthonormalize(basis.as_ref(), &mut rest, &mut fresh).unwrap();
+        orthonormalize(basis.as_ref(), 0, &mut rest, &mut fresh).unwrap();
         assert!(off(&basis, &rest) < 2e-6, "{}", off(&basis, &rest));
     }
 }

@@ -5,8 +5,12 @@ use std::ops::Range;
 
 use faer::MatMut;
 
-/// Groups of consecutive panels. Each has its own sum, so there are as many as threads may be of use, and no more.
-const GROUPS: usize = 8;
+/// Groups of consecutive panels. Each has its own sum, as long as a row, so there are as many as threads may be of use, and
+/// fewer where rows are long.
+pub(super) fn groups(n: usize) -> usize {
+    if n > 3 << 12 { 4 } else { 8 }
+}
+
 /// Rows are cut at multiples of this: quantized rows often come in packs of 8 or 16.
 const GRAIN: usize = 16;
 /// The largest panel, in values. 512 rows of 16384: beyond that a panel is no faster, only larger.
@@ -14,7 +18,7 @@ const PANEL: usize = 8 << 20;
 
 /// Rows of a group of panels, and rows of a panel, for a matrix `[m, n]`. The last of either may be shorter.
 pub fn panel_rows(m: usize, n: usize) -> (usize, usize) {
-    let group = m.div_ceil(GROUPS).next_multiple_of(GRAIN).max(64);
+    let group = m.div_ceil(groups(n)).next_multiple_of(GRAIN).max(64);
     let most = (PANEL / n.max(1) / GRAIN * GRAIN).clamp(GRAIN, 512);
     // Panels of equal height: a short last one costs as much overhead as a full one.
     let panels = group.div_ceil(most);
@@ -53,7 +57,7 @@ mod tests {
         for (m, n) in [(25600, 5120), (5120, 25600), (1, 7), (1000, 1), (17, 300_000), (8192, 1024)] {
             let (group, panel) = panel_rows(m, n);
             assert!(group % GRAIN == 0 && panel % GRAIN == 0 && panel <= 512);
-            assert!(m.div_ceil(group) <= GROUPS && panel <= group, "{m} x {n}: {group}, {panel}");
+            assert!(m.div_ceil(group) <= groups(n) && panel <= group, "{m} x {n}: {group}, {panel}");
             assert!(panel == GRAIN || panel * n <= PANEL + GRAIN * n, "{m} x {n}: {panel}");
         }
         assert_eq!(panel_rows(25600, 5120), (3200, 464));

@@ -125,6 +125,10 @@ pub struct ModuleRecord {
     pub rank: usize,
     /// `krylov`, `gram`, or `none` where the delta is zero or only completes a fused set.
     pub method: String,
+    /// Columns of the Krylov basis, or the side of the Gram matrix.
+    pub basis: usize,
+    /// How often the delta was gone through.
+    pub passes: usize,
     /// How near the stored factors come.
     #[serde(flatten)]
     pub quality: Quality,

@@ -117,6 +117,8 @@ fn manifest(
         shape: *shape,
         rank: 0,
         method: "none".into(),
+        basis: 0,
+        passes: 0,
         quality: Quality::of(0.0, 0.0),
         estimated_excess: 0.0,
         non_finite: 0,

@@ -241,7 +241,11 @@ fn write_module(
     let written = shard::write(&path, &tensors, &metadata)?;
     let (bytes, blake3) = (written.bytes, written.blake3.to_hex().to_string());
     ledger.journal.append(&Entry::Module { name: name.clone(), bytes, blake3 })?;
-    log.line(&format!("{name}: {} in {:.3} s", record.module.method, took.as_secs_f64()));
+    let (method, basis, passes) = (&record.module.method, record.module.basis, record.module.passes);
+    let seconds = took.as_secs_f64();
+    log.line(&format!(
+        "{name}: {method}, basis {basis}, {passes} passes, {seconds:.3} s from the first byte"
+    ));
     shared.progress.module(&record.module, took);
     ledger.modules.insert(name, (written, record));
     Ok(())

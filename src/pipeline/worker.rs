@@ -125,6 +125,8 @@ pub fn finish(
         shape: module.shape,
         rank: factors.rank,
         method: if factors.rank == 0 { "none".into() } else { factors.method.name().into() },
+        basis: factors.basis,
+        passes: factors.passes,
         quality,
         estimated_excess: factors.estimated_excess,
         non_finite: survey.non_finite,
