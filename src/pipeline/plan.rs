@@ -194,10 +194,12 @@ impl Plan {
     }
 
     fn add_up(&mut self, job: &Extraction) {
-        let factors = |[m, n]: [usize; 2]| ((m + n) * job.deciding.rank * job.deciding.dtype.bytes()) as u64;
+        let wide = (job.deciding.rank as u64).saturating_mul(job.deciding.dtype.bytes() as u64);
+        let factors = |[m, n]: [usize; 2]| ((m + n) as u64).saturating_mul(wide);
         let shapes = self.modules.iter().map(|m| m.shape).chain(self.zeros.iter().map(|(_, shape)| *shape));
         // The shards and the adapter stand beside each other until the adapter is whole.
-        self.disk_bytes = shapes.map(|shape| 2 * factors(shape) + (1 << 14)).sum::<u64>() + (1 << 20);
+        let both = shapes.map(|shape| factors(shape).saturating_mul(2).saturating_add(1 << 14));
+        self.disk_bytes = both.fold(1 << 20, u64::saturating_add);
         let modules = self.modules.iter().map(|m| m.read_bytes);
         self.read_bytes = modules.chain(self.not_represented.iter().map(|l| l.read_bytes)).sum();
         let flops: f64 = self.modules.iter().map(|m| m.flops).sum();
