@@ -138,6 +138,9 @@ fn pair_module(
     };
     let Some((tuned_name, tuned_shape)) = partner else { return leave(Reason::NoPartner, None, 0) };
     taken.insert(tuned_name.clone());
+    if shape.contains(&0) {
+        return leave(Reason::NotLinear, Some(tuned_name), 0);
+    }
     let trimmed = place.is_vocabulary() && tuned_shape[1] == shape[1];
     if tuned_shape != shape && !trimmed {
         return leave(Reason::ShapeDiffers, Some(tuned_name), 0);
