@@ -217,7 +217,9 @@ fn an_output_that_is_a_file() {
 fn readers_that_go_away() {
     let home = tempdir().unwrap();
     let [base, tuned] = pair();
-    for (at, redirection) in ["| head -c 1", "2>&1 >&- | head -c 1", ">&- 2>&-", "2>/dev/full"].into_iter().enumerate() {
+    for (at, redirection) in
+        ["| head -c 1", "2>&1 >&- | head -c 1", ">&- 2>&-", "2>/dev/full"].into_iter().enumerate()
+    {
         let out = home.path().join(at.to_string());
         let line = format!("\"$@\" {redirection}; true");
         let mut command = Command::new("sh");

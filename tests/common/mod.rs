@@ -73,7 +73,8 @@ pub fn extract_with<S: AsRef<OsStr>>(base: &str, tuned: &str, out: &Path, more: 
     run(extract(base, tuned, out).args(more))
 }
 
-/// Every file below `folder` but the log, with its bytes; folders too, with a slash at their end.
+/// Every file below `folder` but the log, with its bytes (of a lock, which tells of a process, none); folders too, with a
+/// slash at their end.
 pub fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     fn walk(folder: &Path, prefix: &str, found: &mut BTreeMap<String, Vec<u8>>) {
         for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
@@ -82,7 +83,9 @@ pub fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
                 walk(&entry.path(), &format!("{name}/"), found);
                 found.insert(name + "/", Vec::new());
             } else if name != "extraction.log" {
-                found.insert(name, fs::read(entry.path()).unwrap());
+                let lock = name.ends_with("/lock");
+                let bytes = if lock { Vec::new() } else { fs::read(entry.path()).unwrap() };
+                found.insert(name, bytes);
             }
         }
     }
@@ -169,5 +172,5 @@ pub fn job(base: &str, tuned: &str, out: &Path) -> Extraction {
 
 /// Two threads, 2 GiB.
 pub fn running() -> Running {
-    Running { threads: 2, memory: 2 << 30, keep_shards: false, overwrite: false, other_simd: false }
+    Running::new(2, 2 << 30)
 }
