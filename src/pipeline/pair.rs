@@ -98,9 +98,12 @@ pub fn pair(
         names = found;
     }
     vocabulary(base, tuned, &names, trim_vocab, &mut pairing.notes)?;
-    let mut taken = BTreeSet::new();
-    for name in base_names(base, selection) {
-        pair_module(base, tuned, &names, selection, &name, &mut taken, &mut pairing);
+    let (mut taken, modules) = (BTreeSet::new(), base_names(base, selection));
+    pairing
+        .notes
+        .extend(selection.idle(&modules).iter().map(|idle| format!("{idle} matches no module of the base")));
+    for name in &modules {
+        pair_module(base, tuned, &names, selection, name, &mut taken, &mut pairing);
     }
     others(base, tuned, &names, &mut taken, &mut pairing);
     pairing.zeros = complete_fused(base, &pairing.pairs);
