@@ -123,7 +123,10 @@ fn check_content(
     let opened = hash_file(&weights).and_then(|written| Shard::open(&weights, written));
     let adapter = match opened {
         Ok(adapter) => adapter,
-        Err(why) => return Ok(verification.content.push(mismatch(adapter::WEIGHTS, why.to_string()))),
+        Err(why) => {
+            verification.content.push(mismatch(adapter::WEIGHTS, why.to_string()));
+            return Ok(());
+        }
     };
     check_rules(folder, &adapter, &mut verification.content);
     check_digests(&manifest, &adapter, &mut verification.content);

@@ -7,6 +7,7 @@ mod compare;
 mod content;
 mod delta;
 mod finish;
+mod finished;
 mod log;
 mod options;
 mod pair;

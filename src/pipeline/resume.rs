@@ -3,19 +3,18 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
 use super::begin::Begin;
 use super::delta::tensor_record;
+use super::finished::finished;
 use super::options::Extraction;
 use super::plan::Inputs;
 use super::worker::ShardRecord;
 use crate::checkpoint::Change;
 use crate::ledger::{
-    Checksums, Journal, LeftOut, Level, Lock, Manifest, Shard, Side, TensorRecord, Written, durable, folder,
-    shard,
+    Journal, LeftOut, Lock, Manifest, Shard, Side, TensorRecord, Written, durable, folder, shard,
 };
 use crate::{Error, Result};
 
@@ -194,7 +193,7 @@ fn touched(now: &Begin, before: &Begin) -> Vec<(Side, String)> {
 
 /// The same sizes and headers at another time may still be other weights: those of `records`, what has been read so
 /// far, that lie in such files are hashed again.
-fn check_touched<'a>(
+pub fn check_touched<'a>(
     inputs: &Inputs,
     touched: &[(Side, String)],
     records: impl Iterator<Item = &'a TensorRecord>,
@@ -220,7 +219,8 @@ fn check_touched<'a>(
     Ok(())
 }
 
-fn changed(out: &Path, text: &str) -> Error {
+/// The error for a run that this one cannot go on with.
+pub fn changed(out: &Path, text: &str) -> Error {
     Error::decide(format!("the folder holds a run that this one cannot go on with: {text}"))
         .path(out)
         .hint("give the same inputs and options, another --out, or --overwrite to start anew")
@@ -271,54 +271,4 @@ fn clear(out: &Path) -> Result<()> {
         }
     }
     folder::sync(out)
-}
-
-/// A folder with checksums was whole; it is this run's if its manifest says so, and still whole if its files agree.
-fn finished(out: &Path, begin: &Begin, inputs: &Inputs, other_simd: bool) -> Result<Manifest> {
-    let path = out.join(MANIFEST);
-    let text = fs::read_to_string(&path)
-        .map_err(|e| Error::decide("the folder holds checksums, but no run's").path(&path).because(e))?;
-    let manifest: Manifest = serde_json::from_str(&text).map_err(|e| {
-        Error::input("the manifest of the finished run cannot be read")
-            .path(&path)
-            .because(e)
-            .hint("--overwrite starts anew")
-    })?;
-    let before = Begin {
-        trephine: manifest.trephine.clone(),
-        options: manifest.options.clone(),
-        simd: manifest.simd.clone(),
-        inputs: manifest.inputs.clone(),
-    };
-    if let Some(text) = begin.difference(&before, other_simd) {
-        return Err(changed(out, &text));
-    }
-    check_whole(out)?;
-    check_touched(inputs, &written_since(begin, &path), manifest.tensors.iter(), out)?;
-    Ok(manifest)
-}
-
-/// A file of a finished run may have been removed or damaged since.
-fn check_whole(out: &Path) -> Result<()> {
-    let damaged = |what: String| {
-        Error::decide(format!("the folder holds a finished run that is no longer whole: {what}"))
-            .path(out)
-            .hint("give another --out, or --overwrite to start anew")
-    };
-    let checksums = Checksums::read(out)?;
-    let listed = |file: &str| checksums.entries().iter().any(|entry| entry.name == file);
-    if let Some(file) = FILES[..5].iter().find(|file| !listed(file)) {
-        return Err(damaged(format!("its checksums do not list {file}")));
-    }
-    let found = checksums.verify(&[LOG], &|_| ()).findings.into_iter().find(|f| f.level == Level::Error);
-    found.map_or(Ok(()), |finding| Err(damaged(finding.to_string())))
-}
-
-/// Files of the checkpoints that were written to after the run had ended with its manifest.
-fn written_since(begin: &Begin, manifest: &Path) -> Vec<(Side, String)> {
-    let ended = fs::metadata(manifest).and_then(|data| data.modified()).ok();
-    let ended = ended.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_nanos());
-    let files = begin.inputs.iter().flat_map(|(side, now)| now.files.iter().map(|file| (*side, file)));
-    let later = files.filter(|(_, file)| file.modified.map(u128::from) >= ended);
-    later.map(|(side, file)| (side, file.name.clone())).collect()
 }
