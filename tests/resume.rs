@@ -167,13 +167,15 @@ fn memory_changes_no_byte() {
     }
 }
 
+type Damage = fn(&Path);
+
 #[test]
 fn damaged_shards_are_done_again() {
     let reference = Reference::real();
     let home = tempdir().unwrap();
     let killed = unassembled(&reference, home.path());
     let middle = shards(&killed).len() / 2;
-    let damages: [(&str, fn(&Path)); 4] = [
+    let damages: [(&str, Damage); 4] = [
         ("a flipped bit", |shard| flip(shard, fs::metadata(shard).unwrap().len() as usize - 9)),
         ("truncated", |shard| File::options().write(true).open(shard).unwrap().set_len(100).unwrap()),
         ("deleted", |shard| fs::remove_file(shard).unwrap()),

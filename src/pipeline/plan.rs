@@ -164,6 +164,7 @@ impl Plan {
             disk_bytes: 0,
             seconds: 0.0,
         };
+        plan.notes.extend(padding(&pairs, job.deciding.rank));
         plan.fit(inputs, job, pairs)?;
         plan.add_up(job);
         Ok(plan)
@@ -284,6 +285,16 @@ impl Cost {
             pair: self.pair,
         }
     }
+}
+
+/// A rank that no module can make use of costs disk, and the memory of whoever serves it, for nothing.
+fn padding(pairs: &[Pair], rank: usize) -> Option<String> {
+    let widest = pairs.iter().map(|pair| pair.rows.min(pair.shape[1])).max().unwrap_or(0);
+    (rank > widest).then(|| {
+        format!(
+            "no module has more than {widest} singular values: --rank {widest} holds all, the rest is zeros"
+        )
+    })
 }
 
 /// What will be read for the comparison of a tensor that is left out.
