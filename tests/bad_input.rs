@@ -352,4 +352,9 @@ fn the_base_is_as_it_was() {
     assert!(after.contains_key("adapter/B3SUMS"));
     after.retain(|name, _| !name.starts_with("adapter/"));
     assert_eq!(after, before);
+    // The same folder without its slash is the same base.
+    let mut command = common::trephine();
+    command.current_dir(bench.home.path()).args(["extract", "--base", "base", "--tuned", &data("tuned")]);
+    let ended = common::run(command.args(["--out", "base/adapter", "--rank", "2"])).code(0);
+    assert!(ended.stdout.contains("was already done"), "{}", ended.stdout);
 }

@@ -149,7 +149,7 @@ impl Arguments {
                 include: self.include.clone(),
                 exclude: self.exclude.clone(),
                 trim_vocab: self.trim_vocab,
-                base_model_name: self.base_model_name.clone().unwrap_or_else(|| self.base.clone()),
+                base_model_name: self.base_model_name.clone().unwrap_or_else(|| name_of(&self.base)),
             },
             running: Running {
                 threads: threads(self.threads)?,
@@ -160,6 +160,12 @@ impl Arguments {
             },
         })
     }
+}
+
+/// What the adapter calls its base where nothing else is said: as given, but a slash at the end is no part of a name.
+fn name_of(base: &str) -> String {
+    let name = base.trim_end_matches('/');
+    if name.is_empty() { base.to_owned() } else { name.to_owned() }
 }
 
 /// Plans, shows or runs.
