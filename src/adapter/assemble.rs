@@ -116,10 +116,11 @@ fn padded_rows(
     to: usize,
     mut put: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
-    const ROWS: usize = 4096;
-    let (mut packed, mut padded) = (vec![0; ROWS * from], vec![0; ROWS * to]);
-    for start in (0..rows).step_by(ROWS) {
-        let count = ROWS.min(rows - start);
+    const PIECE: usize = 1 << 20;
+    let step = (PIECE / to.max(1)).clamp(1, rows.max(1));
+    let (mut packed, mut padded) = (vec![0; step * from], vec![0; step * to]);
+    for start in (0..rows).step_by(step) {
+        let count = step.min(rows - start);
         if from > 0 {
             shard.read(name, (start * from) as u64, &mut packed[..count * from])?;
             for (padded, packed) in padded.chunks_exact_mut(to).zip(packed[..count * from].chunks_exact(from))

@@ -11,9 +11,9 @@ use trephine::pipeline::{
 };
 use trephine::{Error, Result};
 
-use super::bar::Bar;
+use super::bar::{Bar, tell};
 use super::table::{number, table};
-use super::{print, print_json, size};
+use super::{print, print_json, size, threads};
 
 /// Extracts the difference between two checkpoints as a LoRA adapter.
 ///
@@ -132,11 +132,6 @@ words!(NonFiniteName => NonFinite { Fail, Zero });
 
 impl Arguments {
     fn extraction(&self) -> Result<Extraction> {
-        let threads = match self.threads {
-            Some(0) => return Err(Error::decide("0 threads do nothing").hint("give --threads 1 or more")),
-            Some(threads) => threads,
-            None => std::thread::available_parallelism().map_or(1, usize::from),
-        };
         Ok(Extraction {
             base: self.base.clone(),
             tuned: self.tuned.clone(),
@@ -154,10 +149,10 @@ impl Arguments {
                 include: self.include.clone(),
                 exclude: self.exclude.clone(),
                 trim_vocab: self.trim_vocab,
-                base_model_name: self.base_model_name.clone().unwrap_or_else(|| self.base.clone()),
+                base_model_name: self.base_model_name.clone().unwrap_or_else(|| name_of(&self.base)),
             },
             running: Running {
-                threads,
+                threads: threads(self.threads)?,
                 memory: self.memory.unwrap_or_else(default_memory),
                 keep_shards: self.keep_shards,
                 overwrite: self.overwrite,
@@ -165,6 +160,12 @@ impl Arguments {
             },
         })
     }
+}
+
+/// What the adapter calls its base where nothing else is said: as given, but a slash at the end is no part of a name.
+fn name_of(base: &str) -> String {
+    let name = base.trim_end_matches('/');
+    if name.is_empty() { base.to_owned() } else { name.to_owned() }
 }
 
 /// Plans, shows or runs.
@@ -195,15 +196,20 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
 /// Leaves with exit code 75 from the signal's own thread. A product in flight cannot be waited for, and need not be:
 /// a kill at any instant costs at most the modules in flight.
 fn leave_on_signal() -> Result<()> {
-    let command = shlex::try_join(std::env::args().collect::<Vec<_>>().iter().map(String::as_str));
+    let command = command_to_go_on();
     ctrlc::set_handler(move || {
-        eprintln!("\nstopped. Finished modules are safe; to go on, run the same command again:");
-        if let Ok(command) = &command {
-            eprintln!("  {command}");
-        }
+        tell("\nstopped. Finished modules are safe; to go on:");
+        tell(&format!("  {command}"));
         std::process::exit(75);
     })
     .map_err(|e| Error::unexpected("cannot listen for signals").because(e))
+}
+
+/// This very command, but without `--overwrite`, which would throw away what is done.
+fn command_to_go_on() -> String {
+    let arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());
+    let arguments: Vec<String> = arguments.filter(|argument| argument != "--overwrite").collect();
+    shlex::try_join(arguments.iter().map(String::as_str)).unwrap_or_else(|_| arguments.join(" "))
 }
 
 fn show_plan(plan: &Plan) -> String {
@@ -244,11 +250,7 @@ fn show_outcome(outcome: &Outcome) -> String {
     let headings = ["kind", "modules", "rank", "mean error", "worst error", "captured", "time"];
     let mut rows = table(headings);
     for kind in &outcome.kinds {
-        let rank = if kind.ranks.0 == kind.ranks.1 {
-            kind.ranks.1.to_string()
-        } else {
-            format!("{}-{}", kind.ranks.0, kind.ranks.1)
-        };
+        let rank = kind.ranks_text();
         let time = kind.seconds.map_or("-".into(), |s| format!("{s:.2} s"));
         let [mean, worst] = [kind.mean_error, kind.worst_error].map(number);
         let captured = format!("{:.2} %", 100.0 * kind.captured_energy);

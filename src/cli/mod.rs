@@ -59,6 +59,18 @@ pub fn fail(error: &Error) -> ExitCode {
     })
 }
 
+/// How many threads compute: as asked, or one for each processor.
+fn threads(asked: Option<usize>) -> Result<usize> {
+    const MOST: usize = 4096;
+    match asked {
+        Some(0) => Err(Error::decide("0 threads do nothing").hint("give --threads 1 or more")),
+        Some(threads) if threads > MOST => Err(Error::decide(format!("{threads} threads are too many"))
+            .hint(format!("give --threads {MOST} or fewer, as many as there are processors"))),
+        Some(threads) => Ok(threads),
+        None => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
+    }
+}
+
 /// Writes to stdout. A reader that has gone away (`| head`) is no error.
 fn print(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();

@@ -8,7 +8,7 @@ use trephine::pipeline::{Content, Running, Verification, default_memory, verify}
 use trephine::{Error, Result};
 
 use super::bar::Bar;
-use super::{print, print_json, size};
+use super::{print, print_json, size, threads};
 
 /// Checks a folder against its B3SUMS; with both checkpoints, an adapter's content against them too.
 #[derive(Debug, Args)]
@@ -39,9 +39,7 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let content = arguments.base.clone().zip(arguments.tuned.clone());
     let content = content.map(|(base, tuned)| Content { base, tuned });
-    let threads =
-        arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let running = Running::new(threads.max(1), arguments.memory.unwrap_or_else(default_memory));
+    let running = Running::new(threads(arguments.threads)?, arguments.memory.unwrap_or_else(default_memory));
     let bar = Bar::new(arguments.quiet);
     let verification = verify(&arguments.folder, content.as_ref(), &running, &bar);
     bar.clear();

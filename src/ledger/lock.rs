@@ -55,6 +55,23 @@ impl Lock {
         }
     }
 
+    /// Ends the lock and leaves no trace of it: removes its file, and the folder where that holds nothing else.
+    ///
+    /// # Errors
+    /// A file that cannot be removed.
+    pub fn remove(self) -> Result<()> {
+        // While the lock is held: whoever has the file open already finds it replaced and tries anew.
+        match fs::remove_file(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(Error::unexpected("cannot remove the lock").path(&self.path).because(e))
+            }
+            _ => {
+                let _ = fs::remove_dir(folder::parent(&self.path));
+                Ok(())
+            }
+        }
+    }
+
     /// The locked file.
     pub fn path(&self) -> &Path {
         &self.path

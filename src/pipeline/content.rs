@@ -14,7 +14,7 @@ use super::plan::{Inputs, Plan, PlannedModule};
 use super::progress::Progress;
 use super::resume::{LOG, MANIFEST};
 use super::worker::difference;
-use crate::adapter::{self, Keys, Place, rules};
+use crate::adapter::{self, Keys, Place, place_of, rules};
 use crate::factorize;
 use crate::ledger::digest::hash_file;
 use crate::ledger::{self, Checksums, Manifest, ModuleRecord, Quality, Shard, Side, TensorRecord};
@@ -120,8 +120,16 @@ fn check_content(
     let inputs = Inputs::open(&job.base, &job.tuned, None)?;
     let plan = Plan::make(&inputs, &job)?;
     let weights = folder.join(adapter::WEIGHTS);
-    let adapter = Shard::open(&weights, hash_file(&weights)?)?;
-    check_rules(folder, &adapter, &mut verification.content)?;
+    let opened = hash_file(&weights).and_then(|written| Shard::open(&weights, written));
+    let adapter = match opened {
+        Ok(adapter) => adapter,
+        Err(why) => {
+            verification.content.push(mismatch(adapter::WEIGHTS, why.to_string()));
+            return Ok(());
+        }
+    };
+    check_rules(folder, &adapter, &mut verification.content);
+    check_digests(&manifest, &adapter, &mut verification.content);
     let read = plan.modules.iter().map(|module| module.read_bytes).sum();
     progress.begin(plan.modules.len(), read, 0, 0);
     let recorded: BTreeMap<&str, &ModuleRecord> =
@@ -161,19 +169,37 @@ fn read_manifest(folder: &Path) -> Result<Manifest> {
         .map_err(|e| Error::input("the manifest cannot be read").path(&path).because(e))
 }
 
-fn check_rules(folder: &Path, adapter: &Shard, found: &mut Vec<Mismatch>) -> Result<()> {
-    let path = folder.join(adapter::CONFIG);
-    let failed =
-        |e: std::io::Error| Error::input("the adapter's folder cannot be read").path(folder).because(e);
-    let text = fs::read_to_string(&path).map_err(failed)?;
-    let config = serde_json::from_str(&text)
-        .map_err(|e| Error::input("the adapter's config is not JSON").path(&path).because(e))?;
-    let entries = fs::read_dir(folder).map_err(failed)?;
-    let files: Vec<String> =
-        entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+fn check_rules(folder: &Path, adapter: &Shard, found: &mut Vec<Mismatch>) {
+    let config = fs::read_to_string(folder.join(adapter::CONFIG)).map_err(|e| e.to_string());
+    let config = config.and_then(|text| serde_json::from_str(&text).map_err(|e| format!("is not JSON: {e}")));
+    let config = match config {
+        Ok(config) => config,
+        Err(why) => return found.push(mismatch(adapter::CONFIG, why)),
+    };
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let files: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
     let tensors: Vec<_> = adapter.tensors().map(|placed| placed.stored.clone()).collect();
     found.extend(rules::check(&files, &config, &tensors).into_iter().map(|v| mismatch(&v.at, v.why)));
-    Ok(())
+}
+
+/// The factors, zeros and padding included, are to be byte for byte those that the manifest tells of: their error alone
+/// would not show a small change.
+fn check_digests(manifest: &Manifest, adapter: &Shard, found: &mut Vec<Mismatch>) {
+    for module in &manifest.modules {
+        let keys = Keys::of(&module.name, place_of(&module.name));
+        let mut hasher = blake3::Hasher::new();
+        let mut add = |key: &str| {
+            adapter.copy(key, |bytes| {
+                hasher.update(bytes);
+                Ok(())
+            })
+        };
+        match add(&keys.a).and_then(|()| add(&keys.b)) {
+            Err(why) => found.push(mismatch(&module.name, format!("cannot be read: {why}"))),
+            Ok(()) if hasher.finalize().to_hex().as_str() == module.blake3 => {}
+            Ok(()) => found.push(mismatch(&module.name, "has other factors than the manifest tells of")),
+        }
+    }
 }
 
 /// Measures one module anew: the tensors' digests, the norm of the delta, the error of the stored factors.
@@ -203,7 +229,13 @@ fn check_module(
             )),
         }
     }
-    let (left, right) = factors(adapter, module, job.deciding.rank.max(record.rank))?;
+    let (left, right) = match factors(adapter, module) {
+        Ok(factors) => factors,
+        Err(why) => {
+            found.push(mismatch(&module.name, why.to_string()));
+            return Ok(found);
+        }
+    };
     let delta = Recomputed::new(difference, module.visitors.max(1));
     let measured = factorize::residual(&delta, &left, &right)?;
     let quality = Quality::of(survey.norm2, measured.residual2);
@@ -227,7 +259,7 @@ fn close(a: f64, b: f64) -> bool {
 }
 
 /// `left` `[rows, r]` and `right` `[r, cols]` of the weight, from the adapter.
-fn factors(adapter: &Shard, module: &PlannedModule, _rank: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+fn factors(adapter: &Shard, module: &PlannedModule) -> Result<(Vec<f32>, Vec<f32>)> {
     let keys = Keys::of(&module.name, module.pair.place);
     let read = |key: &str| -> Result<(Vec<usize>, Vec<f32>)> {
         let placed = adapter.tensor(key)?;

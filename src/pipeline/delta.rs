@@ -143,14 +143,14 @@ impl<'a> Difference<'a> {
     /// Sets differences that are not finite to zero and counts them, or says where the first one is.
     fn mend(&self, rows: Range<usize>, out: &mut [f32]) -> Result<u64> {
         let mut count = 0;
-        for at in 0..out.len() {
-            if out[at].is_finite() {
+        for (at, value) in out.iter_mut().enumerate() {
+            if value.is_finite() {
                 continue;
             }
             if self.non_finite == NonFinite::Fail {
                 return Err(self.not_finite(rows.start + at / self.cols(), at % self.cols()));
             }
-            out[at] = 0.0;
+            *value = 0.0;
             count += 1;
         }
         Ok(count)

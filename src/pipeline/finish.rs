@@ -5,20 +5,21 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use super::begin::Begin;
 use super::card;
 use super::options::Extraction;
 use super::plan::{Inputs, Plan};
-use super::resume::{Begin, CARD, Ledger, MANIFEST, SPECTRA, STATE};
+use super::resume::{CARD, Ledger, MANIFEST, SPECTRA, STATE};
 use super::worker::{A, B, ShardRecord};
 use crate::adapter::{self, AdapterConfig, Piece, Place, ShardNames, kind_of, place_of};
 use crate::checkpoint::Checkpoint;
 use crate::ledger::{
-    LeftOut, Manifest, ModuleRecord, Quality, ServedError, Shard, Source, Spectrum, TensorRecord, Written,
-    checksums, durable, folder, shard,
+    LeftOut, Lock, Manifest, ModuleRecord, Quality, ServedError, Shard, Source, Spectrum, TensorRecord,
+    Written, checksums, durable, folder, shard,
 };
 use crate::{Error, Result};
 
-/// Assembles the adapter of a run whose every module is done, and removes what was only needed to go on.
+/// Assembles the adapter of a run whose every module is done.
 ///
 /// # Errors
 /// A shard that is not what the journal said, or a failing disk. The shards stay, so the same command goes on.
@@ -50,7 +51,6 @@ pub fn finish(
     let card = card::write(&manifest, &job.deciding, &spectra);
     files.insert(CARD.into(), write_text(&out.join(CARD), &card)?.blake3);
     checksums::write(out, &files)?;
-    tidy(out, job.running.keep_shards)?;
     Ok(manifest)
 }
 
@@ -209,22 +209,19 @@ fn write_spectra(path: &Path, spectra: &[Spectrum]) -> Result<Written> {
 }
 
 /// Removes what only an unfinished run needs. The journal goes first of all: without checksums it would be work lost,
-/// with them it is spent.
-pub fn tidy(out: &Path, keep_shards: bool) -> Result<()> {
-    let state = out.join(STATE);
-    let failed = |path: &Path, e| {
-        Error::unexpected("cannot remove what the run no longer needs").path(path).because(e)
-    };
+/// with them it is spent. The lock goes last, and nothing is removed without it: another run may have begun here.
+pub fn tidy(lock: Lock, out: &Path, keep_shards: bool) -> Result<()> {
     let gone = |path: &Path, result: std::io::Result<()>| match result {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed(path, e)),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::unexpected("cannot remove what the run no longer needs").path(path).because(e))
+        }
         _ => Ok(()),
     };
-    let journal = state.join("journal");
+    let (journal, shards) = (out.join(STATE).join("journal"), out.join(STATE).join("shards"));
     gone(&journal, fs::remove_file(&journal))?;
-    let lock = state.join("lock");
-    gone(&lock, fs::remove_file(&lock))?;
     if !keep_shards {
-        gone(&state, fs::remove_dir_all(&state))?;
+        gone(&shards, fs::remove_dir_all(&shards))?;
     }
+    lock.remove()?;
     folder::sync(out)
 }

@@ -1,11 +1,13 @@
 //! From two checkpoints to an adapter: pair, plan, read, factorize, make safe, assemble.
 
+mod begin;
 mod budget;
 mod card;
 mod compare;
 mod content;
 mod delta;
 mod finish;
+mod finished;
 mod log;
 mod options;
 mod pair;
@@ -17,20 +19,22 @@ mod select;
 mod summary;
 mod worker;
 
+pub use begin::simd_level;
 pub use card::smallest_vllm_rank;
 pub use content::{Content, Verification, verify};
 pub use options::{Deciding, Extraction, FactorType, NonFinite, RoundBase, Running};
 pub use pair::{Leftover, Pair};
 pub use plan::{Inputs, Plan, PlannedLeftover, PlannedModule};
 pub use progress::{Progress, Silent};
-pub use resume::{CARD, LOG, MANIFEST, SPECTRA, STATE, simd_level};
+pub use resume::{CARD, LOG, MANIFEST, SPECTRA, STATE};
 pub use summary::{KindSummary, LeftOutGroup, Outcome};
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use self::begin::Begin;
 use self::log::Log;
-use self::resume::{Begin, Found};
+use self::resume::Found;
 use crate::Result;
 
 /// The memory that a run promises to stay under when it is not told: the smaller of 2 GiB and half of what is
@@ -65,8 +69,8 @@ pub fn extract(job: &Extraction, progress: &dyn Progress) -> Result<Outcome> {
     let begin = Begin::new(job, &inputs)?;
     let mut ledger = match resume::open(job, &begin, &inputs)? {
         Found::Open(ledger) => *ledger,
-        Found::Done(manifest) => {
-            finish::tidy(&job.out, job.running.keep_shards)?;
+        Found::Done(manifest, lock) => {
+            finish::tidy(lock, &job.out, job.running.keep_shards)?;
             return Ok(Outcome::new(job.out.clone(), *manifest, &BTreeMap::new(), true));
         }
     };
@@ -85,6 +89,7 @@ pub fn extract(job: &Extraction, progress: &dyn Progress) -> Result<Outcome> {
     let times = run::run(&inputs, job, &plan, &mut ledger, &log, progress)?;
     progress.assembling();
     let manifest = finish::finish(&inputs, job, &plan, &begin, &ledger)?;
+    finish::tidy(ledger.lock, &job.out, job.running.keep_shards)?;
     log.line(&format!("done in {:.3} s", started.elapsed().as_secs_f64()));
     Ok(Outcome::new(job.out.clone(), manifest, &times, false))
 }

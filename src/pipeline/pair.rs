@@ -98,9 +98,12 @@ pub fn pair(
         names = found;
     }
     vocabulary(base, tuned, &names, trim_vocab, &mut pairing.notes)?;
-    let mut taken = BTreeSet::new();
-    for name in base_names(base, selection) {
-        pair_module(base, tuned, &names, selection, &name, &mut taken, &mut pairing);
+    let (mut taken, modules) = (BTreeSet::new(), base_names(base, selection));
+    pairing
+        .notes
+        .extend(selection.idle(&modules).iter().map(|idle| format!("{idle} matches no module of the base")));
+    for name in &modules {
+        pair_module(base, tuned, &names, selection, name, &mut taken, &mut pairing);
     }
     others(base, tuned, &names, &mut taken, &mut pairing);
     pairing.zeros = complete_fused(base, &pairing.pairs);
@@ -138,6 +141,9 @@ fn pair_module(
     };
     let Some((tuned_name, tuned_shape)) = partner else { return leave(Reason::NoPartner, None, 0) };
     taken.insert(tuned_name.clone());
+    if shape.contains(&0) {
+        return leave(Reason::NotLinear, Some(tuned_name), 0);
+    }
     let trimmed = place.is_vocabulary() && tuned_shape[1] == shape[1];
     if tuned_shape != shape && !trimmed {
         return leave(Reason::ShapeDiffers, Some(tuned_name), 0);

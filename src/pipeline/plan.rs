@@ -164,6 +164,7 @@ impl Plan {
             disk_bytes: 0,
             seconds: 0.0,
         };
+        plan.notes.extend(padding(&pairs, job.deciding.rank));
         plan.fit(inputs, job, pairs)?;
         plan.add_up(job);
         Ok(plan)
@@ -194,10 +195,12 @@ impl Plan {
     }
 
     fn add_up(&mut self, job: &Extraction) {
-        let factors = |[m, n]: [usize; 2]| ((m + n) * job.deciding.rank * job.deciding.dtype.bytes()) as u64;
+        let wide = (job.deciding.rank as u64).saturating_mul(job.deciding.dtype.bytes() as u64);
+        let factors = |[m, n]: [usize; 2]| ((m + n) as u64).saturating_mul(wide);
         let shapes = self.modules.iter().map(|m| m.shape).chain(self.zeros.iter().map(|(_, shape)| *shape));
         // The shards and the adapter stand beside each other until the adapter is whole.
-        self.disk_bytes = shapes.map(|shape| 2 * factors(shape) + (1 << 14)).sum::<u64>() + (1 << 20);
+        let both = shapes.map(|shape| factors(shape).saturating_mul(2).saturating_add(1 << 14));
+        self.disk_bytes = both.fold(1 << 20, u64::saturating_add);
         let modules = self.modules.iter().map(|m| m.read_bytes);
         self.read_bytes = modules.chain(self.not_represented.iter().map(|l| l.read_bytes)).sum();
         let flops: f64 = self.modules.iter().map(|m| m.flops).sum();
@@ -282,6 +285,16 @@ impl Cost {
             pair: self.pair,
         }
     }
+}
+
+/// A rank that no module can make use of costs disk, and the memory of whoever serves it, for nothing.
+fn padding(pairs: &[Pair], rank: usize) -> Option<String> {
+    let widest = pairs.iter().map(|pair| pair.rows.min(pair.shape[1])).max().unwrap_or(0);
+    (rank > widest).then(|| {
+        format!(
+            "no module has more than {widest} singular values: --rank {widest} holds all, the rest is zeros"
+        )
+    })
 }
 
 /// What will be read for the comparison of a tensor that is left out.

@@ -5,13 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
+use super::begin::Begin;
 use super::delta::tensor_record;
+use super::finished::finished;
 use super::options::Extraction;
 use super::plan::Inputs;
 use super::worker::ShardRecord;
-use crate::checkpoint::{Change, Identity};
+use crate::checkpoint::Change;
 use crate::ledger::{
     Journal, LeftOut, Lock, Manifest, Shard, Side, TensorRecord, Written, durable, folder, shard,
 };
@@ -67,114 +68,10 @@ pub enum Entry {
     },
 }
 
-/// All that decides a run's bytes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Begin {
-    /// Version of the program.
-    pub trephine: String,
-    /// The options that decide the result.
-    pub options: Map<String, Value>,
-    /// Instruction set that the products run on.
-    pub simd: String,
-    /// The files that are read, by checkpoint.
-    pub inputs: BTreeMap<Side, Identity>,
-}
-
-impl Begin {
-    /// For the run at hand.
-    ///
-    /// # Errors
-    /// Options that JSON cannot hold.
-    pub fn new(job: &Extraction, inputs: &Inputs) -> Result<Begin> {
-        let mut sides = BTreeMap::from([
-            (Side::Base, inputs.base.identity().clone()),
-            (Side::Tuned, inputs.tuned.identity().clone()),
-        ]);
-        sides.extend(inputs.served.as_ref().map(|served| (Side::Served, served.identity().clone())));
-        Ok(Begin {
-            trephine: env!("CARGO_PKG_VERSION").into(),
-            options: options(job)?,
-            simd: simd_level().into(),
-            inputs: sides,
-        })
-    }
-
-    /// In words, the first thing in which `self` (this run) differs from `before`; modification times aside.
-    fn difference(&self, before: &Begin, other_simd: bool) -> Option<String> {
-        if self.trephine != before.trephine {
-            return Some(format!("it was made by version {}, this is {}", before.trephine, self.trephine));
-        }
-        if self.simd != before.simd && !other_simd {
-            let advice = "--other-simd goes on, but the bytes may differ from those of one machine";
-            return Some(format!(
-                "it was made with {} instructions, this machine has {} ({advice})",
-                before.simd, self.simd
-            ));
-        }
-        if let Some(text) = differing_option(&before.options, &self.options) {
-            return Some(text);
-        }
-        for side in [Side::Base, Side::Tuned, Side::Served] {
-            match (before.inputs.get(&side), self.inputs.get(&side)) {
-                (Some(then), Some(now)) => {
-                    let changes = then.changes(now);
-                    if let Some(change) = changes.iter().find(|change| !matches!(change, Change::Touched(_)))
-                    {
-                        return Some(format!("the {side} checkpoint is another one: {change}"));
-                    }
-                }
-                (None, None) => {}
-                (then, _) => {
-                    let had = if then.is_some() { "had" } else { "had no" };
-                    return Some(format!("the earlier run {had} --{side}"));
-                }
-            }
-        }
-        None
-    }
-}
-
-/// In words, the first option that differs.
-fn differing_option(before: &Map<String, Value>, now: &Map<String, Value>) -> Option<String> {
-    let names = before.keys().chain(now.keys().filter(|name| !before.contains_key(*name)));
-    let null = Value::Null;
-    names.into_iter().find_map(|name| {
-        let [then, now] = [before, now].map(|options| options.get(name).unwrap_or(&null));
-        let flag = name.replace('_', "-");
-        (then != now).then(|| format!("--{flag} was {then} and is {now}"))
-    })
-}
-
-/// The options that decide the result, as JSON.
-///
-/// # Errors
-/// Options that JSON cannot hold.
-pub fn options(job: &Extraction) -> Result<Map<String, Value>> {
-    let failed = |e| Error::unexpected("cannot write the options as JSON").because(e);
-    match serde_json::to_value(&job.deciding).map_err(failed)? {
-        Value::Object(map) => Ok(map),
-        other => Err(Error::unexpected(format!("options are no JSON object but {other}"))),
-    }
-}
-
-/// The instruction set that matrix products are dispatched to on this machine.
-pub fn simd_level() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if std::arch::is_x86_feature_detected!("avx512f") {
-            return "x86-64 AVX-512";
-        }
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-            return "x86-64 AVX2";
-        }
-    }
-    std::env::consts::ARCH
-}
-
 /// What is in the output folder.
 pub enum Found {
-    /// A finished run of the same inputs and options.
-    Done(Box<Manifest>),
+    /// A finished run of the same inputs and options, and the lock under which to tidy up behind it.
+    Done(Box<Manifest>, Lock),
     /// Nothing, or a run to go on with.
     Open(Box<Ledger>),
 }
@@ -193,7 +90,8 @@ pub struct Ledger {
     pub compared: HashMap<String, (LeftOut, Vec<TensorRecord>)>,
     /// Remarks for the user.
     pub notes: Vec<String>,
-    _lock: Lock,
+    /// Keeps others out.
+    pub lock: Lock,
 }
 
 /// Opens the output folder for the run `begin`: takes its lock, and replays what an earlier run has done.
@@ -208,7 +106,11 @@ pub fn open(job: &Extraction, begin: &Begin, inputs: &Inputs) -> Result<Found> {
     if job.running.overwrite {
         clear(out)?;
     } else if out.join(FILES[5]).exists() {
-        return finished(out, begin, job.running.other_simd).map(|manifest| Found::Done(Box::new(manifest)));
+        return match finished(out, begin, inputs, job.running.other_simd) {
+            Ok(manifest) => Ok(Found::Done(Box::new(manifest), lock)),
+            // The folder is to be as it was.
+            Err(error) => lock.remove().and(Err(error)),
+        };
     }
     let shards = out.join(STATE).join("shards");
     folder::create(&shards)?;
@@ -217,32 +119,54 @@ pub fn open(job: &Extraction, begin: &Begin, inputs: &Inputs) -> Result<Found> {
     }
     let (mut journal, entries) = Journal::open(&out.join(STATE).join("journal"))?;
     let mut notes = Vec::new();
-    let (mut modules, mut compared) = (HashMap::new(), HashMap::new());
-    match entries.first() {
-        None => journal.append(&Entry::Begin(Box::new(begin.clone())))?,
+    let done = match entries.first() {
+        None => {
+            journal.append(&Entry::Begin(Box::new(begin.clone())))?;
+            Finished::default()
+        }
         Some(Entry::Begin(before)) => {
             if let Some(text) = begin.difference(before, job.running.other_simd) {
                 return Err(changed(out, &text));
             }
             let touched = touched(begin, before);
-            for entry in entries.into_iter().skip(1) {
-                match entry {
-                    Entry::Begin(_) => return Err(twice_begun(out)),
-                    Entry::Module { name, bytes, blake3 } => match trusted(&shards, &name, bytes, &blake3) {
-                        Ok((written, record)) => drop(modules.insert(name, (written, record))),
-                        Err(why) => notes.push(format!("{name} is done again: {why}")),
-                    },
-                    Entry::Compared { left_out, tensors } => {
-                        compared.insert(left_out.key(), (left_out, tensors));
-                    }
-                }
-            }
-            check_touched(inputs, &touched, &modules, out)?;
+            let done = replay(out, &shards, entries, &mut notes)?;
+            let modules = done.modules.values().flat_map(|(_, record)| &record.tensors);
+            let compared = done.compared.values().flat_map(|(_, tensors)| tensors);
+            check_touched(inputs, &touched, modules.chain(compared), out)?;
+            done
         }
         Some(_) => return Err(twice_begun(out)),
+    };
+    let (out, Finished { modules, compared }) = (out.clone(), done);
+    Ok(Found::Open(Box::new(Ledger { out, shards, journal, modules, compared, notes, lock })))
+}
+
+/// What an earlier run has finished.
+#[derive(Default)]
+struct Finished {
+    modules: HashMap<String, (Written, ShardRecord)>,
+    compared: HashMap<String, (LeftOut, Vec<TensorRecord>)>,
+}
+
+/// Takes what the journal says is done, as far as it is there: of a module that was done twice the last word counts.
+fn replay(out: &Path, shards: &Path, entries: Vec<Entry>, notes: &mut Vec<String>) -> Result<Finished> {
+    let (mut done, mut last) = (Finished::default(), BTreeMap::new());
+    for entry in entries.into_iter().skip(1) {
+        match entry {
+            Entry::Begin(_) => return Err(twice_begun(out)),
+            Entry::Module { name, bytes, blake3 } => drop(last.insert(name, (bytes, blake3))),
+            Entry::Compared { left_out, tensors } => {
+                done.compared.insert(left_out.key(), (left_out, tensors));
+            }
+        }
     }
-    let out = out.clone();
-    Ok(Found::Open(Box::new(Ledger { out, shards, journal, modules, compared, notes, _lock: lock })))
+    for (name, (bytes, blake3)) in last {
+        match trusted(shards, &name, bytes, &blake3) {
+            Ok((written, record)) => drop(done.modules.insert(name, (written, record))),
+            Err(why) => notes.push(format!("{name} is done again: {why}")),
+        }
+    }
+    Ok(done)
 }
 
 /// A shard is trusted when its digest is the journal's.
@@ -267,15 +191,14 @@ fn touched(now: &Begin, before: &Begin) -> Vec<(Side, String)> {
         .collect()
 }
 
-/// The same sizes and headers at another time may still be other weights: what was read of such files for finished
-/// modules is hashed again.
-fn check_touched(
+/// The same sizes and headers at another time may still be other weights: those of `records`, what has been read so
+/// far, that lie in such files are hashed again.
+pub fn check_touched<'a>(
     inputs: &Inputs,
     touched: &[(Side, String)],
-    modules: &HashMap<String, (Written, ShardRecord)>,
+    records: impl Iterator<Item = &'a TensorRecord>,
     out: &Path,
 ) -> Result<()> {
-    let records = modules.values().flat_map(|(_, record)| &record.tensors);
     for then in
         records.filter(|t| touched.iter().any(|(side, file)| *side == t.checkpoint && *file == t.file))
     {
@@ -296,7 +219,8 @@ fn check_touched(
     Ok(())
 }
 
-fn changed(out: &Path, text: &str) -> Error {
+/// The error for a run that this one cannot go on with.
+pub fn changed(out: &Path, text: &str) -> Error {
     Error::decide(format!("the folder holds a run that this one cannot go on with: {text}"))
         .path(out)
         .hint("give the same inputs and options, another --out, or --overwrite to start anew")
@@ -347,27 +271,4 @@ fn clear(out: &Path) -> Result<()> {
         }
     }
     folder::sync(out)
-}
-
-/// A folder with checksums is whole; it is this run's if its manifest says so.
-fn finished(out: &Path, begin: &Begin, other_simd: bool) -> Result<Manifest> {
-    let path = out.join(MANIFEST);
-    let text = fs::read_to_string(&path)
-        .map_err(|e| Error::decide("the folder holds checksums, but no run's").path(&path).because(e))?;
-    let manifest: Manifest = serde_json::from_str(&text).map_err(|e| {
-        Error::input("the manifest of the finished run cannot be read")
-            .path(&path)
-            .because(e)
-            .hint("--overwrite starts anew")
-    })?;
-    let before = Begin {
-        trephine: manifest.trephine.clone(),
-        options: manifest.options.clone(),
-        simd: manifest.simd.clone(),
-        inputs: manifest.inputs.clone(),
-    };
-    match begin.difference(&before, other_simd) {
-        Some(text) => Err(changed(out, &text)),
-        None => Ok(manifest),
-    }
 }

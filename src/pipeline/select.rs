@@ -1,5 +1,7 @@
 //! Which modules are extracted: the linear layers, or what patterns name.
 
+use std::collections::BTreeSet;
+
 use globset::{Glob, GlobBuilder, GlobMatcher};
 use regex::Regex;
 
@@ -24,10 +26,18 @@ impl Pattern {
             return Ok(Pattern::Linear);
         }
         if let Some(expression) = text.strip_prefix("re:") {
-            let bad = |e| Error::decide(format!("'{text}' is not a regular expression")).because(e);
+            let bad = |e| {
+                Error::decide(format!("'{text}' is not a regular expression"))
+                    .because(e)
+                    .hint("as re:layers\\.[0-3]\\.")
+            };
             return Regex::new(expression).map(Pattern::Regex).map_err(bad);
         }
-        let bad = |e| Error::decide(format!("'{text}' is not a glob")).because(e);
+        let bad = |e| {
+            Error::decide(format!("'{text}' is not a glob"))
+                .because(e)
+                .hint("as q_proj or *.layers.0.*; for a regular expression put re: before it")
+        };
         let glob: Glob = GlobBuilder::new(text).literal_separator(false).build().map_err(bad)?;
         Ok(Pattern::Glob(glob.compile_matcher()))
     }
@@ -49,6 +59,8 @@ impl Pattern {
 pub struct Selection {
     include: Vec<Pattern>,
     exclude: Vec<Pattern>,
+    /// As given, each with its flag, in the order of the patterns.
+    texts: Vec<(&'static str, String)>,
 }
 
 impl Selection {
@@ -59,11 +71,22 @@ impl Selection {
     pub fn parse(include: &[String], exclude: &[String]) -> Result<Selection> {
         let parse =
             |texts: &[String]| texts.iter().map(|text| Pattern::parse(text)).collect::<Result<Vec<_>>>();
+        let flagged =
+            |flag, texts: &[String]| texts.iter().map(|text| (flag, text.clone())).collect::<Vec<_>>();
+        let texts = [flagged("include", include), flagged("exclude", exclude)].concat();
         let mut include = parse(include)?;
-        if include.is_empty() {
+        if texts.iter().all(|(flag, _)| *flag != "include") {
             include.push(Pattern::Linear);
         }
-        Ok(Selection { include, exclude: parse(exclude)? })
+        Ok(Selection { include, exclude: parse(exclude)?, texts })
+    }
+
+    /// The patterns that match none of `modules`, as they were given: a slip in one of several would pass unseen.
+    pub fn idle(&self, modules: &BTreeSet<String>) -> Vec<String> {
+        let given = self.texts.iter().partition::<Vec<_>, _>(|(flag, _)| *flag == "include");
+        let patterns = self.include.iter().zip(given.0).chain(self.exclude.iter().zip(given.1));
+        let idle = patterns.filter(|(pattern, _)| !modules.iter().any(|module| pattern.matches(module)));
+        idle.map(|(_, (flag, text))| format!("--{flag} {text}")).collect()
     }
 
     /// Whether `module` is to be extracted. Tables of positions never are: a LoRA has no form for them.
@@ -100,6 +123,21 @@ mod tests {
         assert!(takes(&["linear", "lm_head"], &[], "lm_head"));
         assert!(takes(&["linear", "lm_head"], &[], "model.layers.1.mlp.up_proj"));
         assert!(!takes(&[], &["up_proj"], "model.layers.1.mlp.up_proj"));
+    }
+
+    #[test]
+    fn patterns_that_match_nothing_are_told() {
+        let own = |texts: &[&str]| texts.iter().map(|&t| t.to_owned()).collect::<Vec<_>>();
+        let modules = own(&["model.layers.0.self_attn.q_proj", "lm_head"]).into_iter().collect();
+        let idle = |include: &[&str], exclude: &[&str]| {
+            Selection::parse(&own(include), &own(exclude)).unwrap().idle(&modules)
+        };
+        assert!(idle(&[], &[]).is_empty());
+        assert!(idle(&["linear", "lm_head"], &["q_proj"]).is_empty());
+        assert_eq!(
+            idle(&["linear", "lm_haed"], &["re:x_proj"]),
+            ["--include lm_haed", "--exclude re:x_proj"]
+        );
     }
 
     #[test]

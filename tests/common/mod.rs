@@ -1,0 +1,177 @@
+//! What the tests of whole runs share: the binary, folders of bytes, and checkpoints made on the spot.
+
+// Each test file takes what it needs.
+#![allow(dead_code)]
+
+pub mod measure;
+pub mod pair;
+pub mod runs;
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use trephine::factorize::Method;
+use trephine::pipeline::{Deciding, Extraction, FactorType, NonFinite, RoundBase, Running};
+
+/// A checkpoint of the repository: `base`, `base-fp8` or `tuned`.
+pub fn data(name: &str) -> String {
+    format!("{}/tests/data/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The program, with two threads unless told otherwise and no cache of the user's.
+pub fn trephine() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trephine"));
+    command.env("HF_HOME", "/nonexistent").env_remove("HF_HUB_CACHE").env_remove("HUGGINGFACE_HUB_CACHE");
+    command
+}
+
+/// `trephine extract`, quiet.
+pub fn extract(base: &str, tuned: &str, out: &Path) -> Command {
+    let mut command = trephine();
+    command.args(["extract", "--quiet", "--base", base, "--tuned", tuned, "--out"]).arg(out);
+    command
+}
+
+/// What a command came to.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ended {
+    pub fn of(output: Output) -> Ended {
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
+    /// Asserts the exit code, and shows what was said if it is another.
+    #[track_caller]
+    pub fn code(self, code: i32) -> Ended {
+        assert_eq!(self.code, Some(code), "{}\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Asserts words of stderr.
+    #[track_caller]
+    pub fn says(self, words: &str) -> Ended {
+        assert!(self.stderr.contains(words), "no '{words}' in: {}", self.stderr);
+        self
+    }
+}
+
+/// Runs a command to its end.
+pub fn run(command: &mut Command) -> Ended {
+    Ended::of(command.output().unwrap())
+}
+
+/// Runs `extract` with more arguments.
+pub fn extract_with<S: AsRef<OsStr>>(base: &str, tuned: &str, out: &Path, more: &[S]) -> Ended {
+    run(extract(base, tuned, out).args(more))
+}
+
+/// Every file below `folder` but the log, with its bytes (of a lock, which tells of a process, none); folders too, with a
+/// slash at their end.
+pub fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    fn walk(folder: &Path, prefix: &str, found: &mut BTreeMap<String, Vec<u8>>) {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+            if entry.path().is_dir() {
+                walk(&entry.path(), &format!("{name}/"), found);
+                found.insert(name + "/", Vec::new());
+            } else if name != "extraction.log" {
+                let lock = name.ends_with("/lock");
+                let bytes = if lock { Vec::new() } else { fs::read(entry.path()).unwrap() };
+                found.insert(name, bytes);
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk(folder, "", &mut found);
+    found
+}
+
+/// Asserts that two folders hold the same files with the same bytes, but for their logs.
+#[track_caller]
+pub fn assert_same(folder: &Path, expected: &BTreeMap<String, Vec<u8>>, when: &str) {
+    let found = contents(folder);
+    let names: [Vec<&String>; 2] = [&found, expected].map(|files| files.keys().collect());
+    assert_eq!(names[0], names[1], "{when}");
+    for (name, bytes) in &found {
+        assert!(*bytes == expected[name], "{when}: {name} has other bytes");
+    }
+}
+
+/// Copies a folder with all that is in it.
+pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), &to).unwrap();
+        }
+    }
+}
+
+/// A checkpoint of the repository as a copy that may be spoilt.
+pub fn copied(name: &str, to: &Path) -> PathBuf {
+    let to = to.join(name);
+    copy(Path::new(&data(name)), &to);
+    to
+}
+
+/// Changes one byte of a file.
+pub fn flip(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+/// The manifest of an adapter.
+pub fn manifest(out: &Path) -> serde_json::Value {
+    serde_json::from_slice(&fs::read(out.join("extraction.json")).unwrap()).unwrap()
+}
+
+/// The shard file of an unfinished run in name order.
+pub fn shards(out: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(out.join(".trephine/shards")).unwrap();
+    let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths
+}
+
+/// An extraction by the library: rank 8, two threads, all else as the command line has it.
+pub fn job(base: &str, tuned: &str, out: &Path) -> Extraction {
+    Extraction {
+        base: base.into(),
+        tuned: tuned.into(),
+        served: None,
+        out: out.to_owned(),
+        deciding: Deciding {
+            rank: 8,
+            energy: None,
+            tolerance: 0.005,
+            method: Method::Auto,
+            seed: 0,
+            dtype: FactorType::Bf16,
+            round_base: RoundBase::None,
+            non_finite: NonFinite::Fail,
+            include: Vec::new(),
+            exclude: Vec::new(),
+            trim_vocab: false,
+            base_model_name: base.into(),
+        },
+        running: running(),
+    }
+}
+
+/// Two threads, 2 GiB.
+pub fn running() -> Running {
+    Running::new(2, 2 << 30)
+}
