@@ -116,6 +116,15 @@ fn gram_bytes(m: usize, n: usize, request: &Request) -> usize {
     (8 * short * short + batch).max(eigen).max(8 * short * short * 2 + factors) + (1 << 20)
 }
 
+/// One product `[rows, inner] x [inner, cols]` of the kind that a pass is made of, on one thread, for whoever wants to
+/// time this machine. Gives a value of the result, so that it is not optimized away.
+pub fn trial_product((rows, inner, cols): (usize, usize, usize)) -> f32 {
+    let (left, right) = (Mat::<f32>::ones(rows, inner), Mat::<f32>::ones(inner, cols));
+    let mut product = Mat::<f32>::zeros(rows, cols);
+    matmul(product.as_mut(), Accum::Replace, left.as_ref(), right.as_ref(), 1.0, Par::Seq);
+    product[(rows / 2, cols / 2)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,13 +157,4 @@ mod tests {
             assert!(plan.rank <= m.min(n) && plan.block >= 1 && plan.block <= m.min(n) && plan.most <= n);
         }
     }
-}
-
-/// One product `[rows, inner] x [inner, cols]` of the kind that a pass is made of, on one thread, for whoever wants to
-/// time this machine. Gives a value of the result, so that it is not optimized away.
-pub fn trial_product((rows, inner, cols): (usize, usize, usize)) -> f32 {
-    let (left, right) = (Mat::<f32>::ones(rows, inner), Mat::<f32>::ones(inner, cols));
-    let mut product = Mat::<f32>::zeros(rows, cols);
-    matmul(product.as_mut(), Accum::Replace, left.as_ref(), right.as_ref(), 1.0, Par::Seq);
-    product[(rows / 2, cols / 2)]
 }

@@ -47,9 +47,11 @@ impl Checksums {
     pub fn read(folder: &Path) -> Result<Checksums> {
         let path = folder.join(B3SUMS);
         let failed = |e: io::Error| match e.kind() {
-            io::ErrorKind::NotFound => Error::input("the folder has no B3SUMS")
-                .path(folder)
-                .hint("only a folder with checksums can be verified; `b3sum * > B3SUMS` makes some"),
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                Error::input("the folder has no B3SUMS")
+                    .path(folder)
+                    .hint("only a folder with checksums can be verified; `b3sum * > B3SUMS` makes some")
+            }
             _ => Error::unexpected("cannot read the checksums").path(&path).because(e),
         };
         if fs::metadata(&path).map_err(failed)?.len() > LONGEST {
