@@ -1,10 +1,13 @@
 //! Linear algebra on thin blocks `[long, few]` in f32 and on small squares in f64.
 
+use std::ops::Range;
+
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
 use faer::linalg::matmul::matmul;
 use faer::prelude::*;
+use faer::traits::ComplexField;
 use faer::{Accum, Par, Spec};
 use rayon::prelude::*;
 
@@ -18,7 +21,7 @@ const WIDENED: usize = 256;
 ///
 /// In f64 because the squares of singular values below 3e-4 of the largest are lost in an f32 Gram matrix.
 pub fn cross_gram(x: MatRef<'_, f32>, y: MatRef<'_, f32>) -> Mat<f64> {
-    let partial = |rows: std::ops::Range<usize>| {
+    let partial = |rows: Range<usize>| {
         let mut sum = Mat::<f64>::zeros(x.ncols(), y.ncols());
         for part in pieces(rows, WIDENED) {
             let left = widen(x.subrows(part.start, part.len()));
@@ -27,8 +30,17 @@ pub fn cross_gram(x: MatRef<'_, f32>, y: MatRef<'_, f32>) -> Mat<f64> {
         }
         sum
     };
-    let sums: Vec<_> = chunks(x.nrows()).into_par_iter().with_max_len(1).map(partial).collect();
-    let mut total = Mat::zeros(x.ncols(), y.ncols());
+    sum_of_chunks(x.nrows(), (x.ncols(), y.ncols()), partial)
+}
+
+/// The sum `[a, b]` of what `partial` gives for each chunk of the rows, added in their order.
+fn sum_of_chunks<T: ComplexField + Send>(
+    rows: usize,
+    (a, b): (usize, usize),
+    partial: impl Fn(Range<usize>) -> Mat<T> + Send + Sync,
+) -> Mat<T> {
+    let sums: Vec<_> = chunks(rows).into_par_iter().with_max_len(1).map(partial).collect();
+    let mut total = Mat::zeros(a, b);
     for sum in sums {
         total += sum;
     }
@@ -73,18 +85,13 @@ pub(super) fn multiply(
 
 /// `x^T·y` `[a, b]` in f32, for projections that are repeated anyway.
 pub(super) fn cross(x: MatRef<'_, f32>, y: MatRef<'_, f32>) -> Mat<f32> {
-    let partial = |rows: std::ops::Range<usize>| {
+    let partial = |rows: Range<usize>| {
         let mut sum = Mat::<f32>::zeros(x.ncols(), y.ncols());
         let (x, y) = (x.subrows(rows.start, rows.len()), y.subrows(rows.start, rows.len()));
         matmul(sum.as_mut(), Accum::Replace, x.transpose(), y, 1.0, Par::Seq);
         sum
     };
-    let sums: Vec<_> = chunks(x.nrows()).into_par_iter().with_max_len(1).map(partial).collect();
-    let mut total = Mat::zeros(x.ncols(), y.ncols());
-    for sum in sums {
-        total += sum;
-    }
-    total
+    sum_of_chunks(x.nrows(), (x.ncols(), y.ncols()), partial)
 }
 
 /// Bytes that [`eigen`] needs beyond its argument for a square of `side`.

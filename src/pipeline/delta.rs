@@ -7,8 +7,9 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use faer::MatRef;
 use rayon::prelude::*;
 
+use super::digests::Hashers;
 use super::options::{Deciding, NonFinite, RoundBase};
-use crate::checkpoint::{Checkpoint, Module, Tensor};
+use crate::checkpoint::{Checkpoint, Module};
 use crate::factorize::Panels;
 use crate::ledger::{Side, TensorRecord};
 use crate::quant::round_to_bf16;
@@ -17,9 +18,6 @@ use crate::{Error, Result};
 /// Elements in a slice: what one thread decodes and subtracts at a time. A slice's bytes are the most of a mapped
 /// file that one thread keeps resident.
 const SLICE: usize = 1 << 18;
-
-/// Bytes of a tensor that are mapped at a time to be hashed.
-const HASH_WINDOW: u64 = 2 << 20;
 
 /// Slices that are decoded between two pieces of hashing.
 const SLICES: usize = 16;
@@ -247,82 +245,6 @@ pub fn square_sum(values: &[f32]) -> f64 {
     }
     let rest: f64 = rest.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
     sums.iter().sum::<f64>() + rest
-}
-
-/// Digests of all tensors of both sides, brought forward together with the decoding so that each page is read once.
-struct Hashers<'a>(Vec<Hasher<'a>>);
-
-struct Hasher<'a> {
-    half: (Side, &'a Checkpoint),
-    tensor: &'a Tensor,
-    state: blake3::Hasher,
-    at: u64,
-}
-
-impl<'a> Hashers<'a> {
-    fn new(halves: &[Half<'a>]) -> Hashers<'a> {
-        let of = |half: &Half<'a>| {
-            let (side, checkpoint) = (half.side, half.checkpoint);
-            let hasher = move |tensor| Hasher {
-                half: (side, checkpoint),
-                tensor,
-                state: blake3::Hasher::new(),
-                at: 0,
-            };
-            half.module.tensors().iter().map(hasher)
-        };
-        Hashers(halves.iter().flat_map(of).collect())
-    }
-
-    /// Hashes up to `step` of `steps` equal parts of every tensor.
-    fn advance(&mut self, step: usize, steps: usize, read: &(dyn Fn(u64) + Sync)) -> Result<()> {
-        for hasher in &mut self.0 {
-            let to = (u128::from(hasher.tensor.size()) * step as u128 / steps as u128) as u64;
-            while hasher.at < to {
-                let end = (hasher.at + HASH_WINDOW).min(to);
-                let window = hasher.half.1.read(hasher.tensor, hasher.at..end)?;
-                hasher.state.update(&window);
-                read(end - hasher.at);
-                hasher.at = end;
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> Vec<TensorRecord> {
-        let record = |hasher: Hasher<'_>| {
-            let (side, checkpoint) = hasher.half;
-            tensor_record(side, checkpoint, hasher.tensor, hasher.state.finalize())
-        };
-        self.0.into_iter().map(record).collect()
-    }
-}
-
-/// The manifest's entry of a tensor with this digest.
-pub fn tensor_record(
-    side: Side,
-    checkpoint: &Checkpoint,
-    tensor: &Tensor,
-    digest: blake3::Hash,
-) -> TensorRecord {
-    TensorRecord {
-        checkpoint: side,
-        name: tensor.name().to_owned(),
-        file: checkpoint.file_name(tensor.file).to_owned(),
-        dtype: tensor.stored.dtype.to_string(),
-        shape: tensor.stored.shape.clone(),
-        blake3: digest.to_hex().to_string(),
-    }
-}
-
-/// Hashes a module's tensors without decoding them.
-///
-/// # Errors
-/// What reading met.
-pub fn digests(half: Half<'_>, read: &(dyn Fn(u64) + Sync)) -> Result<Vec<TensorRecord>> {
-    let mut hashers = Hashers::new(&[half]);
-    hashers.advance(1, 1, read)?;
-    Ok(hashers.finish())
 }
 
 /// A difference that is computed anew at every visit, by at most `visitors` threads at once.

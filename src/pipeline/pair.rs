@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::renaming::Renaming;
 use super::select::Selection;
 use crate::adapter::{Place, fused_siblings, kind_of, place_of};
 use crate::checkpoint::Checkpoint;
@@ -214,62 +215,6 @@ fn complete_fused(base: &Checkpoint, pairs: &[Pair]) -> Vec<(String, [usize; 2])
         .filter_map(|sibling| base.module(&sibling).map(|module| (sibling, module.shape())))
         .collect();
     missing.into_iter().collect()
-}
-
-/// How names of the base are turned into names of the tuned checkpoint.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Renaming {
-    base: String,
-    tuned: String,
-}
-
-impl Renaming {
-    /// The names under which the tuned checkpoint may have `name`, best first.
-    fn candidates(&self, name: &str) -> Vec<String> {
-        let mut names = Vec::with_capacity(3);
-        if let Some(rest) = name.strip_prefix(&self.base).filter(|_| self.base != self.tuned) {
-            names.push(format!("{}{rest}", self.tuned));
-        }
-        names.push(name.to_owned());
-        // The head lies beside the inner model: `lm_head` and `language_model.lm_head`.
-        let outer = |prefix: &str| prefix.strip_suffix("model.").map(str::to_owned);
-        if let (Some(base), Some(tuned)) = (outer(&self.base), outer(&self.tuned))
-            && let Some(rest) = name.strip_prefix(&base)
-        {
-            names.push(format!("{tuned}{rest}"));
-        }
-        names
-    }
-
-    /// Where names do not pair as they are: the two prefixes before `layers.` that pair the most modules.
-    fn detect(base: &Checkpoint, tuned: &Checkpoint) -> Option<Renaming> {
-        let matches = |names: &Renaming| {
-            let same = |name: &str, shape| {
-                names.candidates(name).iter().any(|n| tuned.module(n).is_some_and(|m| m.shape() == shape))
-            };
-            base.modules().filter(|module| same(module.name(), module.shape())).count()
-        };
-        let plain = matches(&Renaming::default());
-        let mut best = (plain, None);
-        for base_prefix in prefixes(base) {
-            for tuned_prefix in prefixes(tuned).into_iter().filter(|p| *p != base_prefix) {
-                let names = Renaming { base: base_prefix.clone(), tuned: tuned_prefix };
-                let count = matches(&names);
-                if count > best.0 {
-                    best = (count, Some(names));
-                }
-            }
-        }
-        best.1
-    }
-}
-
-fn prefixes(checkpoint: &Checkpoint) -> BTreeSet<String> {
-    let before_layers = |name: &str| {
-        let at = if name.starts_with("layers.") { Some(0) } else { name.find(".layers.").map(|at| at + 1) };
-        at.map(|at| name[..at].to_owned())
-    };
-    checkpoint.modules().filter_map(|module| before_layers(module.name())).collect()
 }
 
 /// `model_type` decides, not `architectures`: a head for another task does not change the layers. A text model inside

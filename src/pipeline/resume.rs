@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::begin::Begin;
-use super::delta::tensor_record;
+use super::digests::tensor_record;
 use super::finished::finished;
 use super::options::Extraction;
 use super::plan::Inputs;

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::delta::{Difference, Half, Recomputed, Survey, digests};
+use super::delta::{Difference, Half, Recomputed, Survey};
+use super::digests::digests;
 use super::options::{Extraction, FactorType};
 use super::plan::{Inputs, PlannedModule, request};
 use crate::adapter::Place;

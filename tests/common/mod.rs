@@ -13,8 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use trephine::factorize::Method;
-use trephine::pipeline::{Deciding, Extraction, FactorType, NonFinite, RoundBase, Running};
+use trephine::pipeline::{Deciding, Extraction, Running};
 
 /// A checkpoint of the repository: `base`, `base-fp8` or `tuned`.
 pub fn data(name: &str) -> String {
@@ -153,20 +152,7 @@ pub fn job(base: &str, tuned: &str, out: &Path) -> Extraction {
         tuned: tuned.into(),
         served: None,
         out: out.to_owned(),
-        deciding: Deciding {
-            rank: 8,
-            energy: None,
-            tolerance: 0.005,
-            method: Method::Auto,
-            seed: 0,
-            dtype: FactorType::Bf16,
-            round_base: RoundBase::None,
-            non_finite: NonFinite::Fail,
-            include: Vec::new(),
-            exclude: Vec::new(),
-            trim_vocab: false,
-            base_model_name: base.into(),
-        },
+        deciding: Deciding { rank: 8, ..Deciding::for_base(base) },
         running: running(),
     }
 }
