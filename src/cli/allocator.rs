@@ -4,11 +4,12 @@
 /// does so as the program runs, and keeps up to 32 MiB a block: a promise on resident memory cannot be kept then.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub fn return_freed_blocks() {
-    const THRESHOLD: i32 = 1 << 20;
+    const BLOCK: i32 = 1 << 20;
+    const TOP: i32 = 16 << 20;
     // SAFETY: mallopt only sets parameters of the allocator; it is called before any other thread exists.
     unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, THRESHOLD);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, THRESHOLD);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, BLOCK);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, TOP);
     }
 }
 

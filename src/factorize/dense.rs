@@ -14,8 +14,8 @@ use rayon::prelude::*;
 use super::shape::{chunks, pieces, split_rows};
 use crate::{Error, Result};
 
-/// Rows that are widened to f64 at a time.
-const WIDENED: usize = 256;
+/// Values of a block that are widened to f64 at a time: small enough for the second cache.
+const WIDENED: usize = 1 << 15;
 
 /// `x^T·y` `[a, b]` in f64 for `x` `[rows, a]` and `y` `[rows, b]`.
 ///
@@ -23,7 +23,7 @@ const WIDENED: usize = 256;
 pub fn cross_gram(x: MatRef<'_, f32>, y: MatRef<'_, f32>) -> Mat<f64> {
     let partial = |rows: Range<usize>| {
         let mut sum = Mat::<f64>::zeros(x.ncols(), y.ncols());
-        for part in pieces(rows, WIDENED) {
+        for part in pieces(rows, (WIDENED / x.ncols().max(1)).max(64)) {
             let left = widen(x.subrows(part.start, part.len()));
             let right = widen(y.subrows(part.start, part.len()));
             matmul(sum.as_mut(), Accum::Add, left.transpose(), &right, 1.0, Par::Seq);

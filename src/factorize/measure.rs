@@ -5,7 +5,6 @@ use faer::prelude::*;
 use faer::{Accum, Par};
 use rayon::prelude::*;
 
-use super::dense::cross_gram;
 use super::shape::{panel_rows, pieces};
 use super::{Factors, Panels};
 use crate::{Error, Result};
@@ -71,14 +70,17 @@ fn squares(p: MatRef<'_, f32>, left: MatRef<'_, f32>, right: MatRef<'_, f32>) ->
 /// The squared error of factors after rounding, without a pass over the delta: `stored_left` `[m, k]` and `stored_right`
 /// `[k, n]` are `factors` rounded to bf16 or f16, and `norm2` is `||delta||_F^2`.
 ///
-/// It is what the factors miss, `norm2 - captured`, plus what rounding cost, `||B'·A' - B·A||^2`. That is taken from the
-/// Gram matrices of `[B' - B, B']` and `[A; A' - A]`, whose product it is, and so does not cancel. The first difference
-/// does where little is missing: below `(3e-3)^2·norm2` measure the [`residual`].
+/// It is what the factors miss, `norm2 - captured`, plus what rounding cost, `||B'·A' - B·A||^2`. The columns of `B` and the
+/// rows of `A` are orthogonal, and those of a singular value `s` have the square `s`; so to first order the cost is the sum
+/// of `s` times the squared errors of its column and its row. What is left out, the product of two independent roundings,
+/// is as small beside that as their correlation. The first difference cancels where little is missing: below
+/// `(3e-3)^2·norm2` measure the [`residual`].
 ///
 /// # Errors
 /// [`Kind::Unexpected`](crate::Kind::Unexpected) where the lengths do not match.
 pub fn stored_error(factors: &Factors, stored_left: &[f32], stored_right: &[f32], norm2: f64) -> Result<f64> {
-    if stored_left.len() != factors.left.len() || stored_right.len() != factors.right.len() {
+    let same = stored_left.len() == factors.left.len() && stored_right.len() == factors.right.len();
+    if !same || factors.singular_values.len() < factors.rank {
         return Err(Error::unexpected("the stored factors are not those of the module"));
     }
     let missed = (norm2 - factors.captured).max(0.0);
@@ -86,25 +88,16 @@ pub fn stored_error(factors: &Factors, stored_left: &[f32], stored_right: &[f32]
     if k == 0 {
         return Ok(missed);
     }
-    // [m, 2k] and [n, 2k]
-    let lefts = beside(&factors.left, stored_left, k, true, false);
-    let rights = beside(&factors.right, stored_right, k, false, true);
-    let (l, r) = (cross_gram(lefts.as_ref(), lefts.as_ref()), cross_gram(rights.as_ref(), rights.as_ref()));
-    let columns = l.col_iter().zip(r.col_iter());
-    let rounding: f64 = columns.map(|(l, r)| l.iter().zip(r.iter()).map(|(x, y)| x * y).sum::<f64>()).sum();
-    Ok(missed + rounding.max(0.0))
-}
-
-/// `[stored - exact, stored]` where `error_first`, else `[exact, stored - exact]`, as columns `[long, 2k]`. Factors are
-/// `[long, k]` row-major where `tall`, else `[k, long]`.
-fn beside(exact: &[f32], stored: &[f32], k: usize, tall: bool, exact_first: bool) -> Mat<f32> {
-    let long = exact.len() / k;
-    Mat::from_fn(long, 2 * k, |i, j| {
-        let at = if tall { i * k + j % k } else { (j % k) * long + i };
-        match (j < k, exact_first) {
-            (true, true) => exact[at],
-            (false, false) => stored[at],
-            _ => stored[at] - exact[at],
-        }
-    })
+    let squared = |stored: &f32, exact: &f32| f64::from(stored - exact).powi(2);
+    let mut errors = vec![0.0; k];
+    for (stored, exact) in stored_left.chunks_exact(k).zip(factors.left.chunks_exact(k)) {
+        errors.iter_mut().zip(stored.iter().zip(exact)).for_each(|(sum, (s, e))| *sum += squared(s, e));
+    }
+    let n = factors.right.len() / k;
+    let rows = stored_right.chunks_exact(n.max(1)).zip(factors.right.chunks_exact(n.max(1)));
+    for (sum, (stored, exact)) in errors.iter_mut().zip(rows) {
+        *sum += stored.iter().zip(exact).map(|(s, e)| squared(s, e)).sum::<f64>();
+    }
+    let rounding: f64 = errors.iter().zip(&factors.singular_values).map(|(error, s)| error * s).sum();
+    Ok(missed + rounding)
 }

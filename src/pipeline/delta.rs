@@ -1,6 +1,7 @@
 //! The difference of one pair of modules, `tuned - base`, in slices of rows: held whole in f32, or computed anew at
 //! every visit. Both give the same bits.
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, PoisonError};
 
@@ -84,6 +85,13 @@ struct Sums {
 struct Scratch {
     narrow: Vec<f32>,
     wide: [Vec<f64>; 2],
+    out: Vec<f32>,
+}
+
+/// Lends the thread's buffers, which are kept: fresh pages would have to be cleared for every slice.
+fn with_scratch<T>(work: impl FnOnce(&mut Scratch) -> T) -> T {
+    thread_local! { static SCRATCH: RefCell<Scratch> = RefCell::default(); }
+    SCRATCH.with_borrow_mut(work)
 }
 
 impl<'a> Difference<'a> {
@@ -177,7 +185,7 @@ impl<'a> Difference<'a> {
     /// # Errors
     /// What reading and decoding met; a weight that is not finite.
     pub fn survey(&self, mut hold: Option<&mut [f32]>, read: &(dyn Fn(u64) + Sync)) -> Result<Survey> {
-        let (cols, step) = (self.cols(), self.slice_rows());
+        let step = self.slice_rows();
         let starts: Vec<usize> = (0..self.rows).step_by(step).collect();
         let mut hashers = Hashers::new(&[self.base, self.tuned]);
         let mut total = Sums::default();
@@ -185,28 +193,7 @@ impl<'a> Difference<'a> {
         for chunk in 0..chunks {
             let starts =
                 &starts[(chunk * SLICES).min(starts.len())..((chunk + 1) * SLICES).min(starts.len())];
-            let height = |start: usize| step.min(self.rows - start);
-            let one = |start: usize, out: &mut [f32], scratch: &mut Scratch| {
-                self.slice(start..start + height(start), out, scratch)
-            };
-            let decode = || -> Result<Vec<Sums>> {
-                match (&mut hold, starts.first()) {
-                    (Some(hold), Some(&first)) => {
-                        let len: usize = starts.iter().map(|&s| height(s) * cols).sum();
-                        let part = &mut hold[first * cols..first * cols + len];
-                        let parts = part.par_chunks_mut(step * cols).zip(starts.par_iter());
-                        parts.map_init(Scratch::default, |s, (out, &start)| one(start, out, s)).collect()
-                    }
-                    _ => {
-                        let own = || (Scratch::default(), Vec::new());
-                        let each = |(s, out): &mut (Scratch, Vec<f32>), &start: &usize| {
-                            out.resize(height(start) * cols, 0.0);
-                            one(start, out, s)
-                        };
-                        starts.par_iter().map_init(own, each).collect()
-                    }
-                }
-            };
+            let decode = || self.decode(starts, hold.as_deref_mut());
             let (hashed, sums) = rayon::join(|| hashers.advance(chunk + 1, chunks, read), decode);
             hashed?;
             for sum in sums? {
@@ -221,6 +208,31 @@ impl<'a> Difference<'a> {
             non_finite: total.non_finite,
             tensors: hashers.finish(),
         })
+    }
+
+    /// The slices that begin at `starts`, all threads at once, into their place in `hold`, or to be added up alone.
+    fn decode(&self, starts: &[usize], hold: Option<&mut [f32]>) -> Result<Vec<Sums>> {
+        let (cols, step) = (self.cols(), self.slice_rows());
+        let rows = |start: usize| start..(start + step).min(self.rows);
+        let first = starts.first().map_or(0, |start| start * cols);
+        match hold {
+            Some(hold) => {
+                let parts = hold[first..].par_chunks_mut((step * cols).max(1)).zip(starts.par_iter());
+                parts
+                    .map(|(out, &start)| with_scratch(|scratch| self.slice(rows(start), out, scratch)))
+                    .collect()
+            }
+            None => {
+                let one = |scratch: &mut Scratch, start: usize| {
+                    let mut out = std::mem::take(&mut scratch.out);
+                    out.resize(rows(start).len() * cols, 0.0);
+                    let sums = self.slice(rows(start), &mut out, scratch);
+                    scratch.out = out;
+                    sums
+                };
+                starts.par_iter().map(|&start| with_scratch(|scratch| one(scratch, start))).collect()
+            }
+        }
     }
 
     /// `rows` of the difference into `out`.
@@ -250,14 +262,14 @@ pub fn square_sum(values: &[f32]) -> f64 {
 /// A difference that is computed anew at every visit, by at most `visitors` threads at once.
 pub struct Recomputed<'a> {
     difference: Difference<'a>,
-    idle: Mutex<Vec<(Vec<f32>, Scratch)>>,
+    idle: Mutex<Vec<Vec<f32>>>,
     returned: Condvar,
 }
 
 impl<'a> Recomputed<'a> {
     /// Buffers for `visitors` concurrent visits; they grow to the panels that are asked for.
     pub fn new(difference: Difference<'a>, visitors: usize) -> Recomputed<'a> {
-        let idle = (0..visitors.max(1)).map(|_| (Vec::new(), Scratch::default())).collect();
+        let idle = vec![Vec::new(); visitors.max(1)];
         Recomputed { difference, idle: Mutex::new(idle), returned: Condvar::new() }
     }
 }
@@ -275,15 +287,13 @@ impl Panels for Recomputed<'_> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let mut idle =
             self.returned.wait_while(idle, |idle| idle.is_empty()).unwrap_or_else(PoisonError::into_inner);
-        let (mut panel, mut scratch) = idle.pop().unwrap_or_default();
+        let mut panel = idle.pop().unwrap_or_default();
         drop(idle);
         let (height, cols) = (rows.len(), self.cols());
         panel.resize(height * cols, 0.0);
-        let looked = self
-            .difference
-            .fill(rows, &mut panel, &mut scratch)
+        let looked = with_scratch(|scratch| self.difference.fill(rows, &mut panel, scratch))
             .and_then(|()| look(MatRef::from_row_major_slice(&panel, height, cols)));
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push((panel, scratch));
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(panel);
         self.returned.notify_one();
         looked
     }

@@ -112,13 +112,13 @@ pub fn finish(
             &recomputed
         }
     };
-    let mut factors = factorize::factorize(delta, survey.norm2, &module.name, &request(job))?;
+    let factors = factorize::factorize(delta, survey.norm2, &module.name, &request(job))?;
     let spectrum = Spectrum {
         module: module.name.clone(),
         shape: module.shape,
         delta_norm: survey.norm2.sqrt(),
         converged: factors.converged,
-        singular_values: std::mem::take(&mut factors.singular_values),
+        singular_values: factors.singular_values.clone(),
     };
     let (stored, quality) = store(delta, &factors, survey.norm2, job.deciding.dtype, &module.name)?;
     let mut record = ModuleRecord {
