@@ -116,12 +116,14 @@ fn gram_bytes(m: usize, n: usize, request: &Request) -> usize {
     (8 * short * short + batch).max(eigen).max(8 * short * short * 2 + factors) + (1 << 20)
 }
 
-/// One product `[rows, inner] x [inner, cols]` of the kind that a pass is made of, on one thread, for whoever wants to
-/// time this machine. Gives a value of the result, so that it is not optimized away.
-pub fn trial_product((rows, inner, cols): (usize, usize, usize)) -> f32 {
+/// Does one product `[rows, inner] x [inner, cols]` of the kind that a pass is made of `times` times on one thread, for
+/// whoever wants to time this machine. Gives a value of the result, so that it is not optimized away.
+pub fn trial_product((rows, inner, cols): (usize, usize, usize), times: usize) -> f32 {
     let (left, right) = (Mat::<f32>::ones(rows, inner), Mat::<f32>::ones(inner, cols));
     let mut product = Mat::<f32>::zeros(rows, cols);
-    matmul(product.as_mut(), Accum::Replace, left.as_ref(), right.as_ref(), 1.0, Par::Seq);
+    for _ in 0..times {
+        matmul(product.as_mut(), Accum::Add, left.as_ref(), right.as_ref(), 1.0, Par::Seq);
+    }
     product[(rows / 2, cols / 2)]
 }
 

@@ -28,9 +28,11 @@ pub fn write(manifest: &Manifest, deciding: &Deciding, spectra: &[Spectrum]) -> 
         "the plain difference of two unquantized checkpoints (Method A)"
     };
     let (tuned, total) = (&manifest.tuned.name, &manifest.total);
+    // A path says nothing to whoever reads the card elsewhere.
+    let on = if front_matter(base).is_empty() { &manifest.base.name } else { base };
     let _ = writeln!(
         text,
-        "# {tuned} as a LoRA on {base}\n\nExtracted by Trephine {} from `{tuned}` and `{}` ({}): {method}.\n\n\
+        "# {tuned} as a LoRA on {on}\n\nExtracted by Trephine {} from `{tuned}` and `{}` ({}): {method}.\n\n\
          Rank {}, {} modules, factors in {}. Of the difference's energy {:.2} % is captured; the error that remains \
          is {:.4} of its norm.",
         manifest.trephine,
