@@ -1,6 +1,6 @@
 """Draws the README's picture of a run: a real one, in a real terminal (tmux), once in the middle and once at its end.
 
-    pip install rich==14.2.0; apt-get install tmux
+    pip install rich==15.0.0; apt-get install tmux
     python scripts/terminal.py scripts/terminal.svg SECONDS COMMAND...
 
 SECONDS is when to look for the first time. The command is run by a shell in the current folder.
@@ -28,12 +28,12 @@ def main(picture, seconds, *command):
     line = " ".join(command)
     tmux("new-session", "-d", "-s", SESSION, "-x", str(WIDTH), "-y", str(HEIGHT), "env", "PS1=$ ", "bash", "--norc")
     try:
-        tmux("send-keys", "-t", SESSION, line + "; tmux wait-for -S done", "Enter")
+        tmux("send-keys", "-t", SESSION, "clear; " + line + "; tmux wait-for -S done", "Enter")
         time.sleep(float(seconds))
         middle = [row for row in screen() if " modules [" in row]
         tmux("wait-for", "done")
         time.sleep(0.5)
-        end = [row for row in screen() if "wait-for" not in row]
+        end = screen()
     finally:
         tmux("kill-session", "-t", SESSION)
     while end and end[-1].strip() in ("", "$"):
