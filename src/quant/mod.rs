@@ -5,10 +5,13 @@
 //! [`Format`] in it and a line in the registry of `scheme.rs`.
 
 mod block_fp8;
+mod compressed;
 mod dense;
 mod e4m3;
+mod grid;
 mod round;
 mod scheme;
+mod targets;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -19,6 +22,7 @@ use safetensors::Dtype;
 pub use block_fp8::BlockFp8;
 pub use dense::{Dense, to_f32};
 pub use e4m3::E4M3;
+pub use grid::ScaledGrid;
 pub use round::round_to_bf16;
 pub use scheme::{Declared, Scheme};
 
@@ -42,10 +46,20 @@ impl Stored {
     }
 }
 
+/// The largest tensor, in bytes, that is read while a checkpoint is opened.
+pub const SMALL: usize = 64 << 10;
+
 /// The tensors of a checkpoint by name: where a format looks up the companions of a weight, whichever file they lie in.
 pub trait Tensors {
     /// The tensor of that name.
     fn stored(&self, name: &str) -> Option<&Stored>;
+
+    /// The bytes of a small tensor (at most [`SMALL`]): some formats keep the shape of a weight, or a description of it, in the
+    /// content of a tensor beside it.
+    ///
+    /// # Errors
+    /// It is not there, is larger, or cannot be read.
+    fn content(&self, name: &str) -> Result<Vec<u8>>;
 }
 
 /// A logical weight that a format found.

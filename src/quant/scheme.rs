@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::{Dense, Format, Found, Stored, Tensors, block_fp8};
+use super::{Dense, Format, Found, Stored, Tensors, block_fp8, compressed};
 use crate::{Error, Result};
 
 /// A checkpoint's declaration of how it is quantized.
@@ -39,7 +39,11 @@ impl Declared {
 type Build = fn(&Declared) -> Result<Box<dyn Format>>;
 
 /// What is read, by `quant_method`.
-const REGISTRY: &[(&str, Build)] = &[("fp8", block_fp8::from_config), ("mxfp8", block_fp8::from_config)];
+const REGISTRY: &[(&str, Build)] = &[
+    ("fp8", block_fp8::from_config),
+    ("mxfp8", block_fp8::from_config),
+    ("compressed-tensors", compressed::from_config),
+];
 
 /// How a checkpoint's weights are stored.
 #[derive(Debug)]

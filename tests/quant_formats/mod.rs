@@ -1,0 +1,3 @@
+//! What each family of formats reads from its config, and what it refuses, by name.
+
+mod compressed;
