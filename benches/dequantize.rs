@@ -146,6 +146,25 @@ fn cases(rows: usize, columns: usize) -> Vec<(&'static str, Weight)> {
     let byte = |format: &str, kind: &str, code, dtype| {
         compressed(format, channel(kind), vec![(w, code, whole.clone()), (scale, dtype, vec![rows, 1])])
     };
+    let nf4 = |nested: bool| {
+        let blocks = rows * columns / 64;
+        let state = json!({"shape": [rows, columns], "dtype": "bfloat16", "blocksize": 64,
+            "nested_blocksize": if nested { json!(256) } else { Value::Null }, "nested_offset": 0.5});
+        let absmax = if nested { Dtype::U8 } else { Dtype::F32 };
+        let parts = [
+            (w, Dtype::U8, vec![rows * columns / 2, 1]),
+            ("w.weight.absmax", absmax, vec![blocks]),
+            ("w.weight.quant_map", Dtype::F32, vec![16]),
+            ("w.weight.nested_absmax", Dtype::F32, vec![blocks.div_ceil(256)]),
+            ("w.weight.nested_quant_map", Dtype::F32, vec![256]),
+            ("w.weight.quant_state.bitsandbytes__nf4", Dtype::U8, vec![79]),
+        ];
+        weight(Some(json!({"load_in_4bit": true})), state.to_string().into_bytes(), &parts)
+    };
+    let int8 = || {
+        let parts = [(w, Dtype::I8, whole.clone()), ("w.SCB", Dtype::F32, vec![rows])];
+        weight(Some(json!({"load_in_8bit": true})), Vec::new(), &parts)
+    };
     vec![
         ("BF16", dense(Dtype::BF16)),
         ("F16", dense(Dtype::F16)),
@@ -159,5 +178,8 @@ fn cases(rows: usize, columns: usize) -> Vec<(&'static str, Weight)> {
         ("CT W4 g128, BF16", packed(4, group(4, true), Dtype::BF16)),
         ("CT W4 g128 asym, F16", packed(4, group(4, false), Dtype::F16)),
         ("CT W8 g128 asym, BF16", packed(8, group(8, false), Dtype::BF16)),
+        ("NF4, BF16", nf4(false)),
+        ("NF4 nested, BF16", nf4(true)),
+        ("LLM.int8", int8()),
     ]
 }

@@ -83,7 +83,7 @@ fn cuts(rows: usize) -> Vec<usize> {
 }
 
 /// The folders under `tests/fixtures`, and how many cases each holds.
-const FORMATS: [(&str, usize); 2] = [("block_fp8", 10), ("compressed", 20)];
+const FORMATS: [(&str, usize); 3] = [("block_fp8", 10), ("compressed", 20), ("bitsandbytes", 16)];
 
 #[test]
 fn every_fixture_comes_out_bit_for_bit() {
@@ -275,7 +275,6 @@ fn other_schemes_are_refused_by_name() {
             "config.json",
             json!({"quant_method": "fp8", "fmt": "e5m2", "weight_block_size": [128, 128]}),
         ),
-        declared("config.json", json!({"load_in_4bit": true, "bnb_4bit_quant_type": "nf4"})),
         declared("hf_quant_config.json", json!({"quantization": {"quant_algo": "NVFP4"}})),
         declared("quantize_config.json", json!({"bits": 4})),
         declared("config.json", json!({"bits": 4})),
@@ -284,8 +283,6 @@ fn other_schemes_are_refused_by_name() {
     quantization with per-tensor fp8 (fp8 without a weight_block_size) is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     quantization with fp8 of the kind e5m2 is not supported yet
-      dequantize the model to bf16 first, with the library that quantized it, and give that folder
-    quantization with bitsandbytes (nf4) is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     quantization with modelopt (NVFP4) is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder

@@ -16,7 +16,7 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use super::grid::{Codes, Parts, Zeros, disagree};
-use super::scheme::unsupported;
+use super::scheme::{missing, unsupported};
 use super::targets::{Fit, Targets};
 use super::{Declared, Dequantize, Format, Found, ScaledGrid, Stored, Tensors};
 use crate::{Error, Result};
@@ -210,12 +210,7 @@ impl Compressed {
 /// The decoder of `lead`, with its companions.
 fn weight(weights: Weights, lead: &Stored, module: &str, tensors: &dyn Tensors) -> Result<ScaledGrid> {
     let part = |name: &str| tensors.stored(&format!("{module}.{name}"));
-    let missing = |name: &str| {
-        let what = format!("a weight is stored as {} without its '{module}.{name}'", lead.describe());
-        Error::input(what)
-            .tensor(&lead.name)
-            .hint("it is missing from the files or from the index: download or export the checkpoint again")
-    };
+    let missing = |name: &str| missing(lead, &format!("{module}.{name}"));
     let shape = match weights.codes {
         Codes::E4m3 | Codes::Int8 => [lead.shape[0], lead.shape[1]],
         Codes::Packed4 | Codes::Packed8 => {

@@ -4,11 +4,13 @@
 //! config's half and turns the leading tensor of a weight into its decoder. A further format is a file with a
 //! [`Format`] in it and a line in the registry of `scheme.rs`.
 
+mod bitsandbytes;
 mod block_fp8;
 mod compressed;
 mod dense;
 mod e4m3;
 mod grid;
+mod llm_int8;
 mod round;
 mod scheme;
 mod targets;

@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::{Dense, Format, Found, Stored, Tensors, block_fp8, compressed};
+use super::{Dense, Format, Found, Stored, Tensors, bitsandbytes, block_fp8, compressed};
 use crate::{Error, Result};
 
 /// A checkpoint's declaration of how it is quantized.
@@ -43,6 +43,7 @@ const REGISTRY: &[(&str, Build)] = &[
     ("fp8", block_fp8::from_config),
     ("mxfp8", block_fp8::from_config),
     ("compressed-tensors", compressed::from_config),
+    ("bitsandbytes", bitsandbytes::from_config),
 ];
 
 /// How a checkpoint's weights are stored.
@@ -137,16 +138,21 @@ pub(super) fn unsupported(name: &str) -> Error {
         .hint("dequantize the model to bf16 first, with the library that quantized it, and give that folder")
 }
 
+/// The error of a weight without one of its companions.
+pub(super) fn missing(weight: &Stored, name: &str) -> Error {
+    Error::input(format!("a weight is stored as {} without its '{name}'", weight.describe()))
+        .tensor(&weight.name)
+        .hint("it is missing from the files or from the index: download or export the checkpoint again")
+}
+
 /// A method's name with the variant that tells its users which of their files is meant.
 fn named(method: &str, declared: &Declared) -> String {
     let variant = match method {
-        "compressed-tensors" => declared.text("format"),
         "modelopt" => declared
             .raw
             .pointer("/quantization/quant_algo")
             .and_then(Value::as_str)
             .or(declared.text("quant_algo")),
-        "bitsandbytes" => declared.text("bnb_4bit_quant_type"),
         _ => None,
     };
     variant.map_or_else(|| method.to_owned(), |variant| format!("{method} ({variant})"))

@@ -1,3 +1,4 @@
 //! What each family of formats reads from its config, and what it refuses, by name.
 
+mod bitsandbytes;
 mod compressed;
