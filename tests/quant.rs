@@ -83,7 +83,8 @@ fn cuts(rows: usize) -> Vec<usize> {
 }
 
 /// The folders under `tests/fixtures`, and how many cases each holds.
-const FORMATS: [(&str, usize); 3] = [("block_fp8", 10), ("compressed", 20), ("bitsandbytes", 16)];
+const FORMATS: [(&str, usize); 4] =
+    [("block_fp8", 10), ("compressed", 20), ("bitsandbytes", 16), ("fp8", 11)];
 
 #[test]
 fn every_fixture_comes_out_bit_for_bit() {
@@ -270,7 +271,7 @@ fn other_schemes_are_refused_by_name() {
         );
     }
     let messages = [
-        declared("config.json", json!({"quant_method": "fp8", "activation_scheme": "static"})),
+        declared("config.json", json!({"quant_method": "fp8", "weight_scale_semantics": "inverse"})),
         declared(
             "config.json",
             json!({"quant_method": "fp8", "fmt": "e5m2", "weight_block_size": [128, 128]}),
@@ -280,7 +281,7 @@ fn other_schemes_are_refused_by_name() {
         declared("config.json", json!({"bits": 4})),
     ];
     insta::assert_snapshot!(messages.join("\n"), @"
-    quantization with per-tensor fp8 (fp8 without a weight_block_size) is not supported yet
+    quantization with fp8 of inverse scales without a weight_block_size is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     quantization with fp8 of the kind e5m2 is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder

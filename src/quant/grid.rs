@@ -85,6 +85,8 @@ pub struct ScaledGrid {
     shape: [usize; 2],
     cell: [usize; 2],
     codes: Codes,
+    /// What the values are rounded to.
+    dtype: Dtype,
     zeros: Option<Zeros>,
     ordered: bool,
     tensors: Vec<Stored>,
@@ -124,10 +126,15 @@ impl ScaledGrid {
             return Err(Error::input(what).tensor(&weight.name).hint("export the checkpoint again"));
         }
         let kind = zeros.as_ref().map(|(kind, _)| *kind);
-        let ordered = g_idx.is_some();
+        let (dtype, ordered) = (scale.dtype, g_idx.is_some());
         let tensors = [Some(weight), Some(scale), zeros.map(|(_, stored)| stored), g_idx];
         let tensors = tensors.into_iter().flatten().collect();
-        Ok(ScaledGrid { shape, cell, codes, zeros: kind, ordered, tensors })
+        Ok(ScaledGrid { shape, cell, codes, dtype, zeros: kind, ordered, tensors })
+    }
+
+    /// The same weight by arithmetic in f32, whatever the dtype of the scale.
+    pub(super) fn in_f32(self) -> ScaledGrid {
+        ScaledGrid { dtype: Dtype::F32, ..self }
     }
 
     fn grid_width(&self) -> usize {
@@ -234,7 +241,7 @@ impl Dequantize for ScaledGrid {
                 Some(order) => gathered(out, order, scales, &zeros),
                 None => scaled(out, self.cell[1], scales, &zeros),
             }
-            round(self.tensors[1].dtype, out);
+            round(self.dtype, out);
         }
         Ok(())
     }

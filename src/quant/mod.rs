@@ -9,6 +9,7 @@ mod block_fp8;
 mod compressed;
 mod dense;
 mod e4m3;
+mod fp8;
 mod grid;
 mod llm_int8;
 mod round;

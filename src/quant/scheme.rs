@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::{Dense, Format, Found, Stored, Tensors, bitsandbytes, block_fp8, compressed};
+use super::{Dense, Format, Found, Stored, Tensors, bitsandbytes, block_fp8, compressed, fp8};
 use crate::{Error, Result};
 
 /// A checkpoint's declaration of how it is quantized.
@@ -44,6 +44,7 @@ const REGISTRY: &[(&str, Build)] = &[
     ("mxfp8", block_fp8::from_config),
     ("compressed-tensors", compressed::from_config),
     ("bitsandbytes", bitsandbytes::from_config),
+    ("modelopt", fp8::modelopt),
 ];
 
 /// How a checkpoint's weights are stored.
@@ -65,7 +66,7 @@ impl Scheme {
         })?;
         match REGISTRY.iter().find(|(name, _)| *name == method) {
             Some((_, build)) => Ok(Scheme { format: Some(build(declared)?) }),
-            None => Err(unsupported(&named(&method, declared))),
+            None => Err(unsupported(&method)),
         }
     }
 
@@ -143,17 +144,4 @@ pub(super) fn missing(weight: &Stored, name: &str) -> Error {
     Error::input(format!("a weight is stored as {} without its '{name}'", weight.describe()))
         .tensor(&weight.name)
         .hint("it is missing from the files or from the index: download or export the checkpoint again")
-}
-
-/// A method's name with the variant that tells its users which of their files is meant.
-fn named(method: &str, declared: &Declared) -> String {
-    let variant = match method {
-        "modelopt" => declared
-            .raw
-            .pointer("/quantization/quant_algo")
-            .and_then(Value::as_str)
-            .or(declared.text("quant_algo")),
-        _ => None,
-    };
-    variant.map_or_else(|| method.to_owned(), |variant| format!("{method} ({variant})"))
 }

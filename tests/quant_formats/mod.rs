@@ -2,3 +2,4 @@
 
 mod bitsandbytes;
 mod compressed;
+mod fp8;
