@@ -165,6 +165,15 @@ fn cases(rows: usize, columns: usize) -> Vec<(&'static str, Weight)> {
         let parts = [(w, Dtype::I8, whole.clone()), ("w.SCB", Dtype::F32, vec![rows])];
         weight(Some(json!({"load_in_8bit": true})), Vec::new(), &parts)
     };
+    let transposed = |method: &str, words: Vec<usize>| {
+        let groups = columns.div_ceil(128);
+        let parts = [
+            ("w.qweight", Dtype::I32, words),
+            ("w.qzeros", Dtype::I32, vec![groups, rows / 8]),
+            ("w.scales", Dtype::F16, vec![groups, rows]),
+        ];
+        weight(Some(json!({"quant_method": method, "bits": 4, "group_size": 128})), Vec::new(), &parts)
+    };
     vec![
         ("BF16", dense(Dtype::BF16)),
         ("F16", dense(Dtype::F16)),
@@ -181,5 +190,7 @@ fn cases(rows: usize, columns: usize) -> Vec<(&'static str, Weight)> {
         ("NF4, BF16", nf4(false)),
         ("NF4 nested, BF16", nf4(true)),
         ("LLM.int8", int8()),
+        ("GPTQ 4 bits g128", transposed("gptq", vec![columns / 8, rows])),
+        ("AWQ gemm g128", transposed("awq", vec![columns, rows / 8])),
     ]
 }

@@ -83,8 +83,8 @@ fn cuts(rows: usize) -> Vec<usize> {
 }
 
 /// The folders under `tests/fixtures`, and how many cases each holds.
-const FORMATS: [(&str, usize); 4] =
-    [("block_fp8", 10), ("compressed", 20), ("bitsandbytes", 16), ("fp8", 11)];
+const FORMATS: [(&str, usize); 6] =
+    [("block_fp8", 10), ("compressed", 20), ("bitsandbytes", 16), ("fp8", 11), ("gptq", 11), ("awq", 5)];
 
 #[test]
 fn every_fixture_comes_out_bit_for_bit() {
@@ -261,9 +261,7 @@ fn declared(origin: &str, raw: serde_json::Value) -> String {
 
 #[test]
 fn other_schemes_are_refused_by_name() {
-    for method in
-        ["gptq", "awq", "hqq", "aqlm", "quanto", "mxfp4", "fbgemm_fp8", "torchao", "auto-round", "a-new-one"]
-    {
+    for method in ["hqq", "aqlm", "quanto", "mxfp4", "fbgemm_fp8", "torchao", "auto-round", "a-new-one"] {
         let message = declared("config.json", json!({"quant_method": method}));
         assert!(
             message.starts_with(&format!("quantization with {method} is not supported yet")),
@@ -277,7 +275,7 @@ fn other_schemes_are_refused_by_name() {
             json!({"quant_method": "fp8", "fmt": "e5m2", "weight_block_size": [128, 128]}),
         ),
         declared("hf_quant_config.json", json!({"quantization": {"quant_algo": "NVFP4"}})),
-        declared("quantize_config.json", json!({"bits": 4})),
+        declared("quantize_config.json", json!({"bits": 5})),
         declared("config.json", json!({"bits": 4})),
     ];
     insta::assert_snapshot!(messages.join("\n"), @"
@@ -287,7 +285,7 @@ fn other_schemes_are_refused_by_name() {
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     quantization with modelopt (NVFP4) is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
-    quantization with gptq is not supported yet
+    quantization with gptq of 5 bits is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     the quantization that config.json declares names no quant_method
       add its `quant_method`, or dequantize the model to bf16 and give that folder

@@ -94,7 +94,9 @@ pub(super) fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
 /// Another dtype, or bytes that are no whole number of elements.
 pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
     let size = dtype.bitsize() / 8;
-    if !matches!(dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32 | Dtype::F64) || bytes.len() % size != 0 {
+    if !matches!(dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32 | Dtype::F64)
+        || !bytes.len().is_multiple_of(size)
+    {
         return Err(Error::input(format!("{} bytes of {dtype} are no dense numbers", bytes.len())));
     }
     let mut values = vec![0.0; bytes.len() / size];

@@ -179,19 +179,30 @@ impl ScaledGrid {
     }
 
     /// The columns' groups, or none where they are in order: a -1 anywhere means that the index was never filled in.
-    fn order(&self, bytes: &[u8]) -> Result<Option<Vec<usize>>> {
-        let groups: Vec<i32> = bytes.as_chunks::<4>().0.iter().map(|&b| i32::from_le_bytes(b)).collect();
-        if groups.contains(&-1) {
+    fn order(&self, parts: &[&[u8]]) -> Result<Option<Vec<usize>>> {
+        let (Some(bytes), Some(stored)) = (parts.last(), self.tensors.last().filter(|_| self.ordered)) else {
+            return Ok(None);
+        };
+        if bytes.as_chunks::<4>().0.contains(&(-1i32).to_le_bytes()) {
             return Ok(None);
         }
-        let known = |&group: &i32| usize::try_from(group).ok().filter(|&group| group < self.grid_width());
-        let order: Option<Vec<usize>> = groups.iter().map(known).collect();
-        let stored = self.tensors.last().unwrap_or(&self.tensors[0]);
-        order.map(Some).ok_or_else(|| {
-            let what = format!("an index of a group is not among the {} that have scales", self.grid_width());
-            Error::input(what).tensor(&stored.name).hint("the file is damaged: download or export it again")
-        })
+        order(stored, bytes, self.grid_width()).map(Some)
     }
+}
+
+/// The group of each column, from an index I32 `[in]`.
+///
+/// # Errors
+/// A group that is not among the `groups` that have scales.
+pub(super) fn order(stored: &Stored, bytes: &[u8], groups: usize) -> Result<Vec<usize>> {
+    let known =
+        |&bytes: &[u8; 4]| usize::try_from(i32::from_le_bytes(bytes)).ok().filter(|&group| group < groups);
+    let order: Option<Vec<usize>> = bytes.as_chunks::<4>().0.iter().map(known).collect();
+    order.ok_or_else(|| {
+        Error::input(format!("an index of a group is not among the {groups} that have scales"))
+            .tensor(&stored.name)
+            .hint("the file is damaged: download or export it again")
+    })
 }
 
 impl Dequantize for ScaledGrid {
@@ -225,7 +236,7 @@ impl Dequantize for ScaledGrid {
         if out.is_empty() {
             return Ok(());
         }
-        let order = if self.ordered { self.order(parts[parts.len() - 1])? } else { None };
+        let order = self.order(parts)?;
         let under = self.scale_rows(&rows);
         let mut scales = vec![0f32; under.len() * width];
         widen(self.tensors[1].dtype, parts[1], &mut scales);
@@ -248,7 +259,7 @@ impl Dequantize for ScaledGrid {
 }
 
 /// `(q - z) * s`, each pair for `width` columns.
-fn scaled(out: &mut [f32], width: usize, scales: &[f32], zeros: &[f32]) {
+pub(super) fn scaled(out: &mut [f32], width: usize, scales: &[f32], zeros: &[f32]) {
     for ((out, &scale), &zero) in out.chunks_mut(width).zip(scales).zip(zeros) {
         // Where there is no zero point, taking off +0 leaves every number as it is, -0 among them.
         out.iter_mut().for_each(|q| *q = (*q - zero) * scale);
@@ -256,7 +267,7 @@ fn scaled(out: &mut [f32], width: usize, scales: &[f32], zeros: &[f32]) {
 }
 
 /// The same with the pair that each column names.
-fn gathered(out: &mut [f32], order: &[usize], scales: &[f32], zeros: &[f32]) {
+pub(super) fn gathered(out: &mut [f32], order: &[usize], scales: &[f32], zeros: &[f32]) {
     for (q, &group) in out.iter_mut().zip(order) {
         *q = (*q - zeros[group]) * scales[group];
     }

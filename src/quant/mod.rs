@@ -6,10 +6,12 @@
 
 mod bitsandbytes;
 mod block_fp8;
+mod columns;
 mod compressed;
 mod dense;
 mod e4m3;
 mod fp8;
+mod gptq;
 mod grid;
 mod llm_int8;
 mod round;

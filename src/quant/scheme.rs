@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::{Dense, Format, Found, Stored, Tensors, bitsandbytes, block_fp8, compressed, fp8};
+use super::{Dense, Format, Found, Stored, Tensors, bitsandbytes, block_fp8, compressed, fp8, gptq};
 use crate::{Error, Result};
 
 /// A checkpoint's declaration of how it is quantized.
@@ -45,6 +45,8 @@ const REGISTRY: &[(&str, Build)] = &[
     ("compressed-tensors", compressed::from_config),
     ("bitsandbytes", bitsandbytes::from_config),
     ("modelopt", fp8::modelopt),
+    ("gptq", gptq::gptq),
+    ("awq", gptq::awq),
 ];
 
 /// How a checkpoint's weights are stored.
