@@ -18,8 +18,12 @@ use super::scheme::missing;
 use super::{Dequantize, Stored, Tensors};
 use crate::{Error, Result};
 
-/// Stored rows that are unpacked before the next column: they stay in the nearest cache.
-const BLOCK: usize = 64;
+/// Stored rows in a tile. Three bits need a multiple of 3.
+const BLOCK: usize = 192;
+
+/// Words of a stored row in a tile: a line of the cache. A tile is copied before it is decoded, since lines that lie a power of two
+/// apart, as they do under 4096 outputs, push each other out of the cache.
+const TILE: usize = 16;
 
 /// Where AWQ's GEMM layout keeps column `8c + j` of a word: its nibble, counted from the lowest.
 const NIBBLE: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
@@ -104,9 +108,9 @@ impl ColumnPacked {
     fn pairs(&self, row: usize, parts: &[&[u8]], scales: &mut [f32], zeros: &mut [f32]) {
         let dtype = self.tensors[2].dtype;
         let (size, wide) = (dtype.bitsize() / 8, self.tensors[1].shape[1]);
-        for (group, (scale, zero)) in scales.iter_mut().zip(zeros).enumerate() {
-            let at = (group * self.shape[0] + row) * size;
-            widen(dtype, &parts[2][at..at + size], std::slice::from_mut(scale));
+        let column = parts[2].chunks_exact(self.shape[0] * size).map(|line| &line[row * size..][..size]);
+        widen(dtype, &column.collect::<Vec<_>>().concat(), scales);
+        for (group, zero) in zeros.iter_mut().enumerate() {
             let word = |column: usize| word(parts[1], group * wide + column);
             *zero = match self.layout {
                 Layout::Awq => (word(row / 8) >> (4 * NIBBLE[row % 8]) & 15) as f32,
@@ -118,18 +122,32 @@ impl ColumnPacked {
     /// The codes of `rows` as numbers, in the order of the logical weight.
     fn unpack(&self, rows: &Range<usize>, words: &[u8], out: &mut [f32]) {
         let [high, wide] = [self.tensors[0].shape[0], self.tensors[0].shape[1]];
-        let inputs = self.shape[1];
-        for start in (0..high).step_by(BLOCK * 3) {
-            let block = start..(start + BLOCK * 3).min(high);
-            match self.layout {
-                Layout::Awq => awq(block, wide, rows, words, inputs, out),
-                Layout::Gptq { bits, .. } => {
-                    for (row, out) in rows.clone().zip(out.chunks_exact_mut(inputs)) {
-                        let word = |at: usize| word(words, at * wide + row);
-                        let out = &mut out[block.start * 32 / bits..block.end * 32 / bits];
-                        gptq(bits, |at| word(block.start + at), out);
+        // Rows that share a word.
+        let per = if self.layout == Layout::Awq { 8 } else { 1 };
+        let columns = rows.start / per..rows.end.div_ceil(per);
+        let mut tile = vec![0u32; TILE * BLOCK];
+        for start in (0..high).step_by(BLOCK) {
+            let block = start..(start + BLOCK).min(high);
+            let mut from = columns.start;
+            while from < columns.end {
+                let to = ((from / TILE + 1) * TILE).min(columns.end);
+                for (i, high) in block.clone().enumerate() {
+                    let line = &words[(high * wide + from) * 4..(high * wide + to) * 4];
+                    for (j, &word) in line.as_chunks::<4>().0.iter().enumerate() {
+                        tile[j * BLOCK + i] = u32::from_le_bytes(word);
                     }
                 }
+                for row in rows.start.max(from * per)..rows.end.min(to * per) {
+                    let column = &tile[(row / per - from) * BLOCK..][..block.len()];
+                    let out = &mut out[(row - rows.start) * self.shape[1]..][..self.shape[1]];
+                    match self.layout {
+                        Layout::Awq => nibbles(column, row % per, &mut out[block.clone()]),
+                        Layout::Gptq { bits, .. } => {
+                            gptq(bits, column, &mut out[block.start * 32 / bits..block.end * 32 / bits]);
+                        }
+                    }
+                }
+                from = to;
             }
         }
     }
@@ -150,34 +168,30 @@ fn code(word: impl Fn(usize) -> u32, bits: usize, index: usize) -> u32 {
 }
 
 /// Consecutive codes of one row.
-fn gptq(bits: usize, word: impl Fn(usize) -> u32, out: &mut [f32]) {
+fn gptq(bits: usize, words: &[u32], out: &mut [f32]) {
     match bits {
-        4 => whole::<8>(word, out),
-        8 => whole::<4>(word, out),
-        2 => whole::<16>(word, out),
-        _ => out.iter_mut().enumerate().for_each(|(i, out)| *out = code(&word, bits, i) as f32),
+        4 => whole::<8>(words, out),
+        8 => whole::<4>(words, out),
+        2 => whole::<16>(words, out),
+        _ => out.iter_mut().enumerate().for_each(|(i, out)| *out = code(|at| words[at], bits, i) as f32),
     }
 }
 
 /// The same where a word holds N of them.
 #[inline(always)]
-fn whole<const N: usize>(word: impl Fn(usize) -> u32, out: &mut [f32]) {
-    for (at, out) in out.as_chunks_mut::<N>().0.iter_mut().enumerate() {
-        let word = word(at);
+fn whole<const N: usize>(words: &[u32], out: &mut [f32]) {
+    for (word, out) in words.iter().zip(out.as_chunks_mut::<N>().0) {
         for (i, out) in out.iter_mut().enumerate() {
-            *out = (word >> (i * (32 / N)) & ((1 << (32 / N)) - 1)) as f32;
+            // Below 2^31, and so converted by one instruction.
+            *out = (word >> (i * (32 / N)) & ((1 << (32 / N)) - 1)) as i32 as f32;
         }
     }
 }
 
-/// The codes of some inputs for `rows`: a word has eight rows of one input.
-fn awq(block: Range<usize>, wide: usize, rows: &Range<usize>, words: &[u8], inputs: usize, out: &mut [f32]) {
-    for (row, out) in rows.clone().zip(out.chunks_exact_mut(inputs)) {
-        let shift = 4 * NIBBLE[row % 8];
-        for (input, out) in block.clone().zip(&mut out[block.clone()]) {
-            *out = (word(words, input * wide + row / 8) >> shift & 15) as f32;
-        }
-    }
+/// The codes of one of the eight rows that AWQ's words hold, for consecutive inputs.
+fn nibbles(words: &[u32], row: usize, out: &mut [f32]) {
+    let shift = 4 * NIBBLE[row];
+    out.iter_mut().zip(words).for_each(|(out, word)| *out = (word >> shift & 15) as i32 as f32);
 }
 
 impl Dequantize for ColumnPacked {
