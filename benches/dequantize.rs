@@ -146,6 +146,15 @@ fn cases(rows: usize, columns: usize) -> Vec<(&'static str, Weight)> {
     let byte = |format: &str, kind: &str, code, dtype| {
         compressed(format, channel(kind), vec![(w, code, whole.clone()), (scale, dtype, vec![rows, 1])])
     };
+    let nvfp4 = || {
+        let raw = json!({"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16});
+        let parts = vec![
+            ("w.weight_packed", Dtype::U8, vec![rows, columns / 2]),
+            (scale, Dtype::F8_E4M3, grid(1, 16)),
+            ("w.weight_global_scale", Dtype::F32, vec![1]),
+        ];
+        compressed("nvfp4-pack-quantized", raw, parts)
+    };
     let nf4 = |nested: bool| {
         let blocks = rows * columns / 64;
         let state = json!({"shape": [rows, columns], "dtype": "bfloat16", "blocksize": 64,
@@ -187,6 +196,7 @@ fn cases(rows: usize, columns: usize) -> Vec<(&'static str, Weight)> {
         ("CT W4 g128, BF16", packed(4, group(4, true), Dtype::BF16)),
         ("CT W4 g128 asym, F16", packed(4, group(4, false), Dtype::F16)),
         ("CT W8 g128 asym, BF16", packed(8, group(8, false), Dtype::BF16)),
+        ("CT NVFP4", nvfp4()),
         ("NF4, BF16", nf4(false)),
         ("NF4 nested, BF16", nf4(true)),
         ("LLM.int8", int8()),

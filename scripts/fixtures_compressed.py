@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 FP8 = {"num_bits": 8, "type": "float"}
+FP4 = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
 
 
 def ints(bits, strategy, group_size=None, symmetric=True, **more):
@@ -53,6 +54,12 @@ CASES = [
     ("w4_channel_asym_f32_19x45", "pack-quantized", 19, 45, ints(4, "channel", symmetric=False), F32, ["Linear"]),
     ("w4_channel_bf16_33x7", "pack-quantized", 33, 7, ints(4, "channel"), BF16, ["Linear"]),
     ("w8_channel_bf16_41x30", "pack-quantized", 41, 30, ints(8, "channel"), BF16, ["Linear"]),
+    ("nvfp4_bf16_130x96", "nvfp4-pack-quantized", 130, 96, FP4, BF16, ["Linear"]),
+    ("nvfp4_f32_3x32", "nvfp4-pack-quantized", 3, 32, FP4, F32, ["Linear"]),
+    ("nvfp4_f32_67x144", "nvfp4-pack-quantized", 67, 144, FP4, F32, ["Linear"]),
+    ("mxfp4_bf16_129x96", "mxfp4-pack-quantized", 129, 96, {**FP4, "strategy": "group", "group_size": 32}, BF16, ["Linear"]),
+    ("mxfp4_bf16_34x64", "mxfp4-pack-quantized", 34, 64, {**FP4, "strategy": "group", "group_size": 32}, BF16, ["Linear"]),
+    ("mxfp8_bf16_65x160", "mxfp8-quantized", 65, 160, {**FP8, "strategy": "group", "group_size": 32}, BF16, ["Linear"]),
     ("w8_group32_asym_f16_37x96", "pack-quantized", 37, 96, ints(8, "group", 32, False), F16, ["Linear"]),
 ]
 
@@ -61,6 +68,7 @@ def cell(weights, rows, columns):
     return {
         "tensor": (rows, columns),
         "channel": (1, columns),
+        "tensor_group": (1, weights.get("group_size")),
         "group": (1, weights.get("group_size")),
         "block": weights.get("block_structure"),
     }[weights["strategy"]]
@@ -73,7 +81,7 @@ def make(out, name, form, rows, columns, raw, dtype, targets, seed):
     height, width = cell(raw, rows, columns)
     grid = (1,) if raw["strategy"] == "tensor" else (-(-rows // height), -(-columns // width))
     state = {"weight": torch.randn(rows, columns, generator=generator)}
-    steps = 448 if raw["type"] == "float" else 2 ** (raw["num_bits"] - 1)
+    steps = {4: 6, 8: 448}[raw["num_bits"]] if raw["type"] == "float" else 2 ** (raw["num_bits"] - 1)
     state["weight_scale"] = (torch.exp(torch.randn(grid, generator=generator) * 0.3) * 2 / steps).to(dtype)
     if not args.symmetric:
         top = 2 ** (raw["num_bits"] - 1)
@@ -83,9 +91,14 @@ def make(out, name, form, rows, columns, raw, dtype, targets, seed):
         state["weight_g_idx"] = groups[torch.randperm(columns, generator=generator)]
         if "unset" in name:
             state["weight_g_idx"].fill_(-1)
+    if form.startswith("nvfp4"):  # the scales of groups fill FP8 to its top
+        state["weight_global_scale"] = torch.tensor([448 / state["weight_scale"].float().max()])
+        state["weight_scale"] = (state["weight_scale"].float() * state["weight_global_scale"]).to(dtype)
     compressor = BaseCompressor.get_value_from_registry(form)
     wide = {key: value.float() if key == "weight_scale" else value for key, value in state.items()}
-    packed = compressor.compress(wide, scheme) | {"weight_scale": state["weight_scale"]}
+    packed = compressor.compress(wide, scheme)
+    if not form.startswith(("nv", "mx")):  # those have scales of their own dtype
+        packed["weight_scale"] = state["weight_scale"]
     source = f"compressed-tensors {compressor.__name__}.decompress"
     if raw["strategy"] == "block" and (rows % height or columns % width):
         values = dequantize(packed["weight"], packed["weight_scale"], args=args)
@@ -93,7 +106,7 @@ def make(out, name, form, rows, columns, raw, dtype, targets, seed):
     else:
         values = compressor.decompress(packed, scheme)["weight"]
     values = values.contiguous()
-    assert values.dtype == dtype and values.shape == (rows, columns), name
+    assert values.dtype == (BF16 if form.startswith(("nv", "mx")) else dtype) and values.shape == (rows, columns), name
     config = {"quant_method": "compressed-tensors", "format": form, "ignore": ["lm_head"],
               "config_groups": {"group_0": {"targets": targets, "weights": raw, "input_activations": None}}}
     tensors = {f"w.{key}": value.contiguous() for key, value in packed.items()}

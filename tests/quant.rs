@@ -84,7 +84,7 @@ fn cuts(rows: usize) -> Vec<usize> {
 
 /// The folders under `tests/fixtures`, and how many cases each holds.
 const FORMATS: [(&str, usize); 6] =
-    [("block_fp8", 10), ("compressed", 20), ("bitsandbytes", 16), ("fp8", 11), ("gptq", 11), ("awq", 5)];
+    [("block_fp8", 10), ("compressed", 26), ("bitsandbytes", 16), ("fp8", 11), ("gptq", 11), ("awq", 5)];
 
 #[test]
 fn every_fixture_comes_out_bit_for_bit() {

@@ -188,7 +188,7 @@ fn line(codes: &[u8], scales: &[f32], width: usize, out: &mut [f32], apply: impl
 }
 
 /// A scale that is an exponent only: 2^(code - 127), with NaN at 0xFF (OCP Microscaling Formats 1.0, section 5.4.1).
-fn e8m0(code: u8) -> f32 {
+pub(super) fn e8m0(code: u8) -> f32 {
     match code {
         0xff => f32::NAN,
         0 => f32::from_bits(1 << 22), // 2^-127 is subnormal

@@ -5,8 +5,13 @@
 //! | `float-quantized`, `naive-quantized` | `X.weight` F8_E4M3 `[out, in]` | `X.weight_scale`: one, one a row, or one a block |
 //! | `int-quantized`, `naive-quantized` | `X.weight` I8 `[out, in]` | the same, or one a group; `X.weight_zero_point` I8 |
 //! | `pack-quantized`, 4 and 8 bits | `X.weight_packed` I32 `[out, ceil(in * bits / 32)]` | `X.weight_scale` `[out, in / group]`; `X.weight_shape`; packed `X.weight_zero_point`; `X.weight_g_idx` |
+//! | `nvfp4-pack-quantized` | `X.weight_packed` U8 `[out, in / 2]` of E2M1 | `X.weight_scale` F8_E4M3 `[out, in / 16]`, `X.weight_global_scale` F32 `[1]` |
+//! | `mxfp4-pack-quantized`, `mxfp8-quantized` | the same, or `X.weight` F8_E4M3 | `X.weight_scale` U8 `[out, in / 32]`, exponents |
 //!
-//! Values come out in the dtype of the scale, as the library's own `decompress` gives them. Two differences: a block's size is the
+//! An NVFP4 value is `rbf(q * r32(scale / global))`: this library divides, modelopt multiplies. An exponent of 0xFF is NaN here, as the
+//! standard has it, and infinite in the library.
+//!
+//! Other values come out in the dtype of the scale, as the library's own `decompress` gives them. Two differences: a block's size is the
 //! config's, where the library divides rows by rows of scales (576 rows in blocks of 128 have 5), and columns go by
 //! `weight_g_idx` itself, where the library sorts by it and cuts the result into groups, which is the same for full groups.
 
@@ -15,7 +20,7 @@ use std::sync::Arc;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::grid::{Codes, Parts, Zeros, disagree};
+use super::grid::{Codes, Parts, Scales, Zeros, disagree};
 use super::scheme::{missing, unsupported};
 use super::targets::{Fit, Targets};
 use super::{Declared, Dequantize, Format, Found, ScaledGrid, Stored, Tensors};
@@ -46,6 +51,7 @@ impl Strategy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Weights {
     codes: Codes,
+    scales: Scales,
     symmetric: bool,
     strategy: Strategy,
 }
@@ -108,15 +114,18 @@ fn weights_of(origin: &str, format: Option<&str>, raw: &Value) -> Result<Weights
     let bits = raw.get("num_bits").map_or(Some(8), Value::as_u64).unwrap_or(0);
     let kind = raw.get("type").and_then(Value::as_str).unwrap_or("int").to_lowercase();
     let symmetric = raw.get("symmetric").and_then(Value::as_bool).unwrap_or(true);
-    let codes = match (format, kind.as_str(), bits) {
-        ("float-quantized" | "naive-quantized", "float", 8) => Codes::E4m3,
-        ("int-quantized" | "naive-quantized", "int", 8) => Codes::Int8,
-        ("pack-quantized", "int", 4) => Codes::Packed4,
-        ("pack-quantized", "int", 8) => Codes::Packed8,
+    let (codes, scales) = match (format, kind.as_str(), bits) {
+        ("float-quantized" | "naive-quantized", "float", 8) => (Codes::E4m3, Scales::Float),
+        ("int-quantized" | "naive-quantized", "int", 8) => (Codes::Int8, Scales::Float),
+        ("pack-quantized", "int", 4) => (Codes::Packed4, Scales::Float),
+        ("pack-quantized", "int", 8) => (Codes::Packed8, Scales::Float),
+        ("nvfp4-pack-quantized", "float", 4) => (Codes::E2m1, Scales::Nested),
+        ("mxfp4-pack-quantized", "float", 4) => (Codes::E2m1, Scales::E8m0),
+        ("mxfp8-quantized", "float", 8) => (Codes::E4m3, Scales::E8m0),
         _ => return Err(unsupported(&format!("compressed-tensors ({format}, {kind} of {bits} bits)"))),
     };
-    if codes == Codes::E4m3 && !symmetric {
-        return Err(unsupported("asymmetric FP8"));
+    if matches!(codes, Codes::E4m3 | Codes::E2m1) && !symmetric {
+        return Err(unsupported("asymmetric FP8 or FP4"));
     }
     let size = raw.get("group_size").and_then(Value::as_i64);
     let named = raw.get("strategy").and_then(Value::as_str).map(str::to_lowercase);
@@ -129,7 +138,7 @@ fn weights_of(origin: &str, format: Option<&str>, raw: &Value) -> Result<Weights
     let strategy = match strategy {
         "tensor" => Strategy::Tensor,
         "channel" => Strategy::Channel,
-        "group" => {
+        "group" | "tensor_group" => {
             let size = size.and_then(|size| usize::try_from(size).ok()).filter(|&size| size > 0);
             Strategy::Group(
                 size.ok_or_else(|| bad("groups without a group_size that is positive".to_owned()))?,
@@ -141,7 +150,7 @@ fn weights_of(origin: &str, format: Option<&str>, raw: &Value) -> Result<Weights
         ),
         other => return Err(unsupported(&format!("compressed-tensors (weights by {other})"))),
     };
-    Ok(Weights { codes, symmetric, strategy })
+    Ok(Weights { codes, scales, symmetric, strategy })
 }
 
 /// `[128, 128]`, or `"128x128"` in older files.
@@ -173,6 +182,7 @@ impl Format for Compressed {
             Codes::E4m3 => lead.dtype == Dtype::F8_E4M3,
             Codes::Int8 => lead.dtype == Dtype::I8,
             Codes::Packed4 | Codes::Packed8 => packed.is_some() && lead.dtype == Dtype::I32,
+            Codes::E2m1 => packed.is_some() && lead.dtype == Dtype::U8,
         };
         if !matches {
             let what =
@@ -213,6 +223,7 @@ fn weight(weights: Weights, lead: &Stored, module: &str, tensors: &dyn Tensors) 
     let missing = |name: &str| missing(lead, &format!("{module}.{name}"));
     let shape = match weights.codes {
         Codes::E4m3 | Codes::Int8 => [lead.shape[0], lead.shape[1]],
+        Codes::E2m1 => [lead.shape[0], lead.shape[1] * 2],
         Codes::Packed4 | Codes::Packed8 => {
             let stored = part("weight_shape").ok_or_else(|| missing("weight_shape"))?;
             packed_shape(weights.codes, lead, stored, &tensors.content(&stored.name)?)?
@@ -235,9 +246,15 @@ fn weight(weights: Weights, lead: &Stored, module: &str, tensors: &dyn Tensors) 
             && matches!(weights.strategy, Strategy::Channel | Strategy::Group(_));
         Some((if packed { Zeros::Packed(bits) } else { Zeros::Int8 }, stored.clone()))
     };
+    let global = match weights.scales {
+        Scales::Nested => {
+            Some(part("weight_global_scale").ok_or_else(|| missing("weight_global_scale"))?.clone())
+        }
+        _ => None,
+    };
     let grouped = matches!(weights.strategy, Strategy::Group(_));
     let g_idx = part("weight_g_idx").filter(|_| grouped).cloned();
-    let parts = Parts { weight: lead.clone(), scale: scale.clone(), zeros, g_idx };
+    let parts = Parts { weight: lead.clone(), scale: (weights.scales, scale.clone()), global, zeros, g_idx };
     ScaledGrid::new(shape, weights.strategy.cell(shape), weights.codes, parts)
 }
 

@@ -9,16 +9,16 @@ use std::sync::Arc;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::grid::{Codes, Parts};
+use super::grid::{Codes, Parts, Scales};
 use super::scheme::{missing, unsupported};
 use super::{Declared, Format, Found, ScaledGrid, Stored, Tensors};
 use crate::Result;
 
-/// What a config says of the scales' shape.
+/// What a config says that a scale is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scales {
+enum Per {
     Tensor,
-    Channel,
+    Row,
     /// `quant_method: "fp8"` has no word for it: one number is a tensor's, one a row a row's.
     Either,
 }
@@ -26,12 +26,12 @@ enum Scales {
 #[derive(Debug)]
 struct Fp8 {
     label: &'static str,
-    scales: Scales,
+    per: Per,
 }
 
 /// The format of `quant_method: "fp8"` without a `weight_block_size`.
 pub(super) fn without_blocks() -> Box<dyn Format> {
-    Box::new(Fp8 { label: "FP8 without blocks", scales: Scales::Either })
+    Box::new(Fp8 { label: "FP8 without blocks", per: Per::Either })
 }
 
 /// The format of modelopt, from `hf_quant_config.json` or a `quantization_config`.
@@ -42,9 +42,9 @@ pub(super) fn modelopt(declared: &Declared) -> Result<Box<dyn Format>> {
     let nested = declared.raw.pointer("/quantization/quant_algo");
     let algorithm = nested.and_then(Value::as_str).or(declared.text("quant_algo")).unwrap_or("no quant_algo");
     match algorithm.to_uppercase().as_str() {
-        "FP8" => Ok(Box::new(Fp8 { label: "modelopt (FP8)", scales: Scales::Tensor })),
+        "FP8" => Ok(Box::new(Fp8 { label: "modelopt (FP8)", per: Per::Tensor })),
         "FP8_PER_CHANNEL_PER_TOKEN" => {
-            Ok(Box::new(Fp8 { label: "modelopt (FP8_PER_CHANNEL_PER_TOKEN)", scales: Scales::Channel }))
+            Ok(Box::new(Fp8 { label: "modelopt (FP8_PER_CHANNEL_PER_TOKEN)", per: Per::Row }))
         }
         _ => Err(unsupported(&format!("modelopt ({algorithm})"))),
     }
@@ -64,13 +64,19 @@ impl Format for Fp8 {
         let names = ["weight_scale", "weight_scale_inv", "scale"].map(|part| format!("{module}.{part}"));
         let scale = names.iter().find_map(|name| tensors.stored(name));
         let scale = scale.ok_or_else(|| missing(lead, &names[0]))?;
-        let by_row = match self.scales {
-            Scales::Tensor => false,
-            Scales::Channel => true,
-            Scales::Either => scale.shape.iter().product::<usize>() != 1,
+        let by_row = match self.per {
+            Per::Tensor => false,
+            Per::Row => true,
+            Per::Either => scale.shape.iter().product::<usize>() != 1,
         };
         let cell = [if by_row { 1 } else { rows }, columns];
-        let parts = Parts { weight: lead.clone(), scale: scale.clone(), zeros: None, g_idx: None };
+        let parts = Parts {
+            weight: lead.clone(),
+            scale: (Scales::Float, scale.clone()),
+            global: None,
+            zeros: None,
+            g_idx: None,
+        };
         let weight = ScaledGrid::new([rows, columns], cell, Codes::E4m3, parts)?.in_f32();
         Ok(vec![Found { module: module.to_owned(), weight: Arc::new(weight), quantized: true }])
     }

@@ -10,6 +10,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use safetensors::Dtype;
 
+use super::block_fp8::e8m0;
 use super::dense::widen;
 use super::{Dequantize, E4M3, Stored, round_to_bf16};
 use crate::{Error, Result};
@@ -25,6 +26,23 @@ pub(super) enum Codes {
     Packed4,
     /// The same with 8 bits; stored = value + 128.
     Packed8,
+    /// E2M1, two to a byte, the lower nibble first. A row has an even number of them.
+    E2m1,
+}
+
+/// The numbers of E2M1, a float of four bits (OCP Microscaling Formats 1.0, section 5.3.3).
+const E2M1: [f32; 16] =
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+
+/// How the scales lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scales {
+    /// F32, BF16 or F16.
+    Float,
+    /// U8 or F8_E8M0: an exponent alone.
+    E8m0,
+    /// F8_E4M3, to be divided in f32 by one F32 for the whole weight.
+    Nested,
 }
 
 impl Codes {
@@ -32,6 +50,7 @@ impl Codes {
     pub(super) fn row_bytes(self, columns: usize) -> usize {
         match self {
             Codes::E4m3 | Codes::Int8 => columns,
+            Codes::E2m1 => columns / 2,
             Codes::Packed4 => columns.div_ceil(8) * 4,
             Codes::Packed8 => columns.div_ceil(4) * 4,
         }
@@ -45,6 +64,11 @@ impl Codes {
             Codes::Int8 => codes.for_each(|(out, &code)| *out = f32::from(code as i8)),
             // Little-endian words whose lowest bits come first are bytes in order.
             Codes::Packed8 => codes.for_each(|(out, &code)| *out = f32::from(code) - 128.0),
+            Codes::E2m1 => {
+                for (pair, &byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+                    *pair = [E2M1[usize::from(byte & 15)], E2M1[usize::from(byte >> 4)]];
+                }
+            }
             Codes::Packed4 => {
                 let value = |nibble: u8| f32::from(nibble) - 8.0;
                 let (pairs, last) = out.as_chunks_mut::<2>();
@@ -73,7 +97,9 @@ pub(super) enum Zeros {
 #[derive(Clone, Debug)]
 pub(super) struct Parts {
     pub weight: Stored,
-    pub scale: Stored,
+    pub scale: (Scales, Stored),
+    /// F32 of one number, under [`Scales::Nested`].
+    pub global: Option<Stored>,
     pub zeros: Option<(Zeros, Stored)>,
     /// I32 `[in]`: the column of scales for each column of the weight.
     pub g_idx: Option<Stored>,
@@ -85,6 +111,7 @@ pub struct ScaledGrid {
     shape: [usize; 2],
     cell: [usize; 2],
     codes: Codes,
+    scales: Scales,
     /// What the values are rounded to.
     dtype: Dtype,
     zeros: Option<Zeros>,
@@ -98,13 +125,22 @@ impl ScaledGrid {
     /// # Errors
     /// A tensor whose dtype or shape is not what the cells ask for; both are named.
     pub(super) fn new(shape: [usize; 2], cell: [usize; 2], codes: Codes, parts: Parts) -> Result<ScaledGrid> {
-        let Parts { weight, scale, zeros, g_idx } = parts;
+        let Parts { weight, scale: (scales, scale), global, zeros, g_idx } = parts;
         let grid = [shape[0].div_ceil(cell[0]), shape[1].div_ceil(cell[1])];
         let one = grid == [1, 1] && scale.shape.iter().product::<usize>() == 1;
         let rows = grid[1] == 1 && scale.shape == [grid[0]];
-        let numeric = matches!(scale.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16);
-        if !numeric || !(scale.shape == grid || one || rows) {
-            return Err(disagree(&weight, shape, &scale, grid, "F32, BF16 or F16"));
+        let (dtypes, asked) = match scales {
+            Scales::Float => ([Dtype::F32, Dtype::BF16, Dtype::F16], "F32, BF16 or F16"),
+            Scales::E8m0 => ([Dtype::U8, Dtype::U8, Dtype::F8_E8M0], "U8 or F8_E8M0"),
+            Scales::Nested => ([Dtype::F8_E4M3; 3], "F8_E4M3"),
+        };
+        if !dtypes.contains(&scale.dtype) || !(scale.shape == grid || one || rows) {
+            return Err(disagree(&weight, shape, &scale, grid, asked));
+        }
+        if let Some(global) =
+            global.as_ref().filter(|g| g.dtype != Dtype::F32 || g.shape.iter().any(|&n| n != 1))
+        {
+            return Err(disagree(&weight, shape, global, [1, 1], "F32"));
         }
         if let Some((kind, zeros)) = &zeros {
             let (dtype, name, shape_of) = match kind {
@@ -126,10 +162,14 @@ impl ScaledGrid {
             return Err(Error::input(what).tensor(&weight.name).hint("export the checkpoint again"));
         }
         let kind = zeros.as_ref().map(|(kind, _)| *kind);
-        let (dtype, ordered) = (scale.dtype, g_idx.is_some());
-        let tensors = [Some(weight), Some(scale), zeros.map(|(_, stored)| stored), g_idx];
+        let (dtype, ordered) = match scales {
+            Scales::Float => (scale.dtype, g_idx.is_some()),
+            // What the library unpacks these codes to.
+            Scales::E8m0 | Scales::Nested => (Dtype::BF16, g_idx.is_some()),
+        };
+        let tensors = [Some(weight), Some(scale), global, zeros.map(|(_, stored)| stored), g_idx];
         let tensors = tensors.into_iter().flatten().collect();
-        Ok(ScaledGrid { shape, cell, codes, dtype, zeros: kind, ordered, tensors })
+        Ok(ScaledGrid { shape, cell, codes, scales, dtype, zeros: kind, ordered, tensors })
     }
 
     /// The same weight by arithmetic in f32, whatever the dtype of the scale.
@@ -147,6 +187,21 @@ impl ScaledGrid {
             return 0..0;
         }
         rows.start / self.cell[0]..rows.end.div_ceil(self.cell[0])
+    }
+
+    /// The scales of some rows of cells.
+    fn scales(&self, parts: &[&[u8]], out: &mut [f32]) {
+        let codes = out.iter_mut().zip(parts[1]);
+        match self.scales {
+            Scales::Float => widen(self.tensors[1].dtype, parts[1], out),
+            Scales::E8m0 => codes.for_each(|(out, &code)| *out = e8m0(code)),
+            Scales::Nested => {
+                let mut global = [0f32];
+                widen(Dtype::F32, parts[2], &mut global);
+                let [global] = global;
+                codes.for_each(|(out, &code)| *out = E4M3[usize::from(code)] / global);
+            }
+        }
     }
 
     /// The rows of `zeros` that these rows of scales need.
@@ -219,6 +274,9 @@ impl Dequantize for ScaledGrid {
         let row = self.codes.row_bytes(self.shape[1]);
         let scale = self.grid_width() * self.tensors[1].dtype.bitsize() / 8;
         let mut spans = vec![rows.start * row..rows.end * row, scales.start * scale..scales.end * scale];
+        if matches!(self.scales, Scales::Nested) {
+            spans.push(0..4);
+        }
         if let Some(kind) = self.zeros {
             let zeros = Self::zero_rows(kind, &scales);
             let row = self.grid_width() * if kind == Zeros::Int8 { 1 } else { 4 };
@@ -239,7 +297,7 @@ impl Dequantize for ScaledGrid {
         let order = self.order(parts)?;
         let under = self.scale_rows(&rows);
         let mut scales = vec![0f32; under.len() * width];
-        widen(self.tensors[1].dtype, parts[1], &mut scales);
+        self.scales(parts, &mut scales);
         let mut zeros = vec![0f32; width];
         let lines = parts[0].chunks_exact(self.codes.row_bytes(columns)).zip(out.chunks_exact_mut(columns));
         assert_eq!(lines.len(), rows.len(), "the panel's bytes");

@@ -56,7 +56,7 @@ fn refused_by_name() {
     quantization with compressed-tensors (sparse-24-bitmask) is not supported yet
     quantization with compressed-tensors (marlin-24, int of 4 bits) is not supported yet
     quantization with compressed-tensors (sparse-24-bitmask, int of 4 bits) is not supported yet
-    quantization with asymmetric FP8 is not supported yet
+    quantization with asymmetric FP8 or FP4 is not supported yet
     quantization with compressed-tensors (weights by attn_head) is not supported yet
     quantization with compressed-tensors (pack-quantized, int of 2 bits) is not supported yet
     quantization with compressed-tensors (pack-quantized, int of 3 bits) is not supported yet
@@ -192,6 +192,28 @@ fn weights_that_the_config_does_not_explain() {
       export the checkpoint again
     a weight is stored as I32 [8, 8] without its 'w.weight_shape': tensor 'w.weight_packed'
       it is missing from the files or from the index: download or export the checkpoint again
+    ");
+}
+
+#[test]
+fn nvfp4_needs_its_global_scale() {
+    let nvfp4 = |global: Option<(Dtype, &[usize])>| {
+        let mut tensors = vec![
+            ("w.weight_packed", Dtype::U8, [4, 16].as_slice()),
+            ("w.weight_scale", Dtype::F8_E4M3, &[4, 2]),
+        ];
+        tensors.extend(global.map(|(dtype, shape)| ("w.weight_global_scale", dtype, shape)));
+        let weights = json!({"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16});
+        refusal(Shelf::new(&tensors).weights(Some(config("nvfp4-pack-quantized", weights))))
+    };
+    let messages = [nvfp4(None), nvfp4(Some((Dtype::BF16, &[1]))), nvfp4(Some((Dtype::F32, &[4, 1])))];
+    insta::assert_snapshot!(messages.join("\n"), @"
+    a weight is stored as U8 [4, 16] without its 'w.weight_global_scale': tensor 'w.weight_packed'
+      it is missing from the files or from the index: download or export the checkpoint again
+    a weight of shape [4, 32] needs, by the config, a companion of shape [1, 1] and dtype F32; 'w.weight_global_scale' is BF16 [1]: tensor 'w.weight_packed'
+      the quantization_config and the stored tensors must agree: check where the config comes from
+    a weight of shape [4, 32] needs, by the config, a companion of shape [1, 1] and dtype F32; 'w.weight_global_scale' is F32 [4, 1]: tensor 'w.weight_packed'
+      the quantization_config and the stored tensors must agree: check where the config comes from
     ");
 }
 
