@@ -83,8 +83,15 @@ fn cuts(rows: usize) -> Vec<usize> {
 }
 
 /// The folders under `tests/fixtures`, and how many cases each holds.
-const FORMATS: [(&str, usize); 6] =
-    [("block_fp8", 10), ("compressed", 26), ("bitsandbytes", 16), ("fp8", 11), ("gptq", 11), ("awq", 5)];
+const FORMATS: [(&str, usize); 7] = [
+    ("block_fp8", 10),
+    ("compressed", 26),
+    ("bitsandbytes", 16),
+    ("fp8", 11),
+    ("gptq", 11),
+    ("awq", 5),
+    ("modelopt", 4),
+];
 
 #[test]
 fn every_fixture_comes_out_bit_for_bit() {
@@ -274,7 +281,7 @@ fn other_schemes_are_refused_by_name() {
             "config.json",
             json!({"quant_method": "fp8", "fmt": "e5m2", "weight_block_size": [128, 128]}),
         ),
-        declared("hf_quant_config.json", json!({"quantization": {"quant_algo": "NVFP4"}})),
+        declared("hf_quant_config.json", json!({"quantization": {"quant_algo": "NVFP4_SVD"}})),
         declared("quantize_config.json", json!({"bits": 5})),
         declared("config.json", json!({"bits": 4})),
     ];
@@ -283,7 +290,7 @@ fn other_schemes_are_refused_by_name() {
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     quantization with fp8 of the kind e5m2 is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
-    quantization with modelopt (NVFP4) is not supported yet
+    quantization with modelopt (NVFP4_SVD) is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     quantization with gptq of 5 bits is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder

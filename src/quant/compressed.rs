@@ -119,7 +119,7 @@ fn weights_of(origin: &str, format: Option<&str>, raw: &Value) -> Result<Weights
         ("int-quantized" | "naive-quantized", "int", 8) => (Codes::Int8, Scales::Float),
         ("pack-quantized", "int", 4) => (Codes::Packed4, Scales::Float),
         ("pack-quantized", "int", 8) => (Codes::Packed8, Scales::Float),
-        ("nvfp4-pack-quantized", "float", 4) => (Codes::E2m1, Scales::Nested),
+        ("nvfp4-pack-quantized", "float", 4) => (Codes::E2m1, Scales::Over),
         ("mxfp4-pack-quantized", "float", 4) => (Codes::E2m1, Scales::E8m0),
         ("mxfp8-quantized", "float", 8) => (Codes::E4m3, Scales::E8m0),
         _ => return Err(unsupported(&format!("compressed-tensors ({format}, {kind} of {bits} bits)"))),
@@ -247,7 +247,7 @@ fn weight(weights: Weights, lead: &Stored, module: &str, tensors: &dyn Tensors) 
         Some((if packed { Zeros::Packed(bits) } else { Zeros::Int8 }, stored.clone()))
     };
     let global = match weights.scales {
-        Scales::Nested => {
+        Scales::Over => {
             Some(part("weight_global_scale").ok_or_else(|| missing("weight_global_scale"))?.clone())
         }
         _ => None,

@@ -10,6 +10,7 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use super::grid::{Codes, Parts, Scales};
+use super::nvfp4::Nvfp4;
 use super::scheme::{missing, unsupported};
 use super::{Declared, Format, Found, ScaledGrid, Stored, Tensors};
 use crate::Result;
@@ -37,7 +38,7 @@ pub(super) fn without_blocks() -> Box<dyn Format> {
 /// The format of modelopt, from `hf_quant_config.json` or a `quantization_config`.
 ///
 /// # Errors
-/// A `quant_algo` other than `FP8` and `FP8_PER_CHANNEL_PER_TOKEN` is refused by its name.
+/// A `quant_algo` other than `FP8`, `FP8_PER_CHANNEL_PER_TOKEN` and `NVFP4` is refused by its name.
 pub(super) fn modelopt(declared: &Declared) -> Result<Box<dyn Format>> {
     let nested = declared.raw.pointer("/quantization/quant_algo");
     let algorithm = nested.and_then(Value::as_str).or(declared.text("quant_algo")).unwrap_or("no quant_algo");
@@ -46,6 +47,7 @@ pub(super) fn modelopt(declared: &Declared) -> Result<Box<dyn Format>> {
         "FP8_PER_CHANNEL_PER_TOKEN" => {
             Ok(Box::new(Fp8 { label: "modelopt (FP8_PER_CHANNEL_PER_TOKEN)", per: Per::Row }))
         }
+        "NVFP4" => Ok(Box::new(Nvfp4)),
         _ => Err(unsupported(&format!("modelopt ({algorithm})"))),
     }
 }
@@ -84,7 +86,7 @@ impl Format for Fp8 {
 
 /// Refuses a module whose weight alone is not what it computes: modelopt can scale the inputs of it first, or keep a part of the
 /// weight in low rank.
-fn alone(module: &str, tensors: &dyn Tensors) -> Result<()> {
+pub(super) fn alone(module: &str, tensors: &dyn Tensors) -> Result<()> {
     let parts =
         ["pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b"].map(|part| format!("{module}.{part}"));
     match parts.iter().find(|name| tensors.stored(name).is_some()) {

@@ -42,7 +42,9 @@ pub(super) enum Scales {
     /// U8 or F8_E8M0: an exponent alone.
     E8m0,
     /// F8_E4M3, to be divided in f32 by one F32 for the whole weight.
-    Nested,
+    Over,
+    /// F8_E4M3, to be multiplied in f32 by one F32 for the whole weight.
+    Times,
 }
 
 impl Codes {
@@ -98,7 +100,7 @@ pub(super) enum Zeros {
 pub(super) struct Parts {
     pub weight: Stored,
     pub scale: (Scales, Stored),
-    /// F32 of one number, under [`Scales::Nested`].
+    /// F32 of one number, under [`Scales::Over`] and [`Scales::Times`].
     pub global: Option<Stored>,
     pub zeros: Option<(Zeros, Stored)>,
     /// I32 `[in]`: the column of scales for each column of the weight.
@@ -132,7 +134,7 @@ impl ScaledGrid {
         let (dtypes, asked) = match scales {
             Scales::Float => ([Dtype::F32, Dtype::BF16, Dtype::F16], "F32, BF16 or F16"),
             Scales::E8m0 => ([Dtype::U8, Dtype::U8, Dtype::F8_E8M0], "U8 or F8_E8M0"),
-            Scales::Nested => ([Dtype::F8_E4M3; 3], "F8_E4M3"),
+            Scales::Over | Scales::Times => ([Dtype::F8_E4M3; 3], "F8_E4M3"),
         };
         if !dtypes.contains(&scale.dtype) || !(scale.shape == grid || one || rows) {
             return Err(disagree(&weight, shape, &scale, grid, asked));
@@ -165,7 +167,7 @@ impl ScaledGrid {
         let (dtype, ordered) = match scales {
             Scales::Float => (scale.dtype, g_idx.is_some()),
             // What the library unpacks these codes to.
-            Scales::E8m0 | Scales::Nested => (Dtype::BF16, g_idx.is_some()),
+            Scales::E8m0 | Scales::Over | Scales::Times => (Dtype::BF16, g_idx.is_some()),
         };
         let tensors = [Some(weight), Some(scale), global, zeros.map(|(_, stored)| stored), g_idx];
         let tensors = tensors.into_iter().flatten().collect();
@@ -195,11 +197,14 @@ impl ScaledGrid {
         match self.scales {
             Scales::Float => widen(self.tensors[1].dtype, parts[1], out),
             Scales::E8m0 => codes.for_each(|(out, &code)| *out = e8m0(code)),
-            Scales::Nested => {
+            Scales::Over | Scales::Times => {
                 let mut global = [0f32];
                 widen(Dtype::F32, parts[2], &mut global);
                 let [global] = global;
-                codes.for_each(|(out, &code)| *out = E4M3[usize::from(code)] / global);
+                codes.for_each(|(out, &code)| {
+                    let scale = E4M3[usize::from(code)];
+                    *out = if self.scales == Scales::Over { scale / global } else { scale * global };
+                });
             }
         }
     }
@@ -274,7 +279,7 @@ impl Dequantize for ScaledGrid {
         let row = self.codes.row_bytes(self.shape[1]);
         let scale = self.grid_width() * self.tensors[1].dtype.bitsize() / 8;
         let mut spans = vec![rows.start * row..rows.end * row, scales.start * scale..scales.end * scale];
-        if matches!(self.scales, Scales::Nested) {
+        if matches!(self.scales, Scales::Over | Scales::Times) {
             spans.push(0..4);
         }
         if let Some(kind) = self.zeros {
@@ -298,7 +303,8 @@ impl Dequantize for ScaledGrid {
         let under = self.scale_rows(&rows);
         let mut scales = vec![0f32; under.len() * width];
         self.scales(parts, &mut scales);
-        let mut zeros = vec![0f32; width];
+        // modelopt's table has no minus zero: taking off -0 makes +0 of it and leaves all else.
+        let mut zeros = vec![if self.scales == Scales::Times { -0f32 } else { 0f32 }; width];
         let lines = parts[0].chunks_exact(self.codes.row_bytes(columns)).zip(out.chunks_exact_mut(columns));
         assert_eq!(lines.len(), rows.len(), "the panel's bytes");
         for (row, (codes, out)) in rows.zip(lines) {

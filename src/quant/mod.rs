@@ -14,6 +14,7 @@ mod fp8;
 mod gptq;
 mod grid;
 mod llm_int8;
+mod nvfp4;
 mod round;
 mod scheme;
 mod targets;
