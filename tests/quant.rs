@@ -157,6 +157,13 @@ fn every_fixture_opens_as_a_checkpoint() {
             let whole = SafeTensors::deserialize(&bytes).unwrap();
             let want = numbers(whole.tensor("expected_f32").unwrap().data(), f32::from_le_bytes);
             assert_bits(&got, &want, &file.display().to_string());
+            // Whatever belongs to the weight is read as a part of it, and not left over.
+            for other in checkpoint.others() {
+                assert!(
+                    ["expected_f32", "bridge_bf16", "w.input_scale"].contains(&other.name()),
+                    "{other:?}"
+                );
+            }
         }
     }
 }

@@ -81,7 +81,8 @@ struct Nested {
     offset: f32,
 }
 
-/// An NF4 or FP4 weight. Its tensors: codes, absmax, map, and where they are nested their absmax and map.
+/// An NF4 or FP4 weight. Its tensors: codes, absmax, map, where they are nested their absmax and map, the
+/// description.
 #[derive(Clone, Debug)]
 pub(super) struct FourBits {
     shape: [usize; 2],
@@ -152,6 +153,8 @@ impl FourBits {
             }
             stored.push(part.clone());
         }
+        // Read here once, and a part of the weight all the same.
+        stored.extend(tensors.stored(state).cloned());
         Ok(FourBits { shape, dtype, block, nested, tensors: stored })
     }
 
@@ -206,6 +209,8 @@ impl Dequantize for FourBits {
                 spans.extend([absmax, 0..64, outer.start * 4..outer.end * 4, 0..1024]);
             }
         }
+        let state = 0..0;
+        spans.push(state);
         spans
     }
 

@@ -254,7 +254,10 @@ fn weight(weights: Weights, lead: &Stored, module: &str, tensors: &dyn Tensors) 
     };
     let grouped = matches!(weights.strategy, Strategy::Group(_));
     let g_idx = part("weight_g_idx").filter(|_| grouped).cloned();
-    let parts = Parts { weight: lead.clone(), scale: (weights.scales, scale.clone()), global, zeros, g_idx };
+    let packed = matches!(weights.codes, Codes::Packed4 | Codes::Packed8);
+    let note = part("weight_shape").filter(|_| packed).cloned();
+    let parts =
+        Parts { weight: lead.clone(), scale: (weights.scales, scale.clone()), global, zeros, note, g_idx };
     ScaledGrid::new(shape, weights.strategy.cell(shape), weights.codes, parts)
 }
 

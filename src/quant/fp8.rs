@@ -77,6 +77,7 @@ impl Format for Fp8 {
             scale: (Scales::Float, scale.clone()),
             global: None,
             zeros: None,
+            note: None,
             g_idx: None,
         };
         let weight = ScaledGrid::new([rows, columns], cell, Codes::E4m3, parts)?.in_f32();

@@ -103,6 +103,8 @@ pub(super) struct Parts {
     /// F32 of one number, under [`Scales::Over`] and [`Scales::Times`].
     pub global: Option<Stored>,
     pub zeros: Option<(Zeros, Stored)>,
+    /// The tensor that held the shape: read at opening, and a part of the weight all the same.
+    pub note: Option<Stored>,
     /// I32 `[in]`: the column of scales for each column of the weight.
     pub g_idx: Option<Stored>,
 }
@@ -117,6 +119,7 @@ pub struct ScaledGrid {
     /// What the values are rounded to.
     dtype: Dtype,
     zeros: Option<Zeros>,
+    noted: bool,
     ordered: bool,
     tensors: Vec<Stored>,
 }
@@ -127,7 +130,7 @@ impl ScaledGrid {
     /// # Errors
     /// A tensor whose dtype or shape is not what the cells ask for; both are named.
     pub(super) fn new(shape: [usize; 2], cell: [usize; 2], codes: Codes, parts: Parts) -> Result<ScaledGrid> {
-        let Parts { weight, scale: (scales, scale), global, zeros, g_idx } = parts;
+        let Parts { weight, scale: (scales, scale), global, zeros, note, g_idx } = parts;
         let grid = [shape[0].div_ceil(cell[0]), shape[1].div_ceil(cell[1])];
         let one = grid == [1, 1] && scale.shape.iter().product::<usize>() == 1;
         let rows = grid[1] == 1 && scale.shape == [grid[0]];
@@ -169,9 +172,10 @@ impl ScaledGrid {
             // What the library unpacks these codes to.
             Scales::E8m0 | Scales::Over | Scales::Times => (Dtype::BF16, g_idx.is_some()),
         };
-        let tensors = [Some(weight), Some(scale), global, zeros.map(|(_, stored)| stored), g_idx];
+        let noted = note.is_some();
+        let tensors = [Some(weight), Some(scale), global, zeros.map(|(_, stored)| stored), note, g_idx];
         let tensors = tensors.into_iter().flatten().collect();
-        Ok(ScaledGrid { shape, cell, codes, scales, dtype, zeros: kind, ordered, tensors })
+        Ok(ScaledGrid { shape, cell, codes, scales, dtype, zeros: kind, noted, ordered, tensors })
     }
 
     /// The same weight by arithmetic in f32, whatever the dtype of the scale.
@@ -286,6 +290,9 @@ impl Dequantize for ScaledGrid {
             let zeros = Self::zero_rows(kind, &scales);
             let row = self.grid_width() * if kind == Zeros::Int8 { 1 } else { 4 };
             spans.push(zeros.start * row..zeros.end * row);
+        }
+        if self.noted {
+            spans.push(0..0);
         }
         if self.ordered {
             spans.push(0..self.shape[1] * 4);

@@ -18,7 +18,8 @@ const STEP: f32 = 7.874_016e-3;
 #[derive(Clone, Debug)]
 pub(super) struct LlmInt8 {
     shape: [usize; 2],
-    tensors: [Stored; 2],
+    /// Codes, scales, and `weight_format` where it is stored.
+    tensors: Vec<Stored>,
 }
 
 impl LlmInt8 {
@@ -28,9 +29,10 @@ impl LlmInt8 {
     /// It has no `SCB`, or one of another shape; `weight_format` names a layout of tiles, not of rows.
     pub(super) fn new(lead: &Stored, module: &str, tensors: &dyn Tensors) -> Result<LlmInt8> {
         let name = format!("{module}.weight_format");
-        if tensors.stored(&name).is_some() {
-            let format = tensors.content(&name)?;
-            if format.iter().any(|&byte| byte != 0) {
+        let format = tensors.stored(&name);
+        if format.is_some() {
+            let layout = tensors.content(&name)?;
+            if layout.iter().any(|&byte| byte != 0) {
                 return Err(unsupported("LLM.int8 in tiles (weight_format other than 0)").tensor(name));
             }
         }
@@ -45,7 +47,8 @@ impl LlmInt8 {
             );
             return Err(Error::input(what).tensor(&lead.name).hint("export the checkpoint again"));
         }
-        Ok(LlmInt8 { shape, tensors: [lead.clone(), scale.clone()] })
+        let parts = [Some(lead), Some(scale), format];
+        Ok(LlmInt8 { shape, tensors: parts.into_iter().flatten().cloned().collect() })
     }
 }
 
@@ -59,7 +62,10 @@ impl Dequantize for LlmInt8 {
     }
 
     fn spans(&self, rows: Range<usize>) -> Vec<Range<usize>> {
-        vec![rows.start * self.shape[1]..rows.end * self.shape[1], rows.start * 4..rows.end * 4]
+        let mut spans =
+            vec![rows.start * self.shape[1]..rows.end * self.shape[1], rows.start * 4..rows.end * 4];
+        spans.resize(self.tensors.len(), 0..0);
+        spans
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {

@@ -100,7 +100,8 @@ pub trait Dequantize: Debug + Send + Sync {
     /// `[out, in]`.
     fn shape(&self) -> [usize; 2];
 
-    /// The stored tensors that make up this weight, the weight itself first.
+    /// The stored tensors that make up this weight, the weight itself first. One whose content was read at opening, as a shape, is
+    /// among them, with an empty span.
     fn tensors(&self) -> &[Stored];
 
     /// For each of [`tensors`](Self::tensors), the bytes of it that `rows` needs (relative to the tensor's start).

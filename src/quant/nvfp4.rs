@@ -38,7 +38,7 @@ impl Format for Nvfp4 {
         };
         let scale = (Scales::Times, part("weight_scale")?);
         let global = Some(part("weight_scale_2")?);
-        let parts = Parts { weight: lead.clone(), scale, global, zeros: None, g_idx: None };
+        let parts = Parts { weight: lead.clone(), scale, global, zeros: None, note: None, g_idx: None };
         let weight = ScaledGrid::new([rows, bytes * 2], [1, GROUP], Codes::E2m1, parts)?;
         Ok(vec![Found { module: module.to_owned(), weight: Arc::new(weight), quantized: true }])
     }

@@ -229,7 +229,7 @@ fn an_index_of_groups_is_not_trusted() {
     let shelf = Shelf::new(&tensors).with("w.weight_shape", &shape);
     let found = shelf.weights(Some(config("pack-quantized", int4(32)))).unwrap();
     let index: Vec<u8> = (0..64i32).flat_map(|i| (i / 31).to_le_bytes()).collect();
-    let parts: [&[u8]; 3] = [&[0; 32], &[0; 8], &index];
+    let parts: [&[u8]; 4] = [&[0; 32], &[0; 8], &[], &index];
     let message = refusal(found[0].weight.dequantize(0..1, &parts, &mut [0.0; 64]));
     assert!(message.contains("among the 2 that have scales: tensor 'w.weight_g_idx'"), "{message}");
 }
