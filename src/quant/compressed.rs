@@ -20,7 +20,8 @@ use std::sync::Arc;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::grid::{Codes, Parts, Scales, Zeros, disagree};
+use super::codes::Codes;
+use super::grid::{Parts, Scales, Zeros, disagree};
 use super::scheme::{missing, unsupported};
 use super::targets::{Fit, Targets};
 use super::{Declared, Dequantize, Format, Found, ScaledGrid, Stored, Tensors};

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::grid::{Codes, Parts, Scales};
+use super::codes::Codes;
+use super::grid::{Parts, Scales};
 use super::nvfp4::Nvfp4;
 use super::scheme::{missing, unsupported};
 use super::{Declared, Format, Found, ScaledGrid, Stored, Tensors};

@@ -6,6 +6,7 @@
 
 mod bitsandbytes;
 mod block_fp8;
+mod codes;
 mod columns;
 mod compressed;
 mod dense;

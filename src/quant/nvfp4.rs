@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use safetensors::Dtype;
 
+use super::codes::Codes;
 use super::fp8::alone;
-use super::grid::{Codes, Parts, Scales};
+use super::grid::{Parts, Scales};
 use super::scheme::missing;
 use super::{Format, Found, ScaledGrid, Stored, Tensors};
 use crate::Result;
