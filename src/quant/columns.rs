@@ -25,6 +25,9 @@ const BLOCK: usize = 192;
 /// apart, as they do under 4096 outputs, push each other out of the cache.
 const TILE: usize = 16;
 
+/// Rows that are unpacked and scaled together.
+const CHUNK: usize = 16;
+
 /// Where AWQ's GEMM layout keeps column `8c + j` of a word: its nibble, counted from the lowest.
 const NIBBLE: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
@@ -218,15 +221,22 @@ impl Dequantize for ColumnPacked {
             Some(bytes) => Some(order(&self.tensors[3], bytes, groups)?)
                 .filter(|order| order.iter().enumerate().any(|(i, &group)| group != i / self.group)),
         };
-        self.unpack(&rows, parts[0], out);
         let (mut scales, mut zeros) = (vec![0f32; groups], vec![0f32; groups]);
-        for (row, out) in rows.zip(out.chunks_exact_mut(inputs)) {
-            self.pairs(row, parts, &mut scales, &mut zeros);
-            match &order {
-                Some(order) => gathered(out, order, &scales, &zeros),
-                None => scaled(out, self.group, &scales, &zeros),
+        let (mut start, mut rest) = (rows.start, out);
+        while start < rows.end {
+            // A few rows at a time are unpacked and scaled while they are in the cache.
+            let end = ((start / CHUNK + 1) * CHUNK).min(rows.end);
+            let (now, later) = rest.split_at_mut((end - start) * inputs);
+            self.unpack(&(start..end), parts[0], now);
+            for (row, out) in (start..end).zip(now.chunks_exact_mut(inputs)) {
+                self.pairs(row, parts, &mut scales, &mut zeros);
+                match &order {
+                    Some(order) => gathered(out, order, &scales, &zeros),
+                    None => scaled(out, self.group, &scales, &zeros),
+                }
+                round(self.tensors[2].dtype, out);
             }
-            round(self.tensors[2].dtype, out);
+            (start, rest) = (end, later);
         }
         Ok(())
     }
