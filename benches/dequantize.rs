@@ -8,38 +8,41 @@
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::Instant;
 
 use safetensors::Dtype;
-use serde_json::json;
+use serde_json::{Value, json};
 use trephine::quant::{Declared, Dequantize, Scheme, Stored, Tensors, round_to_bf16};
 
 const PANEL: usize = 512;
 const ROUNDS: usize = 7;
 
-struct Shelf(BTreeMap<String, Stored>);
+/// The tensors, and the content of any small one among them.
+struct Shelf(BTreeMap<String, Stored>, Vec<u8>);
 
 impl Tensors for Shelf {
     fn stored(&self, name: &str) -> Option<&Stored> {
         self.0.get(name)
     }
+
+    fn content(&self, _: &str) -> trephine::Result<Vec<u8>> {
+        Ok(self.1.clone())
+    }
 }
 
-/// The weight that a config and some tensors describe, and bytes for it.
-fn weight(
-    block: Option<[usize; 2]>,
-    tensors: &[(&str, Dtype, [usize; 2])],
-) -> (std::sync::Arc<dyn Dequantize>, Vec<Vec<u8>>) {
-    let stored = |&(name, dtype, shape): &(&str, Dtype, [usize; 2])| Stored {
-        name: name.into(),
-        dtype,
-        shape: shape.into(),
-    };
-    let shelf = Shelf(tensors.iter().map(|t| (t.0.to_owned(), stored(t))).collect());
-    let declared = block.map(|size| Declared {
-        origin: "config.json".into(),
-        raw: json!({"quant_method": "fp8", "weight_block_size": size}),
-    });
+/// Name, dtype and shape of a stored tensor.
+type Part<'a> = (&'a str, Dtype, Vec<usize>);
+
+/// A decoder and the bytes of its tensors.
+type Weight = (Arc<dyn Dequantize>, Vec<Vec<u8>>);
+
+/// The weight that a config and some tensors describe, and bytes for it. `content` is what a format finds in a small tensor.
+fn weight(config: Option<Value>, content: Vec<u8>, tensors: &[Part]) -> Weight {
+    let stored =
+        |(name, dtype, shape): &Part| Stored { name: (*name).into(), dtype: *dtype, shape: shape.clone() };
+    let shelf = Shelf(tensors.iter().map(|t| (t.0.to_owned(), stored(t))).collect(), content);
+    let declared = config.map(|raw| Declared { origin: "config.json".into(), raw });
     let scheme = Scheme::from_config(declared.as_ref()).expect("a known scheme");
     let found = scheme.weights(&shelf.0[tensors[0].0], &shelf).expect("a whole weight");
     let weight = found[0].weight.clone();
@@ -106,29 +109,98 @@ fn main() {
     line("copy of f32", copy, 4.0 * elements);
     drop(source);
 
-    let grid = |height: usize, width: usize| [rows.div_ceil(height), columns.div_ceil(width)];
-    let (w, s) = ("w.weight", "w.weight_scale_inv");
-    let whole = [rows, columns];
-    let cases = [
-        ("BF16", weight(None, &[(w, Dtype::BF16, whole)])),
-        ("F16", weight(None, &[(w, Dtype::F16, whole)])),
-        ("F32", weight(None, &[(w, Dtype::F32, whole)])),
-        ("F64", weight(None, &[(w, Dtype::F64, whole)])),
-        (
-            "FP8 128x128, F32",
-            weight(Some([128, 128]), &[(w, Dtype::F8_E4M3, whole), (s, Dtype::F32, grid(128, 128))]),
-        ),
-        (
-            "FP8 32x32, F8_E8M0",
-            weight(Some([32, 32]), &[(w, Dtype::F8_E4M3, whole), (s, Dtype::F8_E8M0, grid(32, 32))]),
-        ),
-        ("FP8 1x32, U8", weight(Some([1, 32]), &[(w, Dtype::F8_E4M3, whole), (s, Dtype::U8, grid(1, 32))])),
-    ];
-    for (name, (weight, bytes)) in &cases {
+    for (name, (weight, bytes)) in &cases(rows, columns) {
         let seconds = best(|| decode(&**weight, bytes, &mut out));
         line(name, seconds, bytes.iter().map(Vec::len).sum::<usize>() as f64);
     }
     let panels = rows.div_ceil(PANEL);
     let seconds = best(|| (0..panels).for_each(|_| round_to_bf16(black_box(&mut out))));
     line("rounding to bf16", seconds, 4.0 * elements);
+}
+
+/// Every format, with a weight of that shape.
+fn cases(rows: usize, columns: usize) -> Vec<(&'static str, Weight)> {
+    let grid = |height: usize, width: usize| vec![rows.div_ceil(height), columns.div_ceil(width)];
+    let (w, whole) = ("w.weight", vec![rows, columns]);
+    let dense = |dtype| weight(None, Vec::new(), &[(w, dtype, whole.clone())]);
+    let fp8 = |height: usize, width: usize, scale| {
+        let config = json!({"quant_method": "fp8", "weight_block_size": [height, width]});
+        let scale = ("w.weight_scale_inv", scale, grid(height, width));
+        weight(Some(config), Vec::new(), &[(w, Dtype::F8_E4M3, whole.clone()), scale])
+    };
+    let compressed = |format: &str, raw: Value, parts: Vec<Part>| {
+        let config = json!({"quant_method": "compressed-tensors", "format": format,
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": raw}}});
+        weight(Some(config), [rows, columns].iter().flat_map(|n| n.to_le_bytes()).collect(), &parts)
+    };
+    let (scale, zeros) = ("w.weight_scale", "w.weight_zero_point");
+    let packed = |bits: usize, raw: Value, dtype| {
+        let words = vec![rows, columns.div_ceil(32 / bits)];
+        let zeros = (zeros, Dtype::I32, vec![rows.div_ceil(32 / bits), columns.div_ceil(128)]);
+        let shape = ("w.weight_shape", Dtype::I64, vec![2]);
+        let parts = vec![("w.weight_packed", Dtype::I32, words), (scale, dtype, grid(1, 128)), zeros, shape];
+        compressed("pack-quantized", raw, parts)
+    };
+    let group = |bits: usize, symmetric: bool| json!({"num_bits": bits, "strategy": "group", "group_size": 128, "symmetric": symmetric});
+    let channel = |kind: &str| json!({"num_bits": 8, "type": kind, "strategy": "channel"});
+    let byte = |format: &str, kind: &str, code, dtype| {
+        compressed(format, channel(kind), vec![(w, code, whole.clone()), (scale, dtype, vec![rows, 1])])
+    };
+    let nvfp4 = || {
+        let raw = json!({"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16});
+        let parts = vec![
+            ("w.weight_packed", Dtype::U8, vec![rows, columns / 2]),
+            (scale, Dtype::F8_E4M3, grid(1, 16)),
+            ("w.weight_global_scale", Dtype::F32, vec![1]),
+        ];
+        compressed("nvfp4-pack-quantized", raw, parts)
+    };
+    let nf4 = |nested: bool| {
+        let blocks = rows * columns / 64;
+        let state = json!({"shape": [rows, columns], "dtype": "bfloat16", "blocksize": 64,
+            "nested_blocksize": if nested { json!(256) } else { Value::Null }, "nested_offset": 0.5});
+        let absmax = if nested { Dtype::U8 } else { Dtype::F32 };
+        let parts = [
+            (w, Dtype::U8, vec![rows * columns / 2, 1]),
+            ("w.weight.absmax", absmax, vec![blocks]),
+            ("w.weight.quant_map", Dtype::F32, vec![16]),
+            ("w.weight.nested_absmax", Dtype::F32, vec![blocks.div_ceil(256)]),
+            ("w.weight.nested_quant_map", Dtype::F32, vec![256]),
+            ("w.weight.quant_state.bitsandbytes__nf4", Dtype::U8, vec![79]),
+        ];
+        weight(Some(json!({"load_in_4bit": true})), state.to_string().into_bytes(), &parts)
+    };
+    let int8 = || {
+        let parts = [(w, Dtype::I8, whole.clone()), ("w.SCB", Dtype::F32, vec![rows])];
+        weight(Some(json!({"load_in_8bit": true})), Vec::new(), &parts)
+    };
+    let transposed = |method: &str, words: Vec<usize>| {
+        let groups = columns.div_ceil(128);
+        let parts = [
+            ("w.qweight", Dtype::I32, words),
+            ("w.qzeros", Dtype::I32, vec![groups, rows / 8]),
+            ("w.scales", Dtype::F16, vec![groups, rows]),
+        ];
+        weight(Some(json!({"quant_method": method, "bits": 4, "group_size": 128})), Vec::new(), &parts)
+    };
+    vec![
+        ("BF16", dense(Dtype::BF16)),
+        ("F16", dense(Dtype::F16)),
+        ("F32", dense(Dtype::F32)),
+        ("F64", dense(Dtype::F64)),
+        ("FP8 128x128, F32", fp8(128, 128, Dtype::F32)),
+        ("FP8 32x32, F8_E8M0", fp8(32, 32, Dtype::F8_E8M0)),
+        ("FP8 1x32, U8", fp8(1, 32, Dtype::U8)),
+        ("CT FP8 channel, BF16", byte("float-quantized", "float", Dtype::F8_E4M3, Dtype::BF16)),
+        ("CT INT8 channel, F32", byte("int-quantized", "int", Dtype::I8, Dtype::F32)),
+        ("CT W4 g128, BF16", packed(4, group(4, true), Dtype::BF16)),
+        ("CT W4 g128 asym, F16", packed(4, group(4, false), Dtype::F16)),
+        ("CT W8 g128 asym, BF16", packed(8, group(8, false), Dtype::BF16)),
+        ("CT NVFP4", nvfp4()),
+        ("NF4, BF16", nf4(false)),
+        ("NF4 nested, BF16", nf4(true)),
+        ("LLM.int8", int8()),
+        ("GPTQ 4 bits g128", transposed("gptq", vec![columns / 8, rows])),
+        ("AWQ gemm g128", transposed("awq", vec![columns, rows / 8])),
+    ]
 }

@@ -287,15 +287,15 @@ fn quantized_weights_that_nothing_explains() {
     a weight is stored as F8_E4M3 [2, 4] without its scale, 'a.q_proj.weight_scale_inv': tensor 'a.q_proj.weight': [folder]/model.safetensors
       the scale is missing from the files or from the index: download or export the checkpoint again
     ");
-    folder.write_json("config.json", &json!({"quantization_config": {"quant_method": "awq", "bits": 4}}));
+    folder.write_json("config.json", &json!({"quantization_config": {"quant_method": "aqlm"}}));
     insta::assert_snapshot!(folder.refusal(folder.open()), @"
-    quantization with awq is not supported yet: [folder]
+    quantization with aqlm is not supported yet: [folder]
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     ");
     folder.write_json("config.json", &json!({}));
-    folder.write_json("hf_quant_config.json", &json!({"quantization": {"quant_algo": "FP8"}}));
+    folder.write_json("hf_quant_config.json", &json!({"quantization": {"quant_algo": "W4A8_AWQ"}}));
     insta::assert_snapshot!(folder.refusal(folder.open()), @"
-    quantization with modelopt (FP8) is not supported yet: [folder]
+    quantization with modelopt (W4A8_AWQ) is not supported yet: [folder]
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     ");
 }

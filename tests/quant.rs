@@ -1,6 +1,8 @@
 //! One suite for every format: each file in `tests/fixtures/FORMAT/` holds a weight, the config that declares it, and the values that
 //! a reference library gives it (see `scripts/fixtures_*.py`). They have to come out bit for bit, in whatever panels.
 
+mod quant_formats;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -9,13 +11,18 @@ use std::sync::Arc;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 use trephine::Result;
+use trephine::checkpoint::Checkpoint;
 use trephine::quant::{Declared, Dequantize, E4M3, Found, Scheme, Stored, Tensors, round_to_bf16};
 
-struct Shelf(BTreeMap<String, Stored>);
+struct Shelf(BTreeMap<String, (Stored, Vec<u8>)>);
 
 impl Tensors for Shelf {
     fn stored(&self, name: &str) -> Option<&Stored> {
-        self.0.get(name)
+        self.0.get(name).map(|(stored, _)| stored)
+    }
+
+    fn content(&self, name: &str) -> Result<Vec<u8>> {
+        Ok(self.0[name].1.clone())
     }
 }
 
@@ -26,14 +33,20 @@ impl Shelf {
             dtype,
             shape: shape.into(),
         });
-        Shelf(stored.map(|stored| (stored.name.clone(), stored)).collect())
+        Shelf(stored.map(|stored| (stored.name.clone(), (stored, Vec::new()))).collect())
+    }
+
+    /// The same with the content of one of them.
+    fn with(mut self, name: &str, bytes: &[u8]) -> Shelf {
+        self.0.get_mut(name).unwrap().1 = bytes.to_vec();
+        self
     }
 
     /// All weights on the shelf, by the config.
     fn weights(&self, config: Option<serde_json::Value>) -> Result<Vec<Found>> {
         let declared = config.map(|raw| Declared { origin: "config.json".into(), raw });
         let scheme = Scheme::from_config(declared.as_ref())?;
-        let found: Result<Vec<_>> = self.0.values().map(|lead| scheme.weights(lead, self)).collect();
+        let found: Result<Vec<_>> = self.0.values().map(|(lead, _)| scheme.weights(lead, self)).collect();
         Ok(found?.concat())
     }
 }
@@ -69,15 +82,23 @@ fn cuts(rows: usize) -> Vec<usize> {
     cuts
 }
 
-/// The folders under `tests/fixtures` that hold a format's fixtures.
-const FORMATS: [&str; 1] = ["block_fp8"];
+/// The folders under `tests/fixtures`, and how many cases each holds.
+const FORMATS: [(&str, usize); 7] = [
+    ("block_fp8", 10),
+    ("compressed", 26),
+    ("bitsandbytes", 16),
+    ("fp8", 11),
+    ("gptq", 11),
+    ("awq", 5),
+    ("modelopt", 4),
+];
 
 #[test]
 fn every_fixture_comes_out_bit_for_bit() {
-    for format in FORMATS {
+    for (format, cases) in FORMATS {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format);
         let files: Vec<_> = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
-        assert!(files.len() >= 10, "{format} has {} fixtures", files.len());
+        assert_eq!(files.len(), cases, "fixtures of {format}");
         files.iter().for_each(|file| fixture(file));
     }
 }
@@ -90,7 +111,7 @@ fn fixture(path: &Path) {
     let config = serde_json::from_str(&header.metadata().as_ref().unwrap()["quantization_config"]).unwrap();
     let stored = file.tensors().into_iter().filter(|(name, _)| name.starts_with("w.")).map(|(name, view)| {
         let stored = Stored { name: name.clone(), dtype: view.dtype(), shape: view.shape().to_vec() };
-        (name, stored)
+        (name, (stored, view.data().to_vec()))
     });
     let found = Shelf(stored.collect()).weights(Some(config)).unwrap();
     let [Found { module, weight, quantized: true }] = found.as_slice() else { panic!("{name}: {found:?}") };
@@ -112,6 +133,39 @@ fn fixture(path: &Path) {
     round_to_bf16(&mut values);
     assert_bits(&values, &bridge, &format!("{name}, as bf16"));
     in_f64(&**weight, &whole, &expected);
+}
+
+/// The same values through a folder with the config and the file in it, as a run reads them.
+#[test]
+fn every_fixture_opens_as_a_checkpoint() {
+    for (format, _) in FORMATS {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format);
+        for file in fs::read_dir(folder).unwrap() {
+            let file = file.unwrap().path();
+            let bytes = fs::read(&file).unwrap();
+            let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+            let config = &header.metadata().as_ref().unwrap()["quantization_config"];
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join("config.json"), format!(r#"{{"quantization_config": {config}}}"#))
+                .unwrap();
+            fs::write(folder.path().join("model.safetensors"), &bytes).unwrap();
+            let checkpoint = Checkpoint::open(folder.path().to_str().unwrap()).unwrap();
+            let module = checkpoint.module("w").unwrap();
+            let [rows, columns] = module.shape();
+            let mut got = vec![0f32; rows * columns];
+            module.panel(&checkpoint, 0..rows, &mut got).unwrap();
+            let whole = SafeTensors::deserialize(&bytes).unwrap();
+            let want = numbers(whole.tensor("expected_f32").unwrap().data(), f32::from_le_bytes);
+            assert_bits(&got, &want, &file.display().to_string());
+            // Whatever belongs to the weight is read as a part of it, and not left over.
+            for other in checkpoint.others() {
+                assert!(
+                    ["expected_f32", "bridge_bf16", "w.input_scale"].contains(&other.name()),
+                    "{other:?}"
+                );
+            }
+        }
+    }
 }
 
 fn in_f64(weight: &dyn Dequantize, whole: &[Vec<u8>], expected: &[f32]) {
@@ -221,9 +275,7 @@ fn declared(origin: &str, raw: serde_json::Value) -> String {
 
 #[test]
 fn other_schemes_are_refused_by_name() {
-    for method in
-        ["gptq", "awq", "hqq", "aqlm", "quanto", "mxfp4", "fbgemm_fp8", "torchao", "auto-round", "a-new-one"]
-    {
+    for method in ["hqq", "aqlm", "quanto", "mxfp4", "fbgemm_fp8", "torchao", "auto-round", "a-new-one"] {
         let message = declared("config.json", json!({"quant_method": method}));
         assert!(
             message.starts_with(&format!("quantization with {method} is not supported yet")),
@@ -231,29 +283,23 @@ fn other_schemes_are_refused_by_name() {
         );
     }
     let messages = [
-        declared("config.json", json!({"quant_method": "fp8", "activation_scheme": "static"})),
+        declared("config.json", json!({"quant_method": "fp8", "weight_scale_semantics": "inverse"})),
         declared(
             "config.json",
             json!({"quant_method": "fp8", "fmt": "e5m2", "weight_block_size": [128, 128]}),
         ),
-        declared("config.json", json!({"quant_method": "compressed-tensors", "format": "pack-quantized"})),
-        declared("config.json", json!({"load_in_4bit": true, "bnb_4bit_quant_type": "nf4"})),
-        declared("hf_quant_config.json", json!({"quantization": {"quant_algo": "NVFP4"}})),
-        declared("quantize_config.json", json!({"bits": 4})),
+        declared("hf_quant_config.json", json!({"quantization": {"quant_algo": "NVFP4_SVD"}})),
+        declared("quantize_config.json", json!({"bits": 5})),
         declared("config.json", json!({"bits": 4})),
     ];
     insta::assert_snapshot!(messages.join("\n"), @"
-    quantization with per-tensor fp8 (fp8 without a weight_block_size) is not supported yet
+    quantization with fp8 of inverse scales without a weight_block_size is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     quantization with fp8 of the kind e5m2 is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
-    quantization with compressed-tensors (pack-quantized) is not supported yet
+    quantization with modelopt (NVFP4_SVD) is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
-    quantization with bitsandbytes (nf4) is not supported yet
-      dequantize the model to bf16 first, with the library that quantized it, and give that folder
-    quantization with modelopt (NVFP4) is not supported yet
-      dequantize the model to bf16 first, with the library that quantized it, and give that folder
-    quantization with gptq is not supported yet
+    quantization with gptq of 5 bits is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     the quantization that config.json declares names no quant_method
       add its `quant_method`, or dequantize the model to bf16 and give that folder

@@ -22,7 +22,7 @@ pub use module::{Module, PackedRows};
 pub use window::Window;
 
 use self::window::DataFile;
-use crate::quant::{Scheme, Stored, Tensors};
+use crate::quant::{SMALL, Scheme, Stored, Tensors};
 use crate::{Error, Result};
 
 /// How much of a tensor is mapped at once while it is hashed.
@@ -71,9 +71,26 @@ pub struct Checkpoint {
 #[derive(Debug, Default)]
 struct Catalogue(BTreeMap<String, Tensor>);
 
-impl Tensors for Catalogue {
+/// The tensors with the files that hold them: what a format may look at while a checkpoint is opened.
+struct Shelf<'a> {
+    tensors: &'a Catalogue,
+    files: &'a [DataFile],
+}
+
+impl Tensors for Shelf<'_> {
     fn stored(&self, name: &str) -> Option<&Stored> {
-        self.0.get(name).map(|tensor| &tensor.stored)
+        self.tensors.0.get(name).map(|tensor| &tensor.stored)
+    }
+
+    fn content(&self, name: &str) -> Result<Vec<u8>> {
+        let tensor = self.tensors.0.get(name);
+        let tensor = tensor.ok_or_else(|| Error::input("this tensor is missing").tensor(name))?;
+        if tensor.size() > SMALL as u64 {
+            let what = format!("{} bytes are too many for a description of a weight", tensor.size());
+            return Err(Error::input(what).tensor(name).hint("export the checkpoint again"));
+        }
+        let window = self.files[tensor.file.0].window(tensor.bytes.clone()).map_err(|e| e.tensor(name))?;
+        Ok(window.to_vec())
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::window::DataFile;
-use super::{Catalogue, Checkpoint, Tensor, Window};
+use super::{Catalogue, Checkpoint, Shelf, Tensor, Window};
 use crate::quant::{Dense, Dequantize, Found, Scheme, Stored};
 use crate::{Error, Result};
 
@@ -172,9 +172,10 @@ pub(super) fn catalogue(
     files: &[DataFile],
 ) -> Result<BTreeMap<String, Module>> {
     let mut modules = BTreeMap::new();
+    let shelf = Shelf { tensors, files };
     for lead in tensors.0.values() {
         let path = files[lead.file.0].path();
-        for found in scheme.weights(&lead.stored, tensors).map_err(|e| e.path(path))? {
+        for found in scheme.weights(&lead.stored, &shelf).map_err(|e| e.path(path))? {
             let module = assemble(found, tensors).map_err(|e| e.path(path))?;
             if let Some(first) = modules.insert(module.name.clone(), module) {
                 let what = format!("it and '{}' are weights of one module", first.tensors[0].name());

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::dense::widen;
 use super::scheme::unsupported;
-use super::{Declared, Dequantize, E4M3, Format, Found, Stored, Tensors};
+use super::{Declared, Dequantize, E4M3, Format, Found, Stored, Tensors, fp8};
 use crate::{Error, Result};
 
 /// What a block's scale does to its codes.
@@ -32,11 +32,11 @@ struct Fp8 {
     semantics: Semantics,
 }
 
-/// The format of `quant_method: "fp8"`.
+/// The format of `quant_method: "fp8"`; without a `weight_block_size` it is that of `fp8.rs`.
 ///
 /// # Errors
-/// Per-tensor FP8 (no `weight_block_size`) and a `fmt` other than e4m3 are refused by name; a block size that is not two
-/// positive numbers, or semantics that are not known, are bad input.
+/// A `fmt` other than e4m3, and reciprocal scales without a `weight_block_size`, are refused by name; a block size that is not
+/// two positive numbers, or semantics that are not known, are bad input.
 pub(super) fn from_config(declared: &Declared) -> Result<Box<dyn Format>> {
     let bad = |what: String| {
         Error::input(format!("{}: {what}", declared.origin)).hint("correct the quantization_config")
@@ -45,7 +45,10 @@ pub(super) fn from_config(declared: &Declared) -> Result<Box<dyn Format>> {
         return Err(unsupported(&format!("fp8 of the kind {fmt}")));
     }
     let Some(size) = declared.raw.get("weight_block_size").filter(|size| !size.is_null()) else {
-        return Err(unsupported("per-tensor fp8 (fp8 without a weight_block_size)"));
+        return match declared.raw.get("weight_scale_semantics") {
+            None | Some(Value::Null) => Ok(fp8::without_blocks()),
+            Some(_) => Err(unsupported("fp8 of inverse scales without a weight_block_size")),
+        };
     };
     let side =
         |i| size.get(i).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0);
@@ -185,7 +188,7 @@ fn line(codes: &[u8], scales: &[f32], width: usize, out: &mut [f32], apply: impl
 }
 
 /// A scale that is an exponent only: 2^(code - 127), with NaN at 0xFF (OCP Microscaling Formats 1.0, section 5.4.1).
-fn e8m0(code: u8) -> f32 {
+pub(super) fn e8m0(code: u8) -> f32 {
     match code {
         0xff => f32::NAN,
         0 => f32::from_bits(1 << 22), // 2^-127 is subnormal

@@ -4,11 +4,21 @@
 //! config's half and turns the leading tensor of a weight into its decoder. A further format is a file with a
 //! [`Format`] in it and a line in the registry of `scheme.rs`.
 
+mod bitsandbytes;
 mod block_fp8;
+mod codes;
+mod columns;
+mod compressed;
 mod dense;
 mod e4m3;
+mod fp8;
+mod gptq;
+mod grid;
+mod llm_int8;
+mod nvfp4;
 mod round;
 mod scheme;
+mod targets;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -19,6 +29,7 @@ use safetensors::Dtype;
 pub use block_fp8::BlockFp8;
 pub use dense::{Dense, to_f32};
 pub use e4m3::E4M3;
+pub use grid::ScaledGrid;
 pub use round::round_to_bf16;
 pub use scheme::{Declared, Scheme};
 
@@ -42,10 +53,20 @@ impl Stored {
     }
 }
 
+/// The largest tensor, in bytes, that is read while a checkpoint is opened.
+pub const SMALL: usize = 64 << 10;
+
 /// The tensors of a checkpoint by name: where a format looks up the companions of a weight, whichever file they lie in.
 pub trait Tensors {
     /// The tensor of that name.
     fn stored(&self, name: &str) -> Option<&Stored>;
+
+    /// The bytes of a small tensor (at most [`SMALL`]): some formats keep the shape of a weight, or a description of it, in the
+    /// content of a tensor beside it.
+    ///
+    /// # Errors
+    /// It is not there, is larger, or cannot be read.
+    fn content(&self, name: &str) -> Result<Vec<u8>>;
 }
 
 /// A logical weight that a format found.
@@ -80,7 +101,8 @@ pub trait Dequantize: Debug + Send + Sync {
     /// `[out, in]`.
     fn shape(&self) -> [usize; 2];
 
-    /// The stored tensors that make up this weight, the weight itself first.
+    /// The stored tensors that make up this weight, the weight itself first. One whose content was read at opening, as a shape, is
+    /// among them, with an empty span.
     fn tensors(&self) -> &[Stored];
 
     /// For each of [`tensors`](Self::tensors), the bytes of it that `rows` needs (relative to the tensor's start).

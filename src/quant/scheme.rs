@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::{Dense, Format, Found, Stored, Tensors, block_fp8};
+use super::{Dense, Format, Found, Stored, Tensors, bitsandbytes, block_fp8, compressed, fp8, gptq};
 use crate::{Error, Result};
 
 /// A checkpoint's declaration of how it is quantized.
@@ -39,7 +39,15 @@ impl Declared {
 type Build = fn(&Declared) -> Result<Box<dyn Format>>;
 
 /// What is read, by `quant_method`.
-const REGISTRY: &[(&str, Build)] = &[("fp8", block_fp8::from_config), ("mxfp8", block_fp8::from_config)];
+const REGISTRY: &[(&str, Build)] = &[
+    ("fp8", block_fp8::from_config),
+    ("mxfp8", block_fp8::from_config),
+    ("compressed-tensors", compressed::from_config),
+    ("bitsandbytes", bitsandbytes::from_config),
+    ("modelopt", fp8::modelopt),
+    ("gptq", gptq::gptq),
+    ("awq", gptq::awq),
+];
 
 /// How a checkpoint's weights are stored.
 #[derive(Debug)]
@@ -60,7 +68,7 @@ impl Scheme {
         })?;
         match REGISTRY.iter().find(|(name, _)| *name == method) {
             Some((_, build)) => Ok(Scheme { format: Some(build(declared)?) }),
-            None => Err(unsupported(&named(&method, declared))),
+            None => Err(unsupported(&method)),
         }
     }
 
@@ -133,17 +141,9 @@ pub(super) fn unsupported(name: &str) -> Error {
         .hint("dequantize the model to bf16 first, with the library that quantized it, and give that folder")
 }
 
-/// A method's name with the variant that tells its users which of their files is meant.
-fn named(method: &str, declared: &Declared) -> String {
-    let variant = match method {
-        "compressed-tensors" => declared.text("format"),
-        "modelopt" => declared
-            .raw
-            .pointer("/quantization/quant_algo")
-            .and_then(Value::as_str)
-            .or(declared.text("quant_algo")),
-        "bitsandbytes" => declared.text("bnb_4bit_quant_type"),
-        _ => None,
-    };
-    variant.map_or_else(|| method.to_owned(), |variant| format!("{method} ({variant})"))
+/// The error of a weight without one of its companions.
+pub(super) fn missing(weight: &Stored, name: &str) -> Error {
+    Error::input(format!("a weight is stored as {} without its '{name}'", weight.describe()))
+        .tensor(&weight.name)
+        .hint("it is missing from the files or from the index: download or export the checkpoint again")
 }

@@ -1,0 +1,6 @@
+//! What each family of formats reads from its config, and what it refuses, by name.
+
+mod bitsandbytes;
+mod columns;
+mod compressed;
+mod fp8;
