@@ -156,7 +156,7 @@ fn quantized_weights_that_cannot_be_read() {
     bench.fails("missing_scale", &base, &tuned, &[]);
     let config = bench.path("base-fp8/config.json");
     let declared = fs::read_to_string(&config).unwrap();
-    for method in ["bitsandbytes", "from_the_future"] {
+    for method in ["hqq", "from_the_future"] {
         fs::write(&config, declared.replace("\"fp8\"", &format!("\"{method}\""))).unwrap();
         bench.fails(&format!("unsupported_{method}"), &base, &tuned, &[]);
     }

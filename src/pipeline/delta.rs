@@ -27,6 +27,11 @@ const SLICES: usize = 16;
 /// mapped pages behind them.
 pub const VISIT_SCRATCH: u64 = 12 * 1024 * 1024;
 
+/// Rows of a slice of a matrix with so many columns.
+pub fn slice_rows(cols: usize) -> usize {
+    (SLICE / cols.max(1)).max(1)
+}
+
 /// One side of a difference.
 #[derive(Clone, Copy, Debug)]
 pub struct Half<'a> {
@@ -106,7 +111,7 @@ impl<'a> Difference<'a> {
     }
 
     fn slice_rows(&self) -> usize {
-        (SLICE / self.cols().max(1)).max(1)
+        slice_rows(self.cols())
     }
 
     /// Decodes, subtracts and adds up `rows`, no more than a slice, into `out`.

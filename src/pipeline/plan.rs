@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::delta::VISIT_SCRATCH;
+use super::delta::{VISIT_SCRATCH, slice_rows};
 use super::options::Extraction;
 use super::pair::{Leftover, Pair, Pairing, pair};
 use super::select::Selection;
@@ -177,7 +177,8 @@ impl Plan {
         costs.sort_by(|a, b| b.flops.total_cmp(&a.flops).then_with(|| a.pair.name.cmp(&b.pair.name)));
         let entries = [Some(&inputs.base), Some(&inputs.tuned), inputs.served.as_ref()];
         let entries: usize = entries.into_iter().flatten().map(|checkpoint| checkpoint.tensors().len()).sum();
-        let threads = self.threads as u64 * (THREAD + VISIT_SCRATCH);
+        let mapped = costs.iter().map(|cost| cost.mapped).max().unwrap_or(0);
+        let threads = self.threads as u64 * (THREAD + VISIT_SCRATCH + mapped);
         let fixed = OVERHEAD + threads + entries as u64 * CATALOGUE_ENTRY;
         let needed = costs.iter().map(|cost| cost.recomputed(1)).max().unwrap_or(0);
         self.least_memory = (fixed + needed).next_multiple_of(1 << 20);
@@ -237,6 +238,8 @@ struct Cost {
     panel: u64,
     /// What the factorization and the finished factors take.
     work: u64,
+    /// Stored bytes that a thread maps for one slice. Formats that are packed along columns need all of a tensor.
+    mapped: u64,
     read_bytes: u64,
 }
 
@@ -251,12 +254,17 @@ impl Cost {
         // twice their width that the rounding error is measured with.
         let factors = (pair.shape[0] + n) * k * (4 + 4 + 8 + job.deciding.dtype.bytes());
         let bytes = |checkpoint: &Checkpoint, name: &str| checkpoint.module(name).map_or(0, Module::size);
+        let slice = 0..slice_rows(n).min(m);
+        let mapped = |checkpoint: &Checkpoint, name: &str| {
+            checkpoint.module(name).map_or(0, |module| module.packed_size(slice.clone()) as u64)
+        };
         Cost {
             method: factorize::choose(m, n, &request),
             flops: factorize::flops(m, n, &request) + served,
             delta: (m * n * 4) as u64,
             panel: (panel_rows * n * 4) as u64,
             work: factorize::workspace(m, n, &request).max(factors) as u64,
+            mapped: mapped(&inputs.base, &pair.name) + mapped(&inputs.tuned, &pair.tuned),
             read_bytes: bytes(&inputs.base, &pair.name) + bytes(&inputs.tuned, &pair.tuned),
             pair,
         }
