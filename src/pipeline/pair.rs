@@ -89,6 +89,7 @@ pub fn pair(
     trim_vocab: bool,
 ) -> Result<Pairing> {
     same_architecture(base, tuned)?;
+    no_transposed_weights(base)?;
     let mut names = Renaming::default();
     let mut pairing = Pairing::default();
     if let Some(found) = Renaming::detect(base, tuned) {
@@ -232,6 +233,19 @@ fn same_architecture(base: &Checkpoint, tuned: &Checkpoint) -> Result<()> {
     let what =
         format!("base and tuned do not belong together: their model_type is '{}' and '{}'", b[0], t[0]);
     Err(Error::input(what).path(tuned.root()).hint("give the very model that the tuned one was trained from"))
+}
+
+/// GPT-2 and its kin store `[in, out]`: a LoRA made as for `[out, in]` would not fit.
+fn no_transposed_weights(base: &Checkpoint) -> Result<()> {
+    const TRANSPOSED: [&str; 4] = ["gpt2", "imagegpt", "openai-gpt", "decision_transformer"];
+    match base.config().model_type().filter(|model| TRANSPOSED.contains(model)) {
+        None => Ok(()),
+        Some(model) => {
+            let what =
+                format!("models of type '{model}' store their weights transposed, which is not supported");
+            Err(Error::input(what).path(base.root()).hint("linear layers stored as [out, in] are needed"))
+        }
+    }
 }
 
 /// Tells of vocabularies that differ before any work is done.
