@@ -32,11 +32,6 @@ impl Held {
     pub fn values(&self) -> &[f32] {
         &self.values
     }
-
-    /// Gives the buffer back.
-    pub fn into_values(self) -> Vec<f32> {
-        self.values
-    }
 }
 
 impl Panels for Held {

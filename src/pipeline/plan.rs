@@ -177,7 +177,8 @@ impl Plan {
         costs.sort_by(|a, b| b.flops.total_cmp(&a.flops).then_with(|| a.pair.name.cmp(&b.pair.name)));
         let entries = [Some(&inputs.base), Some(&inputs.tuned), inputs.served.as_ref()];
         let entries: usize = entries.into_iter().flatten().map(|checkpoint| checkpoint.tensors().len()).sum();
-        let mapped = costs.iter().map(|cost| cost.mapped).max().unwrap_or(0);
+        let served = inputs.served.as_ref().map_or(0, mapped);
+        let mapped = mapped(&inputs.base).max(served) + mapped(&inputs.tuned);
         let threads = self.threads as u64 * (THREAD + VISIT_SCRATCH + mapped);
         let fixed = OVERHEAD + threads + entries as u64 * CATALOGUE_ENTRY;
         let needed = costs.iter().map(|cost| cost.recomputed(1)).max().unwrap_or(0);
@@ -238,8 +239,6 @@ struct Cost {
     panel: u64,
     /// What the factorization and the finished factors take.
     work: u64,
-    /// Stored bytes that a thread maps for one slice. Formats that are packed along columns need all of a tensor.
-    mapped: u64,
     read_bytes: u64,
 }
 
@@ -254,17 +253,12 @@ impl Cost {
         // twice their width that the rounding error is measured with.
         let factors = (pair.shape[0] + n) * k * (4 + 4 + 8 + job.deciding.dtype.bytes());
         let bytes = |checkpoint: &Checkpoint, name: &str| checkpoint.module(name).map_or(0, Module::size);
-        let slice = 0..slice_rows(n).min(m);
-        let mapped = |checkpoint: &Checkpoint, name: &str| {
-            checkpoint.module(name).map_or(0, |module| module.packed_size(slice.clone()) as u64)
-        };
         Cost {
             method: factorize::choose(m, n, &request),
             flops: factorize::flops(m, n, &request) + served,
             delta: (m * n * 4) as u64,
             panel: (panel_rows * n * 4) as u64,
             work: factorize::workspace(m, n, &request).max(factors) as u64,
-            mapped: mapped(&inputs.base, &pair.name) + mapped(&inputs.tuned, &pair.tuned),
             read_bytes: bytes(&inputs.base, &pair.name) + bytes(&inputs.tuned, &pair.tuned),
             pair,
         }
@@ -303,6 +297,16 @@ fn padding(pairs: &[Pair], rank: usize) -> Option<String> {
             "no module has more than {widest} singular values: --rank {widest} holds all, the rest is zeros"
         )
     })
+}
+
+/// The most stored bytes that a thread maps for one slice of any module, extracted or only compared. Formats that are
+/// packed along columns need all of a tensor.
+fn mapped(checkpoint: &Checkpoint) -> u64 {
+    let slice = |module: &Module| {
+        let [rows, cols] = module.shape();
+        module.packed_size(0..slice_rows(cols).min(rows)) as u64
+    };
+    checkpoint.modules().map(slice).max().unwrap_or(0)
 }
 
 /// What will be read for the comparison of a tensor that is left out.

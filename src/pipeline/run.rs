@@ -52,7 +52,6 @@ enum Done {
 struct Shared<'a> {
     inputs: &'a Inputs,
     job: &'a Extraction,
-    plan: &'a Plan,
     pool: rayon::ThreadPool,
     budget: Budget,
     progress: &'a dyn Progress,
@@ -69,11 +68,6 @@ impl Shared<'_> {
 
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
-    }
-
-    /// How many threads may hold a panel of a module that is recomputed.
-    fn visitors(&self, module: &PlannedModule) -> usize {
-        module.visitors.min(self.plan.threads)
     }
 }
 
@@ -94,7 +88,6 @@ pub fn run(
     let shared = Shared {
         inputs,
         job,
-        plan,
         pool,
         budget: Budget::new(plan.budget),
         progress,
@@ -176,8 +169,7 @@ fn work<'a>(shared: &'a Shared<'_>, ready: &Receiver<Sent<'a, Ready<'a>>>, done:
         let finished = match ready {
             Ready::Compared(left_out, tensors) => Ok(Done::Compared(left_out, tensors)),
             Ready::Module(module, loaded, started) => {
-                let visitors = shared.visitors(module);
-                let factorize = || finish(shared.inputs, module, shared.job, visitors, loaded);
+                let factorize = || finish(shared.inputs, module, shared.job, loaded);
                 let finished = shared.pool.install(factorize);
                 finished.map(|finished| Done::Module(Box::new(finished), started.elapsed()))
             }

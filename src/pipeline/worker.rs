@@ -96,19 +96,13 @@ pub fn load(
 ///
 /// # Errors
 /// What recomputing the delta met; factors that do not fit in the type they are stored in.
-pub fn finish(
-    inputs: &Inputs,
-    module: &PlannedModule,
-    job: &Extraction,
-    visitors: usize,
-    loaded: Loaded,
-) -> Result<Finished> {
+pub fn finish(inputs: &Inputs, module: &PlannedModule, job: &Extraction, loaded: Loaded) -> Result<Finished> {
     let Loaded { held, mut survey } = loaded;
     let recomputed;
     let delta: &dyn Panels = match &held {
         Some(held) => held,
         None => {
-            recomputed = Recomputed::new(difference(inputs, module, job)?, visitors);
+            recomputed = Recomputed::new(difference(inputs, module, job)?, module.visitors);
             &recomputed
         }
     };
@@ -137,7 +131,7 @@ pub fn finish(
     if let Some(served) = &inputs.served {
         let served = half(Side::Served, served, &module.pair.name)?;
         survey.tensors.extend(digests(served, &|_| ())?);
-        record.quality.served = Some(measure_served(inputs, module, job, visitors, served, &stored)?);
+        record.quality.served = Some(measure_served(inputs, module, job, served, &stored)?);
     }
     let (a, b) = lay_out(module, record.rank, stored, job.deciding.dtype);
     Ok(Finished { record: ShardRecord { module: record, spectrum, tensors: survey.tensors }, a, b })
@@ -177,7 +171,6 @@ fn measure_served(
     inputs: &Inputs,
     module: &PlannedModule,
     job: &Extraction,
-    visitors: usize,
     served: Half<'_>,
     stored: &StoredFactors,
 ) -> Result<ServedError> {
@@ -185,7 +178,7 @@ fn measure_served(
     let mut difference = Difference::new(served, tuned, module.pair.rows, &job.deciding);
     // Whatever the base is rounded to, this one is served as it is.
     difference.round_base = super::options::RoundBase::None;
-    let delta = Recomputed::new(difference, visitors);
+    let delta = Recomputed::new(difference, module.visitors);
     let measured = factorize::residual(&delta, &stored.left, &stored.right)?;
     Ok(ServedError { without_adapter: measured.norm2.sqrt(), with_adapter: measured.residual2.sqrt() })
 }
