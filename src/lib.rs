@@ -38,6 +38,7 @@
 //! | [`ledger`] | journal, shards, manifest, checksums, locks: what makes a run safe to kill | `checkpoint` |
 //! | [`adapter`] | PEFT's names and config, the rules of each loader, assembly | `ledger` |
 //! | [`pipeline`] | pairing, plan, budget, threads, verification of content | all above |
+//! | [`analysis`] | noise and change beside each other: statistics, subspaces, fidelity | all above |
 //!
 //! The binary is thin: arguments into [`pipeline::Extraction`], progress bars and tables out.
 //!
@@ -62,6 +63,7 @@
 #![deny(missing_docs)]
 
 pub mod adapter;
+pub mod analysis;
 pub mod checkpoint;
 pub mod error;
 pub mod factorize;
