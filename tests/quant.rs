@@ -157,6 +157,17 @@ fn every_fixture_opens_as_a_checkpoint() {
             let whole = SafeTensors::deserialize(&bytes).unwrap();
             let want = numbers(whole.tensor("expected_f32").unwrap().data(), f32::from_le_bytes);
             assert_bits(&got, &want, &file.display().to_string());
+            // Rows that are mapped once may be decoded in pieces.
+            let from = rows / 3;
+            let panel = module.read(&checkpoint, from..rows).unwrap();
+            for row in from..rows {
+                let out = &mut got[row * columns..][..columns];
+                panel.decode_some(row..row + 1, out).unwrap();
+                let mut wide = vec![0f64; columns];
+                panel.decode_some_f64(row..row + 1, &mut wide).unwrap();
+                assert!(wide.iter().zip(&*out).all(|(w, n)| *w == f64::from(*n) || n.is_nan()));
+            }
+            assert_bits(&got, &want, &file.display().to_string());
             // Whatever belongs to the weight is read as a part of it, and not left over.
             for other in checkpoint.others() {
                 assert!(

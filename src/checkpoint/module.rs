@@ -19,12 +19,11 @@ pub struct Module {
 }
 
 impl Module {
-    /// Any dense tensor, a norm or a stack of experts, as a matrix of its rows (`[first dimension, the rest]`), so that its
-    /// values can be read as a weight's are. `None` for codes and integers.
+    /// Any dense tensor, a norm or a stack of experts, as a matrix of its rows (`[the other dimensions, last dimension]`), so that
+    /// its values can be read as a weight's are. `None` for codes and integers.
     pub fn flattened(tensor: &Tensor) -> Option<Module> {
-        let shape = &tensor.stored.shape;
-        let rows = shape.first().copied().unwrap_or(1);
-        let matrix = Stored { shape: vec![rows, shape.iter().skip(1).product()], ..tensor.stored.clone() };
+        let (&columns, others) = tensor.stored.shape.split_last().unwrap_or((&1, &[]));
+        let matrix = Stored { shape: vec![others.iter().product(), columns], ..tensor.stored.clone() };
         let weight = Arc::new(Dense::new(&matrix)?);
         Some(Module {
             name: tensor.name().to_owned(),
@@ -160,8 +159,50 @@ impl PackedRows {
         self.weight.dequantize_f64(self.rows(), &self.parts(), out)
     }
 
+    /// Decodes some of the rows into `out`, row-major, `some.len() * in` values: a panel is mapped once and decoded in pieces
+    /// that stay in the cache.
+    ///
+    /// # Errors
+    /// As [`Dequantize::dequantize`].
+    ///
+    /// # Panics
+    /// If they are not among these rows, or if `out` is of another length.
+    pub fn decode_some(&self, some: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let parts = self.parts_of(some.clone());
+        self.weight.dequantize(some, &parts, out)
+    }
+
+    /// The same in f64.
+    ///
+    /// # Errors
+    /// As [`decode_some`](Self::decode_some).
+    ///
+    /// # Panics
+    /// As [`decode_some`](Self::decode_some).
+    pub fn decode_some_f64(&self, some: Range<usize>, out: &mut [f64]) -> Result<()> {
+        let parts = self.parts_of(some.clone());
+        self.weight.dequantize_f64(some, &parts, out)
+    }
+
     fn parts(&self) -> Vec<&[u8]> {
         self.windows.iter().map(|window| &**window).collect()
+    }
+
+    /// The bytes of [`parts`](Self::parts) that `some` of the rows need.
+    fn parts_of(&self, some: Range<usize>) -> Vec<&[u8]> {
+        assert!(
+            self.rows.start <= some.start && some.end <= self.rows.end,
+            "rows {some:?} of {:?}",
+            self.rows
+        );
+        let spans = self.weight.spans(self.rows()).into_iter().zip(self.weight.spans(some));
+        let within =
+            spans.map(
+                |(whole, some)| {
+                    if some.is_empty() { 0..0 } else { some.start - whole.start..some.end - whole.start }
+                },
+            );
+        self.windows.iter().zip(within).map(|(window, within)| &window[within]).collect()
     }
 }
 
