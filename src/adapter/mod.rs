@@ -2,16 +2,18 @@
 //!
 //! An adapter for a weight `[out, in]` is `lora_A` `[r, in]` and `lora_B` `[out, r]`; the served weight is
 //! `W + (lora_alpha / r) · lora_B · lora_A`. What Trephine writes is the portable subset that PEFT, vLLM, SGLang and
-//! llama.cpp all load; [`rules`] states it as checks.
+//! llama.cpp all load; [`rules`] states it as checks. [`PeftAdapter`] reads whatever adapter there is.
 
 mod assemble;
 mod config;
 mod names;
+mod peft;
 pub mod rules;
 
 pub use assemble::{Piece, ShardNames, assemble};
 pub use config::{AdapterConfig, write_config};
 pub use names::{Keys, Place, fused_siblings, kind_of, place_of};
+pub use peft::{Extra, ExtraKind, Factors, Fault, PeftAdapter, PeftConfig, PeftModule, Problem, Targets};
 
 /// File name of the adapter's weights.
 pub const WEIGHTS: &str = "adapter_model.safetensors";

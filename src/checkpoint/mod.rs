@@ -103,8 +103,24 @@ impl Checkpoint {
     pub fn open(spec: &str) -> Result<Checkpoint> {
         let source = locate::resolve(spec, |name| std::env::var_os(name))?;
         let config = Config::load(source.folder())?;
+        let mut opened = Self::gather(&source, config)?;
+        opened.modules = module::catalogue(&opened.scheme, &opened.tensors, &opened.files)?;
+        Ok(opened)
+    }
+
+    /// Opens one `.safetensors` file by itself, whatever config lies beside it, as a catalogue of tensors without modules: an
+    /// adapter's weights.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), of this one file.
+    pub fn open_file(path: &Path) -> Result<Checkpoint> {
+        Self::gather(&locate::Source::File(path.to_owned()), Config::default())
+    }
+
+    /// Everything but the modules.
+    fn gather(source: &locate::Source, config: Config) -> Result<Checkpoint> {
         let scheme = Scheme::from_config(config.quantization()).map_err(|e| e.path(source.path()))?;
-        let layout = index::layout(&source)?;
+        let layout = index::layout(source)?;
         let mut files = Vec::new();
         let mut headers = Vec::new();
         for (name, path) in &layout.files {
@@ -114,8 +130,8 @@ impl Checkpoint {
         }
         let identity = identity::of(source.folder(), layout.index(), &files, &headers)?;
         let tensors = index::resolve(&layout, &files, headers)?;
-        let modules = module::catalogue(&scheme, &tensors, &files)?;
-        Ok(Checkpoint { root: source.path().to_owned(), config, scheme, files, tensors, modules, identity })
+        let (root, modules) = (source.path().to_owned(), BTreeMap::new());
+        Ok(Checkpoint { root, config, scheme, files, tensors, modules, identity })
     }
 
     /// The folder or file that was opened, found in the cache where it was given by name.
@@ -219,6 +235,14 @@ impl Checkpoint {
         }
         Ok(hasher.finalize())
     }
+}
+
+/// The folder or file that `spec` means: a path, or the snapshot of a repository in the Hugging Face cache.
+///
+/// # Errors
+/// Nothing is there, or it is a file in a container that is not read.
+pub fn find(spec: &str) -> Result<PathBuf> {
+    locate::resolve(spec, |name| std::env::var_os(name)).map(|source| source.path().to_owned())
 }
 
 /// A range of a tensor as a range of its file.

@@ -3,6 +3,7 @@
 // Each test file takes what it needs.
 #![allow(dead_code)]
 
+pub mod adapter;
 pub mod measure;
 pub mod pair;
 pub mod runs;

@@ -1,0 +1,227 @@
+//! Reads any LoRA adapter that PEFT, or a program that writes as PEFT does, has left in a folder.
+//!
+//! [`PeftAdapter::open`] reads the config and the header of the weights, no more. Every tensor is then one of three things:
+//! a factor of a [`PeftModule`], which pairs `lora_A` `[r, in]` with `lora_B` `[out, r]`; an [`Extra`], as a norm that
+//! was saved whole; or part of a [`Problem`], as a `lora_A` without its `lora_B`. What the adapter adds to a weight is
+//! `scale · B·A`, for an embedding its transpose.
+//!
+//! ```no_run
+//! # fn main() -> trephine::Result<()> {
+//! let adapter = trephine::adapter::PeftAdapter::open("path/to/adapter")?;
+//! for module in adapter.modules() {
+//!     let factors = adapter.factors(module)?;
+//!     println!("{} {:?} {} {}", module.name(), module.shape(), module.rank(), factors.a.len());
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod config;
+mod found;
+mod keys;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use self::found::sort;
+use super::{CONFIG, WEIGHTS};
+use crate::checkpoint::{self, Checkpoint, Module, Tensor};
+use crate::ledger::folder;
+use crate::{Error, Result};
+
+pub use config::{PeftConfig, Targets};
+pub use found::{Extra, ExtraKind, Fault, PeftModule, Problem};
+
+/// How many bytes of a factor are mapped and decoded at once.
+const WINDOW: u64 = 4 << 20;
+
+/// An open adapter. Safe to use from several threads.
+#[derive(Debug)]
+pub struct PeftAdapter {
+    root: PathBuf,
+    config: PeftConfig,
+    file: Checkpoint,
+    modules: BTreeMap<String, PeftModule>,
+    extras: Vec<Extra>,
+    problems: Vec<Problem>,
+}
+
+/// Both factors of a module in f32, without the scale.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Factors {
+    /// `[r, in]`, row-major.
+    pub a: Vec<f32>,
+    /// `[out, r]`, row-major.
+    pub b: Vec<f32>,
+}
+
+impl PeftAdapter {
+    /// Whether `folder` is one that [`open`](Self::open) would take for an adapter, good or bad.
+    pub fn is_at(folder: &Path) -> bool {
+        folder.join(CONFIG).is_file()
+    }
+
+    /// Opens a folder, the weight file in it, or a name as `owner/adapter` that is in the Hugging Face cache.
+    ///
+    /// What is wrong with single tensors is no error but a [`Problem`].
+    ///
+    /// # Errors
+    /// No adapter is there; its weights are in several files or not in safetensors; its file is damaged; its config cannot
+    /// be read, or is of another kind than LoRA; two of its tensors are the same factor.
+    pub fn open(spec: &str) -> Result<PeftAdapter> {
+        let found = checkpoint::find(spec)?;
+        let root = if found.is_dir() { found } else { folder::parent(&found).to_owned() };
+        let weights = weights(&root)?;
+        let path = root.join(CONFIG);
+        let text = std::fs::read_to_string(&path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::input("the adapter has no config")
+                .path(&path)
+                .hint("its rank and lora_alpha stand there: fetch the adapter again, whole"),
+            std::io::ErrorKind::InvalidData => Error::input("the adapter's config is no text").path(&path),
+            _ => Error::unexpected("cannot read the adapter's config").path(&path).because(e),
+        })?;
+        let config = PeftConfig::parse(&text, &path)?;
+        let file = Checkpoint::open_file(&weights)?;
+        let sorted = sort(file.tensors(), &config).map_err(|e| e.path(&weights))?;
+        let found::Sorted { modules, extras, problems } = sorted;
+        Ok(PeftAdapter { root, config, file, modules, extras, problems })
+    }
+
+    /// The folder it was opened from.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Its config.
+    pub fn config(&self) -> &PeftConfig {
+        &self.config
+    }
+
+    /// The modules whose factors are a pair, by name.
+    pub fn modules(&self) -> impl ExactSizeIterator<Item = &PeftModule> {
+        self.modules.values()
+    }
+
+    /// The module that the base calls `name` (without `.weight`).
+    pub fn module(&self, name: &str) -> Option<&PeftModule> {
+        self.modules.get(name)
+    }
+
+    /// The tensors that are no factors, by name.
+    pub fn extras(&self) -> &[Extra] {
+        &self.extras
+    }
+
+    /// What is wrong with its tensors, in the order of their names.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// Every tensor of the weight file, by name.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = &Tensor> {
+        self.file.tensors()
+    }
+
+    /// The largest rank of a module, zero where there is none.
+    pub fn rank(&self) -> usize {
+        self.modules.values().map(PeftModule::rank).max().unwrap_or(0)
+    }
+
+    /// Reads `rows` of a dense `tensor` of this adapter into `out` in f32: row-major, `rows.len()` times the product of its
+    /// other dimensions. A vector has one value a row.
+    ///
+    /// # Errors
+    /// A dtype that is not F32, F64, BF16 or F16; a file that cannot be read or has changed.
+    ///
+    /// # Panics
+    /// If the rows are not the tensor's, or `out` is of another length.
+    pub fn read(&self, tensor: &Tensor, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let path = self.file.path(tensor.file);
+        let flat = Module::flattened(tensor).ok_or_else(|| {
+            let what = format!("a tensor of {} holds no numbers that are read", tensor.stored.dtype);
+            Error::input(what).tensor(tensor.name()).path(path)
+        })?;
+        if out.is_empty() {
+            return Ok(());
+        }
+        flat.panel(&self.file, rows, out)
+    }
+
+    /// Hands all of a dense `tensor` to `take` in order, in f32, in panels of whole rows of at most some 4 MiB as stored (or one
+    /// row, where that is larger). `take` is told which rows it gets.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); what `take` returns.
+    pub fn panels(
+        &self,
+        tensor: &Tensor,
+        mut take: impl FnMut(Range<usize>, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let shape = &tensor.stored.shape;
+        let rows = shape.first().copied().unwrap_or(1);
+        let width: usize = shape.iter().skip(1).product();
+        let row = (tensor.size() / rows.max(1) as u64).max(1);
+        let step = usize::try_from(WINDOW / row).unwrap_or(rows).clamp(1, rows.max(1));
+        let mut values = vec![0.0; step * width];
+        for start in (0..rows).step_by(step) {
+            let part = start..rows.min(start + step);
+            let values = &mut values[..part.len() * width];
+            self.read(tensor, part.clone(), values)?;
+            take(part, values)?;
+        }
+        Ok(())
+    }
+
+    /// Both factors of `module`, in f32: `4 · r · (in + out)` bytes, and a window of the file at a time.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn factors(&self, module: &PeftModule) -> Result<Factors> {
+        let whole = |tensor: &Tensor| {
+            let mut values = Vec::with_capacity(tensor.stored.shape.iter().product());
+            self.panels(tensor, |_, part| {
+                values.extend_from_slice(part);
+                Ok(())
+            })?;
+            Ok(values)
+        };
+        Ok(Factors { a: whole(module.a())?, b: whole(module.b())? })
+    }
+}
+
+/// The weight file of the adapter in `root`.
+fn weights(root: &Path) -> Result<PathBuf> {
+    let path = root.join(WEIGHTS);
+    let names: Vec<String> = std::fs::read_dir(root)
+        .map_err(|e| Error::unexpected("cannot list").path(root).because(e))?
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    // A link into a cache whose blob is gone has a name too: opening it says so.
+    if names.iter().any(|name| name == WEIGHTS) {
+        return Ok(path);
+    }
+    let shards =
+        |name: &&String| name.starts_with("adapter_model-") || name.starts_with("adapter_model.safetensors.");
+    if let Some(shard) = names.iter().find(shards) {
+        return Err(Error::input("the adapter's weights are in several files, which no program loads")
+            .path(root.join(shard))
+            .hint("save it by PEFT, which writes one adapter_model.safetensors"));
+    }
+    if let Some(pickle) =
+        ["adapter_model.bin", "adapter_model.pt"].iter().find(|end| names.iter().any(|n| n == *end))
+    {
+        return Err(Error::input("the adapter's weights are in PyTorch's pickle format, not in safetensors")
+            .path(root.join(pickle))
+            .hint("load it by PEFT and save it: that writes adapter_model.safetensors"));
+    }
+    let what = if names.iter().any(|name| name == CONFIG) {
+        "the adapter has a config but no weights"
+    } else {
+        "this is no adapter"
+    };
+    Err(Error::input(what)
+        .path(&path)
+        .hint("give a folder with adapter_config.json and adapter_model.safetensors"))
+}
