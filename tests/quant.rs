@@ -11,7 +11,7 @@ use std::sync::Arc;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 use trephine::Result;
-use trephine::checkpoint::Checkpoint;
+use trephine::checkpoint::{Checkpoint, ModuleReader};
 use trephine::quant::{Declared, Dequantize, E4M3, Found, Scheme, Stored, Tensors, round_to_bf16};
 
 struct Shelf(BTreeMap<String, (Stored, Vec<u8>)>);
@@ -168,6 +168,12 @@ fn every_fixture_opens_as_a_checkpoint() {
                 assert!(wide.iter().zip(&*out).all(|(w, n)| *w == f64::from(*n) || n.is_nan()));
             }
             assert_bits(&got, &want, &file.display().to_string());
+            let reader = ModuleReader::open(&checkpoint, module).unwrap();
+            for cut in cuts(rows).windows(2) {
+                let mut slice = vec![0f32; (cut[1] - cut[0]) * columns];
+                reader.panel(cut[0]..cut[1], &mut slice).unwrap();
+                assert_bits(&slice, &want[cut[0] * columns..cut[1] * columns], "a reader's slice");
+            }
             // Whatever belongs to the weight is read as a part of it, and not left over.
             for other in checkpoint.others() {
                 assert!(

@@ -7,8 +7,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Instant, SystemTime};
 
+use common::pair::{Tensor, noise, write};
 use common::runs::{self, FILES, Reference, killed_at, unassembled};
 use common::{assert_same, contents, copy, extract_with, flip, run, shards};
+use safetensors::Dtype;
 use tempfile::tempdir;
 use trephine::ledger::Journal;
 
@@ -165,6 +167,61 @@ fn memory_changes_no_byte() {
         assert_same(&extracted("2GiB", "1"), &expected, &format!("{method} on one thread"));
         assert_same(&extracted(&least, "1"), &expected, &format!("{method} recomputed on one thread"));
     }
+}
+
+/// A base that is packed along columns is mapped once, for all slices and threads: what it takes is in the plan, and no more than
+/// that, however many threads there are.
+#[test]
+fn columns_are_kept_packed_within_the_memory() {
+    let home = tempdir().unwrap();
+    let [m, n] = [1536, 1024];
+    let name = "model.layers.0.mlp.down_proj";
+    let words = |seed: u64, count: usize| -> Vec<u8> {
+        noise(seed, count).iter().flat_map(|v| ((v * 2f32.powi(31)) as i32).to_le_bytes()).collect()
+    };
+    let part = |part: &str, dtype, shape: [usize; 2], bytes| Tensor {
+        name: format!("{name}.{part}"),
+        dtype,
+        shape: shape.into(),
+        bytes,
+    };
+    let scales =
+        noise(3, n / 128 * m).iter().flat_map(|v| half::f16::from_f32(v / 300.0).to_le_bytes()).collect();
+    let base = [
+        part("qweight", Dtype::I32, [n / 8, m], words(1, n / 8 * m)),
+        part("qzeros", Dtype::I32, [n / 128, m / 8], words(2, n / 128 * m / 8)),
+        part("scales", Dtype::F16, [n / 128, m], scales),
+    ];
+    let packed: u64 = base.iter().map(|tensor| tensor.bytes.len() as u64).sum();
+    let mut config = common::pair::config();
+    config["quantization_config"] = serde_json::json!({"quant_method": "gptq", "bits": 4, "group_size": 128});
+    let base = write(&home.path().join("base"), &base, &config);
+    let tuned = Tensor::bf16(&format!("{name}.weight"), &[m, n], &noise(4, m * n));
+    let tuned = write(&home.path().join("tuned"), &[tuned], &common::pair::config());
+    let (base, tuned) = (base.to_str().unwrap(), tuned.to_str().unwrap());
+    let plan = |base: &str, threads: &str, memory: u64| {
+        let memory = memory.to_string();
+        let more = ["--rank", "8", "--method", "krylov", "--threads", threads, "--memory", &memory];
+        let more = [more.as_slice(), &["--dry-run", "--json"]].concat();
+        let ended = extract_with(base, tuned, &home.path().join("plan"), &more).code(0);
+        serde_json::from_str::<serde_json::Value>(&ended.stdout).unwrap()
+    };
+    let least = |base: &str, threads: &str| plan(base, threads, 2 << 30)["least_memory"].as_u64().unwrap();
+    let (one, nine) = (least(base, "1"), least(base, "9"));
+    let module = |base: &str| plan(base, "1", least(base, "1"))["modules"][0]["memory"].as_u64().unwrap();
+    assert_eq!(module(base), module(tuned) + packed, "the packed bytes count once");
+    // A side that is not packed along columns is mapped slice by slice, by each thread.
+    assert!(nine - one < least(tuned, "9") - least(tuned, "1"), "and no thread maps them again");
+    let extracted = |memory: u64, threads: &str| {
+        let out = home.path().join(format!("{memory}-{threads}"));
+        let memory = memory.to_string();
+        let more = ["--rank", "8", "--method", "krylov", "--memory", &memory, "--threads", threads];
+        extract_with(base, tuned, &out, &more).code(0);
+        out
+    };
+    let expected = contents(&extracted(2 << 30, "2"));
+    assert_same(&extracted(one, "1"), &expected, "recomputed on one thread");
+    assert_same(&extracted(nine, "9"), &expected, "recomputed on nine threads");
 }
 
 type Damage = fn(&Path);

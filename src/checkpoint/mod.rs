@@ -10,6 +10,7 @@ mod identity;
 mod index;
 mod locate;
 mod module;
+mod reader;
 mod window;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 pub use config::Config;
 pub use identity::{Change, FileIdentity, Identity};
 pub use module::{Module, PackedRows};
+pub use reader::ModuleReader;
 pub use window::Window;
 
 use self::window::DataFile;

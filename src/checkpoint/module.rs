@@ -68,6 +68,11 @@ impl Module {
         self.weight.spans(rows).iter().map(ExactSizeIterator::len).sum()
     }
 
+    /// How many bytes a [`ModuleReader`](super::ModuleReader) keeps resident.
+    pub fn kept_size(&self) -> usize {
+        if self.weight.is_whole() { self.packed_size(0..self.shape()[0]) } else { 0 }
+    }
+
     /// Maps the stored bytes of `rows`, to be decoded here or on another thread.
     ///
     /// # Errors

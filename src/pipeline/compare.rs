@@ -28,13 +28,11 @@ pub fn compare(
     let Some((base, tuned)) = matrices.filter(|(b, t)| b.shape() == t.shape()) else {
         return Ok((left_out, Vec::new()));
     };
-    let difference = Difference {
-        base: Half { side: Side::Base, checkpoint: &inputs.base, module: &base },
-        tuned: Half { side: Side::Tuned, checkpoint: &inputs.tuned, module: &tuned },
-        rows: base.shape()[0],
-        round_base: RoundBase::None,
-        non_finite: NonFinite::Zero,
-    };
+    let half = |side, checkpoint, module| Half { side, checkpoint, module };
+    let base = half(Side::Base, &inputs.base, &base);
+    let tuned = half(Side::Tuned, &inputs.tuned, &tuned);
+    let rows = base.module.shape()[0];
+    let difference = Difference::new(base, tuned, rows, RoundBase::None, NonFinite::Zero)?;
     let Survey { norm2, base_norm2, tensors, .. } = difference.survey(None, read)?;
     left_out.relative_change = match (norm2, base_norm2) {
         (0.0, _) => Some(0.0),

@@ -9,8 +9,8 @@ use faer::MatRef;
 use rayon::prelude::*;
 
 use super::digests::Hashers;
-use super::options::{Deciding, NonFinite, RoundBase};
-use crate::checkpoint::{Checkpoint, Module};
+use super::options::{NonFinite, RoundBase};
+use crate::checkpoint::{Checkpoint, Module, ModuleReader};
 use crate::factorize::Panels;
 use crate::ledger::{Side, TensorRecord};
 use crate::quant::round_to_bf16;
@@ -51,18 +51,16 @@ impl<'a> Half<'a> {
 }
 
 /// The difference `tuned - base`, `[rows, cols]`; `rows` may be fewer than either side has.
-#[derive(Clone, Copy, Debug)]
+///
+/// While it lives, the bytes of a side whose rows cannot be had one by one are resident: see [`ModuleReader`].
+#[derive(Debug)]
 pub struct Difference<'a> {
-    /// What is subtracted.
-    pub base: Half<'a>,
-    /// What it is subtracted from.
-    pub tuned: Half<'a>,
-    /// Rows of both that count.
-    pub rows: usize,
-    /// Whether the base is rounded first.
-    pub round_base: RoundBase,
-    /// What NaN and infinities do.
-    pub non_finite: NonFinite,
+    base: Half<'a>,
+    tuned: Half<'a>,
+    readers: [ModuleReader<'a>; 2],
+    rows: usize,
+    round_base: RoundBase,
+    non_finite: NonFinite,
 }
 
 /// What the first reading of a difference finds out.
@@ -100,9 +98,24 @@ fn with_scratch<T>(work: impl FnOnce(&mut Scratch) -> T) -> T {
 }
 
 impl<'a> Difference<'a> {
-    /// The difference of one pair, by the options of a run.
-    pub fn new(base: Half<'a>, tuned: Half<'a>, rows: usize, deciding: &Deciding) -> Difference<'a> {
-        Difference { base, tuned, rows, round_base: deciding.round_base, non_finite: deciding.non_finite }
+    /// The difference of the first `rows` of one pair: whether the base is rounded first, and what NaN and infinities do.
+    ///
+    /// # Errors
+    /// A side that cannot be opened.
+    pub fn new(
+        base: Half<'a>,
+        tuned: Half<'a>,
+        rows: usize,
+        round_base: RoundBase,
+        non_finite: NonFinite,
+    ) -> Result<Difference<'a>> {
+        let open = |half: Half<'a>| ModuleReader::open(half.checkpoint, half.module);
+        Ok(Difference { base, tuned, readers: [open(base)?, open(tuned)?], rows, round_base, non_finite })
+    }
+
+    /// Rows that count.
+    pub fn rows(&self) -> usize {
+        self.rows
     }
 
     /// Columns.
@@ -116,15 +129,15 @@ impl<'a> Difference<'a> {
 
     /// Decodes, subtracts and adds up `rows`, no more than a slice, into `out`.
     fn slice(&self, rows: Range<usize>, out: &mut [f32], scratch: &mut Scratch) -> Result<Sums> {
-        let (base, tuned) = (self.base, self.tuned);
-        let wide = base.module.weight().is_wide() || tuned.module.weight().is_wide();
+        let [base, tuned] = &self.readers;
+        let wide = base.module().weight().is_wide() || tuned.module().weight().is_wide();
         let mut base_norm2 = 0.0;
         if wide {
             let [b, t] = &mut scratch.wide;
             b.resize(out.len(), 0.0);
             t.resize(out.len(), 0.0);
-            base.module.panel_f64(base.checkpoint, rows.clone(), b)?;
-            tuned.module.panel_f64(tuned.checkpoint, rows.clone(), t)?;
+            base.panel_f64(rows.clone(), b)?;
+            tuned.panel_f64(rows.clone(), t)?;
             if self.round_base == RoundBase::Bf16 {
                 b.iter_mut().for_each(|b| *b = half::bf16::from_f64(*b).to_f64());
             }
@@ -135,8 +148,8 @@ impl<'a> Difference<'a> {
         } else {
             let b = &mut scratch.narrow;
             b.resize(out.len(), 0.0);
-            base.module.panel(base.checkpoint, rows.clone(), b)?;
-            tuned.module.panel(tuned.checkpoint, rows.clone(), out)?;
+            base.panel(rows.clone(), b)?;
+            tuned.panel(rows.clone(), out)?;
             if self.round_base == RoundBase::Bf16 {
                 round_to_bf16(b);
             }
@@ -169,8 +182,8 @@ impl<'a> Difference<'a> {
 
     fn not_finite(&self, row: usize, col: usize) -> Error {
         let mut values = vec![0f64; self.cols()];
-        for half in [self.base, self.tuned] {
-            if let Err(e) = half.module.panel_f64(half.checkpoint, row..row + 1, &mut values) {
+        for (half, reader) in [self.base, self.tuned].iter().zip(&self.readers) {
+            if let Err(e) = reader.panel_f64(row..row + 1, &mut values) {
                 return e;
             }
             if !values[col].is_finite() {

@@ -83,6 +83,8 @@ pub struct PlannedLeftover {
     pub shape: Vec<usize>,
     /// Bytes to read for its comparison.
     pub read_bytes: u64,
+    /// Bytes that the comparison keeps resident.
+    pub memory: u64,
     /// By which names to compare it.
     #[serde(skip)]
     pub leftover: Leftover,
@@ -181,7 +183,8 @@ impl Plan {
         let mapped = mapped(&inputs.base).max(served) + mapped(&inputs.tuned);
         let threads = self.threads as u64 * (THREAD + VISIT_SCRATCH + mapped);
         let fixed = OVERHEAD + threads + entries as u64 * CATALOGUE_ENTRY;
-        let needed = costs.iter().map(|cost| cost.recomputed(1)).max().unwrap_or(0);
+        let needed = costs.iter().map(|cost| cost.recomputed(1));
+        let needed = needed.chain(self.not_represented.iter().map(|l| l.memory)).max().unwrap_or(0);
         self.least_memory = (fixed + needed).next_multiple_of(1 << 20);
         if self.memory < self.least_memory {
             let [given, least] = [self.memory, self.least_memory].map(|bytes| bytes >> 20);
@@ -239,6 +242,10 @@ struct Cost {
     panel: u64,
     /// What the factorization and the finished factors take.
     work: u64,
+    /// Stored bytes that are mapped as long as the delta is read: of formats packed along columns.
+    kept: u64,
+    /// Whether the delta from what will serve is measured after the factorization.
+    served: bool,
     read_bytes: u64,
 }
 
@@ -253,7 +260,10 @@ impl Cost {
         // twice their width that the rounding error is measured with.
         let factors = (pair.shape[0] + n) * k * (4 + 4 + 8 + job.deciding.dtype.bytes());
         let bytes = |checkpoint: &Checkpoint, name: &str| checkpoint.module(name).map_or(0, Module::size);
+        let kept_for = inputs.served.as_ref().map_or(0, |served| kept(served, &pair.name));
         Cost {
+            kept: kept(&inputs.base, &pair.name).max(kept_for) + kept(&inputs.tuned, &pair.tuned),
+            served: inputs.served.is_some(),
             method: factorize::choose(m, n, &request),
             flops: factorize::flops(m, n, &request) + served,
             delta: (m * n * 4) as u64,
@@ -264,12 +274,13 @@ impl Cost {
         }
     }
 
+    /// Once the delta is held its sides are read no more, but for what will serve.
     fn held(&self) -> u64 {
-        self.delta + self.work
+        self.delta + if self.served { self.work + self.kept } else { self.work.max(self.kept) }
     }
 
     fn recomputed(&self, visitors: usize) -> u64 {
-        (self.panel * visitors as u64).min(self.delta) + self.work
+        (self.panel * visitors as u64).min(self.delta) + self.work + self.kept
     }
 
     fn plan(self, budget: u64, threads: usize) -> PlannedModule {
@@ -299,14 +310,18 @@ fn padding(pairs: &[Pair], rank: usize) -> Option<String> {
     })
 }
 
-/// The most stored bytes that a thread maps for one slice of any module, extracted or only compared. Formats that are
-/// packed along columns need all of a tensor.
+/// The most stored bytes that a thread maps for one slice of any module, extracted or only compared, beside what is kept of it.
 fn mapped(checkpoint: &Checkpoint) -> u64 {
     let slice = |module: &Module| {
         let [rows, cols] = module.shape();
         module.packed_size(0..slice_rows(cols).min(rows)) as u64
     };
-    checkpoint.modules().map(slice).max().unwrap_or(0)
+    checkpoint.modules().filter(|module| module.kept_size() == 0).map(slice).max().unwrap_or(0)
+}
+
+/// The stored bytes of a module that stay mapped while it is read.
+fn kept(checkpoint: &Checkpoint, name: &str) -> u64 {
+    checkpoint.module(name).map_or(0, Module::kept_size) as u64
 }
 
 /// What will be read for the comparison of a tensor that is left out.
@@ -319,13 +334,19 @@ fn compared(inputs: &Inputs, leftover: Leftover) -> PlannedLeftover {
             None => checkpoint.tensor(name).map_or(0, Tensor::size),
         }
     };
-    let read_bytes =
-        if both { of(&inputs.base, &leftover.base) + of(&inputs.tuned, &leftover.tuned) } else { 0 };
+    let (mut read_bytes, mut memory) = (0, 0);
+    if both {
+        for (checkpoint, name) in [(&inputs.base, &leftover.base), (&inputs.tuned, &leftover.tuned)] {
+            read_bytes += of(checkpoint, name);
+            memory += kept(checkpoint, name.as_deref().unwrap_or_default());
+        }
+    }
     PlannedLeftover {
         name: leftover.name.clone(),
         reason: leftover.reason,
         shape: leftover.shape.clone(),
         read_bytes,
+        memory,
         leftover,
     }
 }

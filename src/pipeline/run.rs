@@ -147,7 +147,7 @@ fn read<'a>(shared: &'a Shared<'_>, tasks: &Receiver<Task<'a>>, ready: &Sender<S
                 (permit, loaded.map(|loaded| Ready::Module(module, loaded, started)))
             }
             Task::Compare(planned) => {
-                let permit = shared.budget.take(0);
+                let permit = shared.budget.take(planned.memory);
                 let compared = shared.pool.install(|| compare(shared.inputs, &planned.leftover, &count));
                 (permit, compared.map(|(left_out, tensors)| Ready::Compared(left_out, tensors)))
             }

@@ -58,7 +58,8 @@ pub fn difference<'a>(
 ) -> Result<Difference<'a>> {
     let base = half(Side::Base, &inputs.base, &module.pair.name)?;
     let tuned = half(Side::Tuned, &inputs.tuned, &module.pair.tuned)?;
-    Ok(Difference::new(base, tuned, module.pair.rows, &job.deciding))
+    let deciding = &job.deciding;
+    Difference::new(base, tuned, module.pair.rows, deciding.round_base, deciding.non_finite)
 }
 
 /// One side of a difference, by name.
@@ -83,7 +84,7 @@ pub fn load(
     read: &(dyn Fn(u64) + Sync),
 ) -> Result<Loaded> {
     let difference = difference(inputs, module, job)?;
-    let (m, n) = (difference.rows, difference.cols());
+    let (m, n) = (difference.rows(), difference.cols());
     if !module.held {
         return Ok(Loaded { held: None, survey: difference.survey(None, read)? });
     }
@@ -98,15 +99,12 @@ pub fn load(
 /// What recomputing the delta met; factors that do not fit in the type they are stored in.
 pub fn finish(inputs: &Inputs, module: &PlannedModule, job: &Extraction, loaded: Loaded) -> Result<Finished> {
     let Loaded { held, mut survey } = loaded;
-    let recomputed;
-    let delta: &dyn Panels = match &held {
-        Some(held) => held,
-        None => {
-            recomputed = Recomputed::new(difference(inputs, module, job)?, module.visitors);
-            &recomputed
-        }
+    let anew = || Ok(Recomputed::new(difference(inputs, module, job)?, module.visitors));
+    let delta: Box<dyn Panels> = match held {
+        Some(held) => Box::new(held),
+        None => Box::new(anew()?),
     };
-    let factors = factorize::factorize(delta, survey.norm2, &module.name, &request(job))?;
+    let factors = factorize::factorize(&*delta, survey.norm2, &module.name, &request(job))?;
     let spectrum = Spectrum {
         module: module.name.clone(),
         shape: module.shape,
@@ -114,7 +112,7 @@ pub fn finish(inputs: &Inputs, module: &PlannedModule, job: &Extraction, loaded:
         converged: factors.converged,
         singular_values: factors.singular_values.clone(),
     };
-    let (stored, quality) = store(delta, &factors, survey.norm2, job.deciding.dtype, &module.name)?;
+    let (stored, quality) = store(&*delta, &factors, survey.norm2, job.deciding.dtype, &module.name)?;
     let mut record = ModuleRecord {
         name: module.name.clone(),
         shape: module.shape,
@@ -127,7 +125,7 @@ pub fn finish(inputs: &Inputs, module: &PlannedModule, job: &Extraction, loaded:
         non_finite: survey.non_finite,
         blake3: String::new(),
     };
-    drop((factors, held));
+    drop((factors, delta));
     if let Some(served) = &inputs.served {
         let served = half(Side::Served, served, &module.pair.name)?;
         survey.tensors.extend(digests(served, &|_| ())?);
@@ -175,9 +173,9 @@ fn measure_served(
     stored: &StoredFactors,
 ) -> Result<ServedError> {
     let tuned = half(Side::Tuned, &inputs.tuned, &module.pair.tuned)?;
-    let mut difference = Difference::new(served, tuned, module.pair.rows, &job.deciding);
     // Whatever the base is rounded to, this one is served as it is.
-    difference.round_base = super::options::RoundBase::None;
+    let as_it_is = super::options::RoundBase::None;
+    let difference = Difference::new(served, tuned, module.pair.rows, as_it_is, job.deciding.non_finite)?;
     let delta = Recomputed::new(difference, module.visitors);
     let measured = factorize::residual(&delta, &stored.left, &stored.right)?;
     Ok(ServedError { without_adapter: measured.norm2.sqrt(), with_adapter: measured.residual2.sqrt() })

@@ -1,8 +1,8 @@
 //! Weights that are stored transposed and packed, `[in, out]`, as GPTQ and AWQ have them: a logical row is a column of the file.
 //!
 //! **What is resident.** A panel of rows touches a few bytes in every stored row, so [`spans`](Dequantize::spans) names the tensors
-//! whole: their mapped pages are what a module costs, `bits / 32` of its size in f32 (an eighth at four bits), never more. A panel
-//! decodes its own columns alone, but a processor reads memory by lines of 64 bytes: 16 rows of GPTQ, 128 rows of AWQ at four
+//! whole: their mapped pages are what a module costs, `bits / 32` of its size in f32 (an eighth at four bits), never more. They are
+//! mapped once for all panels and threads ([`is_whole`](Dequantize::is_whole)). A panel decodes its own columns alone, but a processor reads memory by lines of 64 bytes: 16 rows of GPTQ, 128 rows of AWQ at four
 //! bits. Panels of fewer rows, or that begin between, read such a line once more; the pages are touched once more in any case.
 //! Panels should be as high as the budget allows.
 //!
@@ -209,6 +209,10 @@ impl Dequantize for ColumnPacked {
     fn spans(&self, _: Range<usize>) -> Vec<Range<usize>> {
         let size = |tensor: &Stored| tensor.shape.iter().product::<usize>() * tensor.dtype.bitsize() / 8;
         self.tensors.iter().map(|tensor| 0..size(tensor)).collect()
+    }
+
+    fn is_whole(&self) -> bool {
+        true
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {

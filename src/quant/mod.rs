@@ -110,6 +110,12 @@ pub trait Dequantize: Debug + Send + Sync {
     /// For each of [`tensors`](Self::tensors), the bytes of it that `rows` needs (relative to the tensor's start).
     fn spans(&self, rows: Range<usize>) -> Vec<Range<usize>>;
 
+    /// Whether any row needs all of the stored bytes, as one of a weight that is packed along its columns does: the spans are then
+    /// those of whole tensors, whatever the rows, and are best mapped once.
+    fn is_whole(&self) -> bool {
+        false
+    }
+
     /// Decodes `rows` into `out` (row-major, `rows.len() * in` values). `parts` holds the bytes that
     /// [`spans`](Self::spans) named for these very rows, in the same order; they need not be aligned.
     ///
