@@ -2,9 +2,9 @@
 //!
 //! **What is resident.** A panel of rows touches a few bytes in every stored row, so [`spans`](Dequantize::spans) names the tensors
 //! whole: their mapped pages are what a module costs, `bits / 32` of its size in f32 (an eighth at four bits), never more. They are
-//! mapped once for all panels and threads ([`is_whole`](Dequantize::is_whole)). A panel decodes its own columns alone, but a processor reads memory by lines of 64 bytes: 16 rows of GPTQ, 128 rows of AWQ at four
-//! bits. Panels of fewer rows, or that begin between, read such a line once more; the pages are touched once more in any case.
-//! Panels should be as high as the budget allows.
+//! mapped once for all panels and threads ([`is_whole`](Dequantize::is_whole)). A panel decodes its own columns alone, but a
+//! processor reads memory by lines of 64 bytes: 16 rows of GPTQ, 128 rows of AWQ at four bits. Panels of fewer rows, or that begin
+//! between, read such a line once more.
 //!
 //! The value is `rT((q - z) * s)`, T the dtype of the scale, which is what `grid.rs` computes for a row.
 
