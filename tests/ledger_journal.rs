@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::tempdir;
 use trephine::Kind;
 use trephine::ledger::Journal;
-use trephine::ledger::journal::replay;
+use trephine::ledger::journal::{replay, replay_prefix};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 enum Record {
@@ -164,4 +164,33 @@ fn what_could_not_be_replayed_is_refused_when_it_is_written() {
     assert_eq!(replay::<f64>(&path).unwrap(), [0.1, 0.2]);
     let error = replay::<String>(&path).unwrap_err();
     assert!(error.to_string().contains("line 1 was written by another version"), "{error}");
+}
+
+#[test]
+fn what_stands_before_the_damage_is_still_told() {
+    let home = tempdir().unwrap();
+    let path = home.path().join("journal");
+    written(&path, &sample());
+    let whole = fs::read(&path).unwrap();
+    let third = whole.iter().enumerate().filter(|(_, b)| **b == b'\n').nth(1).unwrap().0;
+    let mut bytes = whole.clone();
+    bytes[third + 30] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let read = replay_prefix::<Record>(&path).unwrap();
+    assert_eq!(read.records, sample()[..2]);
+    assert!(read.damage.unwrap().to_string().contains("line 3 does not match its checksum"));
+    assert_eq!(fs::read(&path).unwrap(), bytes);
+    fs::write(&path, &whole).unwrap();
+    let read = replay_prefix::<Record>(&path).unwrap();
+    assert_eq!((read.records, read.damage.is_none()), (sample(), true));
+}
+
+#[test]
+fn a_journal_of_ones_own_is_begun_once() {
+    let home = tempdir().unwrap();
+    let path = home.path().join("journal");
+    let mut journal = Journal::create(&path).unwrap();
+    sample().iter().for_each(|record| journal.append(record).unwrap());
+    assert_eq!(replay::<Record>(&path).unwrap(), sample());
+    assert!(Journal::<Record>::create(&path).unwrap_err().to_string().contains("cannot begin the journal"));
 }

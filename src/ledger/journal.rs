@@ -64,7 +64,7 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
                 .hint("wait until it has ended"));
         }
         folder::sync(folder::parent(path))?;
-        let (records, end) = read(&file, path)?;
+        let (records, end) = read(&file, path)?.whole()?;
         let torn = file.metadata().map_err(failed)?.len().saturating_sub(end.bytes);
         if torn > 0 {
             file.set_len(end.bytes).and_then(|()| file.sync_all()).map_err(failed)?;
@@ -73,6 +73,25 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
             Journal { file, path: path.to_path_buf(), end, torn, broken: false, record: PhantomData },
             records,
         ))
+    }
+
+    /// Begins a journal at `path`, where none may be. Takes no lock: the name is this writer's alone, which holds on
+    /// file systems too that have no locks, or several machines on them.
+    ///
+    /// # Errors
+    /// A file of that name; what the file system refuses.
+    pub fn create(path: &Path) -> Result<Journal<T>> {
+        let failed = |e: io::Error| Error::unexpected("cannot begin the journal").path(path).because(e);
+        let file = OpenOptions::new().append(true).create_new(true).open(path).map_err(failed)?;
+        folder::sync(folder::parent(path))?;
+        Ok(Journal {
+            file,
+            path: path.to_path_buf(),
+            end: BEGINNING,
+            torn: 0,
+            broken: false,
+            record: PhantomData,
+        })
     }
 
     /// Appends `record`. When it returns, the record is on the disk.
@@ -127,33 +146,63 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
 /// # Errors
 /// As [`Journal::open`], and a journal that is missing.
 pub fn replay<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
-    let file =
-        File::open(path).map_err(|e| Error::unexpected("cannot open the journal").path(path).because(e))?;
-    Ok(read(&file, path)?.0)
+    Ok(replay_prefix(path)?.whole()?.0)
 }
 
-fn read<T: DeserializeOwned>(file: &File, path: &Path) -> Result<(Vec<T>, End)> {
+/// As [`replay`], but damage is told beside the records before it, which the chain of checksums still vouches for.
+///
+/// # Errors
+/// A journal that is missing or cannot be read.
+pub fn replay_prefix<T: DeserializeOwned>(path: &Path) -> Result<Prefix<T>> {
+    let file =
+        File::open(path).map_err(|e| Error::unexpected("cannot open the journal").path(path).because(e))?;
+    read(&file, path)
+}
+
+/// What a journal holds up to its end, or up to where it is damaged.
+#[derive(Debug)]
+pub struct Prefix<T> {
+    /// The records.
+    pub records: Vec<T>,
+    /// What is wrong behind them.
+    pub damage: Option<Error>,
+    end: End,
+}
+
+impl<T> Prefix<T> {
+    fn whole(self) -> Result<(Vec<T>, End)> {
+        self.damage.map_or(Ok((self.records, self.end)), Err)
+    }
+}
+
+fn read<T: DeserializeOwned>(file: &File, path: &Path) -> Result<Prefix<T>> {
     let failed = |e: io::Error| Error::unexpected("cannot read the journal").path(path).because(e);
     let mut reader = BufReader::new(file);
-    let (mut records, mut end, mut line) = (Vec::new(), BEGINNING, Vec::new());
+    let mut line = Vec::new();
+    let mut read = Prefix { records: Vec::new(), damage: None, end: BEGINNING };
     loop {
         line.clear();
         reader.by_ref().take(LONGEST as u64).read_until(b'\n', &mut line).map_err(failed)?;
-        let Some(json) = checked(&line, &end.chain) else {
+        let number = read.end.lines + 1;
+        let Some(json) = checked(&line, &read.end.chain) else {
             // Nothing, or a torn line, and nothing behind it: the end.
-            if reader.fill_buf().map_err(failed)?.is_empty() {
-                return Ok((records, end));
+            if !reader.fill_buf().map_err(failed)?.is_empty() {
+                read.damage = Some(damaged(path, number, "does not match its checksum"));
             }
-            return Err(damaged(path, end.lines + 1, "does not match its checksum"));
+            return Ok(read);
         };
-        let record = serde_json::from_slice(json).map_err(|e| {
-            damaged(path, end.lines + 1, "was written by another version of trephine").because(e)
-        })?;
-        records.push(record);
-        end = End {
-            bytes: end.bytes + line.len() as u64,
-            lines: end.lines + 1,
-            chain: chained(&end.chain, json),
+        match serde_json::from_slice(json) {
+            Ok(record) => read.records.push(record),
+            Err(e) => {
+                let how = "was written by another version of trephine";
+                read.damage = Some(damaged(path, number, how).because(e));
+                return Ok(read);
+            }
+        }
+        read.end = End {
+            bytes: read.end.bytes + line.len() as u64,
+            lines: number,
+            chain: chained(&read.end.chain, json),
         };
     }
 }

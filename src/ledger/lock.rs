@@ -29,6 +29,19 @@ impl Lock {
     /// [`Kind::Decide`](crate::Kind::Decide) when another run holds it, with that run's process id if it is
     /// known; a folder that cannot be written, or whose file system has no locks.
     pub fn acquire(out: &Path) -> Result<Lock> {
+        Lock::take(out, false)
+    }
+
+    /// As [`acquire`](Self::acquire), but where the file system has no locks, goes on without: for work that two may
+    /// do at once without harm, which a lock only spares.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire), but for a missing lock.
+    pub fn acquire_where_there_is_one(out: &Path) -> Result<Lock> {
+        Lock::take(out, true)
+    }
+
+    fn take(out: &Path, without: bool) -> Result<Lock> {
         let state = out.join(STATE);
         folder::create(&state)?;
         let path = state.join("lock");
@@ -41,7 +54,11 @@ impl Lock {
                 .truncate(false)
                 .open(&path)
                 .map_err(failed)?;
-            match hold(&file, &path).map_err(failed)? {
+            let held = match hold(&file, &path) {
+                Err(e) if without && has_no_locks(&e) => Hold::Mine,
+                held => held.map_err(failed)?,
+            };
+            match held {
                 Hold::Mine => {
                     // For people only: nothing is ever decided by this number.
                     file.set_len(0)
@@ -50,7 +67,7 @@ impl Lock {
                     return Ok(Lock { _file: file, path });
                 }
                 Hold::Replaced => {}
-                Hold::Theirs => return Err(held(out, &file)),
+                Hold::Theirs => return Err(held_by(out, &file)),
             }
         }
     }
@@ -78,7 +95,15 @@ impl Lock {
     }
 }
 
-fn held(out: &Path, file: &File) -> Error {
+/// Whether a file system answered that it has no locks, as Lustre does unless it is mounted with them.
+fn has_no_locks(e: &io::Error) -> bool {
+    use rustix::io::Errno;
+    // ENOSYS, EOPNOTSUPP, ENOLCK.
+    let none = [Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOLCK].map(|errno| errno.raw_os_error());
+    e.raw_os_error().is_some_and(|code| none.contains(&code))
+}
+
+fn held_by(out: &Path, file: &File) -> Error {
     let mut text = String::new();
     // At most a number is expected, and the file may hold anything.
     let pid = file.take(32).read_to_string(&mut text).ok().and_then(|_| text.trim().parse::<u32>().ok());
@@ -145,6 +170,16 @@ mod tests {
         fs::write(first.path(), b"\xff\xfe").unwrap();
         let error = Lock::acquire(out.path()).unwrap_err().to_string();
         assert!(error.contains("another run writes"), "{error}");
+    }
+
+    #[test]
+    fn file_systems_without_locks_are_told_from_other_failures() {
+        use rustix::io::Errno;
+        let answers =
+            [(Errno::NOSYS, true), (Errno::OPNOTSUPP, true), (Errno::NOLCK, true), (Errno::IO, false)];
+        for (errno, none) in answers {
+            assert_eq!(has_no_locks(&errno.into()), none, "{errno}");
+        }
     }
 
     #[test]
