@@ -1,18 +1,19 @@
 //! Progress on stderr: a bar on a terminal, plain lines elsewhere, nothing when asked to be quiet.
 
 use std::io::{IsTerminal, Write};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use trephine::ledger::ModuleRecord;
-use trephine::pipeline::Progress;
+use trephine::pipeline::{Life, Progress};
 
 /// What a run tells, on stderr.
 pub struct Bar {
     bar: Option<ProgressBar>,
     quiet: bool,
     state: Mutex<State>,
+    life: Arc<OnceLock<Arc<Life>>>,
 }
 
 struct State {
@@ -33,7 +34,13 @@ impl Bar {
             bar
         });
         let now = Instant::now();
-        Bar { bar, quiet, state: Mutex::new(State { started: now, modules: 0, done: 0, last_line: now }) }
+        let state = Mutex::new(State { started: now, modules: 0, done: 0, last_line: now });
+        Bar { bar, quiet, state, life: Arc::default() }
+    }
+
+    /// The run's signs of life, once it is at work.
+    pub fn life(&self) -> Arc<OnceLock<Arc<Life>>> {
+        Arc::clone(&self.life)
     }
 
     /// A line among the progress.
@@ -109,6 +116,10 @@ impl Progress for Bar {
             }
             None => {}
         }
+    }
+
+    fn alive(&self, life: &Arc<Life>) {
+        let _ = self.life.set(Arc::clone(life));
     }
 
     fn note(&self, text: &str) {

@@ -4,14 +4,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
+use trephine::Result;
 use trephine::factorize::Method;
 use trephine::pipeline::{
-    Deciding, Extraction, FactorType, NonFinite, Outcome, Plan, RoundBase, Running, default_memory, extract,
-    plan,
+    Deciding, Extraction, FactorType, NonFinite, Outcome, Part, PartChoice, PartOutcome, Plan, RoundBase,
+    Running, default_memory, extract, extract_part, plan,
 };
-use trephine::{Error, Result};
 
-use super::bar::{Bar, tell};
+use super::bar::Bar;
+use super::signal::leave_on_signal;
 use super::table::{number, table};
 use super::{print, print_json, size, threads};
 
@@ -73,6 +74,10 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME", help_heading = "Result")]
     base_model_name: Option<String>,
 
+    /// Do only one of several parts of the work, as 3/16, in an output folder that all share; `trephine assemble` makes
+    /// the adapter of them. `auto` asks the Slurm array, `auto/16` a Kubernetes indexed Job too
+    #[arg(long, value_name = "I/N", help_heading = "Running")]
+    part: Option<PartChoice>,
     /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
     #[arg(long, value_name = "SIZE", value_parser = size::parse, help_heading = "Running")]
     memory: Option<u64>,
@@ -171,49 +176,38 @@ fn name_of(base: &str) -> String {
 /// Plans, shows or runs.
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let extraction = arguments.extraction()?;
+    let part = arguments.part.map(PartChoice::resolve).transpose()?;
     if arguments.dry_run {
         let plan = plan(&extraction)?;
+        let plan = part.map_or_else(|| plan.clone(), |part| plan.share(part));
         if arguments.json {
             print_json(&plan)?;
         } else {
-            print(&show_plan(&plan))?;
+            print(&show_plan(&plan, part))?;
         }
         return Ok(ExitCode::SUCCESS);
     }
-    leave_on_signal()?;
     let bar = Bar::new(arguments.quiet);
-    let outcome = extract(&extraction, &bar);
-    bar.clear();
-    let outcome = outcome?;
-    if arguments.json {
-        print_json(&outcome)?;
-    } else {
-        print(&show_outcome(&outcome))?;
+    leave_on_signal(&bar)?;
+    match part {
+        Some(part) => {
+            let outcome = extract_part(&extraction, part, &bar);
+            bar.clear();
+            let outcome = outcome?;
+            if arguments.json { print_json(&outcome) } else { print(&show_part(&outcome)) }?;
+        }
+        None => {
+            let outcome = extract(&extraction, &bar);
+            bar.clear();
+            let outcome = outcome?;
+            if arguments.json { print_json(&outcome) } else { print(&show_outcome(&outcome)) }?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Leaves with exit code 75 from the signal's own thread. A product in flight cannot be waited for, and need not be:
-/// a kill at any instant costs at most the modules in flight.
-fn leave_on_signal() -> Result<()> {
-    let command = command_to_go_on();
-    ctrlc::set_handler(move || {
-        tell("\nstopped. Finished modules are safe; to go on:");
-        tell(&format!("  {command}"));
-        std::process::exit(75);
-    })
-    .map_err(|e| Error::unexpected("cannot listen for signals").because(e))
-}
-
-/// This very command, but without `--overwrite`, which would throw away what is done.
-fn command_to_go_on() -> String {
-    let arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());
-    let arguments: Vec<String> = arguments.filter(|argument| argument != "--overwrite").collect();
-    shlex::try_join(arguments.iter().map(String::as_str)).unwrap_or_else(|_| arguments.join(" "))
-}
-
-fn show_plan(plan: &Plan) -> String {
-    let mut text = String::new();
+fn show_plan(plan: &Plan, part: Option<Part>) -> String {
+    let mut text = part.map_or(String::new(), |part| format!("part {part} of the run\n"));
     for note in &plan.notes {
         text += &format!("note: {note}\n");
     }
@@ -245,7 +239,22 @@ fn show_plan(plan: &Plan) -> String {
     )
 }
 
-fn show_outcome(outcome: &Outcome) -> String {
+fn show_part(outcome: &PartOutcome) -> String {
+    let PartOutcome { out, part, modules, done_before, run_modules, seconds, assembled } = outcome;
+    if *assembled {
+        return format!("part {part}: the adapter in {} is assembled already\n", out.display());
+    }
+    let here = modules - done_before;
+    let before = if *done_before > 0 { format!(", {done_before} were done before") } else { String::new() };
+    format!(
+        "part {part}: {here} modules of {run_modules} in {seconds:.1} s{before}\n\
+         when all parts are done: trephine assemble {}\n",
+        super::quoted(&out.to_string_lossy())
+    )
+}
+
+/// The end of a run, for people.
+pub fn show_outcome(outcome: &Outcome) -> String {
     let manifest = &outcome.manifest;
     let headings = ["kind", "modules", "rank", "mean error", "worst error", "captured", "time"];
     let mut rows = table(headings);

@@ -8,9 +8,12 @@ use clap::{Parser, Subcommand};
 use trephine::{Error, Kind, Result};
 
 pub mod allocator;
+mod assemble;
 mod bar;
 mod extract;
+mod signal;
 mod size;
+mod status;
 mod table;
 mod verify;
 
@@ -27,12 +30,14 @@ const EXIT_CODES: &str = "Exit codes:
   1   an unexpected error, a full disk among them
   2   usage, or something that you must decide (a budget too small, changed options, a locked folder)
   3   the input is bad
-  4   a check found something
+  4   a check found something, as parts that are missing
   75  stopped by a signal: run the same command again to go on";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Extract(Box<extract::Arguments>),
+    Assemble(assemble::Arguments),
+    Status(status::Arguments),
     Verify(verify::Arguments),
 }
 
@@ -40,6 +45,8 @@ enum Command {
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
         Command::Extract(arguments) => extract::run(*arguments),
+        Command::Assemble(arguments) => assemble::run(arguments),
+        Command::Status(arguments) => status::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
     }
 }
@@ -69,6 +76,11 @@ fn threads(asked: Option<usize>) -> Result<usize> {
         Some(threads) => Ok(threads),
         None => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
     }
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    shlex::try_quote(word).map_or_else(|_| word.to_owned(), |quoted| quoted.into_owned())
 }
 
 /// Writes to stdout. A reader that has gone away (`| head`) is no error.

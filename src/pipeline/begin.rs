@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::options::Extraction;
+use super::options::{Deciding, Extraction};
 use super::plan::Inputs;
 use crate::checkpoint::{Change, Identity};
 use crate::ledger::Side;
@@ -37,7 +37,7 @@ impl Begin {
         sides.extend(inputs.served.as_ref().map(|served| (Side::Served, served.identity().clone())));
         Ok(Begin {
             trephine: env!("CARGO_PKG_VERSION").into(),
-            options: options(job)?,
+            options: deciding(&job.deciding)?,
             simd: simd_level().into(),
             inputs: sides,
         })
@@ -93,9 +93,9 @@ fn differing_option(before: &Map<String, Value>, now: &Map<String, Value>) -> Op
 ///
 /// # Errors
 /// Options that JSON cannot hold.
-pub fn options(job: &Extraction) -> Result<Map<String, Value>> {
+pub fn deciding(options: &Deciding) -> Result<Map<String, Value>> {
     let failed = |e| Error::unexpected("cannot write the options as JSON").because(e);
-    match serde_json::to_value(&job.deciding).map_err(failed)? {
+    match serde_json::to_value(options).map_err(failed)? {
         Value::Object(map) => Ok(map),
         other => Err(Error::unexpected(format!("options are no JSON object but {other}"))),
     }

@@ -1,21 +1,26 @@
 //! From finished shards to a folder that is whole: adapter, config, spectra, manifest, card, and checksums last.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use super::attempt::{self, HOW, JOURNAL, PARTS, SHARDS};
 use super::begin::Begin;
 use super::card;
+use super::gather::Finished;
+use super::life::HEARTBEAT;
+use super::log::Log;
 use super::options::Extraction;
 use super::plan::{Inputs, Plan};
-use super::resume::{CARD, Ledger, MANIFEST, SPECTRA, STATE};
+use super::resume::{CARD, MANIFEST, SPECTRA, STATE, removed};
 use super::worker::{A, B, ShardRecord};
 use crate::adapter::{self, AdapterConfig, Piece, Place, ShardNames, kind_of, place_of};
 use crate::checkpoint::Checkpoint;
 use crate::ledger::{
     LeftOut, Lock, Manifest, ModuleRecord, Quality, ServedError, Shard, Source, Spectrum, TensorRecord,
-    Written, checksums, durable, folder, shard,
+    Written, checksums, durable, folder,
 };
 use crate::{Error, Result};
 
@@ -28,23 +33,23 @@ pub fn finish(
     job: &Extraction,
     plan: &Plan,
     begin: &Begin,
-    ledger: &Ledger,
+    done: &Finished,
 ) -> Result<Manifest> {
-    let out = &ledger.out;
+    let out = &job.out;
     let mut files: BTreeMap<String, blake3::Hash> = BTreeMap::new();
     let rank = match job.deciding.energy {
-        Some(_) => ledger.modules.values().map(|(_, record)| record.module.rank).max().unwrap_or(0).max(1),
+        Some(_) => done.modules.values().map(|done| done.record.module.rank).max().unwrap_or(0).max(1),
         None => job.deciding.rank,
     };
-    let (weights, digests) = write_weights(out, job, plan, ledger, rank)?;
+    let (weights, digests) = write_weights(job, plan, done, rank)?;
     files.insert(adapter::WEIGHTS.into(), weights.blake3);
 
-    let manifest = manifest(inputs, job, plan, begin, ledger, rank, &digests);
+    let manifest = manifest(inputs, job, plan, begin, done, rank, &digests);
     let config = AdapterConfig::portable(&job.deciding.base_model_name, rank, target_modules(&manifest));
     let config = adapter::write_config(&config).map_err(not_json)?;
     files.insert(adapter::CONFIG.into(), write_text(&out.join(adapter::CONFIG), &config)?.blake3);
 
-    let spectra = spectra(plan, ledger);
+    let spectra = spectra(plan, done);
     files.insert(SPECTRA.into(), write_spectra(&out.join(SPECTRA), &spectra)?.blake3);
     let json = serde_json::to_string_pretty(&manifest).map_err(not_json)? + "\n";
     files.insert(MANIFEST.into(), write_text(&out.join(MANIFEST), &json)?.blake3);
@@ -63,10 +68,9 @@ fn write_text(path: &Path, text: &str) -> Result<Written> {
 }
 
 fn write_weights(
-    out: &Path,
     job: &Extraction,
     plan: &Plan,
-    ledger: &Ledger,
+    done: &Finished,
     rank: usize,
 ) -> Result<(Written, BTreeMap<String, blake3::Hash>)> {
     let oriented = |name: &str, [rows, cols]: [usize; 2]| match place_of(name) {
@@ -75,18 +79,17 @@ fn write_weights(
     };
     let mut pieces = Vec::new();
     for module in &plan.modules {
-        let (written, record) = ledger.modules.get(&module.name).ok_or_else(|| {
+        let done = done.modules.get(&module.name).ok_or_else(|| {
             Error::unexpected("a module was never finished")
                 .tensor(&module.name)
                 .hint("run the same command again")
         })?;
-        let (path, written): (PathBuf, Written) =
-            (ledger.shards.join(shard::file_name(&module.name)), *written);
+        let (path, written) = (done.path.clone(), done.written);
         pieces.push(Piece {
             module: module.name.clone(),
             place: module.pair.place,
             shape: oriented(&module.name, module.shape),
-            rank: record.module.rank,
+            rank: done.record.module.rank,
             shard: Some(Box::new(move || Shard::open(&path, written))),
         });
     }
@@ -98,7 +101,7 @@ fn write_weights(
         shard: None,
     }));
     let names = ShardNames { a: A, b: B };
-    adapter::assemble(&out.join(adapter::WEIGHTS), rank, job.deciding.dtype.dtype(), &pieces, &names)
+    adapter::assemble(&job.out.join(adapter::WEIGHTS), rank, job.deciding.dtype.dtype(), &pieces, &names)
 }
 
 fn manifest(
@@ -106,11 +109,11 @@ fn manifest(
     job: &Extraction,
     plan: &Plan,
     begin: &Begin,
-    ledger: &Ledger,
+    done: &Finished,
     rank: usize,
     digests: &BTreeMap<String, blake3::Hash>,
 ) -> Manifest {
-    let records: Vec<&ShardRecord> = ledger.modules.values().map(|(_, record)| record).collect();
+    let records: Vec<&ShardRecord> = done.modules.values().map(|done| &done.record).collect();
     let mut modules: Vec<ModuleRecord> = records.iter().map(|record| record.module.clone()).collect();
     modules.extend(plan.zeros.iter().map(|(name, shape)| ModuleRecord {
         name: name.clone(),
@@ -129,7 +132,7 @@ fn manifest(
             digests.get(&module.name).map(|digest| digest.to_hex().to_string()).unwrap_or_default();
     }
     modules.sort_by(|a, b| a.name.cmp(&b.name));
-    let compared = plan.not_represented.iter().filter_map(|planned| ledger.compared.get(&planned.key()));
+    let compared = plan.not_represented.iter().filter_map(|planned| done.compared.get(&planned.key()));
     let (not_represented, read): (Vec<LeftOut>, Vec<Vec<TensorRecord>>) = compared.cloned().unzip();
     let mut tensors: Vec<TensorRecord> = records.iter().flat_map(|record| record.tensors.clone()).collect();
     tensors.extend(read.into_iter().flatten());
@@ -155,10 +158,12 @@ fn manifest(
 /// A path is shortened to its last part: where it lay on this machine is no one else's business.
 fn source(spec: &str, checkpoint: &Checkpoint) -> Source {
     let path = Path::new(spec);
-    let name = match path.file_name() {
-        Some(name) if path.exists() => name.to_string_lossy().into_owned(),
-        _ => spec.to_owned(),
-    };
+    // `.` and `..` have no last part, but what they lead to has.
+    let real = path.exists().then(|| match path.file_name() {
+        Some(name) => Some(name.to_owned()),
+        None => path.canonicalize().ok()?.file_name().map(OsStr::to_owned),
+    });
+    let name = real.flatten().map_or(spec.to_owned(), |name| name.to_string_lossy().into_owned());
     let model_type = checkpoint.config().model_type().map(str::to_owned);
     Source { name, model_type, scheme: checkpoint.scheme().label() }
 }
@@ -187,14 +192,10 @@ fn target_modules(manifest: &Manifest) -> BTreeSet<String> {
     manifest.modules.iter().map(|module| kind_of(&module.name).to_owned()).collect()
 }
 
-fn spectra(plan: &Plan, ledger: &Ledger) -> Vec<Spectrum> {
+fn spectra(plan: &Plan, done: &Finished) -> Vec<Spectrum> {
     let mut names: Vec<&str> = plan.modules.iter().map(|module| module.name.as_str()).collect();
     names.sort_unstable();
-    names
-        .iter()
-        .filter_map(|name| ledger.modules.get(*name))
-        .map(|(_, record)| record.spectrum.clone())
-        .collect()
+    names.iter().filter_map(|name| done.modules.get(*name)).map(|done| done.record.spectrum.clone()).collect()
 }
 
 fn write_spectra(path: &Path, spectra: &[Spectrum]) -> Result<Written> {
@@ -208,20 +209,45 @@ fn write_spectra(path: &Path, spectra: &[Spectrum]) -> Result<Written> {
     })
 }
 
-/// Removes what only an unfinished run needs. The journal goes first of all: without checksums it would be work lost,
-/// with them it is spent. The lock goes last, and nothing is removed without it: another run may have begun here.
-pub fn tidy(lock: Lock, out: &Path, keep_shards: bool) -> Result<()> {
-    let gone = |path: &Path, result: std::io::Result<()>| match result {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::unexpected("cannot remove what the run no longer needs").path(path).because(e))
-        }
-        _ => Ok(()),
-    };
-    let (journal, shards) = (out.join(STATE).join("journal"), out.join(STATE).join("shards"));
-    gone(&journal, fs::remove_file(&journal))?;
-    if !keep_shards {
-        gone(&shards, fs::remove_dir_all(&shards))?;
+/// Brings the shards of parts to those of the unsplit run, where they are to be kept.
+///
+/// # Errors
+/// A shard that cannot be renamed.
+pub fn keep_shards(out: &Path, done: &Finished) -> Result<()> {
+    let shards = out.join(STATE).join(SHARDS);
+    folder::create(&shards)?;
+    for done in done.modules.values() {
+        let kept = shards.join(done.path.file_name().unwrap_or_default());
+        fs::rename(&done.path, &kept)
+            .map_err(|e| Error::unexpected("cannot keep the shard").path(&done.path).because(e))?;
     }
+    folder::sync(&shards)
+}
+
+/// Removes what only an unfinished run needs. The journals go first of all: without checksums they would be work lost,
+/// with them they are spent. The lock goes last, and nothing is removed without it: another run may have begun here.
+pub fn tidy(lock: Lock, out: &Path, keep_shards: bool) -> Result<()> {
+    let state = out.join(STATE);
+    for name in [JOURNAL, HOW, HEARTBEAT] {
+        removed(&state.join(name))?;
+    }
+    if !keep_shards {
+        removed(&state.join(SHARDS))?;
+    }
+    let parts = attempt::folders(out)?;
+    if !parts.is_empty() {
+        Log::open(out)?.take_over(&parts);
+        parts.iter().for_each(|part| remove_part(part));
+    }
+    // A part that is still at work, on what another has done meanwhile, may have written there just now: what it leaves
+    // is no one's, and harms no one.
+    let _ = fs::remove_dir(state.join(PARTS));
     lock.remove()?;
     folder::sync(out)
+}
+
+/// Removes the folder of a part, its journal first, as far as it can be removed.
+fn remove_part(part: &Path) {
+    let _ = fs::remove_file(part.join(JOURNAL));
+    let _ = fs::remove_dir_all(part);
 }

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use super::begin::Begin;
+use super::gather::{changed, check_touched};
 use super::plan::Inputs;
-use super::resume::{FILES, LOG, MANIFEST, changed, check_touched};
+use super::resume::{FILES, LOG, MANIFEST};
 use crate::ledger::{Checksums, Level, Manifest, Side};
 use crate::{Error, Result};
 
@@ -15,15 +16,7 @@ use crate::{Error, Result};
 /// # Errors
 /// A run of other inputs or options; a file that was removed or damaged since; a checkpoint that was changed since.
 pub fn finished(out: &Path, begin: &Begin, inputs: &Inputs, other_simd: bool) -> Result<Manifest> {
-    let path = out.join(MANIFEST);
-    let text = fs::read_to_string(&path)
-        .map_err(|e| Error::decide("the folder holds checksums, but no run's").path(&path).because(e))?;
-    let manifest: Manifest = serde_json::from_str(&text).map_err(|e| {
-        Error::input("the manifest of the finished run cannot be read")
-            .path(&path)
-            .because(e)
-            .hint("--overwrite starts anew")
-    })?;
+    let (path, manifest) = (out.join(MANIFEST), manifest(out)?);
     let before = Begin {
         trephine: manifest.trephine.clone(),
         options: manifest.options.clone(),
@@ -36,6 +29,32 @@ pub fn finished(out: &Path, begin: &Begin, inputs: &Inputs, other_simd: bool) ->
     check_whole(out)?;
     check_touched(inputs, &written_since(begin, &path), manifest.tensors.iter(), out)?;
     Ok(manifest)
+}
+
+/// The manifest of whatever finished run is in `out`, if that is still as it was.
+///
+/// # Errors
+/// No run's manifest; a file that was removed or damaged since.
+pub fn whole(out: &Path) -> Result<Manifest> {
+    let manifest = manifest(out)?;
+    check_whole(out)?;
+    Ok(manifest)
+}
+
+/// The manifest in `out`.
+///
+/// # Errors
+/// None, or one that cannot be read.
+pub fn manifest(out: &Path) -> Result<Manifest> {
+    let path = out.join(MANIFEST);
+    let text = fs::read_to_string(&path)
+        .map_err(|e| Error::decide("the folder holds checksums, but no run's").path(&path).because(e))?;
+    serde_json::from_str(&text).map_err(|e| {
+        Error::input("the manifest of the finished run cannot be read")
+            .path(&path)
+            .because(e)
+            .hint("--overwrite starts anew")
+    })
 }
 
 /// A file of a finished run may have been removed or damaged since.

@@ -1,40 +1,58 @@
 //! From two checkpoints to an adapter: pair, plan, read, factorize, make safe, assemble.
 
+mod assemble;
+mod attempt;
 mod begin;
 mod budget;
 mod card;
+mod command;
 mod compare;
 mod content;
 mod delta;
 mod digests;
 mod finish;
 mod finished;
+mod gather;
+mod life;
 mod log;
 mod options;
 mod pair;
+mod part;
+mod parts;
 mod plan;
 mod progress;
 mod renaming;
 mod resume;
 mod run;
 mod select;
+mod split;
+mod status;
 mod summary;
 mod worker;
 
+pub use assemble::{Assembled, Assembly, Missing, MissingPart, assemble};
 pub use begin::simd_level;
 pub use card::smallest_vllm_rank;
 pub use content::{Content, Verification, verify};
+pub use life::Life;
 pub use options::{Deciding, Extraction, FactorType, NonFinite, RoundBase, Running};
 pub use pair::{Leftover, Pair};
+pub use part::{Part, PartChoice};
+pub use parts::{PartOutcome, extract_part};
 pub use plan::{Inputs, Plan, PlannedLeftover, PlannedModule};
 pub use progress::{Progress, Silent};
 pub use resume::{CARD, LOG, MANIFEST, SPECTRA, STATE};
+pub use split::Split;
+pub use status::{AttemptState, AttemptStatus, RunState, Seen, Status, status};
 pub use summary::{KindSummary, LeftOutGroup, Outcome};
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use self::attempt::How;
+pub use self::attempt::Work;
 use self::begin::Begin;
+use self::life::Living;
 use self::log::Log;
 use self::resume::Found;
 use crate::Result;
@@ -58,7 +76,7 @@ pub fn plan(job: &Extraction) -> Result<Plan> {
     Plan::make(&inputs, job)
 }
 
-/// Extracts an adapter, or goes on with an extraction that was stopped.
+/// Extracts an adapter, or goes on with an extraction that was stopped, split or not.
 ///
 /// # Errors
 /// Bad input, options that need a decision, a failing disk: see [`Kind`](crate::Kind). Whatever was finished stays
@@ -69,29 +87,37 @@ pub fn extract(job: &Extraction, progress: &dyn Progress) -> Result<Outcome> {
     let plan = Plan::make(&inputs, job)?;
     plan.notes.iter().for_each(|note| progress.note(note));
     let begin = Begin::new(job, &inputs)?;
-    let mut ledger = match resume::open(job, &begin, &inputs)? {
-        Found::Open(ledger) => *ledger,
+    let (mut ledger, lock) = match resume::open(job, &begin, &inputs)? {
+        Found::Open(ledger, lock) => (*ledger, lock),
         Found::Done(manifest, lock) => {
             finish::tidy(lock, &job.out, job.running.keep_shards)?;
             return Ok(Outcome::new(job.out.clone(), *manifest, &BTreeMap::new(), true));
         }
     };
     ledger.notes.iter().for_each(|note| progress.note(note));
-    plan.check_disk(job, ledger.modules.values().map(|(written, _)| written.bytes).sum())?;
+    plan.check_disk(job, ledger.done.bytes())?;
     let log = Log::open(&job.out)?;
     log.line(&format!(
         "trephine {} begins: {} modules of {} are done; {} threads, {} MiB, {}",
         begin.trephine,
-        ledger.modules.len(),
+        ledger.done.modules.len(),
         plan.modules.len(),
         plan.threads,
         plan.memory >> 20,
         begin.simd
     ));
-    let times = run::run(&inputs, job, &plan, &mut ledger, &log, progress)?;
+    let (whole, ahead) = (Work::of(&plan), Work::ahead(&plan, &ledger.done));
+    let state = job.out.join(STATE);
+    How::new(job, None, whole, whole, ahead).write(&state)?;
+    let living = Living::begin(&state, &plan, progress);
+    let times = run::run(&inputs, job, &plan, &mut ledger, &log, &living);
+    let times = living.end(times)?;
     progress.assembling();
-    let manifest = finish::finish(&inputs, job, &plan, &begin, &ledger)?;
-    finish::tidy(ledger.lock, &job.out, job.running.keep_shards)?;
+    let manifest = finish::finish(&inputs, job, &plan, &begin, &ledger.done)?;
+    if job.running.keep_shards {
+        finish::keep_shards(&job.out, &ledger.done)?;
+    }
+    finish::tidy(lock, &job.out, job.running.keep_shards)?;
     log.line(&format!("done in {:.3} s", started.elapsed().as_secs_f64()));
     Ok(Outcome::new(job.out.clone(), manifest, &times, false))
 }

@@ -1,8 +1,10 @@
 //! What a run tells while it works. The library knows no progress bar: a binary brings its own.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ledger::ModuleRecord;
+use super::life::Life;
+use crate::ledger::{LeftOut, ModuleRecord};
 
 /// Observer of a run. Every method may be called from any thread.
 pub trait Progress: Send + Sync {
@@ -21,8 +23,18 @@ pub trait Progress: Send + Sync {
         let _ = (record, took);
     }
 
+    /// A tensor that the adapter does not hold has been compared.
+    fn compared(&self, left_out: &LeftOut) {
+        let _ = left_out;
+    }
+
     /// A record of the journal is safe on disk.
     fn journaled(&self) {}
+
+    /// Work begins; whoever ends the process by a signal may say so with [`Life::stopped`].
+    fn alive(&self, life: &Arc<Life>) {
+        let _ = life;
+    }
 
     /// A remark that the user should see.
     fn note(&self, text: &str) {

@@ -17,6 +17,7 @@ use safetensors::Dtype;
 
 use super::budget::{Budget, Permit};
 use super::compare::compare;
+use super::gather::DoneModule;
 use super::log::Log;
 use super::options::Extraction;
 use super::plan::{Inputs, Plan, PlannedLeftover, PlannedModule};
@@ -122,8 +123,8 @@ pub fn run(
 /// What is left to do: modules in the plan's order, then the comparisons, which are light.
 fn remaining<'a>(plan: &'a Plan, ledger: &Ledger, progress: &dyn Progress) -> Vec<Task<'a>> {
     let (done, modules): (Vec<_>, Vec<_>) =
-        plan.modules.iter().partition(|m| ledger.modules.contains_key(&m.name));
-    let compared = |l: &&PlannedLeftover| ledger.compared.contains_key(&l.key());
+        plan.modules.iter().partition(|m| ledger.done.modules.contains_key(&m.name));
+    let compared = |l: &&PlannedLeftover| ledger.done.compared.contains_key(&l.key());
     let (compared, leftovers): (Vec<_>, Vec<_>) = plan.not_represented.iter().partition(compared);
     let done_bytes = done.iter().map(|m| m.read_bytes).chain(compared.iter().map(|l| l.read_bytes)).sum();
     progress.begin(plan.modules.len(), plan.read_bytes, done.len(), done_bytes);
@@ -203,7 +204,7 @@ fn write(
                 times.insert(finished.record.module.name.clone(), took.as_secs_f64());
                 write_module(shared, ledger, *finished, took, log)
             }
-            Done::Compared(left_out, tensors) => write_compared(ledger, left_out, tensors),
+            Done::Compared(left_out, tensors) => write_compared(shared, ledger, left_out, tensors),
         };
         drop(permit);
         match written {
@@ -239,12 +240,18 @@ fn write_module(
         "{name}: {method}, basis {basis}, {passes} passes, {seconds:.3} s from the first byte"
     ));
     shared.progress.module(&record.module, took);
-    ledger.modules.insert(name, (written, record));
+    ledger.done.modules.insert(name, DoneModule { path, written, record });
     Ok(())
 }
 
-fn write_compared(ledger: &mut Ledger, left_out: LeftOut, tensors: Vec<TensorRecord>) -> Result<()> {
+fn write_compared(
+    shared: &Shared<'_>,
+    ledger: &mut Ledger,
+    left_out: LeftOut,
+    tensors: Vec<TensorRecord>,
+) -> Result<()> {
     ledger.journal.append(&Entry::Compared { left_out: left_out.clone(), tensors: tensors.clone() })?;
-    ledger.compared.insert(left_out.key(), (left_out, tensors));
+    shared.progress.compared(&left_out);
+    ledger.done.compared.insert(left_out.key(), (left_out, tensors));
     Ok(())
 }

@@ -86,15 +86,24 @@ impl Progress for Killer {
 /// What a test by the name of `child` does: nothing, but in a process that [`killed_at`] has started, which it kills.
 pub fn child() {
     let Ok(text) = std::env::var("TREPHINE_TEST_CHILD") else { return };
-    let parts: Vec<&str> = text.split('\n').collect();
-    let [base, tuned, out, point] = parts[..] else { panic!("{text}") };
+    let words: Vec<&str> = text.split('\n').collect();
+    let [base, tuned, out, point, part] = words[..] else { panic!("{text}") };
     let killer = Killer { point: point.into(), journaled: AtomicUsize::new(0) };
-    trephine::pipeline::extract(&job(base, tuned, Path::new(out)), &killer).unwrap();
+    let job = job(base, tuned, Path::new(out));
+    match part {
+        "" => drop(trephine::pipeline::extract(&job, &killer).unwrap()),
+        part => drop(trephine::pipeline::extract_part(&job, part.parse().unwrap(), &killer).unwrap()),
+    }
 }
 
 /// Runs this very executable as a process that is killed at `point`. Whether that point was ever reached.
 pub fn killed_at(job: &Extraction, out: &Path, point: &str) -> bool {
-    let text = [&job.base, &job.tuned, out.to_str().unwrap(), point].join("\n");
+    part_killed_at(job, out, point, "")
+}
+
+/// The same with one part of the run.
+pub fn part_killed_at(job: &Extraction, out: &Path, point: &str, part: &str) -> bool {
+    let text = [&job.base, &job.tuned, out.to_str().unwrap(), point, part].join("\n");
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "child"]).env("TREPHINE_TEST_CHILD", text);
     let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();

@@ -1,0 +1,112 @@
+//! `trephine status`.
+
+use std::io::{IsTerminal, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use trephine::Result;
+use trephine::pipeline::{AttemptStatus, RunState, Status, status};
+
+use super::table::table;
+use super::{print, print_json, quoted, size};
+
+/// Tells how far a run is, split into parts or not, from its files alone.
+///
+/// Whether a process is at work is a guess from its last sign of life, which it writes every 10 s; after 90 s of silence it
+/// counts as lost.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// The output folder
+    out: PathBuf,
+    /// Look again every so many seconds, until the adapter is assembled
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "5")]
+    watch: Option<u64>,
+    /// As JSON on stdout, with --watch one line each time
+    #[arg(long)]
+    json: bool,
+}
+
+/// Shows it once, or again and again.
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    loop {
+        let status = status(&arguments.out)?;
+        match (arguments.json, arguments.watch) {
+            (true, None) => print_json(&status)?,
+            (true, Some(_)) => print(&(serde_json::to_string(&status).unwrap_or_default() + "\n"))?,
+            (false, None) => print(&show(&status))?,
+            (false, Some(_)) => {
+                // On a terminal each look takes the place of the one before.
+                let clear = if stdout().is_terminal() { "\x1b[2J\x1b[H" } else { "" };
+                print(&format!("{clear}{}\n", show(&status)))?;
+            }
+        }
+        match arguments.watch {
+            Some(seconds) if status.state != RunState::Assembled => {
+                std::thread::sleep(Duration::from_secs(seconds.max(1)));
+            }
+            _ => return Ok(ExitCode::SUCCESS),
+        }
+    }
+}
+
+fn time(seconds: f64) -> String {
+    humantime::format_duration(Duration::from_secs(seconds.ceil() as u64)).to_string()
+}
+
+fn show(status: &Status) -> String {
+    let mut text = if status.attempts.is_empty() { String::new() } else { show_attempts(&status.attempts) };
+    let of = status.total.map_or(String::new(), |total| format!(" of {}", total.modules));
+    text += &format!("{}{of} modules are done", status.modules);
+    if status.state == RunState::Assembled {
+        return text + &format!(", the adapter is assembled: {}\n", status.out.display());
+    }
+    if let Some(total) = status.total {
+        let (done, all) = (status.compared, total.compared);
+        text += &format!(
+            " and {done} of {all} comparisons; {} of shards are written",
+            size::show(status.shard_bytes)
+        );
+        let (read, all) = (size::show(status.read_bytes), size::show(total.bytes));
+        text += &format!(", {read} of {all} were read");
+    }
+    text += "\n";
+    if !status.not_begun.is_empty() {
+        let parts: Vec<String> = status.not_begun.iter().map(usize::to_string).collect();
+        text += &format!("nothing was begun by part {} of {}\n", parts.join(", "), status.parts.unwrap_or(0));
+    }
+    let out = quoted(&status.out.to_string_lossy());
+    text + &match (status.state, status.seconds_left) {
+        (RunState::Complete, _) => format!("all is done: trephine assemble {out}\n"),
+        (RunState::Idle, _) => {
+            format!(
+                "no one seems to be at work; trephine assemble {out} says what is missing, and how to do it\n"
+            )
+        }
+        (_, Some(left)) => format!("about {} left for what is at work\n", time(left)),
+        (_, None) => "how long it will take cannot be told yet\n".to_owned(),
+    }
+}
+
+fn show_attempts(attempts: &[AttemptStatus]) -> String {
+    let mut rows = table(["part", "where", "state", "modules", "read", "heard", "left"]);
+    for attempt in attempts {
+        let part = attempt.part.map_or("-".to_owned(), |part| part.to_string());
+        let place = match (&attempt.host, attempt.process) {
+            (Some(host), Some(process)) => format!("{host} ({process})"),
+            _ => "unknown".to_owned(),
+        };
+        let of = attempt.ahead.map_or(String::new(), |ahead| format!("/{}", ahead.modules));
+        let heard = attempt.heard.map_or("never".to_owned(), |heard| format!("{} ago", time(heard)));
+        let left = attempt.seconds_left.map_or("-".to_owned(), time);
+        let modules = format!("{}{of}", attempt.modules);
+        let state = attempt.state.word().to_owned();
+        rows.add_row([part, place, state, modules, size::show(attempt.read_bytes), heard, left]);
+    }
+    let errors = attempts.iter().filter_map(|attempt| {
+        let (error, part) = (attempt.error.as_ref()?, attempt.part);
+        Some(format!("{}failed: {error}\n", part.map_or(String::new(), |part| format!("part {part} "))))
+    });
+    format!("{rows}\n\n{}", errors.collect::<String>())
+}
