@@ -203,7 +203,7 @@ fn factors_that_were_changed_are_found() {
     let found = tampered(&out, home.path(), |tensors| tensors.retain(|t| !t.name.contains("down_proj")));
     finds(&found, "down_proj", "cannot be read: the shard holds no such tensor");
     let found = tampered(&out, home.path(), |tensors| tensors.retain(|t| !t.name.contains("k_proj.lora_A")));
-    finds(&found, "k_proj", "lone lora_A or lora_B");
+    finds(&found, "k_proj", "has a lora_B without its lora_A");
     let found = tampered(&out, home.path(), |tensors| {
         tensors.push(Tensor::f32("base_model.model.model.norm.weight", &[1], &[1.0]));
     });

@@ -12,7 +12,7 @@ pub mod rules;
 
 pub use assemble::{Piece, ShardNames, assemble};
 pub use config::{AdapterConfig, write_config};
-pub use names::{Keys, Place, fused_siblings, kind_of, place_of};
+pub use names::{Keys, Place, expert_of, fused_siblings, kind_of, place_of};
 pub use peft::{Extra, ExtraKind, Factors, Fault, PeftAdapter, PeftConfig, PeftModule, Problem, Targets};
 
 /// File name of the adapter's weights.

@@ -89,6 +89,15 @@ pub fn fused_siblings(module: &str) -> Vec<String> {
         .collect()
 }
 
+/// A module that is a projection of one expert, as `model.layers.0.mlp.experts.7.up_proj`: what all experts of the layer have
+/// before their number (`model.layers.0.mlp.experts`), the number, the projection.
+pub fn expert_of(module: &str) -> Option<(&str, usize, &str)> {
+    let (rest, projection) = module.rsplit_once('.')?;
+    let (layer, expert) = rest.rsplit_once('.')?;
+    let inside = layer == "experts" || layer.ends_with(".experts");
+    Some((layer, expert.parse().ok().filter(|_| inside)?, projection))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,5 +134,15 @@ mod tests {
         assert_eq!(fused_siblings("l.0.attn.k_proj"), ["l.0.attn.q_proj", "l.0.attn.v_proj"]);
         assert_eq!(fused_siblings("l.0.mlp.up_proj"), ["l.0.mlp.gate_proj"]);
         assert!(fused_siblings("l.0.mlp.down_proj").is_empty());
+    }
+
+    #[test]
+    fn an_expert_has_a_number() {
+        assert_eq!(expert_of("l.0.mlp.experts.12.up_proj"), Some(("l.0.mlp.experts", 12, "up_proj")));
+        for name in
+            ["l.0.mlp.experts", "l.0.mlp.up_proj", "l.0.mlp.shared_experts.up_proj", "x.experts.up_proj.1"]
+        {
+            assert_eq!(expert_of(name), None, "{name}");
+        }
     }
 }

@@ -14,7 +14,7 @@ use super::plan::{Inputs, Plan, PlannedModule};
 use super::progress::Progress;
 use super::resume::{LOG, MANIFEST};
 use super::worker::difference;
-use crate::adapter::{self, Keys, Place, place_of, rules};
+use crate::adapter::{self, Keys, PeftAdapter, Place, place_of, rules};
 use crate::factorize;
 use crate::ledger::digest::hash_file;
 use crate::ledger::{self, Checksums, Manifest, ModuleRecord, Quality, Shard, Side, TensorRecord};
@@ -128,7 +128,7 @@ fn check_content(
             return Ok(());
         }
     };
-    check_rules(folder, &adapter, &mut verification.content);
+    check_rules(folder, &mut verification.content);
     check_digests(&manifest, &adapter, &mut verification.content);
     let read = plan.modules.iter().map(|module| module.read_bytes).sum();
     progress.begin(plan.modules.len(), read, 0, 0);
@@ -169,17 +169,14 @@ fn read_manifest(folder: &Path) -> Result<Manifest> {
         .map_err(|e| Error::input("the manifest cannot be read").path(&path).because(e))
 }
 
-fn check_rules(folder: &Path, adapter: &Shard, found: &mut Vec<Mismatch>) {
-    let config = fs::read_to_string(folder.join(adapter::CONFIG)).map_err(|e| e.to_string());
-    let config = config.and_then(|text| serde_json::from_str(&text).map_err(|e| format!("is not JSON: {e}")));
-    let config = match config {
-        Ok(config) => config,
-        Err(why) => return found.push(mismatch(adapter::CONFIG, why)),
-    };
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let files: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-    let tensors: Vec<_> = adapter.tensors().map(|placed| placed.stored.clone()).collect();
-    found.extend(rules::check(&files, &config, &tensors).into_iter().map(|v| mismatch(&v.at, v.why)));
+fn check_rules(folder: &Path, found: &mut Vec<Mismatch>) {
+    match PeftAdapter::open_folder(folder) {
+        Err(why) => found.push(mismatch(adapter::CONFIG, why.to_string())),
+        Ok(adapter) => {
+            let broken = rules::portable(&adapter);
+            found.extend(broken.iter().map(|finding| mismatch(&finding.at, &*finding.why)));
+        }
+    }
 }
 
 /// The factors, zeros and padding included, are to be byte for byte those that the manifest tells of: their error alone

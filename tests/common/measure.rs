@@ -6,8 +6,7 @@ use std::path::Path;
 
 use safetensors::Dtype;
 use serde_json::Value;
-use trephine::adapter::rules;
-use trephine::quant::Stored;
+use trephine::adapter::{PeftAdapter, rules};
 
 use super::manifest;
 use super::pair::{Tensor, dense, read_file, values};
@@ -110,13 +109,7 @@ fn product(out: &Path, module: &str) -> Vec<f64> {
 
 /// The rules of every program that loads adapters find nothing in `out`.
 pub fn check_rules(out: &Path) {
-    let config: Value = serde_json::from_slice(&fs::read(out.join("adapter_config.json")).unwrap()).unwrap();
-    let entries = fs::read_dir(out).unwrap();
-    let files: Vec<String> = entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
-    let tensors = read_file(&out.join("adapter_model.safetensors")).into_iter();
-    let tensors: Vec<Stored> =
-        tensors.map(|t| Stored { name: t.name, dtype: t.dtype, shape: t.shape }).collect();
-    assert_eq!(rules::check(&files, &config, &tensors), []);
+    assert_eq!(rules::portable(&PeftAdapter::open_folder(out).unwrap()), []);
 }
 
 /// The rules hold, and every module's error and norm are as recorded; modules that only complete a set are zero.

@@ -40,6 +40,7 @@ const WINDOW: u64 = 4 << 20;
 #[derive(Debug)]
 pub struct PeftAdapter {
     root: PathBuf,
+    files: Vec<String>,
     config: PeftConfig,
     file: Checkpoint,
     modules: BTreeMap<String, PeftModule>,
@@ -71,8 +72,16 @@ impl PeftAdapter {
     /// be read, or is of another kind than LoRA; two of its tensors are the same factor.
     pub fn open(spec: &str) -> Result<PeftAdapter> {
         let found = checkpoint::find(spec)?;
-        let root = if found.is_dir() { found } else { folder::parent(&found).to_owned() };
-        let weights = weights(&root)?;
+        Self::open_folder(if found.is_dir() { &found } else { folder::parent(&found) })
+    }
+
+    /// Opens the folder `root` itself.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_folder(root: &Path) -> Result<PeftAdapter> {
+        let files = names(root)?;
+        let weights = weights(root, &files)?;
         let path = root.join(CONFIG);
         let text = std::fs::read_to_string(&path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::input("the adapter has no config")
@@ -85,12 +94,17 @@ impl PeftAdapter {
         let file = Checkpoint::open_file(&weights)?;
         let sorted = sort(file.tensors(), &config).map_err(|e| e.path(&weights))?;
         let found::Sorted { modules, extras, problems } = sorted;
-        Ok(PeftAdapter { root, config, file, modules, extras, problems })
+        Ok(PeftAdapter { root: root.to_owned(), files, config, file, modules, extras, problems })
     }
 
     /// The folder it was opened from.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The names of all that lies in the folder, sorted.
+    pub fn files(&self) -> &[String] {
+        &self.files
     }
 
     /// Its config.
@@ -190,14 +204,19 @@ impl PeftAdapter {
     }
 }
 
-/// The weight file of the adapter in `root`.
-fn weights(root: &Path) -> Result<PathBuf> {
+/// The names of what lies in `root`, sorted.
+fn names(root: &Path) -> Result<Vec<String>> {
+    let failed = |e| Error::unexpected("cannot list").path(root).because(e);
+    let name = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+    let entries = std::fs::read_dir(root).map_err(failed)?;
+    let mut names = entries.map(|entry| entry.map(name).map_err(failed)).collect::<Result<Vec<_>>>()?;
+    names.sort();
+    Ok(names)
+}
+
+/// The weight file of the adapter in `root`, where these `names` are.
+fn weights(root: &Path, names: &[String]) -> Result<PathBuf> {
     let path = root.join(WEIGHTS);
-    let names: Vec<String> = std::fs::read_dir(root)
-        .map_err(|e| Error::unexpected("cannot list").path(root).because(e))?
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
     // A link into a cache whose blob is gone has a name too: opening it says so.
     if names.iter().any(|name| name == WEIGHTS) {
         return Ok(path);
