@@ -242,7 +242,7 @@ fn folders_that_are_no_checkpoint() {
         folder.refusal(folder.open())
     };
     insta::assert_snapshot!(holding(&["config.json", "tokenizer.json"]), @"
-    the folder holds no .safetensors: [folder]
+    the folder holds no .safetensors and no .gguf: [folder]
       give the folder of a model
     ");
     insta::assert_snapshot!(holding(&["config.json", "pytorch_model-00001-of-00002.bin"]), @"
@@ -250,8 +250,8 @@ fn folders_that_are_no_checkpoint() {
       convert them with `save_pretrained`, which writes safetensors
     ");
     insta::assert_snapshot!(holding(&["Qwen3-32B-Q4_K_M.gguf"]), @"
-    the weights are in GGUF (.gguf), not in safetensors: [folder]
-      give the model's original safetensors
+    the file does not begin as a GGUF file does: [folder]/Qwen3-32B-Q4_K_M.gguf
+      the file is damaged or was cut short: download or copy it again
     ");
     insta::assert_snapshot!(holding(&["adapter_config.json", "adapter_model.safetensors"]), @"
     this is an adapter, not a checkpoint: [folder]
@@ -261,13 +261,13 @@ fn folders_that_are_no_checkpoint() {
     folder.write("model.gguf", b"GGUF");
     let path = folder.path().join("model.gguf");
     insta::assert_snapshot!(folder.refusal(Checkpoint::open(path.to_str().unwrap())), @"
-    the weights are in GGUF (.gguf), not in safetensors: [folder]/model.gguf
-      give the model's original safetensors
+    the file ends after 4 bytes, within its header: [folder]/model.gguf
+      the file is damaged or was cut short: download or copy it again
     ");
     let path = folder.path().join("nothing");
     insta::assert_snapshot!(folder.refusal(Checkpoint::open(path.to_str().unwrap())), @"
     no such file or folder: [folder]/nothing
-      give a folder, a .safetensors file, or a name as Qwen/Qwen3-32B
+      give a folder, a .safetensors or .gguf file, or a name as Qwen/Qwen3-32B
     ");
 }
 

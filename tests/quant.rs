@@ -122,17 +122,22 @@ fn fixture(path: &Path) {
     let expected: Vec<f32> = numbers(file.tensor("expected_f32").unwrap().data(), f32::from_le_bytes);
     let bridge =
         numbers(file.tensor("bridge_bf16").unwrap().data(), |b| half::bf16::from_le_bytes(b).to_f32());
+    conforms(&name.to_string(), &**weight, &whole, &expected, &bridge);
+}
+
+/// The values of a weight are bit for bit those of a reference: whole, in panels, in f64, rounded.
+fn conforms(name: &str, weight: &dyn Dequantize, whole: &[Vec<u8>], expected: &[f32], bridge: &[f32]) {
     let [rows, columns] = weight.shape();
-    let mut values = decode(&**weight, &whole, 0..rows);
-    assert_bits(&values, &expected, &format!("{name}, whole"));
+    let mut values = decode(weight, whole, 0..rows);
+    assert_bits(&values, expected, &format!("{name}, whole"));
     for cut in cuts(rows).windows(2) {
-        let panel = decode(&**weight, &whole, cut[0]..cut[1]);
+        let panel = decode(weight, whole, cut[0]..cut[1]);
         assert_bits(&panel, &expected[cut[0] * columns..cut[1] * columns], &format!("{name}, rows {cut:?}"));
     }
-    assert!(decode(&**weight, &whole, rows..rows).is_empty(), "{name}, no rows");
+    assert!(decode(weight, whole, rows..rows).is_empty(), "{name}, no rows");
     round_to_bf16(&mut values);
-    assert_bits(&values, &bridge, &format!("{name}, as bf16"));
-    in_f64(&**weight, &whole, &expected);
+    assert_bits(&values, bridge, &format!("{name}, as bf16"));
+    in_f64(weight, whole, expected);
 }
 
 /// The same values through a folder with the config and the file in it, as a run reads them.

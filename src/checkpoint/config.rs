@@ -32,6 +32,11 @@ impl Config {
         Ok(Config { raw, quantization })
     }
 
+    /// What a file says in place of a `config.json`.
+    pub(super) fn of(raw: Value) -> Config {
+        Config { raw: Some(raw), quantization: None }
+    }
+
     /// The JSON as it is.
     pub fn raw(&self) -> Option<&Value> {
         self.raw.as_ref()

@@ -18,8 +18,8 @@ use crate::quant::Stored;
 use crate::{Error, Result};
 
 /// What the format allows. A header describes some thousand tensors in some hundred bytes each.
-const LARGEST: u64 = 100_000_000;
-const AGAIN: &str = "the file is damaged or was cut short: download or copy it again";
+pub(super) const LARGEST: u64 = 100_000_000;
+pub(super) const AGAIN: &str = "the file is damaged or was cut short: download or copy it again";
 
 /// What a file's header says.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! What a checkpoint was when it was opened, so that a resumed run can tell what has changed.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -90,16 +90,16 @@ impl Identity {
     }
 }
 
-/// The identity of a checkpoint's files, of the configs in its folder and of its index.
-pub(super) fn of(
-    folder: &Path,
-    index: Option<&Path>,
-    files: &[DataFile],
-    headers: &[Header],
-) -> Result<Identity> {
+/// What may lie beside a checkpoint's files and decides how they are read: the configs in its folder, and its index.
+pub(super) fn beside(folder: &Path, index: Option<&Path>) -> Vec<PathBuf> {
+    CONFIGS.map(|name| folder.join(name)).into_iter().chain(index.map(Path::to_owned)).collect()
+}
+
+/// The identity of a checkpoint's files and of those [`beside`] them that exist.
+pub(super) fn of(beside: &[PathBuf], files: &[DataFile], headers: &[Header]) -> Result<Identity> {
     let mut identities = Vec::new();
-    for path in CONFIGS.map(|name| folder.join(name)).into_iter().chain(index.map(Path::to_owned)) {
-        match std::fs::read(&path) {
+    for path in beside {
+        match std::fs::read(path) {
             Ok(bytes) => identities.push(FileIdentity {
                 name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
                 size: bytes.len() as u64,

@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
+use super::gguf;
 use super::header::Header;
 use super::locate::{Source, foreign};
 use super::window::DataFile;
@@ -24,6 +25,11 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    /// Whether the files are GGUF.
+    pub(super) fn is_gguf(&self) -> bool {
+        self.files.iter().any(|(name, _)| gguf::is_gguf(name))
+    }
+
     /// The path of the index, where there is one.
     pub(super) fn index(&self) -> Option<&Path> {
         self.index.as_ref().map(|(path, _)| path.as_path())
@@ -35,6 +41,9 @@ pub(super) fn layout(source: &Source) -> Result<Layout> {
     match source {
         Source::File(path) => {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if gguf::is_gguf(&name) {
+                return Ok(Layout { files: gguf::parts(source.folder(), &name)?, index: None });
+            }
             Ok(Layout { files: vec![(name, path.clone())], index: None })
         }
         Source::Folder(folder) => {
@@ -110,12 +119,17 @@ fn listed(folder: &Path) -> Result<Layout> {
             .path(folder)
             .hint("give a model that has it merged"));
     }
-    for end in ["gguf", "bin", "pt", "pth"] {
+    if let Some(files) = gguf::listed(folder, &names)? {
+        return Ok(Layout { files, index: None });
+    }
+    for end in ["bin", "pt", "pth"] {
         if ends(&format!(".{end}")).is_some() {
             return Err(foreign(folder, end));
         }
     }
-    Err(Error::input("the folder holds no .safetensors").path(folder).hint("give the folder of a model"))
+    Err(Error::input("the folder holds no .safetensors and no .gguf")
+        .path(folder)
+        .hint("give the folder of a model"))
 }
 
 /// Gathers the tensors of all files under their names. The index decides where it names a tensor; what only the files name is

@@ -45,12 +45,12 @@ pub(super) fn resolve(spec: &str, variable: impl Fn(&str) -> Option<OsString>) -
     }
     Err(Error::input("no such file or folder")
         .path(path)
-        .hint("give a folder, a .safetensors file, or a name as Qwen/Qwen3-32B"))
+        .hint("give a folder, a .safetensors or .gguf file, or a name as Qwen/Qwen3-32B"))
 }
 
 fn single(path: &Path) -> Result<Source> {
     match path.extension().and_then(|end| end.to_str()) {
-        Some("safetensors") => Ok(Source::File(path.to_owned())),
+        Some("safetensors" | "gguf") => Ok(Source::File(path.to_owned())),
         Some("json") => {
             Err(Error::input("this is not a checkpoint").path(path).hint("give the folder that it lies in"))
         }
@@ -64,7 +64,6 @@ fn single(path: &Path) -> Result<Source> {
 /// The error for weights in a container that is not read.
 pub(super) fn foreign(path: &Path, extension: &str) -> Error {
     let (kind, cure) = match extension {
-        "gguf" => ("GGUF", "give the model's original safetensors"),
         "bin" | "pt" | "pth" => {
             ("PyTorch's pickle format", "convert them with `save_pretrained`, which writes safetensors")
         }
@@ -83,7 +82,9 @@ fn is_repository(spec: &str) -> bool {
             && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
     };
     let parts: Vec<&str> = spec.split('/').collect();
-    parts.len() <= 2 && parts.iter().all(|p| part(p)) && !spec.ends_with(".safetensors")
+    parts.len() <= 2
+        && parts.iter().all(|p| part(p))
+        && ![".safetensors", ".gguf"].iter().any(|end| spec.ends_with(end))
 }
 
 /// The snapshot that `refs/main` of a cached repository names.

@@ -1,10 +1,11 @@
-//! What is on disk: files of safetensors, an index, a config, read as a catalogue of modules.
+//! What is on disk: files of safetensors, an index, a config, or files of GGUF; read as a catalogue of modules.
 //!
 //! [`Checkpoint::open`] reads headers only. They are checked in full then and there, so that what follows can trust every
 //! offset; the tensors' bytes are mapped window by window, and released with the window. This is the one room that maps files,
 //! and `window.rs` the one file in it.
 
 mod config;
+mod gguf;
 mod header;
 mod identity;
 mod index;
@@ -23,6 +24,7 @@ pub use module::{Module, PackedRows};
 pub use reader::ModuleReader;
 pub use window::Window;
 
+use self::index::Layout;
 use self::window::DataFile;
 use crate::quant::{SMALL, Scheme, Stored, Tensors};
 use crate::{Error, Result};
@@ -97,15 +99,18 @@ impl Tensors for Shelf<'_> {
 }
 
 impl Checkpoint {
-    /// Opens a folder, one `.safetensors` file, or a name such as `Qwen/Qwen3-32B` that is in the Hugging Face cache.
+    /// Opens a folder, one `.safetensors` or `.gguf` file, or a name such as `Qwen/Qwen3-32B` that is in the Hugging Face cache.
     ///
     /// # Errors
     /// Whatever is wrong with the checkpoint's files or headers, or a quantization that is not supported. All of it is bad input,
     /// but for a file that the system refuses to open.
     pub fn open(spec: &str) -> Result<Checkpoint> {
         let source = locate::resolve(spec, |name| std::env::var_os(name))?;
-        let config = Config::load(source.folder())?;
-        let mut opened = Self::gather(&source, config)?;
+        let layout = index::layout(&source)?;
+        let mut opened = match layout.is_gguf() {
+            true => Self::gather_gguf(&source, &layout)?,
+            false => Self::gather(&source, &layout, Config::load(source.folder())?)?,
+        };
         opened.modules = module::catalogue(&opened.scheme, &opened.tensors, &opened.files)?;
         Ok(opened)
     }
@@ -116,13 +121,13 @@ impl Checkpoint {
     /// # Errors
     /// As [`open`](Self::open), of this one file.
     pub fn open_file(path: &Path) -> Result<Checkpoint> {
-        Self::gather(&locate::Source::File(path.to_owned()), Config::default())
+        let source = locate::Source::File(path.to_owned());
+        Self::gather(&source, &index::layout(&source)?, Config::default())
     }
 
     /// Everything but the modules.
-    fn gather(source: &locate::Source, config: Config) -> Result<Checkpoint> {
+    fn gather(source: &locate::Source, layout: &Layout, config: Config) -> Result<Checkpoint> {
         let scheme = Scheme::from_config(config.quantization()).map_err(|e| e.path(source.path()))?;
-        let layout = index::layout(source)?;
         let mut files = Vec::new();
         let mut headers = Vec::new();
         for (name, path) in &layout.files {
@@ -130,8 +135,19 @@ impl Checkpoint {
             headers.push(header::read(&file)?);
             files.push(file);
         }
-        let identity = identity::of(source.folder(), layout.index(), &files, &headers)?;
-        let tensors = index::resolve(&layout, &files, headers)?;
+        let identity = identity::of(&identity::beside(source.folder(), layout.index()), &files, &headers)?;
+        let tensors = index::resolve(layout, &files, headers)?;
+        let (root, modules) = (source.path().to_owned(), BTreeMap::new());
+        Ok(Checkpoint { root, config, scheme, files, tensors, modules, identity })
+    }
+
+    /// The same of GGUF, whose files hold all there is to know.
+    fn gather_gguf(source: &locate::Source, layout: &Layout) -> Result<Checkpoint> {
+        let open = |(name, path): &(String, PathBuf)| DataFile::open(name, path);
+        let files: Vec<DataFile> = layout.files.iter().map(open).collect::<Result<_>>()?;
+        let gguf::Model { config, scheme, headers } = gguf::read(&files)?;
+        let identity = identity::of(&[], &files, &headers)?;
+        let tensors = index::resolve(layout, &files, headers)?;
         let (root, modules) = (source.path().to_owned(), BTreeMap::new());
         Ok(Checkpoint { root, config, scheme, files, tensors, modules, identity })
     }

@@ -23,6 +23,9 @@ const CATALOGUE_ENTRY: u64 = 1024;
 /// Packing buffers of the matrix products, and the stack, for each thread.
 const THREAD: u64 = 4 * 1024 * 1024;
 
+/// How many slices of a module are asked for what they map: enough to meet every way that slices and heads fall together.
+const SLICES_LOOKED_AT: usize = 16;
+
 /// The checkpoints of an extraction, opened.
 #[derive(Debug)]
 pub struct Inputs {
@@ -314,7 +317,10 @@ fn padding(pairs: &[Pair], rank: usize) -> Option<String> {
 fn mapped(checkpoint: &Checkpoint) -> u64 {
     let slice = |module: &Module| {
         let [rows, cols] = module.shape();
-        module.packed_size(0..slice_rows(cols).min(rows)) as u64
+        let slice = slice_rows(cols);
+        // Mostly all the same, but where rows are permuted within heads a slice needs all heads that it touches.
+        let starts = (0..rows).step_by(slice).take(SLICES_LOOKED_AT);
+        starts.map(|start| module.packed_size(start..(start + slice).min(rows))).max().unwrap_or(0) as u64
     };
     checkpoint.modules().filter(|module| module.kept_size() == 0).map(slice).max().unwrap_or(0)
 }

@@ -72,6 +72,11 @@ impl Scheme {
         }
     }
 
+    /// The scheme of a checkpoint that says in its files what format they are of.
+    pub fn of(format: Box<dyn Format>) -> Scheme {
+        Scheme { format: Some(format) }
+    }
+
     /// What the scheme is, for messages and tables.
     pub fn label(&self) -> String {
         self.format.as_ref().map_or_else(|| "dense".to_owned(), |format| format.label())

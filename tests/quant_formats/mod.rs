@@ -4,3 +4,4 @@ mod bitsandbytes;
 mod columns;
 mod compressed;
 mod fp8;
+mod gguf;

@@ -1,0 +1,153 @@
+//! From GGUF's metadata and names of tensors to Hugging Face's, for the llama and qwen families.
+//!
+//! gguf-py's `tensor_mapping.py` and llama.cpp's `convert_hf_to_gguf.py` have the other direction.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::{Error, Result};
+
+type Metadata = BTreeMap<String, Value>;
+
+/// What a model's architecture decides.
+#[derive(Debug)]
+pub(super) struct Family {
+    architecture: String,
+    /// `model_type` of the config. llama.cpp calls Mistral's models `llama` as well, so that says nothing.
+    model_type: Option<&'static str>,
+    /// Rows of Q and K lie in another order.
+    permuted: bool,
+    heads: Option<u64>,
+    kv_heads: Option<u64>,
+}
+
+/// Architectures that are read, and their `model_type`.
+const READ: [(&str, Option<&str>); 5] = [
+    ("llama", None),
+    ("qwen2", Some("qwen2")),
+    ("qwen3", Some("qwen3")),
+    ("qwen2moe", Some("qwen2_moe")),
+    ("qwen3moe", Some("qwen3_moe")),
+];
+
+/// The tensors outside of the layers.
+const OUTSIDE: [(&str, &str); 3] =
+    [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
+
+/// The tensors of a layer.
+const INSIDE: [(&str, &str); 16] = [
+    ("attn_norm", "input_layernorm"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+    ("ffn_gate_inp", "mlp.gate"),
+    ("ffn_gate_shexp", "mlp.shared_expert.gate_proj"),
+    ("ffn_up_shexp", "mlp.shared_expert.up_proj"),
+    ("ffn_down_shexp", "mlp.shared_expert.down_proj"),
+    ("ffn_gate_inp_shexp", "mlp.shared_expert_gate"),
+];
+
+impl Family {
+    /// The family of a model with this metadata.
+    ///
+    /// # Errors
+    /// An architecture that is not read, by its name.
+    pub(super) fn of(metadata: &Metadata) -> Result<Family> {
+        let name = metadata.get("general.architecture").and_then(Value::as_str);
+        let name = name.ok_or_else(|| {
+            Error::input("the file does not say its general.architecture").hint("convert the model again")
+        })?;
+        let Some((_, model_type)) = READ.iter().find(|(known, _)| *known == name) else {
+            let known = READ.map(|(known, _)| known).join(", ");
+            return Err(Error::input(format!(
+                "GGUF models of the architecture '{name}' are not supported yet"
+            ))
+            .hint(format!("give the model's original safetensors; of GGUF these are read: {known}")));
+        };
+        let number = |key: &str| metadata.get(&format!("{name}.{key}")).and_then(Value::as_u64);
+        Ok(Family {
+            architecture: name.to_owned(),
+            model_type: *model_type,
+            permuted: name == "llama",
+            heads: number("attention.head_count"),
+            kv_heads: number("attention.head_count_kv").or(number("attention.head_count")),
+        })
+    }
+
+    /// A tensor's name in Hugging Face's files; its own where it has none there.
+    pub(super) fn name(&self, name: &str) -> String {
+        self.translated(name).unwrap_or_else(|| name.to_owned())
+    }
+
+    fn translated(&self, name: &str) -> Option<String> {
+        let (stem, end) = name.rsplit_once('.').filter(|(_, end)| ["weight", "bias"].contains(end))?;
+        let find = |table: &[(&str, &'static str)], stem: &str| {
+            table.iter().find(|(known, _)| *known == stem).map(|(_, theirs)| *theirs)
+        };
+        if let Some(theirs) = find(&OUTSIDE, stem) {
+            return Some(format!("{theirs}.{end}"));
+        }
+        let (layer, stem) = stem.strip_prefix("blk.")?.split_once('.')?;
+        if layer.is_empty() || !layer.bytes().all(|b| b.is_ascii_digit()) {
+            return None;
+        }
+        // A permuted bias would be compared in the wrong order: without a partner it is named as left out.
+        if self.permuted && end == "bias" && ["attn_q", "attn_k"].contains(&stem) {
+            return None;
+        }
+        let theirs = match (stem, self.permuted) {
+            ("ffn_gate_inp", true) => "block_sparse_moe.gate",
+            _ => find(&INSIDE, stem)?,
+        };
+        Some(format!("model.layers.{layer}.{theirs}.{end}"))
+    }
+
+    /// The rows of a head where those of the tensor `name`, `out` of them, are permuted.
+    ///
+    /// # Errors
+    /// The number of heads is not said, or goes not with the rows.
+    pub(super) fn head(&self, name: &str, out: usize) -> Result<Option<usize>> {
+        let stem = name.strip_suffix(".weight").and_then(|name| name.rsplit('.').next());
+        let (heads, key) = match stem {
+            Some("attn_q") if self.permuted => (self.heads, "attention.head_count"),
+            Some("attn_k") if self.permuted => (self.kv_heads, "attention.head_count_kv"),
+            _ => return Ok(None),
+        };
+        let fits = |&heads: &usize| heads > 0 && out.is_multiple_of(2 * heads);
+        match heads.and_then(|heads| usize::try_from(heads).ok()).filter(fits) {
+            Some(heads) => Ok(Some(out / heads)),
+            None => {
+                let key = format!("{}.{key}", self.architecture);
+                let what = match heads {
+                    Some(heads) => format!("{key} is {heads}, which does not go with {out} rows"),
+                    None => format!("{key} is not given"),
+                };
+                Err(Error::input(what).hint("convert the model again"))
+            }
+        }
+    }
+
+    /// The little of a `config.json` that the metadata tells.
+    pub(super) fn config(&self, metadata: &Metadata) -> Value {
+        let number = |key: &str| metadata.get(&format!("{}.{key}", self.architecture)).cloned();
+        let mut config = json!({
+            "hidden_size": number("embedding_length"),
+            "intermediate_size": number("feed_forward_length"),
+            "num_hidden_layers": number("block_count"),
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+        });
+        if let Some(model_type) = self.model_type {
+            config["model_type"] = json!(model_type);
+        }
+        config
+    }
+}
