@@ -443,3 +443,168 @@ fn parts_say_what_they_are() {
     assemble(&out).code(0);
     assert_same(&out, &reference.files, "an array of base 10 and step 4, and a pod");
 }
+
+/// `trephine status --json`.
+fn status(out: &Path) -> serde_json::Value {
+    let ended = run(common::trephine().arg("status").arg(out).arg("--json")).code(0);
+    serde_json::from_str(&ended.stdout).unwrap()
+}
+
+/// The words of `trephine status`.
+fn told(out: &Path) -> String {
+    run(common::trephine().arg("status").arg(out)).code(0).stdout
+}
+
+#[test]
+fn status_follows_a_split_run() {
+    let reference = Reference::real();
+    let home = tempdir().unwrap();
+    let out = home.path().join("out");
+    run(common::trephine().arg("status").arg(&out)).code(2).says("the folder holds no run, finished or not");
+    run(&mut part(&reference, &out, 2, 4)).code(0);
+    assert!(part_killed_at(&reference.job, &out, "record 2", "3/4"));
+    let now = status(&out);
+    assert_eq!((now["state"].as_str(), &now["parts"]), (Some("running"), &serde_json::json!(4)));
+    assert_eq!((&now["total"]["modules"], &now["not_begun"]), (&21.into(), &serde_json::json!([1, 4])));
+    let [second, third] = [0, 1].map(|index| now["attempts"][index].clone());
+    assert_eq!((&second["part"], &second["state"]), (&"2/4".into(), &"done".into()));
+    assert_eq!(second["modules"], second["ahead"]["modules"]);
+    assert!(second["read_bytes"].as_u64().unwrap() >= second["ahead"]["bytes"].as_u64().unwrap(), "{second}");
+    assert_eq!((&third["part"], &third["state"]), (&"3/4".into(), &"running".into()));
+    assert_eq!(now["modules"].as_u64().unwrap(), second["modules"].as_u64().unwrap() + 2);
+    assert!(now["shard_bytes"].as_u64().unwrap() > 10_000 && third["heard"].as_f64().unwrap() < 60.0);
+    // The process was killed: only silence tells.
+    attempts(&out).iter().for_each(|attempt| age(attempt));
+    let now = status(&out);
+    assert_eq!((&now["state"], &now["attempts"][1]["state"]), (&"idle".into(), &"lost".into()));
+    let words = told(&out);
+    assert!(words.contains("nothing was begun by part 1, 4 of 4"), "{words}");
+    assert!(words.contains("no one seems to be at work; trephine assemble "), "{words}");
+    [1, 3, 4].into_iter().for_each(|index| drop(run(&mut part(&reference, &out, index, 4)).code(0)));
+    let now = status(&out);
+    assert_eq!((&now["state"], &now["modules"]), (&"complete".into(), &21.into()));
+    assert_eq!((&now["compared"], &now["not_begun"]), (&now["total"]["compared"], &serde_json::json!([])));
+    assert!(told(&out).contains("all is done: trephine assemble "));
+    let before = contents(&out);
+    told(&out);
+    assert_same(&out, &before, "looking changes nothing");
+    assemble(&out).code(0);
+    let now = status(&out);
+    assert_eq!(
+        (&now["state"], &now["modules"], &now["total"]["modules"]),
+        (&"assembled".into(), &21.into(), &21.into())
+    );
+    let words = run(common::trephine().args(["status", "--watch=1"]).arg(&out)).code(0).stdout;
+    assert!(words.contains("the adapter is assembled"), "{words}");
+}
+
+#[test]
+fn status_of_unsplit_failed_and_stopped_runs() {
+    let reference = Reference::real();
+    let home = tempdir().unwrap();
+    let out = home.path().join("unsplit");
+    assert!(runs::killed_at(&reference.job, &out, "record 4"));
+    let now = status(&out);
+    assert_eq!(
+        (&now["parts"], &now["attempts"][0]["part"]),
+        (&serde_json::Value::Null, &serde_json::Value::Null)
+    );
+    assert_eq!((&now["modules"], &now["total"]["modules"]), (&4.into(), &21.into()));
+    // What it read fails: a weight that is not finite.
+    let tuned = copied("tuned", home.path());
+    let weights = tuned.join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let end = bytes.len();
+    bytes[end - 40_000..].chunks_exact_mut(2).for_each(|v| v.copy_from_slice(&[0xc0, 0x7f]));
+    fs::write(&weights, bytes).unwrap();
+    let out = home.path().join("failed");
+    let bad = tuned.to_str().unwrap();
+    extract_with(&reference.job.base, bad, &out, &["--rank", "8", "--part", "1/1"]).code(3);
+    let now = status(&out);
+    assert_eq!(now["attempts"][0]["state"], "failed");
+    assert!(now["attempts"][0]["error"].as_str().unwrap().contains("model."), "{now}");
+    assert!(told(&out).contains("part 1/1 failed: "), "{}", told(&out));
+}
+
+/// A checkpoint of Qwen3's shapes with nothing in it: its files are all hole.
+fn hollow(home: &Path, hidden: usize, intermediate: usize, heads: usize, layers: usize) -> String {
+    let mut tensors = vec![
+        ("model.embed_tokens".to_owned(), vec![151_936, hidden]),
+        ("lm_head".to_owned(), vec![151_936, hidden]),
+        ("model.norm".to_owned(), vec![hidden]),
+    ];
+    for layer in 0..layers {
+        let mut add = |name: &str, shape: &[usize]| {
+            tensors.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
+        };
+        add("self_attn.q_proj", &[heads * 128, hidden]);
+        add("self_attn.k_proj", &[8 * 128, hidden]);
+        add("self_attn.v_proj", &[8 * 128, hidden]);
+        add("self_attn.o_proj", &[hidden, heads * 128]);
+        add("mlp.gate_proj", &[intermediate, hidden]);
+        add("mlp.up_proj", &[intermediate, hidden]);
+        add("mlp.down_proj", &[hidden, intermediate]);
+        add("input_layernorm", &[hidden]);
+        add("post_attention_layernorm", &[hidden]);
+        add("self_attn.q_norm", &[128]);
+        add("self_attn.k_norm", &[128]);
+    }
+    let (mut header, mut end) = (serde_json::Map::new(), 0u64);
+    for (name, shape) in tensors {
+        let begin = end;
+        end += 2 * shape.iter().product::<usize>() as u64;
+        let entry = serde_json::json!({"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]});
+        header.insert(name + ".weight", entry);
+    }
+    let mut header = serde_json::Value::Object(header).to_string();
+    header += &" ".repeat(header.len().next_multiple_of(8) - header.len());
+    let file = fs::File::create(home.join("model.safetensors")).unwrap();
+    std::io::Write::write_all(&mut &file, &(header.len() as u64).to_le_bytes()).unwrap();
+    std::io::Write::write_all(&mut &file, header.as_bytes()).unwrap();
+    file.set_len(8 + header.len() as u64 + end).unwrap();
+    fs::write(home.join("config.json"), "{\"model_type\": \"qwen3\"}").unwrap();
+    home.to_str().unwrap().to_owned()
+}
+
+/// A plan with so many threads and so much memory.
+fn planned(checkpoint: &str, threads: usize, memory: u64) -> trephine::pipeline::Plan {
+    let mut job = common::job(checkpoint, checkpoint, Path::new("/nonexistent"));
+    job.deciding.rank = 256;
+    job.running = trephine::pipeline::Running::new(threads, memory);
+    trephine::pipeline::plan(&job).unwrap()
+}
+
+#[test]
+fn the_split_is_balanced_and_the_same_everywhere() {
+    use trephine::pipeline::{Part, Split};
+    for (name, hidden, intermediate, heads, layers) in
+        [("Qwen3-32B", 5120, 25600, 64, 64), ("Qwen3-14B", 5120, 17408, 40, 40)]
+    {
+        let home = tempdir().unwrap();
+        let checkpoint = hollow(home.path(), hidden, intermediate, heads, layers);
+        let (plan, other) = (planned(&checkpoint, 1, 400 << 20), planned(&checkpoint, 64, 200 << 30));
+        assert_ne!(plan.modules[0].held, other.modules[0].held);
+        for (of, most) in [(1, 1.0), (4, 1.01), (16, 1.03), (64, 1.10)] {
+            let split = Split::of(&plan, of);
+            assert_eq!(split, Split::of(&other, of), "{name}: threads or memory have changed the split");
+            println!("{name} in {of} parts: the slowest over the mean is {:.4}", split.imbalance());
+            assert!(split.imbalance() <= most, "{name}, {of}: {}", split.imbalance());
+            let (mut modules, mut compared, mut bytes) = (Vec::new(), Vec::new(), 0);
+            for (index, load) in split.loads().iter().enumerate() {
+                let share = plan.share(Part::new(index + 1, of).unwrap());
+                assert_eq!(share.cost(), *load);
+                modules.extend(share.modules.into_iter().map(|module| module.name));
+                compared.extend(share.not_represented.iter().map(|left| left.key()));
+                bytes += share.read_bytes;
+            }
+            [&mut modules, &mut compared].into_iter().for_each(|names| names.sort());
+            let mut all: Vec<String> = plan.modules.iter().map(|module| module.name.clone()).collect();
+            all.sort();
+            assert_eq!((modules.len(), bytes), (7 * layers, plan.read_bytes));
+            assert_eq!(modules, all, "every module once");
+            assert_eq!(compared.len(), plan.not_represented.len());
+            compared.dedup();
+            assert_eq!(compared.len(), plan.not_represented.len());
+        }
+    }
+}

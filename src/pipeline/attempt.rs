@@ -281,7 +281,7 @@ pub fn take_folder(out: &Path, part: Option<Part>) -> Result<PathBuf> {
     let which = part.map_or("rest".into(), |part| format!("{}-of-{}", part.index(), part.of()));
     let nanoseconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
     for count in 0..1000u64 {
-        let name = format!("{which}-{host}-{}-{:x}", std::process::id(), nanoseconds.wrapping_add(count));
+        let name = format!("{which}-{:x}-{host}-{}", nanoseconds.wrapping_add(count), std::process::id());
         let path = parts.join(name);
         match fs::create_dir(&path) {
             Ok(()) => {
