@@ -39,6 +39,7 @@
 //! | [`adapter`] | PEFT's names and config, the rules of each loader, assembly | `ledger` |
 //! | [`pipeline`] | pairing, plan, budget, threads, verification of content | all above |
 //! | [`analysis`] | noise and change beside each other: statistics, subspaces, fidelity | all above |
+//! | [`report`] | the tables that the others wrote, as plots and one page | all above |
 //!
 //! The binary is thin: arguments into [`pipeline::Extraction`], progress bars and tables out.
 //!
@@ -70,5 +71,6 @@ pub mod factorize;
 pub mod ledger;
 pub mod pipeline;
 pub mod quant;
+pub mod report;
 
 pub use error::{Error, Kind, Result};

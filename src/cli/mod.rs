@@ -11,6 +11,7 @@ pub mod allocator;
 mod assemble;
 mod bar;
 mod extract;
+mod report;
 mod signal;
 mod size;
 mod status;
@@ -38,6 +39,7 @@ enum Command {
     Extract(Box<extract::Arguments>),
     Assemble(assemble::Arguments),
     Status(status::Arguments),
+    Report(report::Arguments),
     Verify(verify::Arguments),
 }
 
@@ -47,6 +49,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Extract(arguments) => extract::run(*arguments),
         Command::Assemble(arguments) => assemble::run(arguments),
         Command::Status(arguments) => status::run(arguments),
+        Command::Report(arguments) => report::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
     }
 }

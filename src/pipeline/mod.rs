@@ -39,7 +39,7 @@ pub use options::{Deciding, Extraction, FactorType, NonFinite, RoundBase, Runnin
 pub use pair::{Leftover, Pair};
 pub use part::{Part, PartChoice};
 pub use parts::{PartOutcome, extract_part};
-pub use plan::{Inputs, Plan, PlannedLeftover, PlannedModule};
+pub use plan::{Inputs, Plan, PlannedLeftover, PlannedModule, kind};
 pub use progress::{Progress, Silent};
 pub use resume::{CARD, LOG, MANIFEST, SPECTRA, STATE};
 pub use split::Split;

@@ -1,0 +1,61 @@
+//! `trephine report`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Serialize;
+use trephine::Result;
+use trephine::report::{Report, Summary, report};
+
+use super::{print, print_json, size};
+
+/// Draws one page, complete in itself, from what the other commands wrote: figures, their numbers, and a summary in words.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Folders that extract wrote; several are compared
+    #[arg(required = true, value_name = "DIR")]
+    folders: Vec<PathBuf>,
+    /// The page
+    #[arg(long, value_name = "FILE", default_value = "report.html")]
+    out: PathBuf,
+    /// Also write every plot as an SVG file into this folder
+    #[arg(long, value_name = "DIR")]
+    svg: Option<PathBuf>,
+    /// The summary's numbers as JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// The summary and where it was written to.
+#[derive(Serialize)]
+struct Told<'a> {
+    out: &'a PathBuf,
+    bytes: u64,
+    plots: &'a [PathBuf],
+    #[serde(flatten)]
+    summary: &'a Summary,
+}
+
+/// Draws, and tells what the page says at its top.
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let Arguments { folders, out, svg, json } = arguments;
+    let job = Report { folders, out, svg };
+    let reported = report(&job)?;
+    if json {
+        let told =
+            Told { out: &job.out, bytes: reported.bytes, plots: &reported.plots, summary: &reported.summary };
+        print_json(&told)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut text = String::new();
+    for sentence in &reported.summary.sentences {
+        text += &format!("{sentence}\n");
+    }
+    text += &format!("\nreport: {} ({})\n", job.out.display(), size::show(reported.bytes));
+    if let Some(folder) = &job.svg {
+        text += &format!("plots:  {} in {}\n", reported.plots.len(), folder.display());
+    }
+    print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}

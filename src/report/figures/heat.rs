@@ -1,0 +1,65 @@
+//! A map of the model: a row for each layer, a column for each kind of module, a colour for each quantity.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::axis::Axis;
+use super::super::palette;
+use super::super::place::Spot;
+use super::super::plot::{Legend, Mark, Plot};
+
+/// What a map shows.
+pub struct Heat<'a> {
+    /// Of the plot.
+    pub id: String,
+    /// Of the plot.
+    pub title: String,
+    /// Of the quantity, and its unit.
+    pub quantity: &'a str,
+    /// The quantity, place by place.
+    pub cells: &'a BTreeMap<Spot, f64>,
+    /// The columns.
+    pub kinds: &'a [String],
+    /// Ends of the ramp.
+    pub ends: (f64, f64),
+    /// A quantity in few letters.
+    pub show: &'a dyn Fn(f64) -> String,
+}
+
+impl Heat<'_> {
+    /// The map as a plot.
+    pub fn plot(&self) -> Plot {
+        let rows: BTreeSet<Option<usize>> = self.cells.keys().map(|spot| spot.layer).collect();
+        let rows: Vec<Option<usize>> = rows.into_iter().collect();
+        let high = (520 / rows.len().max(1)).clamp(5, 24);
+        let (low, most) = self.ends;
+        let small = rows.len() <= 20 && self.kinds.len() <= 8;
+        let mut marks = Vec::new();
+        for (row, layer) in rows.iter().enumerate() {
+            for (column, kind) in self.kinds.iter().enumerate() {
+                let spot = Spot { layer: *layer, kind: kind.clone() };
+                let Some(value) = self.cells.get(&spot) else { continue };
+                let share = if most > low { (value - low) / (most - low) } else { 0.0 };
+                let (x, y, colour) = (column as f64, row as f64, palette::ramp(share));
+                marks.push(Mark::Cell { corners: [(x, y), (x + 1.0, y + 1.0)], colour });
+                if small {
+                    let (at, text) = ((x + 0.5, y + 0.5), (self.show)(*value));
+                    marks.push(Mark::Text { at, text, colour: palette::text_on(colour) });
+                }
+            }
+        }
+        let labels: Vec<String> =
+            rows.iter().map(|layer| layer.map_or("none".into(), |l| l.to_string())).collect();
+        let mut y = Axis::places("layer", &labels).backwards();
+        let every = 13usize.div_ceil(high);
+        y.ticks = y.ticks.into_iter().enumerate().filter(|(at, _)| at % every == 0).map(|(_, t)| t).collect();
+        Plot {
+            id: self.id.clone(),
+            title: self.title.clone(),
+            height: 150 + (high * rows.len()) as u32,
+            x: Axis::places("", self.kinds),
+            y,
+            legend: Legend::Ramp(self.quantity.to_owned(), [(self.show)(low), (self.show)(most)]),
+            marks,
+        }
+    }
+}

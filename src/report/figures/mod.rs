@@ -1,0 +1,53 @@
+//! One figure a file: what it needs of the tables, its plots, its numbers.
+
+mod energy;
+mod errors;
+mod heat;
+mod served;
+mod spectra;
+
+use super::plot::Figure;
+use super::tables::Tables;
+
+/// The most kinds of modules that one figure draws; tables have them all.
+const MOST_KINDS: usize = 24;
+
+/// Every figure that the tables have the numbers for, in the order of the page.
+pub fn all(tables: &Tables) -> Vec<Figure> {
+    let figures =
+        [errors::figure(tables), energy::figure(tables), served::figure(tables), spectra::figure(tables)];
+    figures.into_iter().flatten().collect()
+}
+
+/// The numbers from 0 below `count` that a line is drawn through: the first ones, then few enough to be drawn.
+fn thinned(count: usize) -> Vec<usize> {
+    const DENSE: usize = 24;
+    const FURTHER: usize = 60;
+    if count <= DENSE + FURTHER {
+        return (0..count).collect();
+    }
+    let (rest, last) = ((count - 1 - DENSE) as f64, FURTHER as f64);
+    (0..DENSE).chain((0..=FURTHER).map(|k| DENSE + (rest * k as f64 / last).round() as usize)).collect()
+}
+
+/// What follows a figure that leaves kinds of modules out.
+fn kinds_left_out(kinds: usize) -> Option<String> {
+    let more = kinds.checked_sub(MOST_KINDS).filter(|more| *more > 0)?;
+    Some(format!(
+        "Drawn are the {MOST_KINDS} kinds of the largest change; {more} more are in the table only."
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_drawn_through_few_points_and_to_their_end() {
+        for count in [0, 1, 24, 84, 85, 640, 5120] {
+            let points = thinned(count);
+            assert!(points.len() <= 85 && points.is_sorted_by(|a, b| a < b), "{count}: {points:?}");
+            assert_eq!(points.last().copied(), count.checked_sub(1));
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The singular values of the change, by kind of module.
+
+use std::collections::BTreeMap;
+
+use super::super::axis::Axis;
+use super::super::palette;
+use super::super::plot::{Figure, Legend, Mark, Plot, Swatch, Table};
+use super::super::tables::{Adapter, Tables};
+use super::super::words::{median, number, shorten};
+use super::{MOST_KINDS, kinds_left_out, thinned};
+use crate::ledger::Spectrum;
+
+/// Values below this share of the largest are rounding.
+const FLOOR: f64 = 1e-7;
+
+type Kinds<'a> = BTreeMap<String, Vec<&'a Spectrum>>;
+
+/// One plot for each kind, all adapters in it.
+pub fn figure(tables: &Tables) -> Option<Figure> {
+    let adapters: Vec<&Adapter> = tables.adapters.iter().filter(|a| !a.spectra.is_empty()).collect();
+    let by_kind: Vec<Kinds> = adapters.iter().map(|adapter| adapter.spectra_by_kind()).collect();
+    let values = || adapters.iter().flat_map(|a| &a.spectra).flat_map(|s| &s.singular_values).copied();
+    let most = values().fold(0.0, f64::max);
+    let floor = FLOOR * most;
+    let least = values().filter(|value| *value > floor).fold(most, f64::min);
+    if most <= 0.0 {
+        return None;
+    }
+    let y = Axis::log10("singular value", 0.8 * least, 1.25 * most);
+    let all = kinds(&by_kind);
+    let plots = all.iter().take(MOST_KINDS).enumerate().map(|(at, kind)| {
+        let of = adapters.iter().zip(&by_kind).enumerate();
+        let of = of.filter_map(|(index, (adapter, kinds))| Some((index, *adapter, kinds.get(kind)?)));
+        plot(at, kind, &of.collect::<Vec<_>>(), y.clone(), floor)
+    });
+    Some(Figure {
+        id: "spectra".into(),
+        title: "Singular values of the change, by kind of module".into(),
+        see: "A steep fall means that few directions hold the change; a long flat tail is noise, as of quantization, which \
+              no rank of this size holds."
+            .into(),
+        plots: plots.collect(),
+        notes: [
+            Some(
+                "The line is the median over the modules of a kind, the area what all of them span; dashed is what has not \
+                 converged in every module and is a lower bound. The scale is the same in every plot."
+                    .to_owned(),
+            ),
+            kinds_left_out(all.len()),
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
+        tables: adapters.iter().zip(&by_kind).map(|(adapter, kinds)| table(adapter, kinds)).collect(),
+    })
+}
+
+/// All kinds, those of the largest change first where not all can be drawn.
+fn kinds(by_kind: &[Kinds]) -> Vec<String> {
+    let mut energy: BTreeMap<&String, f64> = BTreeMap::new();
+    for (kind, of) in by_kind.iter().flatten() {
+        *energy.entry(kind).or_default() += of.iter().map(|s| s.delta_norm.powi(2)).sum::<f64>();
+    }
+    let mut kinds: Vec<(&String, f64)> = energy.into_iter().collect();
+    if kinds.len() > MOST_KINDS {
+        kinds.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(b.0)));
+    }
+    kinds.into_iter().map(|(kind, _)| kind.clone()).collect()
+}
+
+fn plot(at: usize, kind: &str, of: &[(usize, &Adapter, &Vec<&Spectrum>)], y: Axis, floor: f64) -> Plot {
+    let longest = of.iter().flat_map(|(_, _, spectra)| spectra.iter()).map(|s| s.singular_values.len()).max();
+    let longest = longest.unwrap_or(1).max(2);
+    let (mut marks, mut keys) = (Vec::new(), Vec::new());
+    for (index, adapter, spectra) in of {
+        let colour = palette::line(*index);
+        marks.extend(lines(spectra, colour, floor));
+        if let Some(rank) = rank_of(adapter, kind) {
+            marks.push(Mark::Upright { x: rank as f64, colour });
+        }
+        keys.push((Swatch::Line, colour, shorten(&adapter.label, 28)));
+    }
+    keys.push((Swatch::Dashed, palette::MUTED, "upright: rank".into()));
+    Plot {
+        id: format!("spectra-{}", at + 1),
+        title: shorten(kind, 44),
+        height: 250,
+        x: Axis::linear("index of the singular value", 1.0, longest as f64),
+        y,
+        legend: Legend::Keys(keys),
+        marks,
+    }
+}
+
+/// The rank before padding, the greatest where modules differ.
+fn rank_of(adapter: &Adapter, kind: &str) -> Option<usize> {
+    adapter.modules_by_kind().get(kind)?.iter().map(|module| module.rank).max()
+}
+
+fn lines(spectra: &[&Spectrum], colour: palette::Colour, floor: f64) -> Vec<Mark> {
+    let longest = spectra.iter().map(|s| s.singular_values.len()).max().unwrap_or(0);
+    let converged = spectra.iter().map(|s| s.converged).min().unwrap_or(0);
+    let (mut band, mut middle) = (Vec::new(), Vec::new());
+    for at in thinned(longest) {
+        let values = spectra.iter().filter_map(|s| s.singular_values.get(at)).copied();
+        let mut values: Vec<f64> = values.filter(|value| *value > floor).collect();
+        let Some(value) = median(&mut values) else { continue };
+        let x = (at + 1) as f64;
+        if at < converged {
+            band.push((x, values[0], values[values.len() - 1]));
+        }
+        middle.push((x, value));
+    }
+    let mut marks = Vec::new();
+    if spectra.len() > 1 {
+        marks.push(Mark::Band { points: band, colour });
+    }
+    let solid = middle.iter().filter(|(x, _)| *x <= converged as f64).count();
+    marks.push(Mark::Line { points: middle[..solid].to_vec(), colour, dashed: false });
+    if solid < middle.len() {
+        marks.push(Mark::Line { points: middle[solid.saturating_sub(1)..].to_vec(), colour, dashed: true });
+    }
+    marks
+}
+
+fn table(adapter: &Adapter, kinds: &Kinds) -> Table {
+    let middle = |of: &[&Spectrum], value: &dyn Fn(&Spectrum) -> Option<f64>| {
+        let mut values: Vec<f64> = of.iter().filter_map(|s| value(s)).collect();
+        median(&mut values).map_or("-".into(), number)
+    };
+    let row = |(kind, of): (&String, &Vec<&Spectrum>)| {
+        let rank = rank_of(adapter, kind);
+        let values = of.iter().map(|s| s.singular_values.len()).max().unwrap_or(0);
+        vec![
+            kind.clone(),
+            of.len().to_string(),
+            rank.map_or("-".into(), |rank| rank.to_string()),
+            middle(of, &|s| Some(s.delta_norm)),
+            middle(of, &|s| s.singular_values.first().copied()),
+            middle(of, &|s| s.singular_values.get(rank?.checked_sub(1)?).copied()),
+            values.to_string(),
+            of.iter().map(|s| s.converged).min().unwrap_or(0).to_string(),
+        ]
+    };
+    let headings = [
+        "kind",
+        "modules",
+        "rank",
+        "‖delta‖, median",
+        "largest value, median",
+        "value at rank, median",
+        "values kept",
+        "converged in all",
+    ];
+    Table {
+        caption: format!("{}: singular values by kind of module", adapter.label),
+        headings: headings.map(Into::into).into(),
+        rows: kinds.iter().map(row).collect(),
+    }
+}

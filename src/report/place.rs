@@ -1,0 +1,40 @@
+//! Where in the model a module is: its layer and its kind.
+
+use crate::adapter::place_of;
+use crate::pipeline::kind;
+
+/// A row and a column of the model.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Spot {
+    /// The layer; `None` for what stands outside of them.
+    pub layer: Option<usize>,
+    /// The kind, as `q_proj`.
+    pub kind: String,
+}
+
+impl Spot {
+    /// Of a module by its name without `.weight`: the first number in it is the layer. Kinds of a vision tower are kept apart
+    /// from those of the language model, whose layers are counted anew.
+    pub fn of(module: &str) -> Spot {
+        let mut parts = module.split('.');
+        let layer = parts.find_map(|part| part.parse().ok());
+        let kind = kind(module, place_of(module));
+        let vision = module.split('.').any(|part| part.starts_with("visual") || part.starts_with("vision"));
+        Spot { layer, kind: if vision { format!("vision {kind}") } else { kind.to_owned() } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_and_kinds_follow_from_names() {
+        let spot = |name: &str| (Spot::of(name).layer, Spot::of(name).kind);
+        assert_eq!(spot("model.layers.7.self_attn.q_proj"), (Some(7), "q_proj".into()));
+        assert_eq!(spot("model.layers.3.mlp.experts.127.down_proj"), (Some(3), "down_proj".into()));
+        assert_eq!(spot("model.visual.blocks.2.attn.qkv"), (Some(2), "vision qkv".into()));
+        assert_eq!(spot("model.embed_tokens"), (None, "embeddings".into()));
+        assert_eq!(spot("lm_head"), (None, "lm_head".into()));
+    }
+}

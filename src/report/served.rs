@@ -1,0 +1,104 @@
+//! How far the weights that are served are from the tuned ones, by what was measured: a Method B extraction measures it as its
+//! own error, a Method A extraction where it was told what will serve it.
+
+use std::collections::BTreeMap;
+
+use super::tables::{Adapter, Tables, clean};
+use crate::checkpoint::Identity;
+use crate::ledger::Side;
+
+/// Squared distances, summed over modules.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sum {
+    /// `||T - dequant(Q)||^2`.
+    pub without2: f64,
+    /// `||T - (dequant(Q) + B·A)||^2`.
+    pub with2: f64,
+}
+
+impl Sum {
+    /// Of one module.
+    pub fn of(without: f64, with: f64) -> Sum {
+        Sum { without2: without.powi(2), with2: with.powi(2) }
+    }
+
+    /// Adds another's.
+    pub fn add(&mut self, other: &Sum) {
+        self.without2 += other.without2;
+        self.with2 += other.with2;
+    }
+
+    /// What is left of the distance; `None` where there was none.
+    pub fn ratio(&self) -> Option<f64> {
+        (self.without2 > 0.0).then(|| (self.with2 / self.without2).sqrt()).filter(|ratio| ratio.is_finite())
+    }
+}
+
+/// One adapter on one served checkpoint.
+#[derive(Clone, Debug)]
+pub struct Column {
+    /// What the report calls it.
+    pub label: String,
+    /// Distances by module.
+    pub modules: BTreeMap<String, Sum>,
+}
+
+impl Column {
+    /// Over all modules.
+    pub fn total(&self) -> Sum {
+        self.modules.values().fold(Sum::default(), |mut total, sum| {
+            total.add(sum);
+            total
+        })
+    }
+}
+
+/// One served checkpoint, one tuned, and every adapter that was measured between them.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// Name of the checkpoint that serves.
+    pub on: String,
+    /// Name of the tuned one.
+    pub tuned: String,
+    /// The adapters, in the order of the folders.
+    pub columns: Vec<Column>,
+    inputs: [Option<Identity>; 2],
+}
+
+impl Served {
+    /// What the tables tell, grouped by the files of both checkpoints.
+    pub fn all(tables: &Tables) -> Vec<Served> {
+        let mut all: Vec<Served> = Vec::new();
+        for one in tables.adapters.iter().filter_map(Served::of_extraction) {
+            match all.iter_mut().find(|other| other.inputs == one.inputs) {
+                Some(other) => other.columns.extend(one.columns),
+                None => all.push(one),
+            }
+        }
+        all
+    }
+
+    fn of_extraction(adapter: &Adapter) -> Option<Served> {
+        let manifest = adapter.manifest.as_ref()?;
+        let (on, side) = match &manifest.served {
+            Some(served) => (served, Side::Served),
+            None if manifest.base.scheme != "dense" => (&manifest.base, Side::Base),
+            None => return None,
+        };
+        let sum = |module: &crate::ledger::ModuleRecord| {
+            let quality = &module.quality;
+            match (side, quality.served) {
+                (Side::Served, served) => served.map(|e| Sum::of(e.without_adapter, e.with_adapter)),
+                _ => Some(Sum::of(quality.delta_norm, quality.relative_error * quality.delta_norm)),
+            }
+        };
+        let modules: BTreeMap<String, Sum> =
+            adapter.modules().filter_map(|module| Some((module.name.clone(), sum(module)?))).collect();
+        (!modules.is_empty()).then(|| Served {
+            on: clean(&on.name),
+            tuned: clean(&manifest.tuned.name),
+            columns: vec![Column { label: adapter.label.clone(), modules }],
+            inputs: [side, Side::Tuned].map(|side| manifest.inputs.get(&side).cloned()),
+        })
+    }
+}

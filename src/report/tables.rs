@@ -1,0 +1,213 @@
+//! Reads what the other commands wrote. Names in these files are anybody's: [`clean`] is what stands between them and a picture.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::place::Spot;
+use super::words::shorten;
+use crate::ledger::{Manifest, ModuleRecord, Spectrum};
+use crate::pipeline::{MANIFEST, SPECTRA};
+use crate::{Error, Result};
+
+/// Unpacked bytes of one file above which it is no table of ours: that of a mixture of 30,000 experts has a tenth.
+const MOST: u64 = 4 << 30;
+
+/// Everything that a report is drawn from.
+#[derive(Clone, Debug, Default)]
+pub struct Tables {
+    /// What `extract` wrote, in the order of the folders.
+    pub adapters: Vec<Adapter>,
+    /// Label of each folder and the files that were read from it.
+    pub read: Vec<(String, Vec<&'static str>)>,
+}
+
+/// What `extract` wrote in one folder.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// What the report calls it.
+    pub label: String,
+    /// `extraction.json`.
+    pub manifest: Option<Manifest>,
+    /// `spectra.jsonl.zst`.
+    pub spectra: Vec<Spectrum>,
+}
+
+impl Adapter {
+    /// The modules whose delta was factorized: not those that only complete a fused set.
+    pub fn modules(&self) -> impl Iterator<Item = &ModuleRecord> {
+        self.manifest.iter().flat_map(|manifest| &manifest.modules).filter(|module| module.method != "none")
+    }
+
+    /// The spectra by kind of module.
+    pub fn spectra_by_kind(&self) -> BTreeMap<String, Vec<&Spectrum>> {
+        let mut kinds: BTreeMap<String, Vec<&Spectrum>> = BTreeMap::new();
+        for spectrum in &self.spectra {
+            kinds.entry(clean(&Spot::of(&spectrum.module).kind)).or_default().push(spectrum);
+        }
+        kinds
+    }
+
+    /// The modules by kind.
+    pub fn modules_by_kind(&self) -> BTreeMap<String, Vec<&ModuleRecord>> {
+        let mut kinds: BTreeMap<String, Vec<&ModuleRecord>> = BTreeMap::new();
+        for module in self.modules() {
+            kinds.entry(clean(&Spot::of(&module.name).kind)).or_default().push(module);
+        }
+        kinds
+    }
+}
+
+impl Tables {
+    /// Reads whatever each folder holds.
+    ///
+    /// # Errors
+    /// A folder without any of the files; one that cannot be read; one that another version wrote.
+    pub fn read(folders: &[PathBuf]) -> Result<Tables> {
+        let mut tables = Tables::default();
+        for (folder, label) in folders.iter().zip(labels(folders)) {
+            if !folder.is_dir() {
+                let what = if folder.exists() { "not a folder" } else { "no such folder" };
+                return Err(Error::input(what)
+                    .path(folder)
+                    .hint("give folders that extract and its kin wrote"));
+            }
+            let mut found = Vec::new();
+            tables.read_extraction(folder, &label, &mut found)?;
+            if found.is_empty() {
+                return Err(nothing(folder));
+            }
+            tables.read.push((label, found));
+        }
+        Ok(tables)
+    }
+
+    fn read_extraction(&mut self, folder: &Path, label: &str, found: &mut Vec<&'static str>) -> Result<()> {
+        let (manifest, spectra) = (folder.join(MANIFEST), folder.join(SPECTRA));
+        let mut adapter = Adapter { label: label.to_owned(), manifest: None, spectra: Vec::new() };
+        if manifest.exists() {
+            adapter.manifest = Some(read_manifest(&manifest)?);
+            found.push(MANIFEST);
+        }
+        if spectra.exists() {
+            adapter.spectra = read_spectra(&spectra)?;
+            found.push(SPECTRA);
+        }
+        if manifest.exists() || spectra.exists() {
+            self.adapters.push(adapter);
+        }
+        Ok(())
+    }
+}
+
+fn nothing(folder: &Path) -> Error {
+    let error = Error::input(format!("nothing to report on: no {MANIFEST} or {SPECTRA}")).path(folder);
+    match folder.join(crate::pipeline::STATE).exists() {
+        true => error.hint("an extraction is under way there: run the same extract again until it is done"),
+        false => error.hint("give folders that extract and its kin wrote"),
+    }
+}
+
+/// The last part of each path; where two are the same, as much of the paths as was given.
+fn labels(folders: &[PathBuf]) -> Vec<String> {
+    let last = |path: &PathBuf| {
+        // `.` and `..` have no last part, but the folders that they stand for do.
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        name.or_else(|| Some(path.canonicalize().ok()?.file_name()?.to_string_lossy().into_owned()))
+    };
+    let last: Vec<String> =
+        folders.iter().map(|path| last(path).unwrap_or_else(|| path.display().to_string())).collect();
+    let label = |(at, path): (usize, &PathBuf)| {
+        let others = last.iter().filter(|other| **other == last[at]).count();
+        clean(&if others > 1 { path.display().to_string() } else { last[at].clone() })
+    };
+    folders.iter().enumerate().map(label).collect()
+}
+
+fn open(path: &Path) -> Result<BufReader<File>> {
+    let file = File::open(path).map_err(|e| Error::input("cannot open the file").path(path).because(e))?;
+    Ok(BufReader::with_capacity(1 << 18, file))
+}
+
+/// A table of JSON. One that cannot be read is blamed on the version that wrote it, where it says so.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let mut text = String::new();
+    let e = |e| Error::input("cannot read the file").path(path).because(e);
+    open(path)?.take(MOST).read_to_string(&mut text).map_err(e)?;
+    serde_json::from_str(&text).map_err(|e| {
+        #[derive(Deserialize)]
+        struct Author {
+            trephine: String,
+        }
+        let author = serde_json::from_str(&text).map(|author: Author| clean(&author.trephine));
+        let by = author
+            .map_or("not written by trephine".into(), |version| format!("written by trephine {version}"));
+        let what = format!("the file cannot be read by trephine {} ({by})", env!("CARGO_PKG_VERSION"));
+        Error::input(what)
+            .path(path)
+            .because(e)
+            .hint("write it anew with this version, or report with that one")
+    })
+}
+
+fn read_manifest(path: &Path) -> Result<Manifest> {
+    let manifest: Manifest = read_json(path)?;
+    // Before 1.0 the second number says what is compatible.
+    let line =
+        |version: &str| version.split('.').take(2).map(|n| n.parse().ok()).collect::<Option<Vec<u64>>>();
+    if line(&manifest.trephine).is_none_or(|theirs| line(env!("CARGO_PKG_VERSION")) < Some(theirs)) {
+        let (theirs, ours) = (clean(&manifest.trephine), env!("CARGO_PKG_VERSION"));
+        return Err(Error::input(format!("written by trephine {theirs}, which trephine {ours} cannot read"))
+            .path(path)
+            .hint("report with that version"));
+    }
+    Ok(manifest)
+}
+
+fn read_spectra(path: &Path) -> Result<Vec<Spectrum>> {
+    let bad = |e: std::io::Error| Error::input("cannot read the spectra").path(path).because(e);
+    let lines = BufReader::new(zstd::Decoder::with_buffer(open(path)?).map_err(bad)?.take(MOST)).lines();
+    let spectrum = |(at, line): (usize, std::io::Result<String>)| {
+        serde_json::from_str(&line.map_err(bad)?).map_err(|e| {
+            Error::input(format!("line {} of the spectra cannot be read", at + 1)).path(path).because(e)
+        })
+    };
+    lines.enumerate().map(spectrum).collect()
+}
+
+/// A name as it may be shown: on one line, without what turns or hides other letters, and not endless.
+pub fn clean(name: &str) -> String {
+    const LONGEST: usize = 120;
+    let hidden = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
+            || matches!(c, '\u{feff}' | '\u{fffe}' | '\u{ffff}')
+    };
+    shorten(&name.chars().map(|c| if hidden(c) { '\u{fffd}' } else { c }).collect::<String>(), LONGEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_are_called_by_what_tells_them_apart() {
+        let paths = |paths: &[&str]| labels(&paths.iter().map(PathBuf::from).collect::<Vec<_>>());
+        assert_eq!(paths(&["runs/a", "runs/b/"]), ["a", "b"]);
+        assert_eq!(paths(&["one/a", "two/a", "b"]), ["one/a", "two/a", "b"]);
+        assert_eq!(
+            paths(&["."]),
+            [Path::new(".").canonicalize().unwrap().file_name().unwrap().to_str().unwrap()]
+        );
+    }
+
+    #[test]
+    fn names_are_shown_without_tricks() {
+        assert_eq!(clean("a\u{202e}b\nc\u{0}"), "a\u{fffd}b\u{fffd}c\u{fffd}");
+        assert_eq!(clean(&"x".repeat(1000)).chars().count(), 120);
+    }
+}
