@@ -1,6 +1,7 @@
 //! The report: what its page says, what it is made of, and that nothing in it is anybody else's.
 
 mod common;
+mod report_files;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,10 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use common::{data, job, run, trephine};
+use report_files::{analysis, analyzed, fidelity, measured, written};
 use scraper::{ElementRef, Html, Selector};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 use trephine::Kind;
+use trephine::analysis::{ANALYSIS, FIDELITY};
+use trephine::checkpoint::Identity;
 use trephine::ledger::Spectrum;
 use trephine::pipeline::{Silent, extract};
 use trephine::report::{Report, Reported, report};
@@ -114,8 +118,11 @@ fn check_plot(svg: ElementRef, ids: &BTreeSet<&str>) {
     let axes: &[&str] = match id.split('-').next().unwrap() {
         "errors" => &["layer", "relative error, ‖delta − B·A‖ / ‖delta‖"],
         "energy" => &["rank of every module", "captured energy, %"],
-        "served" => &["distance from the tuned weights, % of that without", "all"],
-        "spectra" => &["index of the singular value", "singular value"],
+        "served" | "methods" => &["distance from the tuned weights, % of that without", "all"],
+        "orthogonality" => &["layer", "cos(D, N)", "chance"],
+        "noise" => &["layer"],
+        "ranks" => &["layer", "suggested rank, singular values"],
+        "spectra" | "beside" => &["index of the singular value", "singular value"],
         other => panic!("an unknown plot {other}"),
     };
     for axis in axes {
@@ -210,6 +217,77 @@ fn the_numbers_are_those_of_the_tables() {
 }
 
 #[test]
+fn an_analysis_is_drawn_as_it_says() {
+    let home = tempdir().unwrap();
+    let Drawn { page, told, .. } = drawn(&[analyzed(home.path(), "analysis", 5)]);
+    assert_eq!(told.summary.sentences[0], "Method B pays: it leaves 50.0 %, Method A 60.0 %.");
+    let [only] = &told.summary.analyses[..] else { panic!("{:?}", told.summary) };
+    assert_eq!((only.modules, only.signal_to_noise, only.suggested_rank), (35, Some(4.5), [1, 2, 3]));
+
+    // Only the down projections are off: kinds are in the order of their names.
+    let dots = |plot: usize| {
+        let filled = format!("#orthogonality-1-{plot} circle[fill='#D55E00']");
+        let rings = format!("#orthogonality-1-{plot} circle[stroke='#0072B2']");
+        [filled, rings].map(|what| select(&page, &what).len())
+    };
+    assert_eq!((dots(1), dots(2), dots(7)), ([6, 1], [1, 6], [1, 6]), "five layers, and one of the legend");
+    let band = select(&page, "#orthogonality-1-1 polygon");
+    assert_eq!(band.len(), 1, "the band of chance");
+    let cells = row(&page, "analysis: change and noise of the base", "down_proj");
+    assert_eq!(cells[1..6], ["5", "4.50", "0.0200", "0.0020", "1.93e-22"]);
+    assert_eq!(row(&page, "analysis: noise of the base and", "k_proj")[4], "-");
+    assert_eq!(row(&page, "analysis: spans of the k leading", "up_proj")[1..4], ["8", "0.1400", "0.1250"]);
+    // Every cell says its rank: the layer plus the place of the kind.
+    let texts: Vec<String> = select(&page, "#ranks-1 text").into_iter().map(words).collect();
+    assert!(["0", "10"].iter().all(|rank| texts.contains(&(*rank).to_owned())), "{texts:?}");
+    let left = row(&page, "Distance from tuned when base-fp8 is served", "all");
+    assert_eq!(left[2..], ["60.0 %", "50.0 %", "20.0 %"]);
+}
+
+#[test]
+fn fidelity_stands_beside_the_extractions_of_the_same_weights() {
+    let home = tempdir().unwrap();
+    let [_, b] = adapters();
+    let inputs = &common::manifest(b)["inputs"];
+    let inputs =
+        ["base", "tuned"].map(|side| serde_json::from_value::<Identity>(inputs[side].clone()).unwrap());
+    let same = measured(home.path(), "same", inputs.clone());
+    let one = drawn(&[b.clone(), same.clone()]);
+    let [served] = &one.told.summary.served[..] else { panic!("{:?}", one.told.summary.served) };
+    let names: Vec<&str> = served.remaining.iter().map(|remaining| remaining.adapter.as_str()).collect();
+    assert_eq!(names, ["method-b", "method-b (fidelity)", "another"]);
+    let ratios: Vec<f64> = served.remaining.iter().map(|remaining| remaining.ratio.unwrap()).collect();
+    assert!((ratios[1] - 0.5).abs() < 1e-12 && (ratios[2] - 1.2).abs() < 1e-12, "{ratios:?}");
+    assert_eq!(row(&one.page, "Distance from tuned", "q_proj")[3..], ["50.0 %", "120.0 %"]);
+    assert!(words(select(&one.page, "#served")[0]).contains("each is measured over its own"));
+
+    // Of the very same distances there is one column.
+    let manifest = common::manifest(b);
+    let mut again = fidelity(inputs);
+    again.adapters.truncate(1);
+    again.modules = manifest["modules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|module| {
+            let mut record = again.modules[0].clone();
+            record.name = module["name"].as_str().unwrap().into();
+            record.distances.without = module["delta_norm"].as_f64().unwrap();
+            record.distances.with =
+                vec![record.distances.without * module["relative_error"].as_f64().unwrap()];
+            record
+        })
+        .collect();
+    let again = written(home.path(), "again", FIDELITY, &again);
+    assert_eq!(drawn(&[b.clone(), again]).told.summary.served[0].remaining.len(), 1);
+
+    // Other weights are another plot.
+    let other = measured(home.path(), "other", [(); 2].map(|()| Identity { files: Vec::new() }));
+    let two = drawn(&[b.clone(), other]);
+    assert_eq!((two.told.summary.served.len(), select(&two.page, "#served svg").len()), (2, 2));
+}
+
+#[test]
 fn the_same_tables_give_the_same_bytes() {
     let [one, two] = [(); 2].map(|()| drawn(adapters()));
     assert!(one.text == two.text);
@@ -243,6 +321,14 @@ fn each_table_is_enough_by_itself() {
     };
     assert_eq!(sections(&drawn(&[manifest])), ["summary", "errors", "served"]);
     assert_eq!(sections(&drawn(&[values])), ["summary", "energy", "spectra"]);
+    let analysis = analyzed(home.path(), "analysis", 3);
+    assert_eq!(
+        sections(&drawn(&[analysis])),
+        ["summary", "methods", "orthogonality", "noise", "ranks", "beside"]
+    );
+    let files = || Identity { files: Vec::new() };
+    let fidelity = measured(home.path(), "fidelity", [files(), files()]);
+    assert_eq!(sections(&drawn(&[fidelity])), ["summary", "served"]);
 
     let empty = changed(home.path(), "empty", |manifest| manifest["modules"] = json!([]));
     let empty = drawn(&[empty]);
@@ -303,7 +389,17 @@ fn names_in_files_are_only_names() {
         })
         .collect();
     fs::write(folder.join("spectra.jsonl.zst"), zstd::encode_all(values.as_bytes(), 1).unwrap()).unwrap();
-    let Drawn { text, page, told, .. } = drawn(&[folder]);
+    let mut analyzed = analysis(1);
+    analyzed.verdict[0].text = NAMES[0].into();
+    let mut measured = fidelity([(); 2].map(|()| Identity { files: Vec::new() }));
+    (measured.adapters[0].name, measured.served.name) = (NAMES[1].into(), NAMES[3].into());
+    for (at, name) in NAMES.into_iter().enumerate() {
+        (analyzed.modules[at].name, analyzed.kinds[at].name) = (name.into(), name.into());
+        measured.modules[at % 2].name = name.into();
+    }
+    written(home.path(), "<b>'\"&hostile", ANALYSIS, &analyzed);
+    written(home.path(), "<b>'\"&hostile", FIDELITY, &measured);
+    let Drawn { home: _plots, text, page, told } = drawn(&[folder]);
     assert!(!text.chars().any(|c| c.is_control() && c != '\n') && !text.contains('\u{202e}'));
     assert!(text.len() < 400_000, "{}", text.len());
     assert!(!text.contains("onerror=alert(1)>") && !text.contains("<script"));
@@ -388,6 +484,8 @@ fn large_models_make_pages_that_can_still_be_read() {
         assert!(select(&page, "tr").len() < 120, "tables of modules are cut");
         assert!(text.contains("modules with the largest errors (all are in extraction.json)"));
     }
+    let deep = drawn(&[analyzed(home.path(), "deep", 64)]);
+    assert!(deep.text.len() < 600_000, "{}", deep.text.len());
 }
 
 fn refused(folder: PathBuf) -> trephine::Error {
@@ -412,7 +510,10 @@ fn what_cannot_be_read_is_refused_by_name() {
     };
     says(home.path().join("nowhere"), &["no such folder"]);
     fs::create_dir(home.path().join("nothing")).unwrap();
-    says(home.path().join("nothing"), &["nothing to report on: no extraction.json", "spectra.jsonl.zst"]);
+    says(
+        home.path().join("nothing"),
+        &["nothing to report on", "extraction.json, spectra.jsonl.zst", "analysis.json"],
+    );
     fs::create_dir_all(home.path().join("under way/.trephine")).unwrap();
     says(home.path().join("under way"), &["run the same extract again"]);
     let later = changed(home.path(), "later", |manifest| manifest["trephine"] = "0.99.3".into());
@@ -422,6 +523,14 @@ fn what_cannot_be_read_is_refused_by_name() {
         manifest.as_object_mut().unwrap().remove("modules");
     });
     says(other, &["cannot be read by trephine", "written by trephine 7.0.0", "modules"]);
+    let mut table = serde_json::to_value(analysis(1)).unwrap();
+    (table["version"], table["trephine"]) = (99.into(), "0.7.1".into());
+    let later = written(home.path(), "later analysis", ANALYSIS, &table);
+    says(later, &["version 99 of analysis.json, by trephine 0.7.1", "reads version 1"]);
+    table["version"] = 1.into();
+    table.as_object_mut().unwrap().remove("total");
+    let torn = written(home.path(), "torn analysis", ANALYSIS, &table);
+    says(torn, &["missing field `total`", "written by trephine 0.7.1", "analysis.json"]);
     let foreign = home.path().join("foreign");
     fs::create_dir(&foreign).unwrap();
     fs::write(foreign.join("extraction.json"), "[1, 2").unwrap();
@@ -454,6 +563,6 @@ fn the_command_tells_what_the_page_says() {
         fs::read_dir(home.path().join("plots")).unwrap().count()
     );
     let nothing = run(trephine().arg("report").arg(home.path())).code(3);
-    nothing.says("nothing to report on: no extraction.json or spectra.jsonl.zst").says("hint: ");
+    nothing.says("nothing to report on: the folder has none of extraction.json").says("hint: ");
     run(trephine().arg("report")).code(2);
 }

@@ -32,8 +32,17 @@ pub struct Axis {
 impl Axis {
     /// An axis on which the values from `low` to `high` lie evenly.
     pub fn linear(name: impl Into<String>, low: f64, high: f64) -> Axis {
+        Axis::with_steps(name, low, high, 0.0)
+    }
+
+    /// As [`linear`](Self::linear), for whole numbers.
+    pub fn whole(name: impl Into<String>, low: f64, high: f64) -> Axis {
+        Axis::with_steps(name, low, high, 1.0)
+    }
+
+    fn with_steps(name: impl Into<String>, low: f64, high: f64, least: f64) -> Axis {
         let (low, high) = sound(low, high);
-        let step = step((high - low) / 5.0);
+        let step = step((high - low) / 5.0).max(least);
         let decimals = (-step.log10().floor()).clamp(0.0, 9.0) as usize;
         let (first, last) = ((low / step).ceil() as i64, (high / step).floor() as i64);
         let ticks = (first..=last.min(first + 20)).map(|k| {
@@ -163,6 +172,7 @@ mod tests {
     #[test]
     fn ticks_are_round_numbers() {
         assert_eq!(labels(&Axis::linear("", 0.0, 1.0)), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
+        assert_eq!(labels(&Axis::whole("", -0.5, 2.5)), ["0", "1", "2"]);
         assert_eq!(labels(&Axis::percent("%", 0.0, 0.5)), ["0", "10", "20", "30", "40", "50"]);
         assert_eq!(labels(&Axis::log10("", 0.01, 100.0)), ["0.01", "0.1", "1", "10", "100"]);
         assert_eq!(labels(&Axis::log10("", 1e-8, 1e-5)), ["10⁻⁸", "10⁻⁷", "10⁻⁶", "10⁻⁵"]);

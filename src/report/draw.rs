@@ -172,11 +172,11 @@ fn draw<'a>(plot: &'a Plot, text: &'a mut String) -> Drawn<'a> {
 
     let left = widest(&plot.y) + 8 + if plot.y.name.is_empty() { 0 } else { 18 };
     let turned = turned(&plot.x, WIDTH as i32 - left - 2 * MARGIN);
-    let below = 20 + if turned { widest(&plot.x) + 4 } else { 16 };
+    let below = 8 + if turned { widest(&plot.x) } else { 12 } + if plot.x.name.is_empty() { 0 } else { 16 };
     let mut chart = ChartBuilder::on(&root)
         .margin_left(MARGIN * FINE)
         .margin_right(2 * MARGIN * FINE)
-        .margin_top((above + 4) * FINE)
+        .margin_top((above + 8) * FINE)
         .margin_bottom(MARGIN * FINE)
         .x_label_area_size(below * FINE)
         .y_label_area_size(left * FINE)

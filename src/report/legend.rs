@@ -3,7 +3,7 @@
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
-use super::draw::{Drawn, FINE, LETTER_WIDTH, LETTERS, Sheet, letters, ramp, stroke};
+use super::draw::{Drawn, FINE, LETTER_WIDTH, LETTERS, Sheet, letters, ramp, rgb, stroke};
 use super::palette::{Colour, INK};
 use super::plot::{Legend, Swatch, WIDTH};
 
@@ -49,6 +49,10 @@ fn draw_swatch<'a>(root: &Sheet<'a>, swatch: Swatch, colour: Colour, x: i32, y: 
             root.draw(&DashedPathElement::new(ends, 5 * FINE, 4 * FINE, stroke(colour, 16)))
         }
         Swatch::Dot => root.draw(&Circle::new(middle, 4 * FINE, stroke(colour, 10).filled())),
+        Swatch::Area => {
+            let corners = [(left, y - 5 * FINE), (right, y + 5 * FINE)];
+            root.draw(&Rectangle::new(corners, rgb(colour).mix(0.22).filled()))
+        }
         Swatch::Ring => root.draw(&Circle::new(middle, 4 * FINE, stroke(colour, 18))),
     }
 }

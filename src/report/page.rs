@@ -33,8 +33,10 @@ pub fn page(tables: &Tables, summary: &Summary, figures: &[Figure], pictures: &[
                 }
                 main {
                     section id="summary" aria-label="Summary" {
-                        @for sentence in &summary.sentences { p { (sentence) } }
-                        @if summary.sentences.is_empty() { p { "The folders hold plots' numbers only." } }
+                        div.sentences {
+                            @for sentence in &summary.sentences { p { (sentence) } }
+                            @if summary.sentences.is_empty() { p { "The folders hold spectra only." } }
+                        }
                         (contents(figures))
                     }
                     @for (figure, pictures) in figures.iter().zip(pictures) { (section(figure, pictures)) }
@@ -82,14 +84,22 @@ fn numbers(table: &Table) -> Markup {
     html! {
         details {
             summary { (table.caption) }
-            div.wide {
+            div.wide tabindex="0" role="region" aria-label=(table.caption) {
                 table {
-                    thead { tr { @for heading in &table.headings { th scope="col" { (heading) } } } }
+                    thead {
+                        tr {
+                            @for (at, heading) in table.headings.iter().enumerate() {
+                                th scope="col" class=[(at < table.words).then_some("words")] { (heading) }
+                            }
+                        }
+                    }
                     tbody {
                         @for row in &table.rows {
                             tr {
                                 @for (at, cell) in row.iter().enumerate() {
-                                    @if at == 0 { th scope="row" { (cell) } } @else { td { (cell) } }
+                                    @let class = (at < table.words).then_some("words");
+                                    @if at == 0 { th scope="row" class=[class] { (cell) } }
+                                    @else { td class=[class] { (cell) } }
                                 }
                             }
                         }

@@ -1,5 +1,6 @@
 //! Where in the model a module is: its layer and its kind.
 
+use super::words::clean;
 use crate::adapter::place_of;
 use crate::pipeline::kind;
 
@@ -8,7 +9,7 @@ use crate::pipeline::kind;
 pub struct Spot {
     /// The layer; `None` for what stands outside of them.
     pub layer: Option<usize>,
-    /// The kind, as `q_proj`.
+    /// The kind, as `q_proj`, as it may be shown.
     pub kind: String,
 }
 
@@ -20,7 +21,12 @@ impl Spot {
         let layer = parts.find_map(|part| part.parse().ok());
         let kind = kind(module, place_of(module));
         let vision = module.split('.').any(|part| part.starts_with("visual") || part.starts_with("vision"));
-        Spot { layer, kind: if vision { format!("vision {kind}") } else { kind.to_owned() } }
+        let kind = match kind {
+            "" => "(no name)".to_owned(),
+            kind if vision => format!("vision {kind}"),
+            kind => kind.to_owned(),
+        };
+        Spot { layer, kind: clean(&kind) }
     }
 }
 
@@ -36,5 +42,6 @@ mod tests {
         assert_eq!(spot("model.visual.blocks.2.attn.qkv"), (Some(2), "vision qkv".into()));
         assert_eq!(spot("model.embed_tokens"), (None, "embeddings".into()));
         assert_eq!(spot("lm_head"), (None, "lm_head".into()));
+        assert_eq!(spot("model.layers.1."), (Some(1), "(no name)".into()));
     }
 }

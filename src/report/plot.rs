@@ -70,6 +70,8 @@ pub enum Swatch {
     Dot,
     /// A ring.
     Ring,
+    /// A faint area.
+    Area,
 }
 
 /// What the colours mean.
@@ -103,11 +105,13 @@ pub struct Plot {
 /// Width of every plot in pixels: that of a phone, so that letters keep their size there.
 pub const WIDTH: u32 = 360;
 
-/// A table beneath a plot. The first column is text, the others are numbers.
+/// A table beneath a plot.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
     /// What it shows.
     pub caption: String,
+    /// How many columns hold words; those behind hold numbers.
+    pub words: usize,
     /// The headings.
     pub headings: Vec<String>,
     /// The rows.

@@ -1,9 +1,11 @@
 //! How far the weights that are served are from the tuned ones, by what was measured: a Method B extraction measures it as its
-//! own error, a Method A extraction where it was told what will serve it.
+//! own error, a Method A extraction where it was told what will serve it, and `fidelity` of any adapter.
 
 use std::collections::BTreeMap;
 
-use super::tables::{Adapter, Tables, clean};
+use super::tables::{Adapter, Labelled, Tables};
+use super::words::clean;
+use crate::analysis::{Fidelity, FidelityAdapter, FidelityModule};
 use crate::checkpoint::Identity;
 use crate::ledger::Side;
 
@@ -62,20 +64,37 @@ pub struct Served {
     pub tuned: String,
     /// The adapters, in the order of the folders.
     pub columns: Vec<Column>,
-    inputs: [Option<Identity>; 2],
+    /// The files of both, where they are known.
+    pub inputs: [Option<Identity>; 2],
 }
 
 impl Served {
     /// What the tables tell, grouped by the files of both checkpoints.
     pub fn all(tables: &Tables) -> Vec<Served> {
         let mut all: Vec<Served> = Vec::new();
-        for one in tables.adapters.iter().filter_map(Served::of_extraction) {
+        let extractions = tables.adapters.iter().filter_map(Served::of_extraction);
+        for one in extractions.chain(tables.fidelities.iter().filter_map(Served::of_fidelity)) {
             match all.iter_mut().find(|other| other.inputs == one.inputs) {
-                Some(other) => other.columns.extend(one.columns),
+                Some(other) => other.join(one),
                 None => all.push(one),
             }
         }
         all
+    }
+
+    /// An adapter that was measured again, over the same weights with the same result, stands there once.
+    fn join(&mut self, other: Served) {
+        for mut column in other.columns {
+            let (total, same) =
+                (column.total(), |a: f64, b: f64| (a - b).abs() <= 1e-6 * (a.abs() + b.abs()));
+            let known = self.columns.iter().find(|known| known.label == column.label).map(Column::total);
+            match known {
+                Some(sum) if same(sum.with2, total.with2) && same(sum.without2, total.without2) => continue,
+                Some(_) => column.label += " (fidelity)",
+                None => {}
+            }
+            self.columns.push(column);
+        }
     }
 
     fn of_extraction(adapter: &Adapter) -> Option<Served> {
@@ -98,7 +117,25 @@ impl Served {
             on: clean(&on.name),
             tuned: clean(&manifest.tuned.name),
             columns: vec![Column { label: adapter.label.clone(), modules }],
-            inputs: [side, Side::Tuned].map(|side| manifest.inputs.get(&side).cloned()),
+            inputs: [side, Side::Tuned].map(|side| manifest.inputs.get(&side).map(Identity::timeless)),
+        })
+    }
+
+    fn of_fidelity(fidelity: &Labelled<Fidelity>) -> Option<Served> {
+        let table = &fidelity.table;
+        let column = |(at, adapter): (usize, &FidelityAdapter)| {
+            let sum = |module: &FidelityModule| {
+                let with = module.distances.with.get(at)?;
+                Some((module.name.clone(), Sum::of(module.distances.without, *with)))
+            };
+            Column { label: clean(&adapter.name), modules: table.modules.iter().filter_map(sum).collect() }
+        };
+        let identity = |side: &str| table.inputs.get(side).map(Identity::timeless);
+        (!table.modules.is_empty() && !table.adapters.is_empty()).then(|| Served {
+            on: clean(&table.served.name),
+            tuned: clean(&table.tuned.name),
+            columns: table.adapters.iter().enumerate().map(column).collect(),
+            inputs: ["served", "tuned"].map(identity),
         })
     }
 }

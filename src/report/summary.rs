@@ -3,8 +3,9 @@
 use serde::Serialize;
 
 use super::served::Served;
-use super::tables::{Adapter, Tables, clean};
-use super::words::{count, number, percent};
+use super::tables::{Adapter, Labelled, Tables};
+use super::words::{clean, clean_text, count, number, percent};
+use crate::analysis::Analysis;
 use crate::ledger::Manifest;
 
 /// What a report says at its top.
@@ -16,6 +17,8 @@ pub struct Summary {
     pub adapters: Vec<AdapterSummary>,
     /// Served checkpoints, with what each adapter leaves of the distance.
     pub served: Vec<ServedSummary>,
+    /// What `analyze` found.
+    pub analyses: Vec<AnalysisSummary>,
 }
 
 /// One extraction.
@@ -54,6 +57,23 @@ pub struct ServedSummary {
     pub remaining: Vec<Remaining>,
 }
 
+/// One analysis.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AnalysisSummary {
+    /// What the report calls it.
+    pub name: String,
+    /// Modules that were analyzed.
+    pub modules: usize,
+    /// `||D|| / ||N_b||` of all of them; absent where there is no noise.
+    pub signal_to_noise: Option<f64>,
+    /// `cos(D, N_b)` of all of them.
+    pub change_and_noise: f64,
+    /// `cos(N_b, N_t)` of all of them.
+    pub noise_and_noise: f64,
+    /// Suggested ranks: least, median, greatest.
+    pub suggested_rank: [usize; 3],
+}
+
 /// What one adapter leaves.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Remaining {
@@ -77,6 +97,15 @@ impl Summary {
             let numbers = ServedSummary::of(&served);
             summary.sentences.push(numbers.sentence());
             summary.served.push(numbers);
+        }
+        for analysis in &tables.analyses {
+            let verdict = analysis.table.verdict.iter().map(|statement| clean_text(&statement.text));
+            // Where there is one analysis, it need not be named.
+            let named = |text: String| {
+                if tables.analyses.len() > 1 { format!("{}: {text}", analysis.label) } else { text }
+            };
+            summary.sentences.extend(verdict.map(named));
+            summary.analyses.push(AnalysisSummary::of(analysis));
         }
         summary
     }
@@ -123,7 +152,7 @@ impl AdapterSummary {
         let mut sentences = vec![sentence];
         if self.not_held > 0 {
             sentences.push(format!(
-                "{} holds nothing of {} that changed or may have: norms, biases, what was not selected.",
+                "Not in {}: {} that changed or may have changed, as norms, biases and what was not selected.",
                 self.name,
                 count(self.not_held, "tensor"),
             ));
@@ -156,5 +185,19 @@ impl ServedSummary {
             self.tuned,
             with.collect::<Vec<_>>().join(", "),
         )
+    }
+}
+
+impl AnalysisSummary {
+    fn of(analysis: &Labelled<Analysis>) -> AnalysisSummary {
+        let total = &analysis.table.total;
+        AnalysisSummary {
+            name: analysis.label.clone(),
+            modules: total.modules,
+            signal_to_noise: total.norms.signal_to_noise,
+            change_and_noise: total.change_and_noise.value,
+            noise_and_noise: total.noise_and_noise.value,
+            suggested_rank: total.suggested_rank,
+        }
     }
 }

@@ -9,7 +9,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::place::Spot;
-use super::words::shorten;
+use super::words::clean;
+use crate::analysis::{ANALYSIS, ANALYSIS_VERSION, Analysis, FIDELITY, FIDELITY_VERSION, Fidelity};
 use crate::ledger::{Manifest, ModuleRecord, Spectrum};
 use crate::pipeline::{MANIFEST, SPECTRA};
 use crate::{Error, Result};
@@ -17,13 +18,28 @@ use crate::{Error, Result};
 /// Unpacked bytes of one file above which it is no table of ours: that of a mixture of 30,000 experts has a tenth.
 const MOST: u64 = 4 << 30;
 
+const OTHER_VERSION: &str = "write it anew with this version, or report with that one";
+
 /// Everything that a report is drawn from.
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
     /// What `extract` wrote, in the order of the folders.
     pub adapters: Vec<Adapter>,
+    /// What `fidelity` wrote.
+    pub fidelities: Vec<Labelled<Fidelity>>,
+    /// What `analyze` wrote.
+    pub analyses: Vec<Labelled<Analysis>>,
     /// Label of each folder and the files that were read from it.
     pub read: Vec<(String, Vec<&'static str>)>,
+}
+
+/// A table and what the report calls it: its folder.
+#[derive(Clone, Debug)]
+pub struct Labelled<T> {
+    /// The folder's label.
+    pub label: String,
+    /// What it holds.
+    pub table: T,
 }
 
 /// What `extract` wrote in one folder.
@@ -47,7 +63,7 @@ impl Adapter {
     pub fn spectra_by_kind(&self) -> BTreeMap<String, Vec<&Spectrum>> {
         let mut kinds: BTreeMap<String, Vec<&Spectrum>> = BTreeMap::new();
         for spectrum in &self.spectra {
-            kinds.entry(clean(&Spot::of(&spectrum.module).kind)).or_default().push(spectrum);
+            kinds.entry(Spot::of(&spectrum.module).kind).or_default().push(spectrum);
         }
         kinds
     }
@@ -56,7 +72,7 @@ impl Adapter {
     pub fn modules_by_kind(&self) -> BTreeMap<String, Vec<&ModuleRecord>> {
         let mut kinds: BTreeMap<String, Vec<&ModuleRecord>> = BTreeMap::new();
         for module in self.modules() {
-            kinds.entry(clean(&Spot::of(&module.name).kind)).or_default().push(module);
+            kinds.entry(Spot::of(&module.name).kind).or_default().push(module);
         }
         kinds
     }
@@ -74,10 +90,13 @@ impl Tables {
                 let what = if folder.exists() { "not a folder" } else { "no such folder" };
                 return Err(Error::input(what)
                     .path(folder)
-                    .hint("give folders that extract and its kin wrote"));
+                    .hint("give folders that extract, fidelity or analyze wrote"));
             }
             let mut found = Vec::new();
             tables.read_extraction(folder, &label, &mut found)?;
+            let place = (folder.as_path(), label.as_str());
+            read_table(place, FIDELITY, FIDELITY_VERSION, &mut tables.fidelities, &mut found)?;
+            read_table(place, ANALYSIS, ANALYSIS_VERSION, &mut tables.analyses, &mut found)?;
             if found.is_empty() {
                 return Err(nothing(folder));
             }
@@ -104,11 +123,43 @@ impl Tables {
     }
 }
 
+/// Reads one table where the folder has it; one of another version is refused.
+fn read_table<T: DeserializeOwned>(
+    (folder, label): (&Path, &str),
+    name: &'static str,
+    version: u32,
+    tables: &mut Vec<Labelled<T>>,
+    found: &mut Vec<&'static str>,
+) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Head {
+        version: u32,
+        trephine: String,
+    }
+    let path = folder.join(name);
+    if !path.exists() {
+        return Ok(());
+    }
+    let head: Head = read_json(&path)?;
+    if head.version != version {
+        let (by, ours) = (clean(&head.trephine), env!("CARGO_PKG_VERSION"));
+        let what = format!(
+            "version {} of {name}, by trephine {by}; trephine {ours} reads version {version}",
+            head.version
+        );
+        return Err(Error::input(what).path(path).hint(OTHER_VERSION));
+    }
+    tables.push(Labelled { label: label.to_owned(), table: read_json(&path)? });
+    found.push(name);
+    Ok(())
+}
+
 fn nothing(folder: &Path) -> Error {
-    let error = Error::input(format!("nothing to report on: no {MANIFEST} or {SPECTRA}")).path(folder);
+    let files = [MANIFEST, SPECTRA, FIDELITY, ANALYSIS].join(", ");
+    let error = Error::input(format!("nothing to report on: the folder has none of {files}")).path(folder);
     match folder.join(crate::pipeline::STATE).exists() {
         true => error.hint("an extraction is under way there: run the same extract again until it is done"),
-        false => error.hint("give folders that extract and its kin wrote"),
+        false => error.hint("give folders that extract, fidelity or analyze wrote"),
     }
 }
 
@@ -134,7 +185,7 @@ fn open(path: &Path) -> Result<BufReader<File>> {
 }
 
 /// A table of JSON. One that cannot be read is blamed on the version that wrote it, where it says so.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let mut text = String::new();
     let e = |e| Error::input("cannot read the file").path(path).because(e);
     open(path)?.take(MOST).read_to_string(&mut text).map_err(e)?;
@@ -147,10 +198,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
         let by = author
             .map_or("not written by trephine".into(), |version| format!("written by trephine {version}"));
         let what = format!("the file cannot be read by trephine {} ({by})", env!("CARGO_PKG_VERSION"));
-        Error::input(what)
-            .path(path)
-            .because(e)
-            .hint("write it anew with this version, or report with that one")
+        Error::input(what).path(path).because(e).hint(OTHER_VERSION)
     })
 }
 
@@ -163,7 +211,7 @@ fn read_manifest(path: &Path) -> Result<Manifest> {
         let (theirs, ours) = (clean(&manifest.trephine), env!("CARGO_PKG_VERSION"));
         return Err(Error::input(format!("written by trephine {theirs}, which trephine {ours} cannot read"))
             .path(path)
-            .hint("report with that version"));
+            .hint(OTHER_VERSION));
     }
     Ok(manifest)
 }
@@ -179,17 +227,6 @@ fn read_spectra(path: &Path) -> Result<Vec<Spectrum>> {
     lines.enumerate().map(spectrum).collect()
 }
 
-/// A name as it may be shown: on one line, without what turns or hides other letters, and not endless.
-pub fn clean(name: &str) -> String {
-    const LONGEST: usize = 120;
-    let hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
-            || matches!(c, '\u{feff}' | '\u{fffe}' | '\u{ffff}')
-    };
-    shorten(&name.chars().map(|c| if hidden(c) { '\u{fffd}' } else { c }).collect::<String>(), LONGEST)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,11 +240,5 @@ mod tests {
             paths(&["."]),
             [Path::new(".").canonicalize().unwrap().file_name().unwrap().to_str().unwrap()]
         );
-    }
-
-    #[test]
-    fn names_are_shown_without_tricks() {
-        assert_eq!(clean("a\u{202e}b\nc\u{0}"), "a\u{fffd}b\u{fffd}c\u{fffd}");
-        assert_eq!(clean(&"x".repeat(1000)).chars().count(), 120);
     }
 }

@@ -27,6 +27,22 @@ pub fn count(count: usize, one: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
 }
 
+/// A name as it may be shown: on one line, without what turns or hides other letters, and not endless.
+pub fn clean(name: &str) -> String {
+    shorten(&clean_text(name), 120)
+}
+
+/// A whole sentence as it may be shown.
+pub fn clean_text(text: &str) -> String {
+    const LONGEST: usize = 2000;
+    let hidden = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
+            || matches!(c, '\u{feff}' | '\u{fffe}' | '\u{ffff}')
+    };
+    shorten(&text.chars().map(|c| if hidden(c) { '\u{fffd}' } else { c }).collect::<String>(), LONGEST)
+}
+
 /// `text` with its middle left out where it has more letters than `longest`.
 pub fn shorten(text: &str, longest: usize) -> String {
     let letters: Vec<char> = text.chars().collect();
@@ -55,5 +71,11 @@ mod tests {
         assert_eq!(shares, ["0.0 %", "97.1 %", "100.0 %", "99.999 %", "99.970 %", "1.0e-3 %"]);
         assert_eq!((shorten("abcdefghij", 5), shorten("abcde", 5)), ("ab…ij".into(), "abcde".into()));
         assert_eq!(median(&mut [3.0, 1.0, 2.0]), Some(2.0));
+    }
+
+    #[test]
+    fn names_are_shown_without_tricks() {
+        assert_eq!(clean("a\u{202e}b\nc\u{0}"), "a\u{fffd}b\u{fffd}c\u{fffd}");
+        assert_eq!(clean(&"x".repeat(1000)).chars().count(), 120);
     }
 }

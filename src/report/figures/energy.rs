@@ -166,6 +166,7 @@ fn by_rank(adapters: &[(&Adapter, Curve)]) -> Table {
     };
     Table {
         caption: "The most that a rank can hold of all modules together".into(),
+        words: 1,
         headings: ["rank".to_owned()]
             .into_iter()
             .chain(adapters.iter().map(|(a, _)| a.label.clone()))
@@ -190,6 +191,7 @@ fn ranks_needed(adapter: &Adapter) -> Table {
     let shares = SHARES.map(|share| format!("{:.0} %", 100.0 * share));
     Table {
         caption: format!("{}: the rank that each kind needs to hold a share of its energy", adapter.label),
+        words: 1,
         headings: ["kind".to_owned()].into_iter().chain(shares).collect(),
         rows: adapter.spectra_by_kind().into_iter().filter_map(row).collect(),
     }

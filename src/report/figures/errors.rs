@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::super::place::Spot;
 use super::super::plot::{Figure, Table};
-use super::super::tables::{Adapter, Tables, clean};
-use super::super::words::{number, percent, shorten};
+use super::super::tables::{Adapter, Tables};
+use super::super::words::{clean, number, percent, shorten};
 use super::heat::Heat;
 use super::{MOST_KINDS, kinds_left_out};
 use crate::ledger::Quality;
@@ -49,8 +49,7 @@ pub fn figure(tables: &Tables) -> Option<Figure> {
 fn pooled(adapter: &Adapter) -> BTreeMap<Spot, f64> {
     let mut sums: BTreeMap<Spot, (f64, f64)> = BTreeMap::new();
     for module in adapter.modules() {
-        let spot = Spot::of(&module.name);
-        let sum = sums.entry(Spot { kind: clean(&spot.kind), ..spot }).or_default();
+        let sum = sums.entry(Spot::of(&module.name)).or_default();
         *sum = (sum.0 + module.quality.delta_norm.powi(2), sum.1 + module.quality.error2());
     }
     sums.into_iter()
@@ -92,6 +91,7 @@ fn by_kind(adapter: &Adapter) -> Table {
     };
     Table {
         caption: format!("{}: error by kind of module", adapter.label),
+        words: 1,
         headings: ["kind", "modules", "rank", "mean error", "worst error", "captured energy"]
             .map(Into::into)
             .into(),
@@ -124,6 +124,7 @@ fn worst(adapter: &Adapter) -> Table {
     };
     Table {
         caption: format!("{}: {which}", adapter.label),
+        words: 1,
         headings: ["module", "out × in", "rank", "‖delta‖", "error", "captured energy"]
             .map(Into::into)
             .into(),

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::axis::Axis;
+use super::super::draw::LETTER_WIDTH;
 use super::super::palette;
 use super::super::place::Spot;
-use super::super::plot::{Legend, Mark, Plot};
+use super::super::plot::{Legend, Mark, Plot, WIDTH};
+use super::MOST_KINDS;
 
 /// What a map shows.
 pub struct Heat<'a> {
@@ -32,6 +34,8 @@ impl Heat<'_> {
         let rows: Vec<Option<usize>> = rows.into_iter().collect();
         let high = (520 / rows.len().max(1)).clamp(5, 24);
         let (low, most) = self.ends;
+        // Cells reach a little beneath their neighbours, or a line of paper would shine through.
+        let seam = (0.4 * self.kinds.len() as f64 / f64::from(WIDTH), 0.4 / high as f64);
         let small = rows.len() <= 20 && self.kinds.len() <= 8;
         let mut marks = Vec::new();
         for (row, layer) in rows.iter().enumerate() {
@@ -40,13 +44,14 @@ impl Heat<'_> {
                 let Some(value) = self.cells.get(&spot) else { continue };
                 let share = if most > low { (value - low) / (most - low) } else { 0.0 };
                 let (x, y, colour) = (column as f64, row as f64, palette::ramp(share));
-                marks.push(Mark::Cell { corners: [(x, y), (x + 1.0, y + 1.0)], colour });
+                marks.push(Mark::Cell { corners: [(x, y), (x + 1.0 + seam.0, y + 1.0 + seam.1)], colour });
                 if small {
                     let (at, text) = ((x + 0.5, y + 0.5), (self.show)(*value));
                     marks.push(Mark::Text { at, text, colour: palette::text_on(colour) });
                 }
             }
         }
+        let longest = self.kinds.iter().map(|kind| kind.chars().count()).max().unwrap_or(0);
         let labels: Vec<String> =
             rows.iter().map(|layer| layer.map_or("none".into(), |l| l.to_string())).collect();
         let mut y = Axis::places("layer", &labels).backwards();
@@ -55,11 +60,17 @@ impl Heat<'_> {
         Plot {
             id: self.id.clone(),
             title: self.title.clone(),
-            height: 150 + (high * rows.len()) as u32,
+            height: (96 + LETTER_WIDTH as usize * longest.min(22) + high * rows.len()) as u32,
             x: Axis::places("", self.kinds),
             y,
             legend: Legend::Ramp(self.quantity.to_owned(), [(self.show)(low), (self.show)(most)]),
             marks,
         }
     }
+}
+
+/// The kinds that stand in `cells`, as many as can be drawn.
+pub fn columns(cells: &BTreeMap<Spot, f64>) -> Vec<String> {
+    let kinds: BTreeSet<&String> = cells.keys().map(|spot| &spot.kind).collect();
+    kinds.into_iter().take(MOST_KINDS).cloned().collect()
 }

@@ -1,8 +1,13 @@
 //! One figure a file: what it needs of the tables, its plots, its numbers.
 
+mod beside;
 mod energy;
 mod errors;
 mod heat;
+mod methods;
+mod noise;
+mod orthogonality;
+mod ranks;
 mod served;
 mod spectra;
 
@@ -14,8 +19,17 @@ const MOST_KINDS: usize = 24;
 
 /// Every figure that the tables have the numbers for, in the order of the page.
 pub fn all(tables: &Tables) -> Vec<Figure> {
-    let figures =
-        [errors::figure(tables), energy::figure(tables), served::figure(tables), spectra::figure(tables)];
+    let figures = [
+        errors::figure(tables),
+        energy::figure(tables),
+        served::figure(tables),
+        methods::figure(tables),
+        spectra::figure(tables),
+        orthogonality::figure(tables),
+        noise::figure(tables),
+        ranks::figure(tables),
+        beside::figure(tables),
+    ];
     figures.into_iter().flatten().collect()
 }
 

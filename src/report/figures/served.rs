@@ -23,7 +23,7 @@ pub fn figure(tables: &Tables) -> Option<Figure> {
         title: "Fidelity: the served weights with each adapter and with none".into(),
         see: "Left is better: 0 is the tuned model itself, the line at 100 % is the served base without any adapter."
             .into(),
-        plots: served.iter().enumerate().map(|(at, served)| plot(at, served)).collect(),
+        plots: served.iter().enumerate().map(|(at, served)| plot("served", at, served)).collect(),
         notes,
         tables: served.iter().map(table).collect(),
     })
@@ -46,12 +46,13 @@ fn notes(served: &Served) -> Vec<String> {
 fn by_kind(modules: &BTreeMap<String, Sum>) -> BTreeMap<String, Sum> {
     let mut kinds: BTreeMap<String, Sum> = BTreeMap::new();
     for (name, sum) in modules {
-        kinds.entry(super::super::tables::clean(&Spot::of(name).kind)).or_default().add(sum);
+        kinds.entry(Spot::of(name).kind).or_default().add(sum);
     }
     kinds
 }
 
-fn plot(at: usize, served: &Served) -> Plot {
+/// What is left of the distance with each adapter, by kind of module.
+pub fn plot(id: &str, at: usize, served: &Served) -> Plot {
     let columns: Vec<BTreeMap<String, Sum>> =
         served.columns.iter().map(|column| by_kind(&column.modules)).collect();
     let mut rows: Vec<String> = vec!["all".into()];
@@ -79,7 +80,7 @@ fn plot(at: usize, served: &Served) -> Plot {
     let y = Axis { grid: true, ..Axis::places("", &rows).backwards() };
     let name = "distance from the tuned weights, % of that without";
     Plot {
-        id: format!("served-{}", at + 1),
+        id: format!("{id}-{}", at + 1),
         title: shorten(&format!("Served on {}", served.on), 44),
         height: 110 + 16 * keys.len() as u32 + 20 * rows.len() as u32,
         x: Axis::percent(name, 0.0, 1.05 * most.min(10.0)),
@@ -89,7 +90,8 @@ fn plot(at: usize, served: &Served) -> Plot {
     }
 }
 
-fn table(served: &Served) -> Table {
+/// The same in numbers.
+pub fn table(served: &Served) -> Table {
     let columns: Vec<BTreeMap<String, Sum>> =
         served.columns.iter().map(|column| by_kind(&column.modules)).collect();
     let mut kinds: Vec<&String> = columns.iter().flat_map(BTreeMap::keys).collect();
@@ -114,6 +116,7 @@ fn table(served: &Served) -> Table {
             "Distance from {} when {} is served: what is left of it with each adapter",
             served.tuned, served.on
         ),
+        words: 1,
         headings: headings.chain(served.columns.iter().map(|column| column.label.clone())).collect(),
         rows,
     }

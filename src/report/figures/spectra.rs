@@ -154,6 +154,7 @@ fn table(adapter: &Adapter, kinds: &Kinds) -> Table {
     ];
     Table {
         caption: format!("{}: singular values by kind of module", adapter.label),
+        words: 1,
         headings: headings.map(Into::into).into(),
         rows: kinds.iter().map(row).collect(),
     }

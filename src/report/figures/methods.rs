@@ -1,0 +1,52 @@
+//! Method A beside Method B, before any adapter is made: what each would leave at the rank of the analysis.
+
+use std::collections::BTreeMap;
+
+use super::super::plot::Figure;
+use super::super::served::{Column, Served, Sum};
+use super::super::tables::{Labelled, Tables};
+use super::super::words::clean;
+use super::served::{plot, table};
+use crate::analysis::{Analysis, Remaining};
+
+/// One plot for each analysis.
+pub fn figure(tables: &Tables) -> Option<Figure> {
+    let methods: Vec<Served> = tables.analyses.iter().filter_map(methods).collect();
+    if methods.is_empty() {
+        return None;
+    }
+    Some(Figure {
+        id: "methods".into(),
+        title: "Method A and Method B at the same rank, before storage".into(),
+        see: "Method B pays where its marks lie well left of Method A's; where all of the change, at any rank, would leave \
+              as much, the noise is the limit and Method A cannot go below it."
+            .into(),
+        plots: methods.iter().enumerate().map(|(at, one)| plot("methods", at, one)).collect(),
+        notes: Vec::new(),
+        tables: methods.iter().map(table).collect(),
+    })
+}
+
+fn methods(analysis: &Labelled<Analysis>) -> Option<Served> {
+    let rank =
+        analysis.table.options.get("rank").map(|rank| format!(" of rank {}", clean(&rank.to_string())));
+    let rank = rank.unwrap_or_default();
+    let column = |label: String, left: fn(&Remaining) -> f64| {
+        let sum = |module: &crate::analysis::ModuleAnalysis| {
+            let without = module.norms.corrective;
+            (module.name.clone(), Sum::of(without, left(&module.remaining) * without))
+        };
+        let modules: BTreeMap<String, Sum> = analysis.table.modules.iter().map(sum).collect();
+        Column { label, modules }
+    };
+    (!analysis.table.modules.is_empty()).then(|| Served {
+        on: clean(&analysis.table.base_quantized.name),
+        tuned: clean(&analysis.table.tuned.name),
+        columns: vec![
+            column(format!("Method A{rank}"), |left| left.method_a),
+            column(format!("Method B{rank}"), |left| left.method_b),
+            column("all of the change, any rank".into(), |left| left.noise),
+        ],
+        inputs: [None, None],
+    })
+}
