@@ -11,8 +11,8 @@ use std::sync::Arc;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 use trephine::Result;
-use trephine::checkpoint::{Checkpoint, ModuleReader};
-use trephine::quant::{Declared, Dequantize, E4M3, Found, Scheme, Stored, Tensors, round_to_bf16};
+use trephine::checkpoint::{Checkpoint, Module, ModuleReader};
+use trephine::quant::{Declared, Dequantize, E4M3, Experts, Found, Scheme, Stored, Tensors, round_to_bf16};
 
 struct Shelf(BTreeMap<String, (Stored, Vec<u8>)>);
 
@@ -44,8 +44,13 @@ impl Shelf {
 
     /// All weights on the shelf, by the config.
     fn weights(&self, config: Option<serde_json::Value>) -> Result<Vec<Found>> {
+        self.weights_of(config, Experts::default())
+    }
+
+    /// The same for a model whose experts lie like that.
+    fn weights_of(&self, config: Option<serde_json::Value>, experts: Experts) -> Result<Vec<Found>> {
         let declared = config.map(|raw| Declared { origin: "config.json".into(), raw });
-        let scheme = Scheme::from_config(declared.as_ref())?;
+        let scheme = Scheme::with_experts(declared.as_ref(), experts)?;
         let found: Result<Vec<_>> = self.0.values().map(|(lead, _)| scheme.weights(lead, self)).collect();
         Ok(found?.concat())
     }
@@ -83,7 +88,7 @@ fn cuts(rows: usize) -> Vec<usize> {
 }
 
 /// The folders under `tests/fixtures`, and how many cases each holds.
-const FORMATS: [(&str, usize); 7] = [
+const FORMATS: [(&str, usize); 10] = [
     ("block_fp8", 10),
     ("compressed", 26),
     ("bitsandbytes", 16),
@@ -91,6 +96,9 @@ const FORMATS: [(&str, usize); 7] = [
     ("gptq", 11),
     ("awq", 5),
     ("modelopt", 4),
+    ("mxfp4", 3),
+    ("fp8_experts", 3),
+    ("e5m2", 5),
 ];
 
 #[test]
@@ -113,16 +121,26 @@ fn fixture(path: &Path) {
         let stored = Stored { name: name.clone(), dtype: view.dtype(), shape: view.shape().to_vec() };
         (name, (stored, view.data().to_vec()))
     });
-    let found = Shelf(stored.collect()).weights(Some(config)).unwrap();
-    let [Found { module, weight, quantized: true }] = found.as_slice() else { panic!("{name}: {found:?}") };
-    assert_eq!(module, "w", "{name}");
-    let whole: Vec<_> =
-        weight.tensors().iter().map(|t| file.tensor(&t.name).unwrap().data().to_vec()).collect();
-
+    let experts = experts(header.metadata().as_ref().unwrap().get("config"));
+    let found = Shelf(stored.collect()).weights_of(Some(config), experts).unwrap();
     let expected: Vec<f32> = numbers(file.tensor("expected_f32").unwrap().data(), f32::from_le_bytes);
     let bridge =
         numbers(file.tensor("bridge_bf16").unwrap().data(), |b| half::bf16::from_le_bytes(b).to_f32());
-    conforms(&name.to_string(), &**weight, &whole, &expected, &bridge);
+    // One weight, or those of the experts of a stack.
+    let shape = file.tensor("expected_f32").unwrap().shape().to_vec();
+    let count = if shape.len() == 3 { shape[0] } else { 1 };
+    assert_eq!(found.len(), count, "{name}: {found:?}");
+    for (index, Found { module, weight, quantized }) in found.iter().enumerate() {
+        assert!(*quantized, "{name}");
+        assert_eq!(*module, module_name(&shape, index), "{name}");
+        let whole: Vec<_> =
+            weight.tensors().iter().map(|t| file.tensor(&t.name).unwrap().data().to_vec()).collect();
+        let [rows, columns] = weight.shape();
+        let part = index * rows * columns..(index + 1) * rows * columns;
+        let (expected, bridge) = (&expected[part.clone()], &bridge[part]);
+        conforms(&format!("{name}, {module}"), &**weight, &whole, expected, bridge);
+        within(&**weight, &whole, &name.to_string());
+    }
 }
 
 /// The values of a weight are bit for bit those of a reference: whole, in panels, in f64, rounded.
@@ -140,6 +158,28 @@ fn conforms(name: &str, weight: &dyn Dequantize, whole: &[Vec<u8>], expected: &[
     in_f64(weight, whole, expected);
 }
 
+/// What a weight says that belongs to it is what it reads, and no more.
+fn within(weight: &dyn Dequantize, whole: &[Vec<u8>], name: &str) {
+    let extents = weight.extents();
+    for (i, span) in weight.spans(0..weight.shape()[0]).into_iter().enumerate() {
+        assert!(span.is_empty() || extents[i] == span, "{name}: {:?} of {span:?}", extents[i]);
+        assert!(extents[i].end <= whole[i].len(), "{name}: {:?}", extents[i]);
+    }
+}
+
+/// How the model that a fixture's metadata tells of, if it does, lays out its experts.
+fn experts(config: Option<&String>) -> Experts {
+    let Some(config) = config else { return Experts::default() };
+    let config: serde_json::Value = serde_json::from_str(config).unwrap();
+    let hidden = config.pointer("/text_config/hidden_size").unwrap().as_u64().unwrap();
+    Experts::of(&[config["model_type"].as_str().unwrap()], Some(hidden as usize))
+}
+
+/// The module of a fixture's weight: `w`, or an expert of `w`.
+fn module_name(shape: &[usize], index: usize) -> String {
+    if shape.len() == 3 { format!("w.experts.gate_up_proj.{index}") } else { "w".to_owned() }
+}
+
 /// The same values through a folder with the config and the file in it, as a run reads them.
 #[test]
 fn every_fixture_opens_as_a_checkpoint() {
@@ -149,35 +189,24 @@ fn every_fixture_opens_as_a_checkpoint() {
             let file = file.unwrap().path();
             let bytes = fs::read(&file).unwrap();
             let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-            let config = &header.metadata().as_ref().unwrap()["quantization_config"];
+            let metadata = header.metadata().as_ref().unwrap();
+            let mut config = json!({});
+            if let Some(model) = metadata.get("config") {
+                config = serde_json::from_str(model).unwrap();
+            }
+            config["quantization_config"] = serde_json::from_str(&metadata["quantization_config"]).unwrap();
             let folder = tempfile::tempdir().unwrap();
-            fs::write(folder.path().join("config.json"), format!(r#"{{"quantization_config": {config}}}"#))
-                .unwrap();
+            fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
             fs::write(folder.path().join("model.safetensors"), &bytes).unwrap();
             let checkpoint = Checkpoint::open(folder.path().to_str().unwrap()).unwrap();
-            let module = checkpoint.module("w").unwrap();
-            let [rows, columns] = module.shape();
-            let mut got = vec![0f32; rows * columns];
-            module.panel(&checkpoint, 0..rows, &mut got).unwrap();
             let whole = SafeTensors::deserialize(&bytes).unwrap();
             let want = numbers(whole.tensor("expected_f32").unwrap().data(), f32::from_le_bytes);
-            assert_bits(&got, &want, &file.display().to_string());
-            // Rows that are mapped once may be decoded in pieces.
-            let from = rows / 3;
-            let panel = module.read(&checkpoint, from..rows).unwrap();
-            for row in from..rows {
-                let out = &mut got[row * columns..][..columns];
-                panel.decode_some(row..row + 1, out).unwrap();
-                let mut wide = vec![0f64; columns];
-                panel.decode_some_f64(row..row + 1, &mut wide).unwrap();
-                assert!(wide.iter().zip(&*out).all(|(w, n)| *w == f64::from(*n) || n.is_nan()));
-            }
-            assert_bits(&got, &want, &file.display().to_string());
-            let reader = ModuleReader::open(&checkpoint, module).unwrap();
-            for cut in cuts(rows).windows(2) {
-                let mut slice = vec![0f32; (cut[1] - cut[0]) * columns];
-                reader.panel(cut[0]..cut[1], &mut slice).unwrap();
-                assert_bits(&slice, &want[cut[0] * columns..cut[1] * columns], "a reader's slice");
+            let shape = whole.tensor("expected_f32").unwrap().shape().to_vec();
+            for index in 0..if shape.len() == 3 { shape[0] } else { 1 } {
+                let module = checkpoint.module(&module_name(&shape, index)).unwrap();
+                let [rows, columns] = module.shape();
+                let want = &want[index * rows * columns..(index + 1) * rows * columns];
+                as_a_run_reads(&checkpoint, module, want, &file.display().to_string());
             }
             // Whatever belongs to the weight is read as a part of it, and not left over.
             for other in checkpoint.others() {
@@ -187,6 +216,32 @@ fn every_fixture_opens_as_a_checkpoint() {
                 );
             }
         }
+    }
+}
+
+/// A module at once, by rows of one mapping, and through a reader.
+fn as_a_run_reads(checkpoint: &Checkpoint, module: &Module, want: &[f32], file: &str) {
+    let [rows, columns] = module.shape();
+    let mut got = vec![0f32; rows * columns];
+    module.panel(checkpoint, 0..rows, &mut got).unwrap();
+    assert_bits(&got, want, file);
+    // Rows that are mapped once may be decoded in pieces.
+    let from = rows / 3;
+    let panel = module.read(checkpoint, from..rows).unwrap();
+    for row in from..rows {
+        let out = &mut got[row * columns..][..columns];
+        out.fill(f32::MAX);
+        panel.decode_some(row..row + 1, out).unwrap();
+        let mut wide = vec![0f64; columns];
+        panel.decode_some_f64(row..row + 1, &mut wide).unwrap();
+        assert!(wide.iter().zip(&*out).all(|(w, n)| *w == f64::from(*n) || n.is_nan()));
+    }
+    assert_bits(&got, want, file);
+    let reader = ModuleReader::open(checkpoint, module).unwrap();
+    for cut in cuts(rows).windows(2) {
+        let mut slice = vec![0f32; (cut[1] - cut[0]) * columns];
+        reader.panel(cut[0]..cut[1], &mut slice).unwrap();
+        assert_bits(&slice, &want[cut[0] * columns..cut[1] * columns], "a reader's slice");
     }
 }
 
@@ -278,10 +333,20 @@ fn what_a_weight_is_says_its_dtype() {
         ("q.weight_scale_inv", Dtype::F32, &[2, 1]),
         ("table", Dtype::I64, &[4, 4]),
         ("experts.gate_up_proj", Dtype::F8_E4M3, &[2, 8, 8]),
+        ("experts.gate_up_proj_scale_inv", Dtype::F32, &[2, 1, 1]),
     ]);
     let found = shelf.weights(Some(config)).unwrap();
     let found: Vec<_> = found.iter().map(|f| (f.module.as_str(), f.quantized)).collect();
-    assert_eq!(found, [("embed_tokens", false), ("lm_head", false), ("q", true)]);
+    assert_eq!(
+        found,
+        [
+            ("embed_tokens", false),
+            ("experts.gate_up_proj.0", true),
+            ("experts.gate_up_proj.1", true),
+            ("lm_head", false),
+            ("q", true)
+        ]
+    );
 }
 
 /// The message and the cure.
@@ -297,7 +362,7 @@ fn declared(origin: &str, raw: serde_json::Value) -> String {
 
 #[test]
 fn other_schemes_are_refused_by_name() {
-    for method in ["hqq", "aqlm", "quanto", "mxfp4", "fbgemm_fp8", "torchao", "auto-round", "a-new-one"] {
+    for method in ["hqq", "aqlm", "quanto", "fbgemm_fp8", "torchao", "auto-round", "a-new-one"] {
         let message = declared("config.json", json!({"quant_method": method}));
         assert!(
             message.starts_with(&format!("quantization with {method} is not supported yet")),
@@ -308,7 +373,7 @@ fn other_schemes_are_refused_by_name() {
         declared("config.json", json!({"quant_method": "fp8", "weight_scale_semantics": "inverse"})),
         declared(
             "config.json",
-            json!({"quant_method": "fp8", "fmt": "e5m2", "weight_block_size": [128, 128]}),
+            json!({"quant_method": "fp8", "fmt": "e3m4", "weight_block_size": [128, 128]}),
         ),
         declared("hf_quant_config.json", json!({"quantization": {"quant_algo": "NVFP4_SVD"}})),
         declared("quantize_config.json", json!({"bits": 5})),
@@ -317,7 +382,7 @@ fn other_schemes_are_refused_by_name() {
     insta::assert_snapshot!(messages.join("\n"), @"
     quantization with fp8 of inverse scales without a weight_block_size is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
-    quantization with fp8 of the kind e5m2 is not supported yet
+    quantization with fp8 of the kind e3m4 is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     quantization with modelopt (NVFP4_SVD) is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder

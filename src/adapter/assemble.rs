@@ -6,6 +6,7 @@ use std::path::Path;
 use safetensors::Dtype;
 
 use super::names::{Keys, Place};
+use super::stacks;
 use crate::ledger::{SafetensorsWriter, Shard, Written};
 use crate::quant::Stored;
 use crate::{Error, Result};
@@ -47,18 +48,33 @@ pub fn assemble(
     pieces: &[Piece],
     names: &ShardNames<'_>,
 ) -> Result<(Written, BTreeMap<String, blake3::Hash>)> {
-    let mut order: Vec<&Piece> = pieces.iter().collect();
-    order.sort_by_key(|piece| Keys::of(&piece.module, piece.place).a);
-    let layout = order.iter().flat_map(|piece| {
-        let ([out, inner], keys) = (piece.shape, Keys::of(&piece.module, piece.place));
+    // Experts of one stack share their tensors.
+    let mut order: BTreeMap<String, Vec<&Piece>> = BTreeMap::new();
+    for piece in pieces {
+        order.entry(Keys::of(&piece.module, piece.place).a).or_default().push(piece);
+    }
+    let mut layout = Vec::new();
+    for (name, pieces) in &mut order {
+        let (first, stacked) = (pieces[0], pieces[0].place == Place::Stacked);
+        if stacked {
+            *pieces = stacks::stack(name, std::mem::take(pieces))?;
+        }
+        let ([out, inner], keys) = (first.shape, Keys::of(&first.module, first.place));
+        let wide = r * if stacked { pieces.len() } else { 1 };
         let stored = |name, shape| Stored { name, dtype, shape };
-        [stored(keys.a, vec![r, inner]), stored(keys.b, vec![out, r])]
-    });
-    let mut writer = SafetensorsWriter::create(path, layout.collect())?;
+        layout.extend([stored(keys.a, vec![wide, inner]), stored(keys.b, vec![out, wide])]);
+    }
+    let mut writer = SafetensorsWriter::create(path, layout)?;
     let mut digests = BTreeMap::new();
-    for piece in order {
-        let digest = copy(&mut writer, r, dtype, piece, names)?;
-        digests.insert(piece.module.clone(), digest);
+    for pieces in order.values() {
+        if pieces[0].place == Place::Stacked {
+            stacks::copy(&mut writer, r, dtype, pieces, names, &mut digests)?;
+            continue;
+        }
+        for piece in pieces {
+            let digest = copy(&mut writer, r, dtype, piece, names)?;
+            digests.insert(piece.module.clone(), digest);
+        }
     }
     Ok((writer.finish()?, digests))
 }
@@ -98,7 +114,7 @@ fn copy(
     Ok(hasher.finalize())
 }
 
-fn check_shape(shard: &Shard, name: &str, shape: &[usize]) -> Result<()> {
+pub(super) fn check_shape(shard: &Shard, name: &str, shape: &[usize]) -> Result<()> {
     let found = &shard.tensor(name)?.stored.shape;
     if found == shape {
         return Ok(());
@@ -133,7 +149,7 @@ fn padded_rows(
     Ok(())
 }
 
-fn zeros(bytes: usize, mut put: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+pub(super) fn zeros(bytes: usize, mut put: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
     const PIECE: usize = 1 << 16;
     let zeros = [0; PIECE];
     for start in (0..bytes).step_by(PIECE) {

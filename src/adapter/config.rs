@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::names::{expert_of_stack, kind_of};
+
 /// The part of PEFT's `LoraConfig` that the portable adapter needs. `lora_alpha == r`, so that the scale is one and
 /// multiplying it into `lora_B` costs no rounding.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,6 +22,9 @@ pub struct AdapterConfig {
     pub lora_alpha: f64,
     /// Kinds of module, sorted.
     pub target_modules: BTreeSet<String>,
+    /// Stacks of experts, as `mlp.experts.down_proj`: PEFT adapts these parameters without a module of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_parameters: Option<BTreeSet<String>>,
     /// Always 0: the adapter is for inference.
     #[serde(default)]
     pub lora_dropout: f64,
@@ -50,6 +55,23 @@ pub struct AdapterConfig {
 }
 
 impl AdapterConfig {
+    /// The portable config of rank `r` for an adapter of these modules.
+    pub fn for_modules<'a>(base: &str, r: usize, modules: impl Iterator<Item = &'a str>) -> AdapterConfig {
+        let (mut kinds, mut stacks) = (BTreeSet::new(), BTreeSet::new());
+        for module in modules {
+            match expert_of_stack(module) {
+                None => drop(kinds.insert(kind_of(module).to_owned())),
+                // The name from the part before `experts` on: whatever layer it is in.
+                Some((stack, _)) => {
+                    let tail = stack.rmatch_indices('.').nth(2).map_or(stack, |(at, _)| &stack[at + 1..]);
+                    stacks.insert(tail.to_owned());
+                }
+            }
+        }
+        let target_parameters = (!stacks.is_empty()).then_some(stacks);
+        AdapterConfig { target_parameters, ..AdapterConfig::portable(base, r, kinds) }
+    }
+
     /// The portable config of rank `r` for these kinds of module.
     pub fn portable(base: &str, r: usize, kinds: BTreeSet<String>) -> AdapterConfig {
         AdapterConfig {
@@ -59,6 +81,7 @@ impl AdapterConfig {
             r,
             lora_alpha: r as f64,
             target_modules: kinds,
+            target_parameters: None,
             lora_dropout: 0.0,
             bias: "none".into(),
             fan_in_fan_out: false,

@@ -9,11 +9,15 @@ mod config;
 mod names;
 mod peft;
 pub mod rules;
+mod stacks;
 
 pub use assemble::{Piece, ShardNames, assemble};
 pub use config::{AdapterConfig, write_config};
-pub use names::{Keys, Place, expert_of, fused_siblings, kind_of, place_of};
+pub use names::{
+    Keys, Place, expert_of, expert_of_stack, experts_of, fused_siblings, group_of, kind_of, place_of,
+};
 pub use peft::{Extra, ExtraKind, Factors, Fault, PeftAdapter, PeftConfig, PeftModule, Problem, Targets};
+pub use stacks::{ModuleFactors, read_factors};
 
 /// File name of the adapter's weights.
 pub const WEIGHTS: &str = "adapter_model.safetensors";

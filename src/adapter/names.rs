@@ -12,8 +12,11 @@ pub enum Place {
     Embedding,
     /// The output head, a linear layer `[vocab, dim]` that is only extracted when asked for.
     Head,
-    /// The router of a mixture of experts: linear in form, but no program serves a LoRA on it.
+    /// The router of a mixture of experts: linear in form, but of the programs that load adapters only vLLM is known to take a LoRA
+    /// on it, so that it is extracted only when asked for.
     Router,
+    /// One expert of a stack `[experts, .., ..]`: its factors are a part of the stack's own.
+    Stacked,
     /// A table of positions.
     Positions,
 }
@@ -21,7 +24,7 @@ pub enum Place {
 impl Place {
     /// Whether it is extracted when no `--include` is given.
     pub fn by_default(self) -> bool {
-        self == Place::Linear
+        matches!(self, Place::Linear | Place::Stacked)
     }
 
     /// Whether its rows are tokens.
@@ -30,14 +33,33 @@ impl Place {
     }
 }
 
-/// The last part of a module's name, as `q_proj`: the field's word for a kind of module.
+/// The last part of a module's name, as `q_proj`: the field's word for a kind of module. An expert of a stack is of the stack's
+/// kind, `down_proj`.
 pub fn kind_of(module: &str) -> &str {
-    module.rsplit('.').next().unwrap_or(module)
+    let name = expert_of_stack(module).map_or(module, |(stack, _)| stack);
+    name.rsplit('.').next().unwrap_or(name)
+}
+
+/// The kind of a module for tables, where experts stand by themselves: `experts.gate_proj`.
+pub fn group_of(module: &str) -> String {
+    let kind = kind_of(module);
+    if experts_of(module).is_some() { format!("experts.{kind}") } else { kind.to_owned() }
+}
+
+/// Where `module` is a weight of one expert of a mixture: the path of all of its layer, up to and with `experts`.
+pub fn experts_of(module: &str) -> Option<&str> {
+    if let Some((stack, _)) = expert_of_stack(module) {
+        return stack.rsplit_once('.').map(|(path, _)| path);
+    }
+    expert_of(module).map(|(path, _, _)| path)
 }
 
 /// What `module` (its name without `.weight`) is, by the names that published architectures use.
 pub fn place_of(module: &str) -> Place {
     let kind = kind_of(module);
+    if expert_of_stack(module).is_some() {
+        return Place::Stacked;
+    }
     match kind {
         "embed_tokens" | "wte" | "word_embeddings" | "tok_embeddings" | "embed_in" | "embeddings" => {
             Place::Embedding
@@ -52,6 +74,17 @@ pub fn place_of(module: &str) -> Place {
     }
 }
 
+/// The stack and the number of a module that is one expert of it, as `model.layers.0.mlp.experts.down_proj` and 7.
+pub fn expert_of_stack(module: &str) -> Option<(&str, usize)> {
+    let (stack, index) = module.rsplit_once('.')?;
+    let path = STACKS.iter().find_map(|kind| stack.strip_suffix(kind))?;
+    let inside = path == "experts." || path.ends_with(".experts.");
+    Some((stack, index.parse().ok().filter(|_| inside)?))
+}
+
+/// The two stacks of a layer's experts. PEFT wraps the first first, so that its factors lie inside those of the second.
+const STACKS: [&str; 2] = ["gate_up_proj", "down_proj"];
+
 /// The names of one module's two tensors in an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {
@@ -62,12 +95,17 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// PEFT's names for `module`, as named in the base.
+    /// PEFT's names for `module`, as named in the base. All experts of a stack share one pair of tensors.
     pub fn of(module: &str, place: Place) -> Keys {
         let stem = format!("base_model.model.{module}");
         match place {
             Place::Embedding => {
                 Keys { a: format!("{stem}.lora_embedding_A"), b: format!("{stem}.lora_embedding_B") }
+            }
+            Place::Stacked => {
+                let path = experts_of(module).map_or(stem.clone(), |path| format!("base_model.model.{path}"));
+                let inner = if kind_of(module) == STACKS[0] { ".base_layer" } else { "" };
+                Keys { a: format!("{path}{inner}.lora_A.weight"), b: format!("{path}{inner}.lora_B.weight") }
             }
             _ => Keys { a: format!("{stem}.lora_A.weight"), b: format!("{stem}.lora_B.weight") },
         }
@@ -108,6 +146,10 @@ mod tests {
             ("model.layers.0.self_attn.q_proj", Place::Linear),
             ("model.layers.0.mlp.gate_proj", Place::Linear),
             ("model.layers.0.mlp.gate", Place::Router),
+            ("model.layers.0.mlp.router", Place::Router),
+            ("model.layers.0.mlp.experts.3.gate_proj", Place::Linear),
+            ("model.layers.0.mlp.experts.gate_up_proj.3", Place::Stacked),
+            ("model.layers.0.mlp.experts.gate_up_proj", Place::Linear),
             ("model.layers.0.block_sparse_moe.gate", Place::Router),
             ("model.layers.0.mlp.shared_expert_gate", Place::Router),
             ("model.embed_tokens", Place::Embedding),
@@ -125,8 +167,23 @@ mod tests {
         let linear = Keys::of("model.layers.0.self_attn.q_proj", Place::Linear);
         assert_eq!(linear.a, "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight");
         assert_eq!(linear.b, "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight");
+        let inner = Keys::of("model.layers.0.mlp.experts.gate_up_proj.7", Place::Stacked);
+        assert_eq!(inner.a, "base_model.model.model.layers.0.mlp.experts.base_layer.lora_A.weight");
+        let outer = Keys::of("model.layers.0.mlp.experts.down_proj.7", Place::Stacked);
+        assert_eq!(outer.b, "base_model.model.model.layers.0.mlp.experts.lora_B.weight");
         let table = Keys::of("model.embed_tokens", Place::Embedding);
         assert_eq!(table.a, "base_model.model.model.embed_tokens.lora_embedding_A");
+    }
+
+    #[test]
+    fn experts_are_grouped_by_themselves() {
+        assert_eq!(group_of("l.0.mlp.experts.11.gate_proj"), "experts.gate_proj");
+        assert_eq!(group_of("l.0.mlp.experts.down_proj.11"), "experts.down_proj");
+        assert_eq!(group_of("l.0.mlp.shared_expert.gate_proj"), "gate_proj");
+        assert_eq!(experts_of("l.0.mlp.experts.11.gate_proj"), Some("l.0.mlp.experts"));
+        assert_eq!(experts_of("l.0.mlp.experts.down_proj.11"), Some("l.0.mlp.experts"));
+        assert_eq!(experts_of("l.0.mlp.gate"), None);
+        assert_eq!(kind_of("merger.mlp.2"), "2");
     }
 
     #[test]

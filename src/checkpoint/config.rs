@@ -63,6 +63,11 @@ impl Config {
         self.field("vocab_size")?.as_u64()
     }
 
+    /// `hidden_size`, the width of the residual stream.
+    pub fn hidden_size(&self) -> Option<usize> {
+        usize::try_from(self.field("hidden_size")?.as_u64()?).ok()
+    }
+
     /// What declares the quantization.
     pub fn quantization(&self) -> Option<&Declared> {
         self.quantization.as_ref()

@@ -26,7 +26,7 @@ pub use window::Window;
 
 use self::index::Layout;
 use self::window::DataFile;
-use crate::quant::{SMALL, Scheme, Stored, Tensors};
+use crate::quant::{Experts, SMALL, Scheme, Stored, Tensors};
 use crate::{Error, Result};
 
 /// How much of a tensor is mapped at once while it is hashed.
@@ -127,7 +127,11 @@ impl Checkpoint {
 
     /// Everything but the modules.
     fn gather(source: &locate::Source, layout: &Layout, config: Config) -> Result<Checkpoint> {
-        let scheme = Scheme::from_config(config.quantization()).map_err(|e| e.path(source.path()))?;
+        let types: Vec<&str> =
+            [config.model_type(), config.text_model_type()].into_iter().flatten().collect();
+        let experts = Experts::of(&types, config.hidden_size());
+        let scheme =
+            Scheme::with_experts(config.quantization(), experts).map_err(|e| e.path(source.path()))?;
         let mut files = Vec::new();
         let mut headers = Vec::new();
         for (name, path) in &layout.files {
@@ -206,7 +210,7 @@ impl Checkpoint {
         self.tensors.0.values()
     }
 
-    /// The tensors that no module is made of, by name: norms, biases, 3-D weights, scales without a weight.
+    /// The tensors that no module is made of, by name: norms, biases, stacks of experts that no format reads, scales without a weight.
     pub fn others(&self) -> impl Iterator<Item = &Tensor> {
         let used: std::collections::HashSet<&str> =
             self.modules.values().flat_map(|module| module.tensors()).map(Tensor::name).collect();
@@ -247,9 +251,20 @@ impl Checkpoint {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn hash(&self, tensor: &Tensor) -> Result<blake3::Hash> {
+        self.hash_range(tensor, 0..tensor.size())
+    }
+
+    /// The same of a range of its bytes.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    ///
+    /// # Panics
+    /// If the range is not within the tensor.
+    pub fn hash_range(&self, tensor: &Tensor, range: Range<u64>) -> Result<blake3::Hash> {
         let mut hasher = blake3::Hasher::new();
-        for start in (0..tensor.size()).step_by(HASH_WINDOW as usize) {
-            hasher.update(&self.read(tensor, start..(start + HASH_WINDOW).min(tensor.size()))?);
+        for start in range.clone().step_by(HASH_WINDOW as usize) {
+            hasher.update(&self.read(tensor, start..(start + HASH_WINDOW).min(range.end))?);
         }
         Ok(hasher.finalize())
     }

@@ -58,9 +58,16 @@ impl Module {
         self.quantized
     }
 
+    /// The stored tensors it is made of, each with the bytes of it that are this module's: all of them, but for an expert of a
+    /// stack.
+    pub fn extents(&self) -> impl Iterator<Item = (&Tensor, Range<u64>)> {
+        let extents = self.weight.extents().into_iter();
+        self.tensors.iter().zip(extents.map(|extent| extent.start as u64..extent.end as u64))
+    }
+
     /// Its stored size in bytes, companions included.
     pub fn size(&self) -> u64 {
-        self.tensors.iter().map(Tensor::size).sum()
+        self.extents().map(|(_, extent)| extent.end - extent.start).sum()
     }
 
     /// How many stored bytes `rows` needs: what a [`read`](Self::read) of them keeps resident.
@@ -232,7 +239,50 @@ pub(super) fn catalogue(
             }
         }
     }
+    join_experts(scheme, &mut modules)?;
     Ok(modules)
+}
+
+/// Single experts of a model whose adapters hold stacks become modules of stacks: that is how they pair, and how they are named in
+/// an adapter.
+fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<String, Module>) -> Result<()> {
+    let experts = scheme.experts();
+    let mut halves: BTreeMap<String, [Option<String>; 2]> = BTreeMap::new();
+    for name in modules.keys() {
+        match experts.place_in_stack(name) {
+            None => {}
+            Some((place, half)) => halves.entry(place).or_default()[half.unwrap_or(0)] = Some(name.clone()),
+        }
+    }
+    for (place, names) in halves {
+        let whole =
+            experts.place_in_stack(names[0].as_deref().unwrap_or_default()).is_some_and(|(_, h)| h.is_none());
+        let joined = match names {
+            [Some(name), None] if whole => {
+                modules.remove(&name).map(|module| Module { name: place.clone(), ..module })
+            }
+            [Some(gate), Some(up)] => match (modules.remove(&gate), modules.remove(&up)) {
+                (Some(gate), Some(up)) => Some(Module {
+                    name: place.clone(),
+                    weight: experts.join([gate.weight, up.weight])?,
+                    tensors: [gate.tensors, up.tensors].concat(),
+                    quantized: gate.quantized || up.quantized,
+                }),
+                _ => None,
+            },
+            // A half without the other stays what it is.
+            _ => None,
+        };
+        if let Some(module) = joined
+            && let Some(first) = modules.insert(place, module)
+        {
+            let what = format!("'{}' is an expert of a stack and stored singly too", first.tensors[0].name());
+            return Err(Error::input(what)
+                .tensor(first.name)
+                .hint("the files mix two exports of the model: keep one"));
+        }
+    }
+    Ok(())
 }
 
 fn assemble(found: Found, tensors: &Catalogue) -> Result<Module> {

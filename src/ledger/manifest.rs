@@ -219,7 +219,10 @@ pub struct TensorRecord {
     pub dtype: String,
     /// Shape.
     pub shape: Vec<usize>,
-    /// Digest of its bytes.
+    /// The bytes of it that were read, from and to, where they are a part: an expert of a stack.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub part: Option<[u64; 2]>,
+    /// Digest of its bytes, or of that part of them.
     pub blake3: String,
 }
 

@@ -1,6 +1,6 @@
 //! Verification of an adapter: its files against their checksums, and, with both checkpoints, its content.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use super::plan::{Inputs, Plan, PlannedModule};
 use super::progress::Progress;
 use super::resume::{LOG, MANIFEST};
 use super::worker::difference;
-use crate::adapter::{self, Keys, PeftAdapter, Place, place_of, rules};
+use crate::adapter::{self, ModuleFactors, PeftAdapter, Place, place_of, read_factors, rules};
 use crate::factorize;
 use crate::ledger::digest::hash_file;
 use crate::ledger::{self, Checksums, Manifest, ModuleRecord, Quality, Shard, Side, TensorRecord};
@@ -134,25 +134,37 @@ fn check_content(
     progress.begin(plan.modules.len(), read, 0, 0);
     let recorded: BTreeMap<&str, &ModuleRecord> =
         manifest.modules.iter().map(|m| (m.name.as_str(), m)).collect();
-    for name in recorded.keys().filter(|name| !plan.modules.iter().any(|m| m.name == **name)) {
-        if !plan.zeros.iter().any(|(zero, _)| zero == name) {
-            verification
-                .content
-                .push(mismatch(name, "is in the manifest, but these checkpoints have no such pair"));
-        }
+    let planned: BTreeSet<&str> = plan
+        .modules
+        .iter()
+        .map(|m| m.name.as_str())
+        .chain(plan.zeros.iter().map(|(zero, _)| zero.as_str()))
+        .collect();
+    for name in recorded.keys().filter(|name| !planned.contains(**name)) {
+        let why = "is in the manifest, but these checkpoints have no such pair";
+        verification.content.push(mismatch(name, why));
     }
+    let tensors = manifest.tensors.iter().map(|tensor| (key(tensor), tensor)).collect();
     let count = |bytes| progress.read(bytes);
     for module in &plan.modules {
         match recorded.get(module.name.as_str()) {
             None => verification.content.push(mismatch(&module.name, "is not in the adapter")),
             Some(record) => {
-                let found = check_module(&inputs, &job, module, record, &manifest.tensors, &adapter, &count)?;
+                let found =
+                    check_module(&inputs, &job, module, record, &tensors, (&adapter, manifest.rank), &count)?;
                 verification.content.extend(found);
                 verification.modules += 1;
             }
         }
     }
     Ok(())
+}
+
+/// What tells a tensor, or a part of one, from every other.
+type TensorKey<'a> = (Side, &'a str, Option<[u64; 2]>);
+
+fn key(tensor: &TensorRecord) -> TensorKey<'_> {
+    (tensor.checkpoint, &tensor.name, tensor.part)
 }
 
 fn mismatch(at: &str, why: impl Into<String>) -> Mismatch {
@@ -183,18 +195,14 @@ fn check_rules(folder: &Path, found: &mut Vec<Mismatch>) {
 /// would not show a small change.
 fn check_digests(manifest: &Manifest, adapter: &Shard, found: &mut Vec<Mismatch>) {
     for module in &manifest.modules {
-        let keys = Keys::of(&module.name, place_of(&module.name));
-        let mut hasher = blake3::Hasher::new();
-        let mut add = |key: &str| {
-            adapter.copy(key, |bytes| {
-                hasher.update(bytes);
-                Ok(())
-            })
-        };
-        match add(&keys.a).and_then(|()| add(&keys.b)) {
+        match read_factors(adapter, &module.name, place_of(&module.name), manifest.rank) {
             Err(why) => found.push(mismatch(&module.name, format!("cannot be read: {why}"))),
-            Ok(()) if hasher.finalize().to_hex().as_str() == module.blake3 => {}
-            Ok(()) => found.push(mismatch(&module.name, "has other factors than the manifest tells of")),
+            Ok(ModuleFactors { a, b, .. }) => {
+                let digest = blake3::Hasher::new().update(&a.1).update(&b.1).finalize();
+                if digest.to_hex().as_str() != module.blake3 {
+                    found.push(mismatch(&module.name, "has other factors than the manifest tells of"));
+                }
+            }
         }
     }
 }
@@ -205,16 +213,16 @@ fn check_module(
     job: &Extraction,
     module: &PlannedModule,
     record: &ModuleRecord,
-    tensors: &[TensorRecord],
-    adapter: &Shard,
+    tensors: &BTreeMap<TensorKey<'_>, &TensorRecord>,
+    (adapter, rank): (&Shard, usize),
     read: &(dyn Fn(u64) + Sync),
 ) -> Result<Vec<Mismatch>> {
     let mut found = Vec::new();
     let difference = difference(inputs, module, job)?;
     let survey = difference.survey(None, read)?;
-    let known = |side: Side, name: &str| tensors.iter().find(|t| t.checkpoint == side && t.name == name);
+    let known = |now: &TensorRecord| tensors.get(&key(now)).copied();
     for now in &survey.tensors {
-        match known(now.checkpoint, &now.name) {
+        match known(now) {
             Some(then) if then.blake3 == now.blake3 => {}
             Some(_) => found.push(mismatch(
                 &now.name,
@@ -226,7 +234,7 @@ fn check_module(
             )),
         }
     }
-    let (left, right) = match factors(adapter, module) {
+    let (left, right) = match factors(adapter, module, rank) {
         Ok(factors) => factors,
         Err(why) => {
             found.push(mismatch(&module.name, why.to_string()));
@@ -256,20 +264,14 @@ fn close(a: f64, b: f64) -> bool {
 }
 
 /// `left` `[rows, r]` and `right` `[r, cols]` of the weight, from the adapter.
-fn factors(adapter: &Shard, module: &PlannedModule) -> Result<(Vec<f32>, Vec<f32>)> {
-    let keys = Keys::of(&module.name, module.pair.place);
-    let read = |key: &str| -> Result<(Vec<usize>, Vec<f32>)> {
-        let placed = adapter.tensor(key)?;
-        let (shape, dtype) = (placed.stored.shape.clone(), placed.stored.dtype);
-        let mut bytes = vec![0; placed.len() as usize];
-        adapter.read(key, 0, &mut bytes)?;
-        Ok((shape, to_f32(dtype, &bytes)?))
-    };
-    let ((a_shape, a), (b_shape, b)) = (read(&keys.a)?, read(&keys.b)?);
+fn factors(adapter: &Shard, module: &PlannedModule, rank: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+    let stored = read_factors(adapter, &module.name, module.pair.place, rank)?;
+    let ((a_shape, a), (b_shape, b)) = (stored.a, stored.b);
+    let (a, b) = (to_f32(stored.dtype, &a)?, to_f32(stored.dtype, &b)?);
     let [rows, cols] = module.shape;
     let embedding = module.pair.place == Place::Embedding;
     let (out, inner) = if embedding { (cols, rows) } else { (rows, cols) };
-    let r = a_shape.first().copied().unwrap_or(0);
+    let r = a_shape[0];
     if a_shape != [r, inner] || b_shape != [out, r] {
         let what = format!("the factors are {a_shape:?} and {b_shape:?} for a weight of {:?}", module.shape);
         return Err(Error::input(what).tensor(&module.name));

@@ -1,4 +1,6 @@
-//! Digests of tensors, brought forward together with the decoding so that each page is read from disk once.
+//! Digests of tensors, or of those parts of them that are a module's, brought forward together with the decoding so that each page is read from disk once.
+
+use std::ops::Range;
 
 use super::delta::Half;
 use crate::Result;
@@ -15,6 +17,7 @@ struct Hasher<'a> {
     half: (Side, &'a Checkpoint),
     tensor: &'a Tensor,
     state: blake3::Hasher,
+    range: Range<u64>,
     at: u64,
 }
 
@@ -23,13 +26,14 @@ impl<'a> Hashers<'a> {
     pub fn new(halves: &[Half<'a>]) -> Hashers<'a> {
         let of = |half: &Half<'a>| {
             let (side, checkpoint) = (half.side, half.checkpoint);
-            let hasher = move |tensor| Hasher {
+            let hasher = move |(tensor, range): (&'a Tensor, Range<u64>)| Hasher {
                 half: (side, checkpoint),
                 tensor,
                 state: blake3::Hasher::new(),
-                at: 0,
+                at: range.start,
+                range,
             };
-            half.module.tensors().iter().map(hasher)
+            half.module.extents().map(hasher)
         };
         Hashers(halves.iter().flat_map(of).collect())
     }
@@ -37,7 +41,8 @@ impl<'a> Hashers<'a> {
     /// Hashes up to `step` of `steps` equal parts of every tensor.
     pub fn advance(&mut self, step: usize, steps: usize, read: &(dyn Fn(u64) + Sync)) -> Result<()> {
         for hasher in &mut self.0 {
-            let to = (u128::from(hasher.tensor.size()) * step as u128 / steps as u128) as u64;
+            let size = hasher.range.end - hasher.range.start;
+            let to = hasher.range.start + (u128::from(size) * step as u128 / steps as u128) as u64;
             while hasher.at < to {
                 let end = (hasher.at + HASH_WINDOW).min(to);
                 let window = hasher.half.1.read(hasher.tensor, hasher.at..end)?;
@@ -53,17 +58,18 @@ impl<'a> Hashers<'a> {
     pub fn finish(self) -> Vec<TensorRecord> {
         let record = |hasher: Hasher<'_>| {
             let (side, checkpoint) = hasher.half;
-            tensor_record(side, checkpoint, hasher.tensor, hasher.state.finalize())
+            tensor_record(side, checkpoint, hasher.tensor, hasher.range, hasher.state.finalize())
         };
         self.0.into_iter().map(record).collect()
     }
 }
 
-/// The manifest's entry of a tensor with this digest.
+/// The manifest's entry of a tensor, these bytes of which have this digest.
 pub fn tensor_record(
     side: Side,
     checkpoint: &Checkpoint,
     tensor: &Tensor,
+    range: Range<u64>,
     digest: blake3::Hash,
 ) -> TensorRecord {
     TensorRecord {
@@ -72,6 +78,7 @@ pub fn tensor_record(
         file: checkpoint.file_name(tensor.file).to_owned(),
         dtype: tensor.stored.dtype.to_string(),
         shape: tensor.stored.shape.clone(),
+        part: (range != (0..tensor.size())).then_some([range.start, range.end]),
         blake3: digest.to_hex().to_string(),
     }
 }

@@ -1,6 +1,6 @@
 //! From finished shards to a folder that is whole: adapter, config, spectra, manifest, card, and checksums last.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
@@ -16,7 +16,7 @@ use super::options::Extraction;
 use super::plan::{Inputs, Plan};
 use super::resume::{CARD, MANIFEST, SPECTRA, STATE, removed};
 use super::worker::{A, B, ShardRecord};
-use crate::adapter::{self, AdapterConfig, Piece, Place, ShardNames, kind_of, place_of};
+use crate::adapter::{self, AdapterConfig, Piece, Place, ShardNames, place_of};
 use crate::checkpoint::Checkpoint;
 use crate::ledger::{
     LeftOut, Lock, Manifest, ModuleRecord, Quality, ServedError, Shard, Source, Spectrum, TensorRecord,
@@ -45,7 +45,7 @@ pub fn finish(
     files.insert(adapter::WEIGHTS.into(), weights.blake3);
 
     let manifest = manifest(inputs, job, plan, begin, done, rank, &digests);
-    let config = AdapterConfig::portable(&job.deciding.base_model_name, rank, target_modules(&manifest));
+    let config = portable(&job.deciding.base_model_name, rank, &manifest);
     let config = adapter::write_config(&config).map_err(not_json)?;
     files.insert(adapter::CONFIG.into(), write_text(&out.join(adapter::CONFIG), &config)?.blake3);
 
@@ -188,8 +188,8 @@ pub fn total<'a>(modules: impl Iterator<Item = &'a ModuleRecord>) -> Quality {
     quality
 }
 
-fn target_modules(manifest: &Manifest) -> BTreeSet<String> {
-    manifest.modules.iter().map(|module| kind_of(&module.name).to_owned()).collect()
+fn portable(base: &str, rank: usize, manifest: &Manifest) -> AdapterConfig {
+    AdapterConfig::for_modules(base, rank, manifest.modules.iter().map(|module| module.name.as_str()))
 }
 
 fn spectra(plan: &Plan, done: &Finished) -> Vec<Spectrum> {

@@ -186,7 +186,10 @@ pub fn check_touched<'a>(
         let Some((checkpoint, tensor)) = checkpoint.and_then(|c| Some((c, c.tensor(&then.name)?))) else {
             continue;
         };
-        if tensor_record(then.checkpoint, checkpoint, tensor, checkpoint.hash(tensor)?) != *then {
+        let [start, end] = then.part.unwrap_or([0, tensor.size()]);
+        let range = start.min(tensor.size())..end.min(tensor.size());
+        let digest = checkpoint.hash_range(tensor, range.clone())?;
+        if tensor_record(then.checkpoint, checkpoint, tensor, range, digest) != *then {
             let text =
                 format!("the tensor {} of the {} checkpoint has changed since", then.name, then.checkpoint);
             return Err(changed(out, &text));

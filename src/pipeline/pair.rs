@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::renaming::Renaming;
 use super::select::Selection;
-use crate::adapter::{Place, fused_siblings, kind_of, place_of};
+use crate::adapter::{Place, experts_of, fused_siblings, kind_of, place_of};
 use crate::checkpoint::Checkpoint;
 use crate::ledger::{LeftOut, Reason, Side};
 use crate::{Error, Result};
@@ -206,15 +206,18 @@ fn others(
     }
 }
 
-/// Servers fuse `q`, `k`, `v` and `gate`, `up`: where one is extracted, the others of the base come along as zeros.
+/// Servers fuse `q`, `k`, `v` and `gate`, `up`, and all experts of a layer: where one is extracted, the others of the base come
+/// along as zeros.
 fn complete_fused(base: &Checkpoint, pairs: &[Pair]) -> Vec<(String, [usize; 2])> {
     let extracted: BTreeSet<&str> = pairs.iter().map(|pair| pair.name.as_str()).collect();
-    let missing: BTreeMap<String, [usize; 2]> = pairs
-        .iter()
-        .flat_map(|pair| fused_siblings(&pair.name))
-        .filter(|sibling| !extracted.contains(sibling.as_str()))
-        .filter_map(|sibling| base.module(&sibling).map(|module| (sibling, module.shape())))
-        .collect();
+    let siblings = pairs.iter().flat_map(|pair| fused_siblings(&pair.name));
+    let siblings =
+        siblings.filter_map(|sibling| base.module(&sibling).map(|module| (sibling, module.shape())));
+    let layers: BTreeSet<&str> = pairs.iter().filter_map(|pair| experts_of(&pair.name)).collect();
+    let experts = base.modules().filter(|m| experts_of(m.name()).is_some_and(|path| layers.contains(path)));
+    let experts = experts.map(|module| (module.name().to_owned(), module.shape()));
+    let mut missing: BTreeMap<String, [usize; 2]> = siblings.chain(experts).collect();
+    missing.retain(|name, _| !extracted.contains(name.as_str()));
     missing.into_iter().collect()
 }
 

@@ -8,7 +8,7 @@ use super::delta::{VISIT_SCRATCH, slice_rows};
 use super::options::Extraction;
 use super::pair::{Leftover, Pair, Pairing, pair};
 use super::select::Selection;
-use crate::adapter::{Place, kind_of};
+use crate::adapter::{Place, group_of};
 use crate::checkpoint::{Checkpoint, Module, Tensor};
 use crate::factorize::{self, Method, Request};
 use crate::ledger::{LeftOut, Reason, folder};
@@ -181,7 +181,8 @@ impl Plan {
         // The largest first: what is left at the end is small, and no thread waits long for the last one.
         costs.sort_by(|a, b| b.flops.total_cmp(&a.flops).then_with(|| a.pair.name.cmp(&b.pair.name)));
         let entries = [Some(&inputs.base), Some(&inputs.tuned), inputs.served.as_ref()];
-        let entries: usize = entries.into_iter().flatten().map(|checkpoint| checkpoint.tensors().len()).sum();
+        let entries = entries.into_iter().flatten();
+        let entries: usize = entries.map(|one| one.tensors().len().max(one.modules().len())).sum();
         let served = inputs.served.as_ref().map_or(0, mapped);
         let mapped = mapped(&inputs.base).max(served) + mapped(&inputs.tuned);
         let threads = self.threads as u64 * (THREAD + VISIT_SCRATCH + mapped);
@@ -382,10 +383,10 @@ fn product_rate() -> f64 {
     (2 * m * k * n * TIMES) as f64 / started.elapsed().as_secs_f64().max(1e-9)
 }
 
-/// By kind of module, for tables: embeddings and heads stand by themselves.
-pub fn kind(name: &str, place: Place) -> &str {
+/// By kind of module, for tables: embeddings, heads and experts stand by themselves.
+pub fn kind(name: &str, place: Place) -> String {
     match place {
-        Place::Embedding => "embeddings",
-        _ => kind_of(name),
+        Place::Embedding => "embeddings".to_owned(),
+        _ => group_of(name),
     }
 }

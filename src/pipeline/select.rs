@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use globset::{Glob, GlobBuilder, GlobMatcher};
 use regex::Regex;
 
-use crate::adapter::{Place, place_of};
+use crate::adapter::{Place, expert_of_stack, place_of};
 use crate::{Error, Result};
 
 /// The word that stands for the default selection among the patterns of `--include`.
@@ -47,8 +47,12 @@ impl Pattern {
             Pattern::Linear => place_of(module).by_default(),
             Pattern::Regex(expression) => expression.is_match(module),
             Pattern::Glob(glob) => {
-                let tails = module.match_indices('.').map(|(at, _)| &module[at + 1..]);
-                std::iter::once(module).chain(tails).any(|tail| glob.is_match(tail))
+                let tails = |name: &str| {
+                    let tails = name.match_indices('.').map(|(at, _)| &name[at + 1..]);
+                    std::iter::once(name).chain(tails).any(|tail| glob.is_match(tail))
+                };
+                // `down_proj` takes every expert of a stack.
+                tails(module) || expert_of_stack(module).is_some_and(|(stack, _)| tails(stack))
             }
         }
     }
@@ -112,6 +116,11 @@ mod tests {
         assert!(!takes(&[], &[], "model.embed_tokens"));
         assert!(!takes(&[], &[], "lm_head"));
         assert!(!takes(&[], &[], "model.layers.0.mlp.gate"));
+        assert!(takes(&["linear", "gate"], &[], "model.layers.0.mlp.gate"));
+        assert!(takes(&[], &[], "model.layers.0.mlp.experts.7.gate_proj"));
+        assert!(takes(&[], &[], "model.layers.0.mlp.experts.down_proj.7"));
+        assert!(takes(&["down_proj"], &[], "model.layers.0.mlp.experts.down_proj.7"));
+        assert!(!takes(&[], &["*.experts.*"], "model.layers.0.mlp.experts.down_proj.7"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::finish::total;
 use super::plan::kind;
-use crate::adapter::{kind_of, place_of};
+use crate::adapter::{group_of, place_of};
 use crate::ledger::{Manifest, ModuleRecord, Reason};
 
 /// The end of a run.
@@ -79,16 +79,16 @@ pub struct LeftOutGroup {
 
 /// Quality by kind of module, in the order of the kinds' names.
 pub fn kinds(manifest: &Manifest, times: &BTreeMap<String, f64>) -> Vec<KindSummary> {
-    let mut by_kind: BTreeMap<&str, Vec<&ModuleRecord>> = BTreeMap::new();
+    let mut by_kind: BTreeMap<String, Vec<&ModuleRecord>> = BTreeMap::new();
     for module in &manifest.modules {
         by_kind.entry(kind(&module.name, place_of(&module.name))).or_default().push(module);
     }
-    let summary = |(kind, modules): (&str, Vec<&ModuleRecord>)| {
+    let summary = |(kind, modules): (String, Vec<&ModuleRecord>)| {
         let errors = modules.iter().map(|module| module.quality.relative_error);
         let ranks = modules.iter().map(|module| module.rank);
         let seconds: Vec<f64> = modules.iter().filter_map(|m| times.get(&m.name)).copied().collect();
         KindSummary {
-            kind: kind.to_owned(),
+            kind,
             modules: modules.len(),
             ranks: (ranks.clone().min().unwrap_or(0), ranks.max().unwrap_or(0)),
             mean_error: errors.clone().sum::<f64>() / modules.len() as f64,
@@ -102,12 +102,12 @@ pub fn kinds(manifest: &Manifest, times: &BTreeMap<String, f64>) -> Vec<KindSumm
 
 /// What is not in the adapter though it changed, or may have, by kind and reason.
 pub fn groups(manifest: &Manifest) -> Vec<LeftOutGroup> {
-    let mut groups: BTreeMap<(&str, Reason), LeftOutGroup> = BTreeMap::new();
+    let mut groups: BTreeMap<(String, Reason), LeftOutGroup> = BTreeMap::new();
     for tensor in manifest.not_represented.iter().filter(|tensor| tensor.matters()) {
         let stem = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
-        let kind = kind_of(stem);
-        let group = groups.entry((kind, tensor.reason)).or_insert_with(|| LeftOutGroup {
-            kind: kind.to_owned(),
+        let kind = group_of(stem);
+        let group = groups.entry((kind.clone(), tensor.reason)).or_insert_with(|| LeftOutGroup {
+            kind,
             reason: tensor.reason,
             tensors: 0,
             elements: 0,

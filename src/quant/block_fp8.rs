@@ -1,4 +1,4 @@
-//! Fine-grained (block) FP8, as in Qwen3-*-FP8 and DeepSeek-V3: `X.weight` F8_E4M3 `[out, in]` and a scale for each block of it,
+//! Fine-grained (block) FP8, as in Qwen3-*-FP8 and DeepSeek-V3: `X.weight` F8_E4M3 or F8_E5M2 `[out, in]` and a scale for each block of it,
 //! `X.weight_scale_inv` `[ceil(out / height), ceil(in / width)]`.
 //!
 //! The value is `r32(f32(q) * f32(scale))`: despite its name the scale is multiplied. That is what DeepSeek-V3's
@@ -10,9 +10,10 @@ use std::sync::Arc;
 use safetensors::Dtype;
 use serde_json::Value;
 
+use super::codes::{Codes, Kind, fp8_values};
 use super::dense::widen;
 use super::scheme::unsupported;
-use super::{Declared, Dequantize, E4M3, Format, Found, Stored, Tensors, fp8};
+use super::{Declared, Dequantize, Format, Found, Segments, Stored, Tensors, fp8};
 use crate::{Error, Result};
 
 /// What a block's scale does to its codes.
@@ -30,23 +31,22 @@ struct Fp8 {
     height: usize,
     width: usize,
     semantics: Semantics,
+    kind: Kind,
 }
 
 /// The format of `quant_method: "fp8"`; without a `weight_block_size` it is that of `fp8.rs`.
 ///
 /// # Errors
-/// A `fmt` other than e4m3, and reciprocal scales without a `weight_block_size`, are refused by name; a block size that is not
+/// A `fmt` other than e4m3 and e5m2, and reciprocal scales without a `weight_block_size`, are refused by name; a block size that is not
 /// two positive numbers, or semantics that are not known, are bad input.
 pub(super) fn from_config(declared: &Declared) -> Result<Box<dyn Format>> {
     let bad = |what: String| {
         Error::input(format!("{}: {what}", declared.origin)).hint("correct the quantization_config")
     };
-    if let Some(fmt) = declared.text("fmt").filter(|fmt| !fmt.eq_ignore_ascii_case("e4m3")) {
-        return Err(unsupported(&format!("fp8 of the kind {fmt}")));
-    }
+    let kind = Kind::parse(declared.text("fmt"))?;
     let Some(size) = declared.raw.get("weight_block_size").filter(|size| !size.is_null()) else {
         return match declared.raw.get("weight_scale_semantics") {
-            None | Some(Value::Null) => Ok(fp8::without_blocks()),
+            None | Some(Value::Null) => Ok(fp8::without_blocks(kind)),
             Some(_) => Err(unsupported("fp8 of inverse scales without a weight_block_size")),
         };
     };
@@ -60,7 +60,7 @@ pub(super) fn from_config(declared: &Declared) -> Result<Box<dyn Format>> {
         Some(Value::String(word)) if word == "inverse" => Semantics::Divide,
         Some(other) => return Err(bad(format!("weight_scale_semantics is {other}, which is not known"))),
     };
-    Ok(Box::new(Fp8 { height, width, semantics }))
+    Ok(Box::new(Fp8 { height, width, semantics, kind }))
 }
 
 impl Format for Fp8 {
@@ -70,12 +70,13 @@ impl Format for Fp8 {
     }
 
     fn weights(&self, lead: &Stored, tensors: &dyn Tensors) -> Result<Vec<Found>> {
-        let (Some(module), Dtype::F8_E4M3) = (lead.name.strip_suffix(".weight"), lead.dtype) else {
+        let (Some(module), Some(_)) = (lead.name.strip_suffix(".weight"), Codes::of_fp8(lead.dtype)) else {
             return Ok(Vec::new());
         };
         if lead.shape.len() != 2 {
             return Ok(Vec::new());
         }
+        self.kind.check(lead)?;
         let names = ["weight_scale_inv", "scale", "qscale_weight"].map(|part| format!("{module}.{part}"));
         let scale = names.iter().find_map(|name| tensors.stored(name)).ok_or_else(|| {
             Error::input(format!("a weight is stored as {} without its scale, '{}'", lead.describe(), names[0]))
@@ -93,6 +94,7 @@ pub struct BlockFp8 {
     format: Fp8,
     tensors: [Stored; 2],
     shape: [usize; 2],
+    values: &'static [f32; 256],
 }
 
 impl BlockFp8 {
@@ -113,7 +115,8 @@ impl BlockFp8 {
                 .tensor(&weight.name)
                 .hint("weight_block_size in the config and the stored scales must agree: check where the config comes from"));
         }
-        Ok(BlockFp8 { format, tensors: [weight.clone(), scale.clone()], shape })
+        let values = fp8_values(weight.dtype);
+        Ok(BlockFp8 { format, tensors: [weight.clone(), scale.clone()], shape, values })
     }
 
     fn grid_width(&self) -> usize {
@@ -140,6 +143,26 @@ impl BlockFp8 {
     }
 }
 
+impl Segments for BlockFp8 {
+    fn segment(&self, row: usize, columns: Range<usize>, parts: &[&[u8]], out: &mut [f32]) {
+        let (width, size) = (self.format.width, self.tensors[1].dtype.bitsize() / 8);
+        let codes = &parts[0][row * self.shape[1]..][..self.shape[1]];
+        let scales = &parts[1][row / self.format.height * self.grid_width() * size..];
+        let (mut start, mut rest) = (columns.start, out);
+        while start < columns.end {
+            let end = ((start / width + 1) * width).min(columns.end);
+            let (now, later) = rest.split_at_mut(end - start);
+            let scale = self.scales(&scales[start / width * size..][..size]);
+            let codes = &codes[start..end];
+            match self.format.semantics {
+                Semantics::Multiply => line(self.values, codes, &scale, end - start, now, |q, s| q * s),
+                Semantics::Divide => line(self.values, codes, &scale, end - start, now, |q, s| q / s),
+            }
+            (start, rest) = (end, later);
+        }
+    }
+}
+
 impl Dequantize for BlockFp8 {
     fn shape(&self) -> [usize; 2] {
         self.shape
@@ -153,6 +176,10 @@ impl Dequantize for BlockFp8 {
         let blocks = self.block_rows(&rows);
         let row = self.grid_width() * self.tensors[1].dtype.bitsize() / 8;
         vec![rows.start * self.shape[1]..rows.end * self.shape[1], blocks.start * row..blocks.end * row]
+    }
+
+    fn by_columns(&self) -> Option<&dyn Segments> {
+        Some(self)
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
@@ -169,8 +196,8 @@ impl Dequantize for BlockFp8 {
             let block = row / self.format.height - blocks.start;
             let scales = &scales[block * grid..][..grid];
             match self.format.semantics {
-                Semantics::Multiply => line(codes, scales, self.format.width, out, |q, s| q * s),
-                Semantics::Divide => line(codes, scales, self.format.width, out, |q, s| q / s),
+                Semantics::Multiply => line(self.values, codes, scales, self.format.width, out, |q, s| q * s),
+                Semantics::Divide => line(self.values, codes, scales, self.format.width, out, |q, s| q / s),
             }
         }
         Ok(())
@@ -179,10 +206,17 @@ impl Dequantize for BlockFp8 {
 
 /// One row: `width` codes under each scale, the last block possibly short.
 #[inline(always)]
-fn line(codes: &[u8], scales: &[f32], width: usize, out: &mut [f32], apply: impl Fn(f32, f32) -> f32) {
+fn line(
+    values: &[f32; 256],
+    codes: &[u8],
+    scales: &[f32],
+    width: usize,
+    out: &mut [f32],
+    apply: impl Fn(f32, f32) -> f32,
+) {
     for ((codes, out), &scale) in codes.chunks(width).zip(out.chunks_mut(width)).zip(scales) {
         for (out, &code) in out.iter_mut().zip(codes) {
-            *out = apply(E4M3[usize::from(code)], scale);
+            *out = apply(values[usize::from(code)], scale);
         }
     }
 }

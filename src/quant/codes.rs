@@ -1,12 +1,18 @@
 //! Codes of eight and four bits, a row of them as numbers.
 
-use super::E4M3;
+use safetensors::Dtype;
+
+use super::scheme::unsupported;
+use super::{E4M3, E5M2, Stored};
+use crate::{Error, Result};
 
 /// How the codes of a row lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Codes {
     /// F8_E4M3, a byte each.
     E4m3,
+    /// F8_E5M2, a byte each.
+    E5m2,
     /// I8, a byte each.
     Int8,
     /// Unsigned numbers of 4 bits, the lowest first, in I32 words that no row shares; stored = value + 8.
@@ -21,11 +27,54 @@ pub(super) enum Codes {
 const E2M1: [f32; 16] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
+/// The kind of FP8 that a config's `fmt` names, if it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kind(Option<Dtype>);
+
+impl Kind {
+    /// Reads `fmt`.
+    ///
+    /// # Errors
+    /// Neither e4m3 nor e5m2: refused by its name.
+    pub(super) fn parse(fmt: Option<&str>) -> Result<Kind> {
+        match fmt.map(str::to_lowercase).as_deref() {
+            None => Ok(Kind(None)),
+            Some("e4m3") => Ok(Kind(Some(Dtype::F8_E4M3))),
+            Some("e5m2") => Ok(Kind(Some(Dtype::F8_E5M2))),
+            Some(other) => Err(unsupported(&format!("fp8 of the kind {other}"))),
+        }
+    }
+
+    /// Refuses a weight that is stored in another kind than the config names.
+    ///
+    /// # Errors
+    /// That.
+    pub(super) fn check(self, lead: &Stored) -> Result<()> {
+        let Some(named) = self.0.filter(|&named| named != lead.dtype) else { return Ok(()) };
+        let what = format!("a weight is stored as {}, but the config's `fmt` says {named}", lead.describe());
+        Err(Error::input(what).tensor(&lead.name).hint("check where the config comes from"))
+    }
+}
+
+/// The numbers of FP8 codes of that dtype, which is one of the two.
+pub(super) fn fp8_values(dtype: Dtype) -> &'static [f32; 256] {
+    if dtype == Dtype::F8_E5M2 { &E5M2 } else { &E4M3 }
+}
+
 impl Codes {
+    /// The codes of FP8 weights of that dtype; none for any other.
+    pub(super) fn of_fp8(dtype: Dtype) -> Option<Codes> {
+        match dtype {
+            Dtype::F8_E4M3 => Some(Codes::E4m3),
+            Dtype::F8_E5M2 => Some(Codes::E5m2),
+            _ => None,
+        }
+    }
+
     /// The stored bytes of a row of `columns`.
     pub(super) fn row_bytes(self, columns: usize) -> usize {
         match self {
-            Codes::E4m3 | Codes::Int8 => columns,
+            Codes::E4m3 | Codes::E5m2 | Codes::Int8 => columns,
             Codes::E2m1 => columns / 2,
             Codes::Packed4 => columns.div_ceil(8) * 4,
             Codes::Packed8 => columns.div_ceil(4) * 4,
@@ -37,6 +86,7 @@ impl Codes {
         let codes = out.iter_mut().zip(bytes);
         match self {
             Codes::E4m3 => codes.for_each(|(out, &code)| *out = E4M3[usize::from(code)]),
+            Codes::E5m2 => codes.for_each(|(out, &code)| *out = E5M2[usize::from(code)]),
             Codes::Int8 => codes.for_each(|(out, &code)| *out = f32::from(code as i8)),
             // Little-endian words whose lowest bits come first are bytes in order.
             Codes::Packed8 => codes.for_each(|(out, &code)| *out = f32::from(code) - 128.0),

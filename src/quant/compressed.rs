@@ -181,6 +181,7 @@ impl Format for Compressed {
         let weights = self.weights_for(lead, module)?;
         let matches = match weights.codes {
             Codes::E4m3 => lead.dtype == Dtype::F8_E4M3,
+            Codes::E5m2 => lead.dtype == Dtype::F8_E5M2,
             Codes::Int8 => lead.dtype == Dtype::I8,
             Codes::Packed4 | Codes::Packed8 => packed.is_some() && lead.dtype == Dtype::I32,
             Codes::E2m1 => packed.is_some() && lead.dtype == Dtype::U8,
@@ -223,7 +224,7 @@ fn weight(weights: Weights, lead: &Stored, module: &str, tensors: &dyn Tensors) 
     let part = |name: &str| tensors.stored(&format!("{module}.{name}"));
     let missing = |name: &str| missing(lead, &format!("{module}.{name}"));
     let shape = match weights.codes {
-        Codes::E4m3 | Codes::Int8 => [lead.shape[0], lead.shape[1]],
+        Codes::E4m3 | Codes::E5m2 | Codes::Int8 => [lead.shape[0], lead.shape[1]],
         Codes::E2m1 => [lead.shape[0], lead.shape[1] * 2],
         Codes::Packed4 | Codes::Packed8 => {
             let stored = part("weight_shape").ok_or_else(|| missing("weight_shape"))?;

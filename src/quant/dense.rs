@@ -7,7 +7,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use safetensors::Dtype;
 
-use super::{Dequantize, Found, Stored};
+use super::{Dequantize, Found, Segments, Stored};
 use crate::{Error, Result};
 
 /// A dense `[out, in]` weight, row-major.
@@ -36,6 +36,14 @@ impl Dense {
     }
 }
 
+impl Segments for Dense {
+    fn segment(&self, row: usize, columns: Range<usize>, parts: &[&[u8]], out: &mut [f32]) {
+        let size = self.tensor[0].dtype.bitsize() / 8;
+        let line = &parts[0][row * self.row_bytes()..][..self.row_bytes()];
+        widen(self.tensor[0].dtype, &line[columns.start * size..columns.end * size], out);
+    }
+}
+
 impl Dequantize for Dense {
     fn shape(&self) -> [usize; 2] {
         self.shape
@@ -49,6 +57,10 @@ impl Dequantize for Dense {
         let row = self.row_bytes();
         let bytes = rows.start * row..rows.end * row;
         vec![bytes]
+    }
+
+    fn by_columns(&self) -> Option<&dyn Segments> {
+        Some(self)
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {

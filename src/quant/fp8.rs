@@ -1,15 +1,14 @@
 //! FP8 under one scale for the whole weight or for each row: `fp8` without a block size, and modelopt's FP8.
 //!
-//! `X.weight` F8_E4M3 `[out, in]`; `X.weight_scale` (or `X.weight_scale_inv`, `X.scale`) of one number, or `[out]` or `[out, 1]`, as
+//! `X.weight` F8_E4M3 or F8_E5M2 `[out, in]`; `X.weight_scale` (or `X.weight_scale_inv`, `X.scale`) of one number, or `[out]` or `[out, 1]`, as
 //! F32, BF16 or F16. The value is `r32(f32(q) * f32(scale))` whatever the name, as in transformers'
 //! `integrations/finegrained_fp8.py:Fp8Dequantize`. An `input_scale` is for activations and is not read.
 
 use std::sync::Arc;
 
-use safetensors::Dtype;
 use serde_json::Value;
 
-use super::codes::Codes;
+use super::codes::{Codes, Kind};
 use super::grid::{Parts, Scales};
 use super::nvfp4::Nvfp4;
 use super::scheme::{missing, unsupported};
@@ -29,11 +28,12 @@ enum Per {
 struct Fp8 {
     label: &'static str,
     per: Per,
+    kind: Kind,
 }
 
 /// The format of `quant_method: "fp8"` without a `weight_block_size`.
-pub(super) fn without_blocks() -> Box<dyn Format> {
-    Box::new(Fp8 { label: "FP8 without blocks", per: Per::Either })
+pub(super) fn without_blocks(kind: Kind) -> Box<dyn Format> {
+    Box::new(Fp8 { label: "FP8 without blocks", per: Per::Either, kind })
 }
 
 /// The format of modelopt, from `hf_quant_config.json` or a `quantization_config`.
@@ -43,10 +43,11 @@ pub(super) fn without_blocks() -> Box<dyn Format> {
 pub(super) fn modelopt(declared: &Declared) -> Result<Box<dyn Format>> {
     let nested = declared.raw.pointer("/quantization/quant_algo");
     let algorithm = nested.and_then(Value::as_str).or(declared.text("quant_algo")).unwrap_or("no quant_algo");
+    let kind = Kind::parse(None)?;
     match algorithm.to_uppercase().as_str() {
-        "FP8" => Ok(Box::new(Fp8 { label: "modelopt (FP8)", per: Per::Tensor })),
+        "FP8" => Ok(Box::new(Fp8 { label: "modelopt (FP8)", per: Per::Tensor, kind })),
         "FP8_PER_CHANNEL_PER_TOKEN" => {
-            Ok(Box::new(Fp8 { label: "modelopt (FP8_PER_CHANNEL_PER_TOKEN)", per: Per::Row }))
+            Ok(Box::new(Fp8 { label: "modelopt (FP8_PER_CHANNEL_PER_TOKEN)", per: Per::Row, kind }))
         }
         "NVFP4" => Ok(Box::new(Nvfp4)),
         _ => Err(unsupported(&format!("modelopt ({algorithm})"))),
@@ -59,10 +60,12 @@ impl Format for Fp8 {
     }
 
     fn weights(&self, lead: &Stored, tensors: &dyn Tensors) -> Result<Vec<Found>> {
-        let (Some(module), Dtype::F8_E4M3) = (lead.name.strip_suffix(".weight"), lead.dtype) else {
+        let (Some(module), Some(codes)) = (lead.name.strip_suffix(".weight"), Codes::of_fp8(lead.dtype))
+        else {
             return Ok(Vec::new());
         };
         let &[rows, columns] = lead.shape.as_slice() else { return Ok(Vec::new()) };
+        self.kind.check(lead)?;
         alone(module, tensors)?;
         let names = ["weight_scale", "weight_scale_inv", "scale"].map(|part| format!("{module}.{part}"));
         let scale = names.iter().find_map(|name| tensors.stored(name));
@@ -81,7 +84,7 @@ impl Format for Fp8 {
             note: None,
             g_idx: None,
         };
-        let weight = ScaledGrid::new([rows, columns], cell, Codes::E4m3, parts)?.in_f32();
+        let weight = ScaledGrid::new([rows, columns], cell, codes, parts)?.in_f32();
         Ok(vec![Found { module: module.to_owned(), weight: Arc::new(weight), quantized: true }])
     }
 }

@@ -11,16 +11,23 @@ mod columns;
 mod compressed;
 mod dense;
 mod e4m3;
+mod e5m2;
 mod encode_fp8;
+mod experts;
 mod fp8;
 mod gguf;
 mod gptq;
 mod grid;
+mod joined;
 mod llm_int8;
+mod mxfp4;
 mod nvfp4;
 mod round;
 mod scheme;
+mod slice;
+mod stack;
 mod targets;
+mod turned;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -31,7 +38,9 @@ use safetensors::Dtype;
 pub use block_fp8::BlockFp8;
 pub use dense::{Dense, to_f32};
 pub use e4m3::E4M3;
+pub use e5m2::E5M2;
 pub use encode_fp8::{FP8_BLOCK, encode_block_fp8, to_e4m3};
+pub use experts::{ExpertForm, Experts};
 pub use gguf::{GgmlType, Gguf, Layout};
 pub use grid::ScaledGrid;
 pub use round::round_to_bf16;
@@ -118,6 +127,17 @@ pub trait Dequantize: Debug + Send + Sync {
         false
     }
 
+    /// For each of [`tensors`](Self::tensors), the bytes of it that belong to this weight: all, but for an expert of a stack.
+    fn extents(&self) -> Vec<Range<usize>> {
+        let bytes = |stored: &Stored| stored.shape.iter().product::<usize>() * stored.dtype.bitsize() / 8;
+        self.tensors().iter().map(|stored| 0..bytes(stored)).collect()
+    }
+
+    /// This weight as one that can be read by columns, where it can.
+    fn by_columns(&self) -> Option<&dyn Segments> {
+        None
+    }
+
     /// Decodes `rows` into `out` (row-major, `rows.len() * in` values). `parts` holds the bytes that
     /// [`spans`](Self::spans) named for these very rows, in the same order; they need not be aligned.
     ///
@@ -143,4 +163,13 @@ pub trait Dequantize: Debug + Send + Sync {
         out.iter_mut().zip(&narrow).for_each(|(o, &v)| *o = f64::from(v));
         Ok(())
     }
+}
+
+/// A weight of which a part of a row can be decoded by itself.
+pub trait Segments {
+    /// Decodes `columns` of `row` into `out`. `parts` holds the bytes of all rows.
+    ///
+    /// # Panics
+    /// If `parts` or `out` are not of the lengths that this asks for.
+    fn segment(&self, row: usize, columns: Range<usize>, parts: &[&[u8]], out: &mut [f32]);
 }

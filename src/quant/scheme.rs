@@ -3,7 +3,10 @@
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::{Dense, Format, Found, Stored, Tensors, bitsandbytes, block_fp8, compressed, fp8, gptq};
+use super::{
+    Dense, Experts, Format, Found, Stored, Tensors, bitsandbytes, block_fp8, compressed, fp8, gptq, mxfp4,
+    stack,
+};
 use crate::{Error, Result};
 
 /// A checkpoint's declaration of how it is quantized.
@@ -36,45 +39,62 @@ impl Declared {
 }
 
 /// Makes the format of a declared method.
-type Build = fn(&Declared) -> Result<Box<dyn Format>>;
+type Build = fn(&Declared, &Experts) -> Result<Box<dyn Format>>;
 
 /// What is read, by `quant_method`.
 const REGISTRY: &[(&str, Build)] = &[
-    ("fp8", block_fp8::from_config),
-    ("mxfp8", block_fp8::from_config),
-    ("compressed-tensors", compressed::from_config),
-    ("bitsandbytes", bitsandbytes::from_config),
-    ("modelopt", fp8::modelopt),
-    ("gptq", gptq::gptq),
-    ("awq", gptq::awq),
+    ("fp8", |declared, _| block_fp8::from_config(declared)),
+    ("mxfp8", |declared, _| block_fp8::from_config(declared)),
+    ("compressed-tensors", |declared, _| compressed::from_config(declared)),
+    ("bitsandbytes", |declared, _| bitsandbytes::from_config(declared)),
+    ("modelopt", |declared, _| fp8::modelopt(declared)),
+    ("gptq", |declared, _| gptq::gptq(declared)),
+    ("awq", |declared, _| gptq::awq(declared)),
+    ("mxfp4", |_, experts| Ok(mxfp4::format(experts))),
 ];
 
 /// How a checkpoint's weights are stored.
 #[derive(Debug)]
 pub struct Scheme {
     format: Option<Box<dyn Format>>,
+    experts: Experts,
 }
 
 impl Scheme {
-    /// The scheme of a checkpoint that declares `declared`; `None` is a dense one.
+    /// The scheme of a checkpoint that declares `declared`; `None` is a dense one. Stacks of experts lie as those of a model that is
+    /// not known: see
+    /// [`with_experts`](Self::with_experts).
+    ///
+    /// # Errors
+    /// As [`with_experts`](Self::with_experts).
+    pub fn from_config(declared: Option<&Declared>) -> Result<Scheme> {
+        Scheme::with_experts(declared, Experts::default())
+    }
+
+    /// The same for a model whose experts are laid out as `experts` says.
     ///
     /// # Errors
     /// A method that is not supported is refused by its name, with what to do.
-    pub fn from_config(declared: Option<&Declared>) -> Result<Scheme> {
-        let Some(declared) = declared else { return Ok(Scheme { format: None }) };
+    pub fn with_experts(declared: Option<&Declared>, experts: Experts) -> Result<Scheme> {
+        let Some(declared) = declared else { return Ok(Scheme { format: None, experts }) };
         let method = declared.method().ok_or_else(|| {
             Error::input(format!("the quantization that {} declares names no quant_method", declared.origin))
                 .hint("add its `quant_method`, or dequantize the model to bf16 and give that folder")
         })?;
         match REGISTRY.iter().find(|(name, _)| *name == method) {
-            Some((_, build)) => Ok(Scheme { format: Some(build(declared)?) }),
+            Some((_, build)) => Ok(Scheme { format: Some(build(declared, &experts)?), experts }),
             None => Err(unsupported(&method)),
         }
     }
 
     /// The scheme of a checkpoint that says in its files what format they are of.
     pub fn of(format: Box<dyn Format>) -> Scheme {
-        Scheme { format: Some(format) }
+        Scheme { format: Some(format), experts: Experts::default() }
+    }
+
+    /// How the model's experts are laid out.
+    pub fn experts(&self) -> &Experts {
+        &self.experts
     }
 
     /// What the scheme is, for messages and tables.
@@ -100,6 +120,10 @@ impl Scheme {
         if let Some(found) = Dense::find(lead) {
             return Ok(vec![found]);
         }
+        let found = stack::weights(&self.experts, self.format.as_deref(), lead, tensors)?;
+        if !found.is_empty() {
+            return Ok(found);
+        }
         if looks_quantized(lead) {
             return Err(self.unexplained(lead));
         }
@@ -118,10 +142,10 @@ impl Scheme {
     }
 }
 
-/// Whether a tensor's name and dtype can only be a quantized weight's.
+/// Whether a tensor's name and dtype can only be a quantized weight's. A stack of experts bears no `.weight`.
 fn looks_quantized(stored: &Stored) -> bool {
     use Dtype::*;
-    let packed = [".qweight", ".weight_packed"].iter().any(|end| stored.name.ends_with(end));
+    let packed = [".qweight", ".weight_packed", "_proj_blocks"].iter().any(|end| stored.name.ends_with(end));
     let codes = matches!(
         stored.dtype,
         F4 | F6_E2M3
@@ -137,7 +161,8 @@ fn looks_quantized(stored: &Stored) -> bool {
             | I32
             | U32
     );
-    codes && (packed || stored.name.ends_with(".weight") && stored.shape.len() == 2)
+    let stack = [".experts.gate_up_proj", ".experts.down_proj"].iter().any(|end| stored.name.ends_with(end));
+    codes && (packed || stack || stored.name.ends_with(".weight") && stored.shape.len() == 2)
 }
 
 /// The refusal of a scheme, by its name.

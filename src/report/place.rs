@@ -21,10 +21,10 @@ impl Spot {
         let layer = parts.find_map(|part| part.parse().ok());
         let kind = kind(module, place_of(module));
         let vision = module.split('.').any(|part| part.starts_with("visual") || part.starts_with("vision"));
-        let kind = match kind {
+        let kind = match kind.as_str() {
             "" => "(no name)".to_owned(),
             kind if vision => format!("vision {kind}"),
-            kind => kind.to_owned(),
+            _ => kind,
         };
         Spot { layer, kind: clean(&kind) }
     }
@@ -38,7 +38,9 @@ mod tests {
     fn layers_and_kinds_follow_from_names() {
         let spot = |name: &str| (Spot::of(name).layer, Spot::of(name).kind);
         assert_eq!(spot("model.layers.7.self_attn.q_proj"), (Some(7), "q_proj".into()));
-        assert_eq!(spot("model.layers.3.mlp.experts.127.down_proj"), (Some(3), "down_proj".into()));
+        assert_eq!(spot("model.layers.3.mlp.experts.127.down_proj"), (Some(3), "experts.down_proj".into()));
+        let stacked = "model.layers.3.mlp.experts.down_proj.127";
+        assert_eq!(spot(stacked), (Some(3), "experts.down_proj".into()));
         assert_eq!(spot("model.visual.blocks.2.attn.qkv"), (Some(2), "vision qkv".into()));
         assert_eq!(spot("model.embed_tokens"), (None, "embeddings".into()));
         assert_eq!(spot("lm_head"), (None, "lm_head".into()));

@@ -3,5 +3,6 @@
 mod bitsandbytes;
 mod columns;
 mod compressed;
+mod experts;
 mod fp8;
 mod gguf;

@@ -79,6 +79,8 @@ fn targets(config: &PeftConfig, report: &mut Report) {
             let why = "is a pattern; a list of names is sure to be understood";
             report.add(&[Sglang], at("target_modules"), why, Outcome::Caution, Mend::Yes);
         }
+        // Of stacks of experts alone: an empty list is what PEFT and vLLM take.
+        Targets::Names(_) if !is_silent(config, "target_parameters") => {}
         _ => {
             report.add(&[Vllm, Sglang], at("target_modules"), "names no module", Outcome::Refused, Mend::Yes)
         }

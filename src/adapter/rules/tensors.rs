@@ -28,6 +28,7 @@ pub(super) fn check(adapter: &PeftAdapter, report: &mut Report) {
         in_place(adapter, module, report);
     }
     experts(adapter, report);
+    stacks(adapter, report);
 }
 
 fn fault(at: &str, fault: &Fault, report: &mut Report) {
@@ -127,6 +128,21 @@ pub(super) fn vocabulary(adapter: &PeftAdapter, model: Option<&str>, report: &mu
             }
         };
         report.add(&[Vllm], module.name(), why, outcome, Mend::ByPruning);
+    }
+}
+
+/// Stacks of experts: vLLM takes both of a layer's, as PEFT calls them, or none.
+fn stacks(adapter: &PeftAdapter, report: &mut Report) {
+    for module in adapter.modules().filter(|module| module.experts() > 1) {
+        let name = module.name();
+        let (other, kind) = match name.strip_suffix(".base_layer") {
+            Some(outer) => (outer.to_owned(), "down_proj"),
+            None => (format!("{name}.base_layer"), "gate_up_proj"),
+        };
+        if adapter.module(&other).is_none() {
+            let why = format!("comes without '{other}', the factors of {kind}");
+            report.add(&[Vllm], name, why, Outcome::Refused, Mend::No);
+        }
     }
 }
 
