@@ -18,6 +18,10 @@ pub const TEMPORARY: &str = ".tmp-";
 
 const BUFFER: usize = 256 << 10;
 
+/// After so many bytes the system is asked to begin writing them, so that the disk works while the rest is made, and the sync at
+/// the end does not wait for all of them.
+const WRITEBACK: u64 = 8 << 20;
+
 /// A file that is being written. It gets its name by [`finish`](Draft::finish); dropped before that, it
 /// leaves nothing.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ struct Hashed {
     file: File,
     hasher: blake3::Hasher,
     bytes: u64,
+    /// So much of it the disk has been asked to take.
+    begun: u64,
 }
 
 impl Write for Hashed {
@@ -44,6 +50,10 @@ impl Write for Hashed {
         let taken = self.file.write(bytes)?;
         self.hasher.update(&bytes[..taken]);
         self.bytes += taken as u64;
+        if self.bytes - self.begun >= WRITEBACK {
+            begin_writeback(&self.file, self.begun, self.bytes - self.begun);
+            self.begun = self.bytes;
+        }
         Ok(taken)
     }
 
@@ -60,7 +70,7 @@ impl Draft {
     pub fn create(path: &Path) -> Result<Draft> {
         let (temporary, file) = create_temporary(folder::parent(path))
             .map_err(|e| write_failed("cannot begin the file", path, 0, e))?;
-        let hashed = Hashed { file, hasher: blake3::Hasher::new(), bytes: 0 };
+        let hashed = Hashed { file, hasher: blake3::Hasher::new(), bytes: 0, begun: 0 };
         let out = Some(BufWriter::with_capacity(BUFFER, hashed));
         Ok(Draft { path: path.to_path_buf(), temporary, out, given: 0, expected: 0, broken: false })
     }
@@ -149,6 +159,17 @@ impl Drop for Draft {
         let _ = out.into_parts();
     }
 }
+
+/// Asks the system to write a range to the disk, without waiting. Best effort: the sync at the end is what counts.
+#[cfg(target_os = "linux")]
+fn begin_writeback(file: &File, start: u64, length: u64) {
+    // By its name it drops pages from the cache; those that are not on the disk yet it begins to write instead, and keeps.
+    let length = std::num::NonZeroU64::new(length);
+    let _ = rustix::fs::fadvise(file, start, length, rustix::fs::Advice::DontNeed);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn begin_writeback(_: &File, _: u64, _: u64) {}
 
 fn closed() -> io::Error {
     io::Error::other("the file is finished")
