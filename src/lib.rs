@@ -38,6 +38,7 @@
 //! | [`ledger`] | journal, shards, manifest, checksums, locks: what makes a run safe to kill | `checkpoint` |
 //! | [`adapter`] | PEFT's names and config, the rules of each loader, assembly | `ledger` |
 //! | [`pipeline`] | pairing, plan, budget, threads, verification of content | all above |
+//! | [`convert`] | whole checkpoints written: dequantized, or with an adapter merged | all above |
 //! | [`analysis`] | noise and change beside each other: statistics, subspaces, fidelity | all above |
 //! | [`report`] | the tables that the others wrote, as plots and one page | all above |
 //!
@@ -66,6 +67,7 @@
 pub mod adapter;
 pub mod analysis;
 pub mod checkpoint;
+pub mod convert;
 pub mod error;
 pub mod factorize;
 pub mod ledger;

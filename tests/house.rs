@@ -4,8 +4,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms from the ground up: each may use those before it.
-const ROOMS: [&str; 9] =
-    ["error", "quant", "checkpoint", "factorize", "ledger", "adapter", "pipeline", "analysis", "report"];
+const ROOMS: [&str; 10] = [
+    "error",
+    "quant",
+    "checkpoint",
+    "factorize",
+    "ledger",
+    "adapter",
+    "pipeline",
+    "convert",
+    "analysis",
+    "report",
+];
 
 /// Rooms that are pure: slices in, slices out.
 const PURE: [&str; 2] = ["quant", "factorize"];

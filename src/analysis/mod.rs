@@ -2,7 +2,7 @@
 
 mod fidelity_record;
 mod record;
-pub mod walk;
+pub use crate::pipeline::walk;
 
 pub use fidelity_record::{
     Distances, FIDELITY, FIDELITY_VERSION, Fidelity, FidelityAdapter, FidelityGroup, FidelityModule,

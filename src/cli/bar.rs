@@ -30,7 +30,7 @@ impl Bar {
     pub fn new(quiet: bool) -> Bar {
         let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-            bar.set_style(style());
+            bar.set_style(style("modules"));
             bar
         });
         let now = Instant::now();
@@ -65,10 +65,12 @@ pub fn tell(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-fn style() -> ProgressStyle {
-    let template = "{spinner} {prefix} modules [{bar:30}] {binary_bytes}/{binary_total_bytes} \
-                    {binary_bytes_per_sec}, {eta} left  {wide_msg}";
-    ProgressStyle::with_template(template)
+fn style(unit: &str) -> ProgressStyle {
+    let template = format!(
+        "{{spinner}} {{prefix}} {unit} [{{bar:30}}] {{binary_bytes}}/{{binary_total_bytes}} \
+         {{binary_bytes_per_sec}}, {{eta}} left  {{wide_msg}}"
+    );
+    ProgressStyle::with_template(&template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ")
 }
@@ -120,6 +122,37 @@ impl Progress for Bar {
 
     fn alive(&self, life: &Arc<Life>) {
         let _ = self.life.set(Arc::clone(life));
+    }
+
+    fn begin_files(&self, files: usize, bytes: u64, done_files: usize, done_bytes: u64) {
+        if let Ok(mut state) = self.state.lock() {
+            (state.modules, state.done, state.started) = (files, done_files, Instant::now());
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_length(bytes);
+            bar.set_position(done_bytes);
+            bar.reset_eta();
+            bar.set_style(style("files"));
+            bar.set_prefix(format!("{done_files}/{files}"));
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+        if done_files > 0 {
+            self.line(&format!("going on: {done_files} of {files} files are done"));
+        }
+    }
+
+    fn written(&self, bytes: u64) {
+        self.read(bytes);
+    }
+
+    fn file(&self, name: &str, took: Duration) {
+        let Ok(mut state) = self.state.lock() else { return };
+        state.done += 1;
+        let (done, of) = (state.done, state.modules);
+        match &self.bar {
+            Some(bar) => bar.set_prefix(format!("{done}/{of}")),
+            None => self.line(&format!("{done}/{of} files; {name} took {:.2} s", took.as_secs_f64())),
+        }
     }
 
     fn note(&self, text: &str) {

@@ -10,7 +10,9 @@ use trephine::{Error, Kind, Result};
 pub mod allocator;
 mod assemble;
 mod bar;
+mod dequantize;
 mod extract;
+mod merge;
 mod report;
 mod signal;
 mod size;
@@ -40,6 +42,8 @@ enum Command {
     Assemble(assemble::Arguments),
     Status(status::Arguments),
     Report(report::Arguments),
+    Dequantize(dequantize::Arguments),
+    Merge(merge::Arguments),
     Verify(verify::Arguments),
 }
 
@@ -50,6 +54,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Assemble(arguments) => assemble::run(arguments),
         Command::Status(arguments) => status::run(arguments),
         Command::Report(arguments) => report::run(arguments),
+        Command::Dequantize(arguments) => dequantize::run(arguments),
+        Command::Merge(arguments) => merge::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
     }
 }

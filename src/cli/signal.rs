@@ -13,7 +13,7 @@ pub fn leave_on_signal(bar: &Bar) -> Result<()> {
         if let Some(life) = life.get() {
             life.stopped();
         }
-        tell("\nstopped. Finished modules are safe; to go on:");
+        tell("\nstopped. What is finished is safe; to go on:");
         tell(&format!("  {command}"));
         std::process::exit(75);
     })

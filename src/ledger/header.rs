@@ -80,6 +80,14 @@ enum Entry<'a> {
 /// long.
 pub(super) fn build(mut tensors: Vec<Stored>, metadata: &BTreeMap<String, String>) -> Result<Header> {
     tensors.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then_with(|| a.name.cmp(&b.name)));
+    build_in_order(tensors, metadata)
+}
+
+/// The same with the data in the order of `tensors`.
+///
+/// # Errors
+/// As [`build`], and a tensor that would not be aligned.
+pub(super) fn build_in_order(tensors: Vec<Stored>, metadata: &BTreeMap<String, String>) -> Result<Header> {
     let mut infos = BTreeMap::new();
     let mut end = 0u64;
     for tensor in &tensors {
@@ -91,6 +99,9 @@ pub(super) fn build(mut tensors: Vec<Stored>, metadata: &BTreeMap<String, String
         })?;
         let data_offsets = (index(start)?, index(end)?);
         let info = TensorInfo { dtype: tensor.dtype, shape: tensor.shape.clone(), data_offsets };
+        if !start.is_multiple_of((tensor.dtype.bitsize() as u64 / 8).max(1)) {
+            return Err(refuse("its bytes would not be aligned"));
+        }
         if tensor.name == METADATA || infos.insert(tensor.name.as_str(), info).is_some() {
             return Err(refuse("its name is taken"));
         }

@@ -41,7 +41,20 @@ impl SafetensorsWriter {
         tensors: Vec<Stored>,
         metadata: &BTreeMap<String, String>,
     ) -> Result<SafetensorsWriter> {
-        let header = header::build(tensors, metadata).map_err(|e| e.path(path))?;
+        Self::begin(path, header::build(tensors, metadata).map_err(|e| e.path(path))?)
+    }
+
+    /// As [`create`](Self::create), with the data in the order of `tensors` as they are given, where a tensor's bytes are known only
+    /// after those of another.
+    ///
+    /// # Errors
+    /// As [`with_metadata`](Self::with_metadata), and an order in which a tensor would not be aligned.
+    pub fn in_order(path: &Path, tensors: Vec<Stored>) -> Result<SafetensorsWriter> {
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        Self::begin(path, header::build_in_order(tensors, &metadata).map_err(|e| e.path(path))?)
+    }
+
+    fn begin(path: &Path, header: header::Header) -> Result<SafetensorsWriter> {
         let length = header.layout.last().map_or(header.bytes.len() as u64, |t| t.range.end);
         let mut draft = Draft::create(path)?.expecting(length);
         draft.put(&header.bytes)?;
@@ -50,7 +63,7 @@ impl SafetensorsWriter {
         Ok(writer)
     }
 
-    /// All tensors, in the order in which their data are to be given: wide elements first, then by name.
+    /// All tensors, in the order in which their data are to be given: wide elements first, then by name, unless an order was given.
     pub fn layout(&self) -> &[Placed] {
         &self.layout
     }

@@ -79,7 +79,7 @@ impl Begin {
 }
 
 /// In words, the first option that differs.
-fn differing_option(before: &Map<String, Value>, now: &Map<String, Value>) -> Option<String> {
+pub fn differing_option(before: &Map<String, Value>, now: &Map<String, Value>) -> Option<String> {
     let names = before.keys().chain(now.keys().filter(|name| !before.contains_key(*name)));
     let null = Value::Null;
     names.into_iter().find_map(|name| {

@@ -15,13 +15,13 @@ use crate::ledger::{LeftOut, Reason, folder};
 use crate::{Error, Result};
 
 /// Resident memory of the process that no permit covers: code, catalogues, stacks, the allocator's own.
-const OVERHEAD: u64 = 40 * 1024 * 1024;
+pub const OVERHEAD: u64 = 40 * 1024 * 1024;
 
 /// What one entry of a checkpoint's catalogue takes, generously.
-const CATALOGUE_ENTRY: u64 = 1024;
+pub const CATALOGUE_ENTRY: u64 = 1024;
 
 /// Packing buffers of the matrix products, and the stack, for each thread.
-const THREAD: u64 = 4 * 1024 * 1024;
+pub const THREAD: u64 = 4 * 1024 * 1024;
 
 /// How many slices of a module are asked for what they map: enough to meet every way that slices and heads fall together.
 const SLICES_LOOKED_AT: usize = 16;

@@ -36,6 +36,21 @@ pub trait Progress: Send + Sync {
         let _ = life;
     }
 
+    /// The work ahead of a conversion: files of weights to write and their bytes, and how many of each an earlier run has done.
+    fn begin_files(&self, files: usize, bytes: u64, done_files: usize, done_bytes: u64) {
+        let _ = (files, bytes, done_files, done_bytes);
+    }
+
+    /// So many more bytes have been written.
+    fn written(&self, bytes: u64) {
+        let _ = bytes;
+    }
+
+    /// A file of weights is safe on disk.
+    fn file(&self, name: &str, took: Duration) {
+        let _ = (name, took);
+    }
+
     /// A remark that the user should see.
     fn note(&self, text: &str) {
         let _ = text;

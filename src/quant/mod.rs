@@ -43,7 +43,7 @@ pub use encode_fp8::{FP8_BLOCK, encode_block_fp8, to_e4m3};
 pub use experts::{ExpertForm, Experts};
 pub use gguf::{GgmlType, Gguf, Layout};
 pub use grid::ScaledGrid;
-pub use round::round_to_bf16;
+pub use round::{round_to_bf16, to_bytes};
 pub use scheme::{Declared, Scheme};
 
 use crate::Result;

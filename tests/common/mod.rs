@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod adapter;
+pub mod conversions;
 pub mod measure;
 pub mod pair;
 pub mod runs;

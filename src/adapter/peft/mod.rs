@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 use self::found::sort;
 use super::{CONFIG, WEIGHTS};
-use crate::checkpoint::{self, Checkpoint, Module, Tensor};
+use crate::checkpoint::{self, Checkpoint, Module, Tensor, Window};
 use crate::ledger::folder;
 use crate::{Error, Result};
 
@@ -140,6 +140,17 @@ impl PeftAdapter {
     /// The largest rank of a module, zero where there is none.
     pub fn rank(&self) -> usize {
         self.modules.values().map(PeftModule::rank).max().unwrap_or(0)
+    }
+
+    /// Maps a range of the bytes of a tensor of this adapter.
+    ///
+    /// # Errors
+    /// A file that cannot be read or has changed.
+    ///
+    /// # Panics
+    /// If the range is not within the tensor.
+    pub fn window(&self, tensor: &Tensor, range: Range<u64>) -> Result<Window> {
+        self.file.read(tensor, range)
     }
 
     /// Reads `rows` of a dense `tensor` of this adapter into `out` in f32: row-major, `rows.len()` times the product of its

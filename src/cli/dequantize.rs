@@ -1,0 +1,133 @@
+//! `trephine dequantize`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use trephine::Result;
+use trephine::convert::{DEFAULT_SHARD_SIZE, Dequantization, Outcome, dequantize};
+use trephine::pipeline::{FactorType, Running, default_memory};
+
+use super::bar::Bar;
+use super::signal::leave_on_signal;
+use super::{print, print_json, size, threads};
+
+/// Writes a quantized checkpoint as a dense one.
+///
+/// Each quantized weight becomes `X.weight`, rounded once from the value that its format's reference gives; everything that is
+/// stored dense is copied bit for bit, and so are the tokenizer and other files. A run that was stopped goes on when the same
+/// command is given again.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// A folder, a .safetensors file, or a name in the Hugging Face cache
+    checkpoint: String,
+    /// The folder to write to
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// The type of the dequantized weights; what is stored dense keeps its own
+    #[arg(long, value_enum, default_value_t = DtypeName::Bf16)]
+    dtype: DtypeName,
+    #[command(flatten)]
+    writing: Writing,
+}
+
+/// What all commands that write a checkpoint take.
+#[derive(Debug, Args)]
+pub struct Writing {
+    /// The largest file of weights, as 5GB
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value_t = DEFAULT_SHARD_SIZE,
+        hide_default_value = true, help_heading = "Result")]
+    pub max_shard_size: u64,
+    /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, help_heading = "Running")]
+    memory: Option<u64>,
+    /// Threads that compute [default: one for each processor]
+    #[arg(long, help_heading = "Running")]
+    threads: Option<usize>,
+    /// Throw away an earlier run in the output folder and start anew
+    #[arg(long, help_heading = "Running")]
+    overwrite: bool,
+    /// No progress
+    #[arg(short, long, help_heading = "Running")]
+    pub quiet: bool,
+    /// What was done as JSON on stdout
+    #[arg(long, help_heading = "Running")]
+    json: bool,
+}
+
+impl Writing {
+    /// How the work is run.
+    pub fn running(&self) -> Result<Running> {
+        let running = Running::new(threads(self.threads)?, self.memory.unwrap_or_else(default_memory));
+        Ok(Running { overwrite: self.overwrite, ..running })
+    }
+
+    /// Tells what was done.
+    pub fn show(&self, outcome: &Outcome) -> Result<ExitCode> {
+        if self.json {
+            print_json(outcome)?;
+        } else {
+            print(&text(outcome))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// How weights are stored.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum DtypeName {
+    Bf16,
+    F16,
+    F32,
+}
+
+impl From<DtypeName> for FactorType {
+    fn from(name: DtypeName) -> FactorType {
+        match name {
+            DtypeName::Bf16 => FactorType::Bf16,
+            DtypeName::F16 => FactorType::F16,
+            DtypeName::F32 => FactorType::F32,
+        }
+    }
+}
+
+/// Dequantizes.
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let job = Dequantization {
+        checkpoint: arguments.checkpoint,
+        out: arguments.out,
+        dtype: arguments.dtype.into(),
+        max_shard_size: arguments.writing.max_shard_size,
+        running: arguments.writing.running()?,
+    };
+    let bar = Bar::new(arguments.writing.quiet);
+    leave_on_signal(&bar)?;
+    let outcome = dequantize(&job, &bar);
+    bar.clear();
+    arguments.writing.show(&outcome?)
+}
+
+fn text(outcome: &Outcome) -> String {
+    let conversion = &outcome.conversion;
+    let mut text = format!(
+        "{} weights from {}, {} tensors copied\n",
+        conversion.computed, conversion.scheme, conversion.copied
+    );
+    if !conversion.replaced.is_empty() {
+        text += &format!(
+            "{} parameters that the adapter holds whole took the base's place\n",
+            conversion.replaced.len()
+        );
+    }
+    if !conversion.dropped.is_empty() {
+        let some = conversion.dropped.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+        let more = if conversion.dropped.len() > 3 { ", ..." } else { "" };
+        text += &format!("{} scales of activations left out: {some}{more}\n", conversion.dropped.len());
+    }
+    for (module, count) in &conversion.non_finite {
+        text += &format!("{module} has {count} values that are NaN or infinite\n");
+    }
+    let files = if outcome.files == 1 { "1 file".to_owned() } else { format!("{} files", outcome.files) };
+    let done = if outcome.was_done { " (was already done)" } else { "" };
+    text + &format!("checkpoint: {} ({files}, {}){done}\n", outcome.out.display(), size::show(outcome.bytes))
+}

@@ -1,0 +1,55 @@
+//! `trephine merge`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use trephine::Result;
+use trephine::convert::{Merge, merge};
+
+use super::bar::Bar;
+use super::dequantize::{DtypeName, Writing};
+use super::signal::leave_on_signal;
+
+/// Writes a checkpoint with an adapter merged into it.
+///
+/// Weights that the adapter changes become W + scale · B·A, rounded once. The base may be quantized: its other quantized weights
+/// are dequantized then, or, with --fp8, written as block FP8. A run that was stopped goes on when the same command is given again.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// What the adapter belongs to: a folder, a .safetensors file, or a name in the Hugging Face cache
+    #[arg(long, value_name = "CHECKPOINT")]
+    base: String,
+    /// A PEFT LoRA adapter: a folder, or a name in the Hugging Face cache
+    #[arg(long, value_name = "ADAPTER")]
+    adapter: String,
+    /// The folder to write to
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// The type of the weights that are computed; what is stored dense and not changed keeps its own
+    #[arg(long, value_enum, default_value_t = DtypeName::Bf16, help_heading = "Result")]
+    dtype: DtypeName,
+    /// Write linear layers as block FP8 (128 x 128) in the layout of Qwen3-FP8; embeddings, norms and the head stay dense
+    #[arg(long, help_heading = "Result")]
+    fp8: bool,
+    #[command(flatten)]
+    writing: Writing,
+}
+
+/// Merges.
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let job = Merge {
+        base: arguments.base,
+        adapter: arguments.adapter,
+        out: arguments.out,
+        dtype: arguments.dtype.into(),
+        fp8: arguments.fp8,
+        max_shard_size: arguments.writing.max_shard_size,
+        running: arguments.writing.running()?,
+    };
+    let bar = Bar::new(arguments.writing.quiet);
+    leave_on_signal(&bar)?;
+    let outcome = merge(&job, &bar);
+    bar.clear();
+    arguments.writing.show(&outcome?)
+}

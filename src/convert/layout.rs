@@ -1,0 +1,178 @@
+//! Which tensor goes into which file, and in which pieces a file is made.
+
+use std::ops::Range;
+
+use safetensors::Dtype;
+
+use crate::checkpoint::{FileId, Module, Tensor};
+use crate::pipeline::walk;
+use crate::quant::{FP8_BLOCK, Stored};
+
+/// The largest file of weights, as transformers had it for years: many tools and file systems are at ease with it.
+pub const DEFAULT_SHARD_SIZE: u64 = 5_000_000_000;
+
+/// Elements of a weight that one thread makes at a time, about.
+const PIECE: usize = 1 << 20;
+
+/// Bytes of a copied tensor that are mapped at a time.
+const COPY: u64 = 2 << 20;
+
+/// Where the bytes of a tensor come from.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    /// A tensor of the base, as it is.
+    Base(Tensor),
+    /// A tensor of the adapter, as it is.
+    Adapter(Tensor),
+    /// The weight of a module, computed and rounded.
+    Weight(String),
+    /// The same as e4m3 codes.
+    Codes(String),
+    /// The scales of these codes.
+    Scales(String),
+}
+
+/// One tensor of the output.
+#[derive(Clone, Debug)]
+pub(super) struct OutTensor {
+    /// Name, dtype, shape.
+    pub stored: Stored,
+    /// Its bytes.
+    pub content: Content,
+}
+
+impl OutTensor {
+    /// One that is the base's.
+    pub fn copy(tensor: &Tensor) -> OutTensor {
+        OutTensor { stored: tensor.stored.clone(), content: Content::Base(tensor.clone()) }
+    }
+
+    /// Its length.
+    pub fn bytes(&self) -> u64 {
+        (self.stored.shape.iter().product::<usize>() * self.stored.dtype.bitsize() / 8) as u64
+    }
+}
+
+/// Tensors that lie in one file, and where the first of them comes from.
+#[derive(Debug)]
+pub(super) struct Unit {
+    /// File of the base and offset in it.
+    pub place: (FileId, u64),
+    /// One tensor, or codes with their scales.
+    pub tensors: Vec<OutTensor>,
+}
+
+/// One file of weights.
+#[derive(Debug)]
+pub(super) struct Shard {
+    /// Its name.
+    pub name: String,
+    /// Its tensors in the order in which they lie in it.
+    pub tensors: Vec<OutTensor>,
+    /// Bytes of the tensors.
+    pub bytes: u64,
+    /// The files of the base that it is made from.
+    pub sources: Vec<FileId>,
+}
+
+/// Fills one file after another in the order of `units`, none above `largest` bytes but for a tensor that is larger by itself.
+pub(super) fn shards(units: Vec<Unit>, largest: u64) -> Vec<Shard> {
+    let mut files: Vec<(u64, Vec<Unit>)> = vec![(0, Vec::new())];
+    for unit in units {
+        let bytes: u64 = unit.tensors.iter().map(OutTensor::bytes).sum();
+        let last = files.len() - 1;
+        if !files[last].1.is_empty() && files[last].0 + bytes > largest {
+            files.push((0, Vec::new()));
+        }
+        let last = files.len() - 1;
+        files[last].0 += bytes;
+        files[last].1.push(unit);
+    }
+    let count = files.len();
+    let shard = |(at, (bytes, units)): (usize, (u64, Vec<Unit>))| {
+        let mut sources: Vec<FileId> = units.iter().map(|unit| unit.place.0).collect();
+        sources.sort();
+        sources.dedup();
+        let mut tensors: Vec<OutTensor> = units.into_iter().flat_map(|unit| unit.tensors).collect();
+        tensors.sort_by(|a, b| order(a).cmp(&order(b)));
+        Shard { name: name(at, count), tensors, bytes, sources }
+    };
+    files.into_iter().enumerate().map(shard).collect()
+}
+
+/// The names that transformers gives.
+fn name(at: usize, count: usize) -> String {
+    match count {
+        1 => "model.safetensors".to_owned(),
+        _ => format!("model-{:05}-of-{count:05}.safetensors", at + 1),
+    }
+}
+
+/// Wide elements first, so that each is aligned, then by name. Scales are known only when their codes are, so codes (whole words of
+/// them) come before what has four bytes, and scales last of that.
+fn order(tensor: &OutTensor) -> (u8, &str) {
+    let class = match (&tensor.content, tensor.stored.dtype.bitsize()) {
+        (Content::Codes(_), _) => 1,
+        (Content::Scales(_), _) => 3,
+        (_, 33..) => 0,
+        (_, 17..=32) => 2,
+        (_, 9..=16) => 4,
+        _ => 5,
+    };
+    (class, &tensor.stored.name)
+}
+
+/// A part of a tensor: what is made at once.
+#[derive(Clone, Debug)]
+pub(super) enum Piece {
+    /// Bytes of a copied tensor.
+    Bytes(Range<u64>),
+    /// Rows of a computed one.
+    Rows(Range<usize>),
+    /// The scales of all rows.
+    Scales,
+}
+
+/// The pieces of a tensor in order; `module` is the one it is computed from.
+pub(super) fn pieces(tensor: &OutTensor, module: Option<&Module>) -> Vec<Piece> {
+    match (&tensor.content, module) {
+        (Content::Scales(_), _) => vec![Piece::Scales],
+        (Content::Base(_) | Content::Adapter(_), _) | (_, None) => {
+            let size = tensor.bytes();
+            (0..size)
+                .step_by(COPY as usize)
+                .map(|start| Piece::Bytes(start..(start + COPY).min(size)))
+                .collect()
+        }
+        (_, Some(module)) => {
+            let [rows, columns] = module.shape();
+            let height = height(columns);
+            (0..rows).step_by(height).map(|start| Piece::Rows(start..(start + height).min(rows))).collect()
+        }
+    }
+}
+
+/// Rows of a piece: whole blocks of FP8.
+pub(super) fn height(columns: usize) -> usize {
+    (PIECE / columns.max(1) / FP8_BLOCK[0] * FP8_BLOCK[0]).max(FP8_BLOCK[0])
+}
+
+/// Whether any row of a module needs all of its bytes, as where it is packed along columns.
+pub(super) fn is_whole(module: &Module) -> bool {
+    let rows = module.shape()[0];
+    rows > 1 && module.packed_size(0..1) == module.packed_size(0..rows)
+}
+
+/// The most bytes of a module that one piece of it maps, where they are not mapped for all pieces together.
+pub(super) fn mapped(module: &Module) -> u64 {
+    let [rows, columns] = module.shape();
+    if is_whole(module) { 0 } else { module.packed_size(0..height(columns).min(rows)) as u64 }
+}
+
+/// How many threads work within `memory`: see [`walk::threads_within`].
+pub(super) use walk::threads_within;
+
+/// Bytes of one element of a computed weight.
+pub(super) fn element(dtype: Dtype) -> u64 {
+    (dtype.bitsize() / 8) as u64
+}

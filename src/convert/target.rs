@@ -1,0 +1,209 @@
+//! What each tensor of the base becomes: copied, computed, replaced, or gone.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use safetensors::Dtype;
+
+use super::layout::{Content, OutTensor, Unit};
+use crate::adapter::{Place, kind_of, place_of};
+use crate::checkpoint::{Checkpoint, Module, Tensor};
+use crate::quant::{FP8_BLOCK, Stored};
+use crate::{Error, Result};
+
+/// What is asked of the weights.
+#[derive(Clone, Debug)]
+pub(super) struct Wish {
+    /// The type of computed weights.
+    pub dtype: Dtype,
+    /// Linear layers as block FP8.
+    pub fp8: bool,
+    /// Modules that an adapter changes, by the base's names. The head may be among them though it is the embedding.
+    pub changed: BTreeSet<String>,
+    /// Parameters that an adapter holds whole, by name.
+    pub replaced: BTreeMap<String, Tensor>,
+    /// The head, where it is the embedding and is to be stored by itself.
+    pub untie: Option<String>,
+}
+
+/// All tensors of the output.
+#[derive(Debug, Default)]
+pub(super) struct Target {
+    /// In the order of the base's files.
+    pub units: Vec<Unit>,
+    /// Modules whose weights are computed.
+    pub computed: usize,
+    /// Tensors that are copied.
+    pub copied: usize,
+    /// What is gone, beside the companions of weights.
+    pub dropped: Vec<String>,
+    /// Linear modules that are not FP8 where others are.
+    pub not_converted: Vec<String>,
+    /// Whether any weight is block FP8.
+    pub fp8: bool,
+}
+
+impl Target {
+    /// Decides for every tensor of `base`.
+    ///
+    /// # Errors
+    /// GGUF; a quantized stack of experts, which has no dense form that is written; two weights of one name.
+    pub fn of(base: &Checkpoint, wish: &Wish) -> Result<Target> {
+        // Its metadata are no whole config, and some of its dense weights lie permuted.
+        if base.scheme().label().starts_with("GGUF") {
+            let hint = "let transformers convert it: from_pretrained(.., gguf_file=..), then save_pretrained";
+            return Err(Error::input("a checkpoint is not made from GGUF").path(base.root()).hint(hint));
+        }
+        let mut target = Target::default();
+        let is_block_fp8 =
+            base.scheme().label() == format!("block FP8 ({} x {})", FP8_BLOCK[0], FP8_BLOCK[1]);
+        for module in base.modules() {
+            target.module(module, wish, is_block_fp8)?;
+        }
+        if let Some(head) = &wish.untie
+            && let Some(embedding) = base.module(head)
+        {
+            target.head(head, embedding, wish);
+        }
+        let quantized: HashSet<&str> =
+            base.modules().filter(|m| m.is_quantized()).map(Module::name).collect();
+        for tensor in base.others() {
+            if is_left_behind(tensor.name(), &quantized) {
+                target.dropped.push(tensor.name().to_owned());
+            } else {
+                target.copy(tensor, wish);
+            }
+        }
+        target.units.sort_by_key(|unit| unit.place);
+        target.not_converted.sort();
+        target.unique(base)?;
+        Ok(target)
+    }
+
+    fn module(&mut self, module: &Module, wish: &Wish, is_block_fp8: bool) -> Result<()> {
+        let (name, lead) = (module.name(), &module.tensors()[0]);
+        let weight = format!("{name}.weight");
+        if wish.replaced.contains_key(&weight) && !module.is_quantized() {
+            self.copy(lead, wish);
+            return Ok(());
+        }
+        if module.is_quantized() && !belongs(name, lead) {
+            let what = "a quantized stack of experts has no dense form that is written yet";
+            return Err(Error::input(what).tensor(lead.name()).hint("extract and verify read it as it is"));
+        }
+        let changed = wish.changed.contains(name);
+        let fp8 = wish.fp8 && is_convertible(module);
+        let place = (lead.file, lead.bytes.start);
+        let whole = Stored { name: weight.clone(), dtype: wish.dtype, shape: module.shape().to_vec() };
+        if fp8 && !changed && module.is_quantized() && is_block_fp8 {
+            self.fp8 = true;
+            self.copied += module.tensors().len();
+            let tensors = module.tensors().iter().map(OutTensor::copy).collect();
+            self.units.push(Unit { place, tensors });
+        } else if fp8 {
+            self.fp8 = true;
+            self.computed += 1;
+            let shape = module.shape();
+            let grid = vec![shape[0].div_ceil(FP8_BLOCK[0]), shape[1].div_ceil(FP8_BLOCK[1])];
+            let codes = Stored { dtype: Dtype::F8_E4M3, ..whole };
+            let scales = Stored { name: format!("{weight}_scale_inv"), dtype: Dtype::F32, shape: grid };
+            let tensors = vec![
+                OutTensor { stored: codes, content: Content::Codes(name.to_owned()) },
+                OutTensor { stored: scales, content: Content::Scales(name.to_owned()) },
+            ];
+            self.units.push(Unit { place, tensors });
+        } else {
+            if wish.fp8 && !matches!(place_of(name), Place::Embedding | Place::Positions) {
+                self.not_converted.push(name.to_owned());
+            }
+            if changed || module.is_quantized() {
+                self.computed += 1;
+                let tensors = vec![OutTensor { stored: whole, content: Content::Weight(name.to_owned()) }];
+                self.units.push(Unit { place, tensors });
+            } else {
+                self.copy(lead, wish);
+            }
+        }
+        Ok(())
+    }
+
+    /// The head of a model that had none of its own.
+    fn head(&mut self, head: &str, embedding: &Module, wish: &Wish) {
+        let lead = &embedding.tensors()[0];
+        let (dtype, content) = if wish.changed.contains(head) || embedding.is_quantized() {
+            (wish.dtype, Content::Weight(head.to_owned()))
+        } else {
+            (lead.stored.dtype, Content::Base(lead.clone()))
+        };
+        let stored = Stored { name: format!("{head}.weight"), dtype, shape: embedding.shape().to_vec() };
+        if wish.fp8 {
+            self.not_converted.push(head.to_owned());
+        }
+        self.computed += 1;
+        let tensors = vec![OutTensor { stored, content }];
+        self.units.push(Unit { place: (lead.file, lead.bytes.start), tensors });
+    }
+
+    fn copy(&mut self, tensor: &Tensor, wish: &Wish) {
+        let place = (tensor.file, tensor.bytes.start);
+        let out = match wish.replaced.get(tensor.name()) {
+            None => OutTensor::copy(tensor),
+            Some(saved) => {
+                let stored = Stored { name: tensor.name().to_owned(), ..saved.stored.clone() };
+                OutTensor { stored, content: Content::Adapter(saved.clone()) }
+            }
+        };
+        self.copied += 1;
+        self.units.push(Unit { place, tensors: vec![out] });
+    }
+
+    fn unique(&self, base: &Checkpoint) -> Result<()> {
+        let mut names = HashSet::new();
+        for tensor in self.units.iter().flat_map(|unit| &unit.tensors) {
+            if !names.insert(&tensor.stored.name) {
+                let what = "the checkpoint holds this weight twice, quantized and by itself";
+                let hint = "the files mix two exports of the model: keep one";
+                return Err(Error::input(what).tensor(&tensor.stored.name).path(base.root()).hint(hint));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a module is the one that its first tensor is stored for: `X` of `X.weight`, `X.qweight` or `X.weight_packed`.
+fn belongs(name: &str, lead: &Tensor) -> bool {
+    lead.name()
+        .strip_prefix(name)
+        .is_some_and(|rest| [".weight", ".qweight", ".weight_packed"].contains(&rest))
+}
+
+/// Whether a linear layer of the language model becomes FP8. Scales lie behind the codes of the file, so these have to fill whole
+/// words; no layer that is served has a shape that they do not.
+fn is_convertible(module: &Module) -> bool {
+    let (name, [rows, columns]) = (module.name(), module.shape());
+    let kind = kind_of(name);
+    let linear = kind.ends_with("_proj") || name.contains("experts.") && ["w1", "w2", "w3"].contains(&kind);
+    let seeing = ["visual", "vision"].iter().any(|word| name.contains(word));
+    linear && !seeing && place_of(name) == Place::Linear && (rows * columns).is_multiple_of(4)
+}
+
+/// Whether a tensor that is part of no weight is only there for the quantization: the scale of a quantized module's activations, or
+/// of a cache of keys and values.
+fn is_left_behind(name: &str, quantized: &HashSet<&str>) -> bool {
+    const BESIDE: [&str; 9] = [
+        "input_scale",
+        "input_zero_point",
+        "input_global_scale",
+        "output_scale",
+        "output_zero_point",
+        "activation_scale",
+        "weight_format",
+        "weight_zero_point",
+        "weight_g_idx",
+    ];
+    const CACHE: [&str; 4] = ["k_scale", "v_scale", "q_scale", "kv_scale"];
+    let Some((stem, last)) = name.rsplit_once('.') else { return false };
+    let module = stem.strip_suffix(".weight").unwrap_or(stem);
+    let attention = stem.contains("attn") || stem.contains("attention");
+    quantized.contains(module) && BESIDE.contains(&last)
+        || CACHE.contains(&last) && (quantized.contains(stem) || attention && !quantized.is_empty())
+}
