@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use safetensors::Dtype;
 use serde_json::{Value, json};
-use trephine::quant::{Declared, Dequantize, Scheme, Stored, Tensors, round_to_bf16};
+use trephine::quant::{Declared, Dequantize, GgmlType, Gguf, Layout, Scheme, Stored, Tensors, round_to_bf16};
 
 const PANEL: usize = 512;
 const ROUNDS: usize = 7;
@@ -183,6 +183,56 @@ fn cases(rows: usize, columns: usize) -> Vec<(&'static str, Weight)> {
         ];
         weight(Some(json!({"quant_method": method, "bits": 4, "group_size": 128})), Vec::new(), &parts)
     };
+    let modelopt = || {
+        let parts = [
+            (w, Dtype::U8, vec![rows, columns / 2]),
+            (scale, Dtype::F8_E4M3, grid(1, 16)),
+            ("w.weight_scale_2", Dtype::F32, vec![]),
+        ];
+        let config = json!({"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16});
+        weight(Some(config), Vec::new(), &parts)
+    };
+    let micro = |format: &str, code, packed: usize| {
+        let bits = 8 / packed;
+        let raw = json!({"num_bits": bits, "type": "float", "strategy": "group", "group_size": 32});
+        let name = if packed == 2 { "w.weight_packed" } else { w };
+        compressed(
+            format,
+            raw,
+            vec![(name, code, vec![rows, columns / packed]), (scale, Dtype::U8, grid(1, 32))],
+        )
+    };
+    let bits = |bits: usize, act_order: bool| {
+        let groups = columns.div_ceil(128);
+        let mut parts = vec![
+            ("w.qweight", Dtype::I32, vec![columns * bits / 32, rows]),
+            ("w.qzeros", Dtype::I32, vec![groups, rows * bits / 32]),
+            ("w.scales", Dtype::F16, vec![groups, rows]),
+        ];
+        if act_order {
+            parts.push(("w.g_idx", Dtype::I32, vec![columns]));
+        }
+        let (weight, mut bytes) = weight(
+            Some(json!({"quant_method": "gptq", "bits": bits, "group_size": 128})),
+            Vec::new(),
+            &parts,
+        );
+        if act_order {
+            bytes[3] = (0..columns).flat_map(|i| ((i * 37 % groups) as i32).to_le_bytes()).collect();
+        }
+        (weight, bytes)
+    };
+    let gguf = |kind: GgmlType| {
+        let (values, size) = kind.block();
+        let stored = Stored { name: w.into(), dtype: Dtype::U8, shape: vec![rows, columns / values * size] };
+        let layout = Layout { kind, shape: [rows, columns], head: None };
+        let scheme = Scheme::of(Box::new(Gguf::new([(w.to_owned(), layout)].into())));
+        let shelf = Shelf([(w.to_owned(), stored.clone())].into(), Vec::new());
+        let found = scheme.weights(&stored, &shelf).expect("a whole weight");
+        let bytes =
+            (0..stored.shape.iter().product()).map(|i: usize| if i % 2 == 1 { 0x1c } else { (i * 37) as u8 });
+        (found[0].weight.clone(), vec![bytes.collect()])
+    };
     vec![
         ("BF16", dense(Dtype::BF16)),
         ("F16", dense(Dtype::F16)),
@@ -201,6 +251,19 @@ fn cases(rows: usize, columns: usize) -> Vec<(&'static str, Weight)> {
         ("NF4 nested, BF16", nf4(true)),
         ("LLM.int8", int8()),
         ("GPTQ 4 bits g128", transposed("gptq", vec![columns / 8, rows])),
+        ("GPTQ 4 bits, act-order", bits(4, true)),
+        ("GPTQ 2 bits g128", bits(2, false)),
+        ("GPTQ 3 bits g128", bits(3, false)),
+        ("GPTQ 8 bits g128", bits(8, false)),
         ("AWQ gemm g128", transposed("awq", vec![columns, rows / 8])),
+        ("NVFP4 of modelopt", modelopt()),
+        ("CT MXFP4", micro("mxfp4-pack-quantized", Dtype::U8, 2)),
+        ("CT MXFP8", micro("mxfp8-quantized", Dtype::F8_E4M3, 1)),
+        ("GGUF Q8_0", gguf(GgmlType::Q8_0)),
+        ("GGUF Q4_0", gguf(GgmlType::Q4_0)),
+        ("GGUF Q5_0", gguf(GgmlType::Q5_0)),
+        ("GGUF Q4_K", gguf(GgmlType::Q4_K)),
+        ("GGUF Q5_K", gguf(GgmlType::Q5_K)),
+        ("GGUF Q6_K", gguf(GgmlType::Q6_K)),
     ]
 }
