@@ -25,6 +25,9 @@ const BLOCK: usize = 192;
 /// apart, as they do under 4096 outputs, push each other out of the cache.
 const TILE: usize = 16;
 
+/// Codes of four bits.
+const CODES: usize = 16;
+
 /// Rows that are unpacked and scaled together.
 const CHUNK: usize = 16;
 
@@ -176,6 +179,7 @@ fn gptq(bits: usize, words: &[u32], out: &mut [f32]) {
         4 => whole::<8>(words, out),
         8 => whole::<4>(words, out),
         2 => whole::<16>(words, out),
+        3 => threes(words, out),
         _ => out.iter_mut().enumerate().for_each(|(i, out)| *out = code(|at| words[at], bits, i) as f32),
     }
 }
@@ -188,6 +192,43 @@ fn whole<const N: usize>(words: &[u32], out: &mut [f32]) {
             // Below 2^31, and so converted by one instruction.
             *out = (word >> (i * (32 / N)) & ((1 << (32 / N)) - 1)) as i32 as f32;
         }
+    }
+}
+
+/// 32 codes of three bits in three words.
+fn threes(words: &[u32], out: &mut [f32]) {
+    for (&[a, b, c], out) in words.as_chunks::<3>().0.iter().zip(out.as_chunks_mut::<32>().0) {
+        let (low, high) = (u64::from(b) << 32 | u64::from(a), u64::from(c) << 32 | u64::from(b));
+        let (start, end) = out.split_at_mut(21);
+        for (i, out) in start.iter_mut().enumerate() {
+            *out = (low >> (3 * i) & 7) as i32 as f32;
+        }
+        // Code 21, the first of these, lies across the first two words and the third.
+        for (i, out) in end.iter_mut().enumerate() {
+            *out = (high >> (3 * i + 31) & 7) as i32 as f32;
+        }
+    }
+}
+
+/// The same as [`gathered`] and [`round`] for codes of four bits and fewer: the values of all codes of each group first, and then
+/// one look-up for each input.
+fn looked_up(
+    out: &mut [f32],
+    order: &[usize],
+    pairs: (&[f32], &[f32]),
+    dtype: Dtype,
+    table: &mut Vec<[f32; CODES]>,
+) {
+    let entry = |(&scale, &zero): (&f32, &f32)| -> [f32; CODES] {
+        let mut codes: [f32; CODES] = std::array::from_fn(|q| (q as f32 - zero) * scale);
+        round(dtype, &mut codes);
+        codes
+    };
+    table.clear();
+    table.extend(pairs.0.iter().zip(pairs.1).map(entry));
+    for (q, &group) in out.iter_mut().zip(order) {
+        // A small whole number lies in the lowest bits of its sum with 2^23: cheaper than a conversion that saturates.
+        *q = table[group][(*q + 8_388_608.0).to_bits() as usize % CODES];
     }
 }
 
@@ -226,6 +267,8 @@ impl Dequantize for ColumnPacked {
                 .filter(|order| order.iter().enumerate().any(|(i, &group)| group != i / self.group)),
         };
         let (mut scales, mut zeros) = (vec![0f32; groups], vec![0f32; groups]);
+        let (mut table, dtype) = (Vec::new(), self.tensors[2].dtype);
+        let few = matches!(self.layout, Layout::Awq | Layout::Gptq { bits: ..=4, .. });
         let (mut start, mut rest) = (rows.start, out);
         while start < rows.end {
             // A few rows at a time are unpacked and scaled while they are in the cache.
@@ -235,10 +278,14 @@ impl Dequantize for ColumnPacked {
             for (row, out) in (start..end).zip(now.chunks_exact_mut(inputs)) {
                 self.pairs(row, parts, &mut scales, &mut zeros);
                 match &order {
+                    Some(order) if few => {
+                        looked_up(out, order, (&scales, &zeros), dtype, &mut table);
+                        continue;
+                    }
                     Some(order) => gathered(out, order, &scales, &zeros),
                     None => scaled(out, self.group, &scales, &zeros),
                 }
-                round(self.tensors[2].dtype, out);
+                round(dtype, out);
             }
             (start, rest) = (end, later);
         }
