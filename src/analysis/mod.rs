@@ -1,9 +1,17 @@
 //! What quantization noise and fine-tuning look like beside each other, measured in a stream over whole checkpoints.
 
+mod autopsy_record;
 mod fidelity_record;
+mod moments;
 mod record;
-pub use crate::pipeline::walk;
+pub mod statistics;
+mod thresholds;
 
+pub use crate::pipeline::walk;
+pub use autopsy_record::{
+    AUTOPSY, AUTOPSY_VERSION, Autopsy, Comparison, Fault, Gravity, LeftUnread, Role, Saturated,
+    TensorAutopsy, Total, Verdict,
+};
 pub use fidelity_record::{
     Distances, FIDELITY, FIDELITY_VERSION, Fidelity, FidelityAdapter, FidelityGroup, FidelityModule,
 };
@@ -11,3 +19,5 @@ pub use record::{
     ANALYSIS, ANALYSIS_VERSION, About, Analysis, Angles, Cosine, Group, LeftAside, MethodB, ModuleAnalysis,
     Norms, Pooled, Remaining, SpectrumAboveNoise, Statement, Subspaces,
 };
+pub use statistics::{Histogram, Quantile, Statistics};
+pub use thresholds::Thresholds;
