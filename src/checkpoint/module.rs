@@ -19,11 +19,22 @@ pub struct Module {
 }
 
 impl Module {
-    /// Any dense tensor, a norm or a stack of experts, as a matrix of its rows (`[the other dimensions, last dimension]`), so that
-    /// its values can be read as a weight's are. `None` for codes and integers.
+    /// Any dense tensor, a norm or a stack of experts, as a matrix of its rows (`[first dimension, the rest]`), so that its
+    /// values can be read as a weight's are. `None` for codes and integers.
     pub fn flattened(tensor: &Tensor) -> Option<Module> {
+        let shape = &tensor.stored.shape;
+        Module::reshaped(tensor, [shape.first().copied().unwrap_or(1), shape.iter().skip(1).product()])
+    }
+
+    /// The same as `[the other dimensions, last dimension]`: a vector is one row, and a stack of experts has many short rows rather
+    /// than a few of the size of an expert.
+    pub fn lines(tensor: &Tensor) -> Option<Module> {
         let (&columns, others) = tensor.stored.shape.split_last().unwrap_or((&1, &[]));
-        let matrix = Stored { shape: vec![others.iter().product(), columns], ..tensor.stored.clone() };
+        Module::reshaped(tensor, [others.iter().product(), columns])
+    }
+
+    fn reshaped(tensor: &Tensor, shape: [usize; 2]) -> Option<Module> {
+        let matrix = Stored { shape: shape.to_vec(), ..tensor.stored.clone() };
         let weight = Arc::new(Dense::new(&matrix)?);
         Some(Module {
             name: tensor.name().to_owned(),
@@ -194,6 +205,15 @@ impl PackedRows {
     pub fn decode_some_f64(&self, some: Range<usize>, out: &mut [f64]) -> Result<()> {
         let parts = self.parts_of(some.clone());
         self.weight.dequantize_f64(some, &parts, out)
+    }
+
+    /// How many codes of some of the rows are at the ends of their format: see [`Dequantize::saturated`].
+    ///
+    /// # Panics
+    /// If they are not among these rows.
+    pub fn saturated(&self, some: Range<usize>) -> Option<(u64, u32)> {
+        let parts = self.parts_of(some.clone());
+        self.weight.saturated(some, &parts)
     }
 
     fn parts(&self) -> Vec<&[u8]> {

@@ -214,6 +214,18 @@ impl Dequantize for FourBits {
         spans
     }
 
+    fn saturated(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
+        let values = self.values(&rows);
+        let map = floats(parts[2]);
+        let largest = map.iter().fold(0f32, |most, code| most.max(code.abs()));
+        // Ones for the codes that stand for the largest magnitudes, so that looking them up counts them.
+        let mut ends = [0f32; 16];
+        ends.iter_mut().zip(&map).for_each(|(end, code)| *end = f32::from(u8::from(code.abs() == largest)));
+        let mut found = vec![0f32; values.len()];
+        look_up(parts[0], values.start % 2 == 1, &ends, &mut found);
+        Some((found.iter().filter(|end| **end > 0.0).count() as u64, 4))
+    }
+
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
         let values = self.values(&rows);
         assert_eq!(out.len(), values.len(), "the panel's values");

@@ -182,6 +182,11 @@ impl Dequantize for BlockFp8 {
         Some(self)
     }
 
+    fn saturated(&self, _: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
+        let codes = Codes::of_fp8(self.tensors[0].dtype)?;
+        Some((codes.saturated(parts[0], self.shape[1]), codes.bits()))
+    }
+
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
         let (columns, grid) = (self.shape[1], self.grid_width());
         let blocks = self.block_rows(&rows);

@@ -81,6 +81,38 @@ impl Codes {
         }
     }
 
+    /// Bits of a code.
+    pub(super) fn bits(self) -> u32 {
+        match self {
+            Codes::E4m3 | Codes::E5m2 | Codes::Int8 | Codes::Packed8 => 8,
+            Codes::Packed4 | Codes::E2m1 => 4,
+        }
+    }
+
+    /// How many of the codes in whole rows of `columns` are the largest or the smallest of their format. With 8 bits -127 counts as
+    /// -128 does, which few quantizers use. What fills up a row's last word is no code.
+    pub(super) fn saturated(self, bytes: &[u8], columns: usize) -> u64 {
+        let lines = bytes.chunks_exact(self.row_bytes(columns).max(1));
+        let count = |ends: fn(u8) -> bool| {
+            lines.clone().map(|line| line[..columns].iter().filter(|code| ends(**code)).count() as u64).sum()
+        };
+        let nibbles = |ends: fn(u8) -> bool| {
+            let line = |line: &[u8]| {
+                let codes = line.iter().flat_map(|pair| [pair & 15, pair >> 4]).take(columns);
+                codes.filter(|code| ends(*code)).count() as u64
+            };
+            lines.clone().map(line).sum()
+        };
+        match self {
+            Codes::E4m3 => count(|code| code & 0x7f == 0x7e),
+            Codes::E5m2 => count(|code| code & 0x7f == 0x7b),
+            Codes::Int8 => count(|code| (code as i8).unsigned_abs() >= 127),
+            Codes::Packed8 => count(|code| code <= 1 || code == 255),
+            Codes::Packed4 => nibbles(|code| code == 0 || code == 15),
+            Codes::E2m1 => nibbles(|code| code & 7 == 7),
+        }
+    }
+
     /// One row as numbers.
     pub(super) fn decode(self, bytes: &[u8], out: &mut [f32]) {
         let codes = out.iter_mut().zip(bytes);
@@ -106,5 +138,21 @@ impl Codes {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Codes;
+
+    #[test]
+    fn ends_are_counted_and_fillings_are_not() {
+        assert_eq!(Codes::E4m3.saturated(&[0x7e, 0xfe, 0x7d, 0x7f, 0xff, 0], 3), 2, "NaN is no end");
+        assert_eq!(Codes::E5m2.saturated(&[0x7b, 0xfb, 0x7c, 0xfe], 4), 2, "infinity and NaN are no ends");
+        assert_eq!(Codes::Int8.saturated(&[127, 129, 128, 126, 0, 255], 6), 3);
+        assert_eq!(Codes::Packed8.saturated(&[0, 1, 255, 2, 128, 9, 0, 0], 5), 3);
+        // Two rows of three codes, each in a word of eight.
+        assert_eq!(Codes::Packed4.saturated(&[0x8f, 0x00, 0, 0, 0x70, 0x0f, 0, 0], 3), 4);
+        assert_eq!(Codes::E2m1.saturated(&[0xf7, 0x68], 2), 2);
     }
 }

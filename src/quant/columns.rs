@@ -256,6 +256,17 @@ impl Dequantize for ColumnPacked {
         true
     }
 
+    fn saturated(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
+        let bits = match self.layout {
+            Layout::Gptq { bits, .. } => bits as u32,
+            Layout::Awq => 4,
+        };
+        let mut codes = vec![0f32; rows.len() * self.shape[1]];
+        self.unpack(&rows, parts[0], &mut codes);
+        let most = ((1u32 << bits) - 1) as f32;
+        Some((codes.iter().filter(|code| **code == 0.0 || **code == most).count() as u64, bits))
+    }
+
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
         let inputs = self.shape[1];
         assert_eq!(out.len(), rows.len() * inputs, "the panel's values");

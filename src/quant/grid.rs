@@ -244,6 +244,10 @@ impl Dequantize for ScaledGrid {
         spans
     }
 
+    fn saturated(&self, _: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
+        Some((self.codes.saturated(parts[0], self.shape[1]), self.codes.bits()))
+    }
+
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
         let (columns, width) = (self.shape[1], self.grid_width());
         assert_eq!(out.len(), rows.len() * columns, "the panel's values");

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
+use super::codes::Codes;
 use super::dense::widen;
 use super::scheme::{missing, unsupported};
 use super::{Dequantize, Stored, Tensors};
@@ -66,6 +67,10 @@ impl Dequantize for LlmInt8 {
             vec![rows.start * self.shape[1]..rows.end * self.shape[1], rows.start * 4..rows.end * 4];
         spans.resize(self.tensors.len(), 0..0);
         spans
+    }
+
+    fn saturated(&self, _: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
+        Some((Codes::Int8.saturated(parts[0], self.shape[1]), 8))
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {

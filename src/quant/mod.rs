@@ -148,6 +148,13 @@ pub trait Dequantize: Debug + Send + Sync {
     /// If `parts` or `out` are not of the lengths that `rows` asks for.
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()>;
 
+    /// How many codes of `rows` are the largest or the smallest that the format has, and the bits of a code. `None` where the weight is
+    /// stored without codes, or where nobody counts them. `parts` as for [`dequantize`](Self::dequantize).
+    fn saturated(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
+        let _ = (rows, parts);
+        None
+    }
+
     /// Whether f32 cannot hold the values exactly as stored, so that differences are to be taken in f64.
     fn is_wide(&self) -> bool {
         false
