@@ -153,8 +153,8 @@ pub struct Comparison {
     /// The largest `|A - B|`.
     pub largest_difference: f64,
     /// How much the ratio of norms varies over blocks of 64 x 64, as a share of `norm_ratio`: the root of the mean square, weighted
-    /// by the square of `B`'s norm in each. Rounding, by whatever format, leaves it near zero; scales in the wrong places do not.
-    /// Absent for what is not of two dimensions, and where a norm is zero.
+    /// by the square of `B`'s norm in each (a Hellinger distance of the blocks' energies). Rounding, by whatever format, leaves it
+    /// near zero; scales in the wrong places do not. Absent for what is not of two dimensions, and where a norm is zero.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub block_drift: Option<f64>,
 }

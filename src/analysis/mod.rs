@@ -1,5 +1,8 @@
 //! What quantization noise and fine-tuning look like beside each other, measured in a stream over whole checkpoints.
 
+mod autopsy;
+mod autopsy_compare;
+mod autopsy_judge;
 mod autopsy_record;
 mod fidelity_record;
 mod moments;
@@ -8,6 +11,7 @@ pub mod statistics;
 mod thresholds;
 
 pub use crate::pipeline::walk;
+pub use autopsy::{Examination, autopsy};
 pub use autopsy_record::{
     AUTOPSY, AUTOPSY_VERSION, Autopsy, Comparison, Fault, Gravity, LeftUnread, Role, Saturated,
     TensorAutopsy, Total, Verdict,

@@ -86,6 +86,12 @@ impl Histogram {
         2f64.powi(step.div_euclid(STEPS)) * (1.0 + f64::from(step.rem_euclid(STEPS)) / f64::from(STEPS))
     }
 
+    /// How many magnitudes are in steps that begin at `magnitude` or above: those from there on, where it is an edge.
+    pub fn from(&self, magnitude: f64) -> u64 {
+        let above = self.counts.iter().enumerate().filter(|(i, _)| self.edge(*i) >= magnitude);
+        above.map(|(_, count)| count).sum()
+    }
+
     /// The step of a magnitude above zero.
     fn step(magnitude: f64) -> i32 {
         let bits = magnitude.to_bits();

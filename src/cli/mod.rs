@@ -9,6 +9,7 @@ use trephine::{Error, Kind, Result};
 
 pub mod allocator;
 mod assemble;
+mod autopsy;
 mod bar;
 mod dequantize;
 mod extract;
@@ -39,6 +40,7 @@ const EXIT_CODES: &str = "Exit codes:
 #[derive(Debug, Subcommand)]
 enum Command {
     Extract(Box<extract::Arguments>),
+    Autopsy(Box<autopsy::Arguments>),
     Assemble(assemble::Arguments),
     Status(status::Arguments),
     Report(report::Arguments),
@@ -51,6 +53,7 @@ enum Command {
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
         Command::Extract(arguments) => extract::run(*arguments),
+        Command::Autopsy(arguments) => autopsy::run(*arguments),
         Command::Assemble(arguments) => assemble::run(arguments),
         Command::Status(arguments) => status::run(arguments),
         Command::Report(arguments) => report::run(arguments),

@@ -15,6 +15,7 @@ pub const LINEAR: &str = "linear";
 /// is searched for anywhere in the name, as mergekit does.
 #[derive(Debug)]
 enum Pattern {
+    All,
     Linear,
     Glob(GlobMatcher),
     Regex(Regex),
@@ -44,6 +45,7 @@ impl Pattern {
 
     fn matches(&self, module: &str) -> bool {
         match self {
+            Pattern::All => true,
             Pattern::Linear => place_of(module).by_default(),
             Pattern::Regex(expression) => expression.is_match(module),
             Pattern::Glob(glob) => {
@@ -73,6 +75,18 @@ impl Selection {
     /// # Errors
     /// A glob or an expression that does not parse.
     pub fn parse(include: &[String], exclude: &[String]) -> Result<Selection> {
+        Selection::parse_or(Pattern::Linear, include, exclude)
+    }
+
+    /// The same for what looks at every tensor: no `include` means all of them.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn of_all(include: &[String], exclude: &[String]) -> Result<Selection> {
+        Selection::parse_or(Pattern::All, include, exclude)
+    }
+
+    fn parse_or(default: Pattern, include: &[String], exclude: &[String]) -> Result<Selection> {
         let parse =
             |texts: &[String]| texts.iter().map(|text| Pattern::parse(text)).collect::<Result<Vec<_>>>();
         let flagged =
@@ -80,7 +94,7 @@ impl Selection {
         let texts = [flagged("include", include), flagged("exclude", exclude)].concat();
         let mut include = parse(include)?;
         if texts.iter().all(|(flag, _)| *flag != "include") {
-            include.push(Pattern::Linear);
+            include.push(default);
         }
         Ok(Selection { include, exclude: parse(exclude)?, texts })
     }
@@ -95,9 +109,13 @@ impl Selection {
 
     /// Whether `module` is to be extracted. Tables of positions never are: a LoRA has no form for them.
     pub fn takes(&self, module: &str) -> bool {
-        place_of(module) != Place::Positions
-            && self.include.iter().any(|pattern| pattern.matches(module))
-            && !self.exclude.iter().any(|pattern| pattern.matches(module))
+        place_of(module) != Place::Positions && self.names(module)
+    }
+
+    /// Whether the patterns name a module or tensor, whatever it is.
+    pub fn names(&self, name: &str) -> bool {
+        self.include.iter().any(|pattern| pattern.matches(name))
+            && !self.exclude.iter().any(|pattern| pattern.matches(name))
     }
 }
 

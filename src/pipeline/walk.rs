@@ -17,7 +17,7 @@ const PANEL: usize = 1 << 21;
 /// The same where every panel maps the whole weight, as of formats that are packed along columns: mapping is what costs there.
 const WHOLE: usize = 1 << 24;
 
-/// Panels of a height that is a multiple of this can be compared block by block.
+/// Panels are cut between bands of so many rows, so that blocks of as many rows and columns are never torn.
 pub const BAND: usize = 64;
 
 /// The rows of each panel of a module, from its shape and format alone; each but the last begins and ends at a multiple of
@@ -28,6 +28,13 @@ pub fn panels(module: &Module) -> impl Iterator<Item = Range<usize>> + use<> {
     let elements = if whole { WHOLE } else { PANEL };
     let height = (elements / columns.max(1) / BAND * BAND).max(BAND);
     (0..rows).step_by(height).map(move |start| start..(start + height).min(rows))
+}
+
+/// Rows that are decoded at a time within a band: a power of two, of about as many values as stay in the cache.
+pub fn piece_rows(columns: usize) -> usize {
+    const PIECE: usize = 1 << 16;
+    let most = (PIECE / columns.max(1)).clamp(1, BAND);
+    if most.is_power_of_two() { most } else { most.next_power_of_two() / 2 }
 }
 
 /// The most bytes that a panel of a module maps.
