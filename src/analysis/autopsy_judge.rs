@@ -13,7 +13,7 @@ const ENOUGH: u64 = 4096;
 pub fn role_of_module(name: &str) -> Role {
     match place_of(name) {
         _ if name.contains(".lora_") => Role::Factor,
-        Place::Linear => Role::Linear,
+        Place::Linear | Place::Stacked => Role::Linear,
         Place::Embedding | Place::Head | Place::Router | Place::Positions => Role::Table,
     }
 }

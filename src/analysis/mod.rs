@@ -6,6 +6,9 @@ mod autopsy_judge;
 mod autopsy_record;
 mod fidelity_record;
 mod moments;
+mod probe;
+mod probe_adapter;
+mod probe_groups;
 mod record;
 pub mod statistics;
 mod thresholds;
@@ -19,6 +22,9 @@ pub use autopsy_record::{
 pub use fidelity_record::{
     Distances, FIDELITY, FIDELITY_VERSION, Fidelity, FidelityAdapter, FidelityGroup, FidelityModule,
 };
+pub use probe::{Finding, Kind, Level, Part, Probe, Probed, Showing, probe};
+pub use probe_adapter::{AdapterProbe, probe_adapter};
+pub use probe_groups::ProbedGroup;
 pub use record::{
     ANALYSIS, ANALYSIS_VERSION, About, Analysis, Angles, Cosine, Group, LeftAside, MethodB, ModuleAnalysis,
     Norms, Pooled, Remaining, SpectrumAboveNoise, Statement, Subspaces,

@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
+use super::faults::Faults;
 use super::gguf;
 use super::header::Header;
 use super::locate::{Source, foreign};
@@ -37,7 +38,7 @@ impl Layout {
 }
 
 /// Lists the files, by the index where there is one.
-pub(super) fn layout(source: &Source) -> Result<Layout> {
+pub(super) fn layout(source: &Source, faults: &mut Faults) -> Result<Layout> {
     match source {
         Source::File(path) => {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -48,15 +49,17 @@ pub(super) fn layout(source: &Source) -> Result<Layout> {
         }
         Source::Folder(folder) => {
             let path = folder.join(INDEX);
-            match read_json(&path)? {
-                Some(json) => indexed(folder, path, &json),
+            let json = faults.take(read_json(&path))?.flatten();
+            let indexed = json.map(|json| indexed(folder, path, &json, faults)).transpose();
+            match faults.take(indexed)?.flatten() {
+                Some(layout) => Ok(layout),
                 None => listed(folder),
             }
         }
     }
 }
 
-fn indexed(folder: &Path, path: PathBuf, json: &Value) -> Result<Layout> {
+fn indexed(folder: &Path, path: PathBuf, json: &Value, faults: &mut Faults) -> Result<Layout> {
     let bad = |what: &str| Error::input(what).path(&path).hint("download or export the index again");
     let map = json
         .get("weight_map")
@@ -65,31 +68,31 @@ fn indexed(folder: &Path, path: PathBuf, json: &Value) -> Result<Layout> {
     let mut weights = BTreeMap::new();
     let mut files = BTreeMap::new();
     for (tensor, file) in map {
-        let file =
-            file.as_str().ok_or_else(|| bad("the index's entry is not a file's name").tensor(tensor))?;
+        let file = file.as_str().ok_or_else(|| bad("the index's entry is not a file's name").tensor(tensor));
+        let Some(file) = faults.take(file)? else { continue };
         if !is_inside(file) {
             let what = format!("the index points outside its folder, to '{file}'");
-            return Err(Error::input(what)
-                .path(&path)
-                .tensor(tensor)
-                .hint("do not use this checkpoint: ask who made it"));
+            let error = Error::input(what).path(&path).tensor(tensor);
+            faults.meet(error.hint("do not use this checkpoint: ask who made it"))?;
+            continue;
         }
         files.entry(file.to_owned()).or_insert_with(|| folder.join(file));
         weights.insert(tensor.clone(), file.to_owned());
     }
+    let mut present = Vec::new();
     for (file, at) in &files {
         // Also a symlink into the cache whose blob is gone.
         if !at.exists() {
             let held = weights.values().filter(|f| *f == file).count();
-            return Err(Error::input(format!(
-                "a file is missing that holds {held} of the index's {} tensors",
-                weights.len()
-            ))
-            .path(at)
-            .hint("the download is incomplete: fetch the checkpoint again"));
+            let what =
+                format!("a file is missing that holds {held} of the index's {} tensors", weights.len());
+            let error = Error::input(what).path(at);
+            faults.meet(error.hint("the download is incomplete: fetch the checkpoint again"))?;
+            continue;
         }
+        present.push((file.clone(), at.clone()));
     }
-    Ok(Layout { files: files.into_iter().collect(), index: Some((path, weights)) })
+    Ok(Layout { files: present, index: Some((path, weights)) })
 }
 
 /// Whether a name stays inside its folder: no root, no `..`.
@@ -134,7 +137,15 @@ fn listed(folder: &Path) -> Result<Layout> {
 
 /// Gathers the tensors of all files under their names. The index decides where it names a tensor; what only the files name is
 /// taken as well, as loaders do.
-pub(super) fn resolve(layout: &Layout, files: &[DataFile], headers: Vec<Header>) -> Result<Catalogue> {
+///
+/// # Errors
+/// Two files that hold the same tensor; an index that names one where it is not.
+pub(super) fn resolve(
+    layout: &Layout,
+    files: &[DataFile],
+    headers: Vec<Header>,
+    faults: &mut Faults,
+) -> Result<Catalogue> {
     let mut catalogue = BTreeMap::<String, Tensor>::new();
     let weights = layout.index.as_ref().map(|(_, weights)| weights);
     for (id, header) in headers.into_iter().enumerate() {
@@ -147,19 +158,23 @@ pub(super) fn resolve(layout: &Layout, files: &[DataFile], headers: Vec<Header>)
             if let Some(first) = catalogue.insert(tensor.stored.name.clone(), tensor) {
                 let what =
                     format!("two files hold the same tensor, this one and '{}'", files[first.file.0].name());
-                return Err(Error::input(what).path(files[id].path()).tensor(first.name()).hint(
+                let error = Error::input(what).path(files[id].path()).tensor(first.name());
+                faults.meet(error.hint(
                     "the folder mixes two exports: keep one, or add the index that says which is meant",
-                ));
+                ))?;
             }
         }
     }
-    if let Some((index, weights)) = &layout.index
-        && let Some((name, file)) = weights.iter().find(|(name, _)| !catalogue.contains_key(*name))
-    {
-        return Err(Error::input(format!("the index puts a tensor in '{file}', which does not hold it"))
-            .path(index)
-            .tensor(name)
-            .hint("index and files are of different exports: fetch the checkpoint again"));
+    if let Some((index, weights)) = &layout.index {
+        // A file that was not read has been told of already.
+        let read = |file: &String| files.iter().any(|read| read.name() == file);
+        let absent = weights.iter().filter(|(name, file)| !catalogue.contains_key(*name) && read(file));
+        for (name, file) in absent {
+            let what = format!("the index puts a tensor in '{file}', which does not hold it");
+            let error = Error::input(what).path(index).tensor(name);
+            faults
+                .meet(error.hint("index and files are of different exports: fetch the checkpoint again"))?;
+        }
     }
     Ok(Catalogue(catalogue))
 }

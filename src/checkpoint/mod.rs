@@ -5,6 +5,7 @@
 //! and `window.rs` the one file in it.
 
 mod config;
+mod faults;
 mod gguf;
 mod header;
 mod identity;
@@ -24,6 +25,7 @@ pub use module::{Module, PackedRows};
 pub use reader::ModuleReader;
 pub use window::Window;
 
+use self::faults::Faults;
 use self::index::Layout;
 use self::window::DataFile;
 use crate::quant::{Experts, SMALL, Scheme, Stored, Tensors};
@@ -105,13 +107,43 @@ impl Checkpoint {
     /// Whatever is wrong with the checkpoint's files or headers, or a quantization that is not supported. All of it is bad input,
     /// but for a file that the system refuses to open.
     pub fn open(spec: &str) -> Result<Checkpoint> {
+        Self::open_with(spec, &mut Faults::Stop)
+    }
+
+    /// Opens what can be opened of a checkpoint, and keeps what is wrong with the rest: a missing file, a damaged header, an index
+    /// that does not fit, an unknown quantization, a weight without its scale. In the order in which they were met.
+    ///
+    /// # Errors
+    /// Nothing is there to be opened.
+    pub fn inspect(spec: &str) -> Result<(Checkpoint, Vec<Error>)> {
+        let mut faults = Faults::Keep(Vec::new());
+        let checkpoint = Self::open_with(spec, &mut faults)?;
+        match faults {
+            Faults::Keep(kept) => Ok((checkpoint, kept)),
+            Faults::Stop => Ok((checkpoint, Vec::new())),
+        }
+    }
+
+    fn open_with(spec: &str, faults: &mut Faults) -> Result<Checkpoint> {
         let source = locate::resolve(spec, |name| std::env::var_os(name))?;
-        let layout = index::layout(&source)?;
-        let mut opened = match layout.is_gguf() {
-            true => Self::gather_gguf(&source, &layout)?,
-            false => Self::gather(&source, &layout, Config::load(source.folder())?)?,
-        };
-        opened.modules = module::catalogue(&opened.scheme, &opened.tensors, &opened.files)?;
+        let layout = index::layout(&source, faults)?;
+        if layout.is_gguf() {
+            let mut opened = Self::gather_gguf(&source, &layout)?;
+            opened.modules = module::catalogue(&opened.scheme, &opened.tensors, &opened.files, faults)?;
+            return Ok(opened);
+        }
+        let config = faults.take(Config::load(source.folder()))?.unwrap_or_default();
+        let types: Vec<&str> =
+            [config.model_type(), config.text_model_type()].into_iter().flatten().collect();
+        let experts = Experts::of(&types, config.hidden_size());
+        let scheme = Scheme::with_experts(config.quantization(), experts).map_err(|e| e.path(source.path()));
+        let known = faults.take(scheme)?;
+        let unknown = known.is_none();
+        let mut opened = Self::gather(&source, &layout, config, known.unwrap_or_default(), faults)?;
+        // Under a scheme that is not read, nothing more is to be said of each of its weights.
+        let mut ignored = Faults::Keep(Vec::new());
+        let faults = if unknown { &mut ignored } else { faults };
+        opened.modules = module::catalogue(&opened.scheme, &opened.tensors, &opened.files, faults)?;
         Ok(opened)
     }
 
@@ -122,25 +154,28 @@ impl Checkpoint {
     /// As [`open`](Self::open), of this one file.
     pub fn open_file(path: &Path) -> Result<Checkpoint> {
         let source = locate::Source::File(path.to_owned());
-        Self::gather(&source, &index::layout(&source)?, Config::default())
+        let (config, scheme, faults) = (Config::default(), Scheme::default(), &mut Faults::Stop);
+        Self::gather(&source, &index::layout(&source, faults)?, config, scheme, faults)
     }
 
     /// Everything but the modules.
-    fn gather(source: &locate::Source, layout: &Layout, config: Config) -> Result<Checkpoint> {
-        let types: Vec<&str> =
-            [config.model_type(), config.text_model_type()].into_iter().flatten().collect();
-        let experts = Experts::of(&types, config.hidden_size());
-        let scheme =
-            Scheme::with_experts(config.quantization(), experts).map_err(|e| e.path(source.path()))?;
+    fn gather(
+        source: &locate::Source,
+        layout: &Layout,
+        config: Config,
+        scheme: Scheme,
+        faults: &mut Faults,
+    ) -> Result<Checkpoint> {
         let mut files = Vec::new();
         let mut headers = Vec::new();
         for (name, path) in &layout.files {
-            let file = DataFile::open(name, path)?;
-            headers.push(header::read(&file)?);
+            let read = DataFile::open(name, path).and_then(|file| Ok((header::read(&file)?, file)));
+            let Some((header, file)) = faults.take(read)? else { continue };
+            headers.push(header);
             files.push(file);
         }
         let identity = identity::of(&identity::beside(source.folder(), layout.index()), &files, &headers)?;
-        let tensors = index::resolve(layout, &files, headers)?;
+        let tensors = index::resolve(layout, &files, headers, faults)?;
         let (root, modules) = (source.path().to_owned(), BTreeMap::new());
         Ok(Checkpoint { root, config, scheme, files, tensors, modules, identity })
     }
@@ -151,7 +186,7 @@ impl Checkpoint {
         let files: Vec<DataFile> = layout.files.iter().map(open).collect::<Result<_>>()?;
         let gguf::Model { config, scheme, headers } = gguf::read(&files)?;
         let identity = identity::of(&[], &files, &headers)?;
-        let tensors = index::resolve(layout, &files, headers)?;
+        let tensors = index::resolve(layout, &files, headers, &mut Faults::Stop)?;
         let (root, modules) = (source.path().to_owned(), BTreeMap::new());
         Ok(Checkpoint { root, config, scheme, files, tensors, modules, identity })
     }

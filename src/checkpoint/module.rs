@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::faults::Faults;
 use super::window::DataFile;
 use super::{Catalogue, Checkpoint, Shelf, Tensor, Window};
 use crate::quant::{Dense, Dequantize, Found, Scheme, Stored};
@@ -243,19 +244,20 @@ pub(super) fn catalogue(
     scheme: &Scheme,
     tensors: &Catalogue,
     files: &[DataFile],
+    faults: &mut Faults,
 ) -> Result<BTreeMap<String, Module>> {
     let mut modules = BTreeMap::new();
     let shelf = Shelf { tensors, files };
     for lead in tensors.0.values() {
         let path = files[lead.file.0].path();
-        for found in scheme.weights(&lead.stored, &shelf).map_err(|e| e.path(path))? {
-            let module = assemble(found, tensors).map_err(|e| e.path(path))?;
+        let weights = scheme.weights(&lead.stored, &shelf).map_err(|e| e.path(path));
+        for found in faults.take(weights)?.into_iter().flatten() {
+            let module = assemble(found, tensors).map_err(|e| e.path(path));
+            let Some(module) = faults.take(module)? else { continue };
             if let Some(first) = modules.insert(module.name.clone(), module) {
                 let what = format!("it and '{}' are weights of one module", first.tensors[0].name());
-                return Err(Error::input(what)
-                    .path(path)
-                    .tensor(lead.name())
-                    .hint("the files mix two exports of the model: keep one"));
+                let error = Error::input(what).path(path).tensor(lead.name());
+                faults.meet(error.hint("the files mix two exports of the model: keep one"))?;
             }
         }
     }

@@ -14,6 +14,7 @@ mod bar;
 mod dequantize;
 mod extract;
 mod merge;
+mod probe;
 mod report;
 mod signal;
 mod size;
@@ -40,6 +41,7 @@ const EXIT_CODES: &str = "Exit codes:
 #[derive(Debug, Subcommand)]
 enum Command {
     Extract(Box<extract::Arguments>),
+    Probe(probe::Arguments),
     Autopsy(Box<autopsy::Arguments>),
     Assemble(assemble::Arguments),
     Status(status::Arguments),
@@ -53,6 +55,7 @@ enum Command {
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
         Command::Extract(arguments) => extract::run(*arguments),
+        Command::Probe(arguments) => probe::run(arguments),
         Command::Autopsy(arguments) => autopsy::run(*arguments),
         Command::Assemble(arguments) => assemble::run(arguments),
         Command::Status(arguments) => status::run(arguments),

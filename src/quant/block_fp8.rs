@@ -182,6 +182,10 @@ impl Dequantize for BlockFp8 {
         Some(self)
     }
 
+    fn block(&self) -> Option<[usize; 2]> {
+        Some([self.format.height, self.format.width])
+    }
+
     fn saturated(&self, _: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
         let codes = Codes::of_fp8(self.tensors[0].dtype)?;
         Some((codes.saturated(parts[0], self.shape[1]), codes.bits()))

@@ -256,6 +256,10 @@ impl Dequantize for ColumnPacked {
         true
     }
 
+    fn block(&self) -> Option<[usize; 2]> {
+        Some([1, self.group])
+    }
+
     fn saturated(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
         let bits = match self.layout {
             Layout::Gptq { bits, .. } => bits as u32,

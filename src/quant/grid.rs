@@ -244,6 +244,10 @@ impl Dequantize for ScaledGrid {
         spans
     }
 
+    fn block(&self) -> Option<[usize; 2]> {
+        Some(self.cell)
+    }
+
     fn saturated(&self, _: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
         Some((self.codes.saturated(parts[0], self.shape[1]), self.codes.bits()))
     }

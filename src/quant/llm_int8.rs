@@ -69,6 +69,10 @@ impl Dequantize for LlmInt8 {
         spans
     }
 
+    fn block(&self) -> Option<[usize; 2]> {
+        Some([1, self.shape[1]])
+    }
+
     fn saturated(&self, _: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
         Some((Codes::Int8.saturated(parts[0], self.shape[1]), 8))
     }

@@ -148,6 +148,11 @@ pub trait Dequantize: Debug + Send + Sync {
     /// If `parts` or `out` are not of the lengths that `rows` asks for.
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()>;
 
+    /// Rows and columns of the values under one scale, where there is one size for all.
+    fn block(&self) -> Option<[usize; 2]> {
+        None
+    }
+
     /// How many codes of `rows` are the largest or the smallest that the format has, and the bits of a code. `None` where the weight is
     /// stored without codes, or where nobody counts them. `parts` as for [`dequantize`](Self::dequantize).
     fn saturated(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {

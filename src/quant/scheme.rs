@@ -53,8 +53,8 @@ const REGISTRY: &[(&str, Build)] = &[
     ("mxfp4", |_, experts| Ok(mxfp4::format(experts))),
 ];
 
-/// How a checkpoint's weights are stored.
-#[derive(Debug)]
+/// How a checkpoint's weights are stored; by default dense.
+#[derive(Debug, Default)]
 pub struct Scheme {
     format: Option<Box<dyn Format>>,
     experts: Experts,

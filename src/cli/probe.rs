@@ -1,0 +1,188 @@
+//! `trephine probe`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use trephine::adapter::PeftAdapter;
+use trephine::analysis::{
+    AdapterProbe, Level, Part, Probe, Probed, ProbedGroup, Showing, probe, probe_adapter,
+};
+use trephine::{Error, Result};
+
+use super::table::{number, table};
+use super::{print, print_json, size};
+
+/// Shows what is in a checkpoint or an adapter, and what looks wrong.
+///
+/// From headers alone, so that a checkpoint of any size takes a moment: how the weights are stored, the shapes of weights and
+/// scales, what is dense, totals, and everything that does not fit. Of an adapter: ranks, targets, and whether PEFT, vLLM,
+/// SGLang and llama.cpp would load it. Exit code 4 where a checkpoint cannot be read as it is, or where one of these programs
+/// would not load the adapter with all its effect.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// A folder, a file, a name in the Hugging Face cache, or an adapter's folder
+    checkpoint: String,
+    /// List tensors that match, one by one: a glob over the name or its last parts, or re:REGEX. '*' lists all. Can be
+    /// repeated
+    #[arg(long, value_name = "GLOB")]
+    tensor: Vec<String>,
+    /// Also show the first N values of the first N rows of each listed tensor, after dequantization
+    #[arg(long, value_name = "N", requires = "tensor", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    values: Option<u16>,
+    /// Everything as JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// Looks, and shows.
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let found = trephine::checkpoint::find(&arguments.checkpoint)?;
+    if PeftAdapter::is_at(&found) {
+        return adapter(&arguments);
+    }
+    let values = arguments.values.map_or(0, usize::from);
+    let showing = Showing { tensors: arguments.tensor.clone(), values };
+    let found = probe(&arguments.checkpoint, &showing)?;
+    match arguments.json {
+        true => print_json(&found)?,
+        false => print(&show(&found))?,
+    }
+    let wrong = found.findings.iter().filter(|finding| finding.level == Level::Error);
+    match wrong.map(|finding| 1 + finding.alike).sum::<usize>() {
+        0 => Ok(ExitCode::SUCCESS),
+        1 => Err(Error::found("1 thing is wrong with the checkpoint").path(found.root)),
+        count => Err(Error::found(format!("{count} things are wrong with the checkpoint")).path(found.root)),
+    }
+}
+
+fn adapter(arguments: &Arguments) -> Result<ExitCode> {
+    if !arguments.tensor.is_empty() {
+        return Err(Error::decide("--tensor is for checkpoints")
+            .path(&arguments.checkpoint)
+            .hint("give the file adapter_model.safetensors itself to see its tensors"));
+    }
+    let found = probe_adapter(&arguments.checkpoint, None)?;
+    match arguments.json {
+        true => print_json(&found)?,
+        false => print(&show_adapter(&found))?,
+    }
+    match found.consumers.iter().filter(|verdict| !verdict.works).count() {
+        0 => Ok(ExitCode::SUCCESS),
+        count => Err(Error::found(format!(
+            "{count} of {} programs would not use all of the adapter",
+            found.consumers.len()
+        ))
+        .path(found.root)
+        .hint("see trephine sanitize")),
+    }
+}
+
+fn show(found: &Probe) -> String {
+    let model = found.model_type.as_deref().unwrap_or("unknown model");
+    let (files, bytes) = (found.files, size::show(found.bytes));
+    let mut text =
+        format!("{model}, {}: {} values in {bytes}, {files} files\n\n", found.scheme, found.values);
+    let mut rows = table(["stored as", "tensors", "values", "size"]);
+    for kind in &found.kinds {
+        rows.add_row([
+            kind.kind.clone(),
+            kind.tensors.to_string(),
+            kind.values.to_string(),
+            size::show(kind.bytes),
+        ]);
+    }
+    text += &format!("{rows}\n\n");
+    match found.tensors.is_empty() {
+        true => text += &groups(&found.groups),
+        false => found.tensors.iter().for_each(|probed| text += &one(probed)),
+    }
+    for finding in &found.findings {
+        let word = if finding.level == Level::Error { "error" } else { "warning" };
+        let more =
+            if finding.alike > 0 { format!(" (and {} more like it)", finding.alike) } else { String::new() };
+        text += &format!("{word}: {}{more}\n", finding.what);
+        if let Some(cure) = &finding.cure {
+            text += &format!("  hint: {cure}\n");
+        }
+    }
+    text
+}
+
+fn groups(groups: &[ProbedGroup]) -> String {
+    let mut rows = table(["tensors", "count", "shape", "scale for", "size", "stored as"]);
+    for group in groups {
+        let gaps = if group.gaps { " (not all)" } else { "" };
+        rows.add_row([
+            format!("{}{gaps}", group.name),
+            group.tensors.to_string(),
+            sides(&group.shape),
+            group.block.map_or_else(String::new, |[rows, columns]| format!("{rows} x {columns}")),
+            size::show(group.bytes),
+            group.stored.join("; "),
+        ]);
+    }
+    if let Some(column) = rows.column_mut(5) {
+        column.set_cell_alignment(comfy_table::CellAlignment::Left);
+    }
+    format!("{rows}\n\n")
+}
+
+fn sides(shape: &[usize]) -> String {
+    shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ")
+}
+
+/// One tensor with its parts and values.
+fn one(probed: &Probed) -> String {
+    let block =
+        probed.block.map_or_else(String::new, |[rows, columns]| format!(", a scale for {rows} x {columns}"));
+    let mut text =
+        format!("{}  {}{block}, {}\n", probed.name, sides(&probed.shape), size::show(probed.bytes));
+    for Part { name, dtype, shape, bytes, file } in &probed.parts {
+        text += &format!("  {name}  {dtype} {shape:?}, {}, in {file}\n", size::show(*bytes));
+    }
+    if let Some(values) = &probed.values {
+        for row in values {
+            let row: Vec<String> = row.iter().map(|value| format!("{value:>12.5e}")).collect();
+            text += &format!("  {}\n", row.join(" "));
+        }
+    }
+    text + "\n"
+}
+
+fn show_adapter(found: &AdapterProbe) -> String {
+    let list = |pairs: Vec<String>| if pairs.is_empty() { "none".to_owned() } else { pairs.join(", ") };
+    let ranks = list(found.ranks.iter().map(|(rank, count)| format!("{rank} ({count} modules)")).collect());
+    let kinds = list(found.kinds.iter().map(|(kind, count)| format!("{kind} ({count})")).collect());
+    let given = |value: Option<String>| value.unwrap_or_else(|| "not given".to_owned());
+    let mut text = format!("base     {}\n", given(found.base.clone()));
+    text += &format!("config   r {}, ", given(found.r.map(|r| r.to_string())));
+    text += &format!("lora_alpha {}\n", given(found.lora_alpha.map(|alpha| alpha.to_string())));
+    text += &format!("ranks    {ranks}\n");
+    if let Some([low, high]) = found.scales {
+        let scale = if low == high { number(low) } else { format!("{} to {}", number(low), number(high)) };
+        text += &format!("scale    {scale}\n");
+    }
+    text += &format!(
+        "targets  {}\nmodules  {kinds}\nsize     {}\n",
+        list(found.targets.clone()),
+        size::show(found.bytes)
+    );
+    for (name, what) in &found.extras {
+        text += &format!("extra    {name}: {what}\n");
+    }
+    text += "\n";
+    let mut rows = table(["program", "loads", "all of it works", "why not"]);
+    for verdict in &found.consumers {
+        let word = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+        let why = verdict.why.clone().filter(|_| !verdict.works).unwrap_or_default();
+        rows.add_row([verdict.consumer.to_string(), word(verdict.loads), word(verdict.works), why]);
+    }
+    if let Some(column) = rows.column_mut(3) {
+        column.set_cell_alignment(comfy_table::CellAlignment::Left);
+    }
+    text += &format!("{rows}\n\n");
+    for finding in &found.findings {
+        text += &format!("{}: {finding}\n", if finding.is_failure() { "error" } else { "note" });
+    }
+    text
+}
