@@ -70,7 +70,7 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Parses the patterns. No `include` means [`LINEAR`].
+    /// Parses the patterns. No `include` means `linear`, the linear layers.
     ///
     /// # Errors
     /// A glob or an expression that does not parse.
