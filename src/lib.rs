@@ -23,6 +23,12 @@
 //! 6. **Assemble.** [`adapter`] joins the shards, streaming, into the one file that PEFT, vLLM, SGLang and llama.cpp all
 //!    load; manifest, model card, spectra and checksums come last, and only the checksums make the folder whole.
 //!
+//! # More than one machine
+//! Modules are independent and shards are files, so a run can be split: every part ([`pipeline::extract_part`]) finds its
+//! share from the plan's costs alone and writes under a name of its own in the shared output folder, with no lock between
+//! the parts; what they do know of each other is what the journals say is done. [`pipeline::assemble`] checks that every
+//! module is there once, of one run, and gives the bytes of one machine. [`pipeline::status`] tells how far a run is.
+//!
 //! # Words
 //! *Base* is what the adapter is added to, *tuned* what the two together should become, *delta* = tuned - base. With an
 //! unquantized base (Method A) the delta is the change that training made. With a quantized base (Method B) it is that

@@ -79,7 +79,12 @@ fn a_lost_part_is_taken_over() {
         ("by another split", &|out| again(out, &[(1, 2), (2, 2)])),
         ("by one", &|out| again(out, &[(1, 1)])),
         ("by the assembly", &|out| drop(common::run(finish(out).arg("-q")).code(0))),
-        ("by the unsplit run", &|out| reference.goes_on(out, "unsplit")),
+        ("by the unsplit run", &|out| {
+            let mut command = common::trephine();
+            command.args(["extract", "--rank", "8", "--base", &reference.job.base, "--tuned"]);
+            let ended = run(command.arg(&reference.job.tuned).arg("--out").arg(out)).code(0);
+            ended.says("note: part 2/3 on ").says(" seems to be at work, it wrote ");
+        }),
     ];
     for (name, way) in ways {
         let out = home.path().join(name);
@@ -524,6 +529,38 @@ fn status_of_unsplit_failed_and_stopped_runs() {
     assert_eq!(now["attempts"][0]["state"], "failed");
     assert!(now["attempts"][0]["error"].as_str().unwrap().contains("model."), "{now}");
     assert!(told(&out).contains("part 1/1 failed: "), "{}", told(&out));
+}
+
+#[test]
+fn a_stopped_part_says_so() {
+    let reference = Reference::real();
+    let home = tempdir().unwrap();
+    let stopped = |round: usize| {
+        let out = home.path().join(round.to_string());
+        let mut command = part(&reference, &out, 1, 1);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let begun = || {
+            out.join(".trephine/parts").is_dir()
+                && attempts(&out).first().is_some_and(|first| first.join("heartbeat.json").exists())
+        };
+        while !begun() && process.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        if process.try_wait().unwrap().is_none() {
+            let id = rustix::process::Pid::from_child(&process);
+            rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        }
+        let ended = common::Ended::of(process.wait_with_output().unwrap());
+        (ended.code != Some(0)).then_some((out, ended))
+    };
+    // A part that was too quick for the signal is run again.
+    let (out, ended) = (0..50).find_map(stopped).expect("every part ended before the signal");
+    ended.code(75).says("to go on:").says("--part 1/1");
+    assert_eq!(status(&out)["attempts"][0]["state"], "stopped");
+    run(&mut part(&reference, &out, 1, 1)).code(0);
+    assemble(&out).code(0);
+    assert_same(&out, &reference.files, "stopped by a signal");
 }
 
 /// A checkpoint of Qwen3's shapes with nothing in it: its files are all hole.

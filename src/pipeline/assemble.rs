@@ -123,8 +123,11 @@ pub fn assemble(assembly: &Assembly, progress: &dyn Progress) -> Result<Assemble
         if !assembly.finish {
             return Ok(Assembled::Missing(missing));
         }
+        gather::at_work(&attempts).for_each(|note| progress.note(&note));
         let here = begin_here(&begin, assembly)?;
-        let task = Task { job: &job, begin: &here, inputs: &inputs, plan: &plan, share: &plan, part: None };
+        let written = done.bytes();
+        let task =
+            Task { job: &job, begin: &here, inputs: &inputs, plan: &plan, share: &plan, part: None, written };
         done = task.run(done, progress)?;
         begin.simd = levels([begin.simd.as_str(), &here.simd]);
     }

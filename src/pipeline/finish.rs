@@ -10,7 +10,7 @@ use super::attempt::{self, HOW, JOURNAL, PARTS, SHARDS};
 use super::begin::Begin;
 use super::card;
 use super::gather::Finished;
-use super::life::HEARTBEAT;
+use super::life::{HEARTBEAT, HEARTBEAT_DRAFT};
 use super::log::Log;
 use super::options::Extraction;
 use super::plan::{Inputs, Plan};
@@ -228,7 +228,7 @@ pub fn keep_shards(out: &Path, done: &Finished) -> Result<()> {
 /// with them they are spent. The lock goes last, and nothing is removed without it: another run may have begun here.
 pub fn tidy(lock: Lock, out: &Path, keep_shards: bool) -> Result<()> {
     let state = out.join(STATE);
-    for name in [JOURNAL, HOW, HEARTBEAT] {
+    for name in [JOURNAL, HOW, HEARTBEAT, HEARTBEAT_DRAFT] {
         removed(&state.join(name))?;
     }
     if !keep_shards {

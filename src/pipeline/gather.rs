@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use super::attempt::{Attempt, SHARDS};
 use super::begin::Begin;
 use super::digests::tensor_record;
+use super::life::{Condition, last_beat};
 use super::plan::Inputs;
 use super::resume::Entry;
+use super::status::SILENT;
 use super::worker::ShardRecord;
 use crate::checkpoint::Change;
 use crate::ledger::{LeftOut, Shard, Side, TensorRecord, Written, shard};
@@ -219,6 +221,21 @@ pub fn check_same(attempts: &[Attempt], begin: &Begin, other_simd: bool, out: &P
         }
     }
     Ok(())
+}
+
+/// Parts that seem to be at work, for who is about to do what they are doing.
+pub fn at_work(attempts: &[Attempt]) -> impl Iterator<Item = String> {
+    let parts = attempts.iter().filter(|attempt| attempt.is_of_part());
+    parts.filter_map(|attempt| {
+        let (beat, ago) = last_beat(&attempt.folder)?;
+        let fresh = beat.condition == Condition::Running && ago < SILENT;
+        let (name, ago) = (attempt.name(), ago.as_secs());
+        fresh.then(|| {
+            format!(
+                "{name} seems to be at work, it wrote {ago} s ago: what it is at is done here too, to no harm"
+            )
+        })
+    })
 }
 
 /// What is wrong with journals, for the user: what stands before the damage counts, the rest is done again.

@@ -19,8 +19,11 @@ use crate::ledger::{LeftOut, ModuleRecord};
 /// The file.
 pub const HEARTBEAT: &str = "heartbeat.json";
 
+/// What it is called until it is whole.
+pub const HEARTBEAT_DRAFT: &str = ".tmp-heartbeat";
+
 /// How often it is written.
-pub const EVERY: Duration = Duration::from_secs(10);
+const EVERY: Duration = Duration::from_secs(10);
 
 /// What an attempt is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +84,7 @@ impl Life {
     /// Writes `beat` down. Whether that succeeds changes nothing for the run.
     fn write(&self, beat: &mut Beat) {
         beat.seconds = self.started.elapsed().as_secs_f64();
-        let new = self.path.with_extension("new");
+        let new = self.path.with_file_name(HEARTBEAT_DRAFT);
         if let Ok(json) = serde_json::to_vec(beat) {
             let _ = fs::write(&new, json).and_then(|()| fs::rename(&new, &self.path));
         }
@@ -126,8 +129,9 @@ impl<'a> Living<'a> {
         let modules = plan.modules.iter().map(|m| (m.name.clone(), PlannedModule::cost(m)));
         let compared = plan.not_represented.iter().map(|l| (l.key(), PlannedLeftover::cost(l)));
         let life = Arc::new(Life::new(attempt));
-        life.write(&mut life.beat());
+        // A signal from here on has the last word.
         progress.alive(&life);
+        life.write(&mut life.beat());
         let own = Arc::clone(&life);
         let beat = move || {
             let mut beat = own.beat();

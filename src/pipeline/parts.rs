@@ -19,7 +19,7 @@ use super::plan::{Inputs, Plan, PlannedLeftover};
 use super::progress::Progress;
 use super::resume::{self, Entry, FILES, Ledger, STATE};
 use super::run;
-use super::status::SILENT;
+use super::status::{SILENT, shard_bytes};
 use crate::ledger::{Journal, Lock, folder};
 use crate::{Error, Result};
 
@@ -79,7 +79,8 @@ pub fn extract_part(job: &Extraction, part: Part, progress: &dyn Progress) -> Re
     let done = Finished::gather(&attempts, &of_share(&share), &mut notes)?;
     notes.iter().for_each(|note| progress.note(note));
     outcome.done_before = done.modules.len();
-    let work = Task { job, begin: &begin, inputs: &inputs, plan: &plan, share: &share, part: Some(part) };
+    let (part, written) = (Some(part), shard_bytes(&attempts));
+    let work = Task { job, begin: &begin, inputs: &inputs, plan: &plan, share: &share, part, written };
     let result = work.run(done, progress);
     outcome.assembled = job.out.join(FILES[5]).exists();
     match result {
@@ -116,6 +117,8 @@ pub struct Task<'a> {
     pub share: &'a Plan,
     /// As which part.
     pub part: Option<Part>,
+    /// Bytes of the shards that are on the disk already, whoever made them.
+    pub written: u64,
 }
 
 impl Task<'_> {
@@ -128,7 +131,7 @@ impl Task<'_> {
         if ahead.is_none() {
             return Ok(done);
         }
-        self.plan.check_disk(self.job, done.bytes())?;
+        self.plan.check_disk(self.job, self.written)?;
         let how = How::new(self.job, self.part, Work::of(self.plan), Work::of(self.share), ahead);
         let attempt = attempt::take_folder(&self.job.out, self.part)?;
         let mut ledger = self.begin(&attempt, &how, done)?;

@@ -123,7 +123,7 @@ pub fn open(job: &Extraction, begin: &Begin, inputs: &Inputs) -> Result<Found> {
     let mut attempts = vec![Attempt::of(&state, records, None)];
     check_same(&attempts, begin, other_simd, out)?;
     attempts.extend(parts);
-    let mut notes: Vec<String> = gather::damages(&attempts).collect();
+    let mut notes: Vec<String> = gather::damages(&attempts).chain(gather::at_work(&attempts)).collect();
     let done = Finished::gather(&attempts, &|_| true, &mut notes)?;
     done.check_inputs(&attempts, begin, inputs, out)?;
     Ok(Found::Open(Box::new(Ledger { shards, journal, done, notes }), lock))

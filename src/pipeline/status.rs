@@ -220,32 +220,41 @@ impl Status {
 
     /// What the journals say is done, each unit once.
     fn count(&mut self, attempts: &[Attempt]) {
-        let (mut modules, mut compared) = (HashMap::new(), HashSet::new());
-        for entry in attempts.iter().flat_map(|attempt| &attempt.done) {
-            match entry {
-                Entry::Begin(_) => {}
-                Entry::Module { name, bytes, .. } => drop(modules.insert(name, *bytes)),
-                Entry::Compared { left_out, .. } => drop(compared.insert(left_out.key())),
-            }
-        }
+        let compared: HashSet<String> = entries(attempts)
+            .filter_map(|entry| match entry {
+                Entry::Compared { left_out, .. } => Some(left_out.key()),
+                _ => None,
+            })
+            .collect();
+        let modules = modules(attempts);
         (self.modules, self.compared) = (modules.len(), compared.len());
         self.shard_bytes = modules.values().sum();
         self.read_bytes = self.attempts.iter().map(|attempt| attempt.read_bytes).sum();
     }
 }
 
+fn entries(attempts: &[Attempt]) -> impl Iterator<Item = &Entry> {
+    attempts.iter().flat_map(|attempt| &attempt.done)
+}
+
+/// The finished modules by the journals' word, each once, and the length of its shard.
+fn modules(attempts: &[Attempt]) -> HashMap<&str, u64> {
+    let module = |entry| match entry {
+        &Entry::Module { ref name, bytes, .. } => Some((name.as_str(), bytes)),
+        _ => None,
+    };
+    entries(attempts).filter_map(module).collect()
+}
+
+/// Bytes of the shards of all finished modules, by the journals' word.
+pub fn shard_bytes(attempts: &[Attempt]) -> u64 {
+    modules(attempts).values().sum()
+}
+
 fn one(attempt: &Attempt) -> AttemptStatus {
     let last = last_beat(&attempt.folder);
     let state = AttemptState::of(last.as_ref());
     let how = attempt.how.as_ref();
-    let modules: HashSet<&String> = attempt
-        .done
-        .iter()
-        .filter_map(|entry| match entry {
-            Entry::Module { name, .. } => Some(name),
-            _ => None,
-        })
-        .collect();
     let left = how.zip(last.as_ref()).and_then(|(how, (beat, ago))| {
         let share = beat.cost as f64 / how.ahead.cost.max(1) as f64;
         let left = beat.seconds * (1.0 / share - 1.0) - ago.as_secs_f64();
@@ -259,7 +268,7 @@ fn one(attempt: &Attempt) -> AttemptStatus {
         state,
         error: last.as_ref().and_then(|(beat, _)| beat.error.clone()),
         heard: last.as_ref().map(|(_, ago)| ago.as_secs_f64()),
-        modules: modules.len(),
+        modules: modules(std::slice::from_ref(attempt)).len(),
         ahead: how.map(|how| how.ahead),
         read_bytes: last.as_ref().map_or(0, |(beat, _)| beat.bytes),
         seconds: last.as_ref().map_or(0.0, |(beat, _)| beat.seconds),
