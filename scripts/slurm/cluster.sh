@@ -144,18 +144,34 @@ end() {
   echo "cluster: $1 ($pid) does not end" >&2
 }
 
+# Ends what is left of this cluster's jobs: steps that could not tell anyone that their job is over would try for ever.
+end_steps() {
+  local process
+  for process in /proc/[0-9]*; do
+    if [[ $(cat "$process/comm" 2>/dev/null) == slurmstepd* ]]; then
+      [[ $(readlink "$process/cwd") == "$home"/* ]] || continue
+    else
+      grep -qz "^SLURMD_NODENAME=" "$process/environ" 2>/dev/null || continue
+      grep -qzx "SLURM_CONF=$conf" "$process/environ" 2>/dev/null || continue
+    fi
+    kill -KILL "${process#/proc/}" 2>/dev/null || true
+  done
+}
+
 down() {
   [ -e "$home/up" ] || return 0
   # Jobs outlive their slurmd, so they go first.
-  if timeout 5 squeue --noheader >/dev/null 2>&1; then
-    timeout 10 scancel --full --signal=KILL --state=RUNNING --partition low,high 2>/dev/null || true
-    timeout 10 scancel --partition low,high 2>/dev/null || true
-    for ((tries = 0; tries < 75; tries++)); do
+  mapfile -t jobs < <(timeout 5 squeue --noheader --format %A 2>/dev/null | sort -u)
+  if [ ${#jobs[@]} -gt 0 ]; then
+    timeout 10 scancel --quiet --full --signal=KILL "${jobs[@]}" || true
+    timeout 10 scancel --quiet "${jobs[@]}" || true
+    for ((tries = 0; tries < 50; tries++)); do
       [ -n "$(timeout 5 squeue --noheader 2>/dev/null)" ] || break
       sleep 0.2
     done
   fi
   for ((node = 1; node <= nodes; node++)); do end slurmd "$home/slurmd-node$node.pid"; done
+  end_steps
   end slurmctld "$home/slurmctld.pid"
   end munged "$home/munge/pid"
   if [ -e "$home/hosts" ]; then cat "$home/hosts" >/etc/hosts; fi
