@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use safetensors::Dtype;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::PeftConfig;
 use super::keys::{Key, Part, is_norm};
@@ -76,7 +76,7 @@ impl PeftModule {
 }
 
 /// What a tensor that is no factor is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExtraKind {
     /// A norm's weight, as it is to become.

@@ -73,6 +73,10 @@ fn take_apart<'a>(parts: &[&'a str]) -> (String, Part, Option<&'a str>) {
         (Part::Magnitude, [] | ["weight"]) => (module, found, None),
         (Part::Magnitude, [name] | [name, "weight"]) => (module, found, Some(name)),
         (Part::Whole, [name, parameter]) => (format!("{module}.{parameter}"), found, Some(name)),
+        // PEFT freezes the weight that it wraps, but its bias is trained where the config asks for it.
+        (Part::Original, ["bias"]) if parts[at] == "base_layer" => {
+            (format!("{module}.bias"), Part::Whole, None)
+        }
         (Part::Original, [parameter]) => (format!("{module}.{parameter}"), found, None),
         _ => whole(Part::Unknown),
     }
@@ -118,6 +122,7 @@ mod tests {
             ("q_proj.lora_magnitude_vector.weight", q, Part::Magnitude),
             ("q_proj.bias", &format!("{q}.bias"), Part::Whole),
             ("q_proj.base_layer.weight", &format!("{q}.weight"), Part::Original),
+            ("q_proj.base_layer.bias", &format!("{q}.bias"), Part::Whole),
         ] {
             let name = format!("base_model.model.model.layers.0.self_attn.{tail}");
             assert_eq!(key(&name), (target.to_owned(), part, true, None), "{name}");

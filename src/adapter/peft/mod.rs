@@ -153,8 +153,8 @@ impl PeftAdapter {
         self.file.read(tensor, range)
     }
 
-    /// Reads `rows` of a dense `tensor` of this adapter into `out` in f32: row-major, `rows.len()` times the product of its
-    /// other dimensions. A vector has one value a row.
+    /// Reads `rows` of a dense `tensor` of this adapter, as [`Module::flattened`] lays it out (a vector is one row), into `out` in
+    /// f32, row-major.
     ///
     /// # Errors
     /// A dtype that is not F32, F64, BF16 or F16; a file that cannot be read or has changed.
@@ -162,15 +162,17 @@ impl PeftAdapter {
     /// # Panics
     /// If the rows are not the tensor's, or `out` is of another length.
     pub fn read(&self, tensor: &Tensor, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let path = self.file.path(tensor.file);
-        let flat = Module::flattened(tensor).ok_or_else(|| {
-            let what = format!("a tensor of {} holds no numbers that are read", tensor.stored.dtype);
-            Error::input(what).tensor(tensor.name()).path(path)
-        })?;
         if out.is_empty() {
             return Ok(());
         }
-        flat.panel(&self.file, rows, out)
+        self.flat(tensor)?.panel(&self.file, rows, out)
+    }
+
+    fn flat(&self, tensor: &Tensor) -> Result<Module> {
+        Module::flattened(tensor).ok_or_else(|| {
+            let what = format!("a tensor of {} holds no numbers that are read", tensor.stored.dtype);
+            Error::input(what).tensor(tensor.name()).path(self.file.path(tensor.file))
+        })
     }
 
     /// Hands all of a dense `tensor` to `take` in order, in f32, in panels of whole rows of at most some 4 MiB as stored (or one
@@ -183,9 +185,7 @@ impl PeftAdapter {
         tensor: &Tensor,
         mut take: impl FnMut(Range<usize>, &[f32]) -> Result<()>,
     ) -> Result<()> {
-        let shape = &tensor.stored.shape;
-        let rows = shape.first().copied().unwrap_or(1);
-        let width: usize = shape.iter().skip(1).product();
+        let [rows, width] = self.flat(tensor)?.shape();
         let row = (tensor.size() / rows.max(1) as u64).max(1);
         let step = usize::try_from(WINDOW / row).unwrap_or(rows).clamp(1, rows.max(1));
         let mut values = vec![0.0; step * width];
@@ -194,6 +194,17 @@ impl PeftAdapter {
             let values = &mut values[..part.len() * width];
             self.read(tensor, part.clone(), values)?;
             take(part, values)?;
+        }
+        Ok(())
+    }
+
+    /// Hands the bytes of `tensor` to `take` in order, as they are stored, in pieces of at most some 4 MiB.
+    ///
+    /// # Errors
+    /// A file that cannot be read or has changed; what `take` returns.
+    pub fn copy(&self, tensor: &Tensor, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        for start in (0..tensor.size()).step_by(WINDOW as usize) {
+            take(&self.file.read(tensor, start..tensor.size().min(start + WINDOW))?)?;
         }
         Ok(())
     }

@@ -12,6 +12,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub(super) use tensors::takes;
+
 use super::PeftAdapter;
 
 /// A program that loads LoRA adapters.

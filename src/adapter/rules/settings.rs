@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::Consumer::{LlamaCpp, Peft, Sglang, Vllm};
 use super::{Mend, Outcome, Report};
-use crate::adapter::{CONFIG, PeftAdapter, PeftConfig, PeftModule, Targets, WEIGHTS};
+use crate::adapter::{CONFIG, Extra, PeftAdapter, PeftConfig, PeftModule, Targets, WEIGHTS};
 
 /// The largest `--max-lora-rank` of vLLM.
 const VLLM_MOST: usize = 512;
@@ -17,7 +17,7 @@ pub(super) fn check(adapter: &PeftAdapter, report: &mut Report) {
     }
     let config = adapter.config();
     ranks(config, adapter, report);
-    targets(config, report);
+    targets(config, adapter, report);
     switches(config, report);
     meanings(config, report);
 }
@@ -72,9 +72,9 @@ fn ranks(config: &PeftConfig, adapter: &PeftAdapter, report: &mut Report) {
     }
 }
 
-fn targets(config: &PeftConfig, report: &mut Report) {
+fn targets(config: &PeftConfig, adapter: &PeftAdapter, report: &mut Report) {
     match config.targets() {
-        Targets::Names(names) if !names.is_empty() => {}
+        Targets::Names(names) if !names.is_empty() || config.is("target_parameters") => {}
         Targets::Pattern(_) => {
             let why = "is a pattern; a list of names is sure to be understood";
             report.add(&[Sglang], at("target_modules"), why, Outcome::Caution, Mend::Yes);
@@ -86,6 +86,14 @@ fn targets(config: &PeftConfig, report: &mut Report) {
         }
     }
     let saved: Vec<String> = config.modules_to_save();
+    for name in &saved {
+        let module =
+            |extra: &Extra| extra.target.rsplit_once('.').is_some_and(|(module, _)| module.ends_with(name));
+        if !adapter.extras().iter().any(module) {
+            let why = format!("names '{name}', of which there is no whole weight");
+            report.add(&[Peft], at("modules_to_save"), why, Outcome::Refused, Mend::Yes);
+        }
+    }
     if saved.iter().any(|name| !matches!(name.as_str(), "classifier" | "score")) {
         let why = "asks for whole weights beside the LoRA";
         report.add(&[Vllm, Sglang], at("modules_to_save"), why, Outcome::Refused, Mend::ByPruning);

@@ -15,9 +15,6 @@ const VOCABULARY_REFUSED: [&str; 9] =
     ["mistral", "qwen2", "gemma", "gemma2", "gemma3", "gemma3_text", "deepseek_v2", "deepseek_v3", "gpt_oss"];
 
 pub(super) fn check(adapter: &PeftAdapter, report: &mut Report) {
-    if adapter.modules().len() == 0 {
-        report.add(&[Vllm], WEIGHTS, "holds no LoRA at all", Outcome::Refused, Mend::No);
-    }
     for problem in adapter.problems() {
         fault(&problem.at, &problem.fault, report);
     }
@@ -29,13 +26,24 @@ pub(super) fn check(adapter: &PeftAdapter, report: &mut Report) {
     }
     experts(adapter, report);
     stacks(adapter, report);
+    if adapter.modules().len() == 0 {
+        report.add(&[Vllm], WEIGHTS, "holds no LoRA at all", Outcome::Refused, Mend::No);
+    }
 }
 
 fn fault(at: &str, fault: &Fault, report: &mut Report) {
     let why = fault.to_string();
     let mut add = |consumers: &[Consumer], outcome, mend| report.add(consumers, at, &*why, outcome, mend);
     match fault {
-        Fault::LoneA | Fault::LoneB => add(&[Vllm, Sglang, LlamaCpp], Outcome::Refused, Mend::ByPruning),
+        Fault::LoneA => {
+            add(&[Vllm, Sglang, LlamaCpp], Outcome::Refused, Mend::ByPruning);
+            add(&[Peft], Outcome::NoEffect, Mend::ByPruning);
+        }
+        // Its lora_A is random then.
+        Fault::LoneB => {
+            add(&[Vllm, Sglang, LlamaCpp], Outcome::Refused, Mend::ByPruning);
+            add(&[Peft], Outcome::Wrong, Mend::ByPruning);
+        }
         Fault::Misfit { .. } | Fault::Dtype { .. } => add(&Consumer::ALL, Outcome::Refused, Mend::No),
         Fault::ZeroRank => add(&Consumer::ALL, Outcome::Refused, Mend::Yes),
         Fault::OtherRank { .. } => {
@@ -45,7 +53,13 @@ fn fault(at: &str, fault: &Fault, report: &mut Report) {
         Fault::NoPrefix => add(&[Peft], Outcome::NoEffect, Mend::Yes),
         Fault::AdapterName { .. } => {
             add(&[Vllm, LlamaCpp], Outcome::Refused, Mend::Yes);
-            add(&[Peft], Outcome::NoEffect, Mend::Yes);
+            // Under the name that it has by chance, it works.
+            let outcome = if matches!(fault, Fault::AdapterName { adapter } if adapter == "default") {
+                Outcome::Caution
+            } else {
+                Outcome::NoEffect
+            };
+            add(&[Peft], outcome, Mend::Yes);
         }
     }
 }
@@ -63,21 +77,23 @@ fn beside(adapter: &PeftAdapter, extra: &Extra, report: &mut Report) {
         report.add(&[consumer], at, &*why, Outcome::Refused, mend);
     }
     if !takes(Peft, adapter, extra) {
-        report.add(&[Peft], at, format!("{why}, and no setting asks for it"), Outcome::NoEffect, mend);
+        report.add(&[Peft], at, format!("{why}, which nothing asks for"), Outcome::NoEffect, mend);
     }
 }
 
 /// Whether `consumer` takes this tensor beside the factors, and does with it what it stands for.
-pub(in crate::adapter) fn takes(consumer: Consumer, adapter: &PeftAdapter, extra: &Extra) -> bool {
+pub fn takes(consumer: Consumer, adapter: &PeftAdapter, extra: &Extra) -> bool {
     let (config, kind, name) = (adapter.config(), extra.kind, extra.tensor.name());
     let module = extra.target.rsplit_once('.').map_or(&*extra.target, |(module, _)| module);
     let is_saved = || config.modules_to_save().iter().any(|saved| module.ends_with(saved.as_str()));
     match consumer {
+        // A whole tensor is loaded into the base's own where the two names agree; that of a layer with a LoRA is inside a wrapper.
         Peft => match kind {
             ExtraKind::Magnitude => config.is("use_dora"),
             ExtraKind::LoraBias => config.is("lora_bias"),
-            ExtraKind::Bias => is_saved() || matches!(config.text("bias"), Some("all" | "lora_only")),
-            ExtraKind::Norm | ExtraKind::FullWeight => is_saved(),
+            ExtraKind::Norm | ExtraKind::FullWeight | ExtraKind::Bias => {
+                name.contains(".base_layer.") || is_saved() || adapter.module(module).is_none()
+            }
             ExtraKind::BaseCopy => true,
             ExtraKind::Unknown => false,
         },
