@@ -42,7 +42,7 @@
 //! | [`checkpoint`] | what is on disk; the one room that maps files | `quant` |
 //! | [`factorize`] | panels in, factors out; touches no file | `error` |
 //! | [`ledger`] | journal, shards, manifest, checksums, locks: what makes a run safe to kill | `checkpoint` |
-//! | [`adapter`] | PEFT's names and config, the rules of each loader, assembly | `ledger` |
+//! | [`adapter`] | PEFT's names and config, any adapter read, the rules of each loader, sanitizing, assembly | `ledger` |
 //! | [`pipeline`] | pairing, plan, budget, threads, verification of content | all above |
 //! | [`convert`] | whole checkpoints written: dequantized, or with an adapter merged | all above |
 //! | [`analysis`] | noise and change beside each other: statistics, subspaces, fidelity | all above |

@@ -6,18 +6,23 @@
 
 mod assemble;
 mod config;
+mod factor_type;
 mod names;
 mod peft;
 pub mod rules;
+mod sanitize;
 mod stacks;
 
 pub use assemble::{Piece, ShardNames, assemble};
 pub use config::{AdapterConfig, write_config};
+pub use factor_type::FactorType;
 pub use names::{
     Keys, Place, expert_of, expert_of_stack, experts_of, fused_siblings, group_of, kind_of, place_of,
 };
 pub use peft::{Extra, ExtraKind, Factors, Fault, PeftAdapter, PeftConfig, PeftModule, Problem, Targets};
 pub use stacks::{ModuleFactors, read_factors};
+
+pub use sanitize::{Completed, Pruned, RECORD, Refitted, Sanitized, Sanitizing, check, sanitize};
 
 /// File name of the adapter's weights.
 pub const WEIGHTS: &str = "adapter_model.safetensors";

@@ -16,6 +16,7 @@ mod extract;
 mod merge;
 mod probe;
 mod report;
+mod sanitize;
 mod signal;
 mod size;
 mod status;
@@ -49,6 +50,7 @@ enum Command {
     Dequantize(dequantize::Arguments),
     Merge(merge::Arguments),
     Verify(verify::Arguments),
+    Sanitize(Box<sanitize::Arguments>),
 }
 
 /// Runs a subcommand.
@@ -63,6 +65,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Dequantize(arguments) => dequantize::run(arguments),
         Command::Merge(arguments) => merge::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
+        Command::Sanitize(arguments) => sanitize::run(*arguments),
     }
 }
 

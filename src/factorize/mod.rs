@@ -24,6 +24,7 @@ mod krylov;
 mod measure;
 mod orthogonal;
 mod random;
+mod recompress;
 mod ritz;
 mod shape;
 mod sweep;
@@ -38,6 +39,7 @@ use crate::{Error, Result};
 pub use cost::{choose, flops, trial_product, workspace};
 pub use held::Held;
 pub use measure::{Residual, residual, stored_error};
+pub use recompress::{Recompressed, product_norm2, recompress};
 pub use shape::panel_rows;
 
 /// The parts of the methods that `benches/factorize.rs` times one by one. No part of the library's promise.

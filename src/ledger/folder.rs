@@ -45,6 +45,33 @@ pub fn parent(path: &Path) -> &Path {
     }
 }
 
+/// Refuses an output folder that holds anything but hidden files, `always`, and, where one of `marks` tells that an earlier run
+/// has written there, `files`.
+///
+/// # Errors
+/// [`Kind::Decide`](crate::Kind::Decide) with the name of what is foreign; a folder that cannot be read.
+pub fn refuse_foreign(out: &Path, marks: &[&str], files: &[&str], always: &[&str]) -> Result<()> {
+    let entries = match fs::read_dir(out) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::decide("the output folder cannot be read").path(out).because(e)),
+    };
+    let mut names: Vec<String> =
+        entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    let begun = names.iter().any(|name| marks.contains(&name.as_str()));
+    let ours = |name: &String| {
+        let name = name.as_str();
+        name.starts_with('.') || always.contains(&name) || (begun && files.contains(&name))
+    };
+    match names.iter().find(|name| !ours(name)) {
+        None => Ok(()),
+        Some(name) => Err(Error::decide(format!("the output folder holds something else ('{name}')"))
+            .path(out)
+            .hint("give another --out; nothing in it was touched")),
+    }
+}
+
 /// Bytes that this user may still write where `path` is or will be: of the nearest folder above it that
 /// exists.
 ///

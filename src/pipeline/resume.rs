@@ -133,26 +133,9 @@ fn twice_begun(out: &Path) -> Error {
     Error::input("the journal does not begin as a run's does").path(out).hint("--overwrite starts anew")
 }
 
-/// A folder with anything that no run writes is left alone.
+/// A folder with anything that no run writes is left alone. `README.md` alone does not make a folder ours.
 pub fn refuse_foreign(out: &Path) -> Result<()> {
-    let entries = match fs::read_dir(out) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(Error::decide("the output folder cannot be read").path(out).because(e)),
-    };
-    let mut names: Vec<String> =
-        entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    // `README.md` alone does not make a folder ours.
-    let begun = names.iter().any(|name| name == STATE || name == MANIFEST);
-    let ours =
-        |name: &String| name.starts_with('.') || name == LOG || (begun && FILES.contains(&name.as_str()));
-    match names.iter().find(|name| !ours(name)) {
-        None => Ok(()),
-        Some(name) => Err(Error::decide(format!("the output folder holds something else ('{name}')"))
-            .path(out)
-            .hint("give another --out; nothing in it was touched")),
-    }
+    folder::refuse_foreign(out, &[STATE, MANIFEST], &FILES, &[LOG])
 }
 
 /// Removes what an earlier run left, checksums first: from then on the folder does not pass for whole.
