@@ -11,8 +11,10 @@ pub mod allocator;
 mod assemble;
 mod autopsy;
 mod bar;
+mod completions;
 mod dequantize;
 mod extract;
+mod man;
 mod merge;
 mod probe;
 mod report;
@@ -51,6 +53,8 @@ enum Command {
     Merge(merge::Arguments),
     Verify(verify::Arguments),
     Sanitize(Box<sanitize::Arguments>),
+    Completions(completions::Arguments),
+    Man(man::Arguments),
 }
 
 /// Runs a subcommand.
@@ -66,6 +70,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Merge(arguments) => merge::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
         Command::Sanitize(arguments) => sanitize::run(*arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
+        Command::Man(arguments) => man::run(&arguments),
     }
 }
 

@@ -1,0 +1,28 @@
+//! `trephine completions`.
+
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory};
+use clap_complete::{Shell, generate};
+use trephine::Result;
+
+use super::print;
+
+/// Prints a shell's completions, to be put where that shell looks for them.
+///
+/// For bash, `trephine completions bash > ~/.local/share/bash-completion/completions/trephine`; for zsh, a file `_trephine` in a
+/// folder of `$fpath`; for fish, `~/.config/fish/completions/trephine.fish`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// The shell
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+/// Prints them.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let mut script = Vec::new();
+    generate(arguments.shell, &mut super::Arguments::command(), "trephine", &mut script);
+    print(&String::from_utf8_lossy(&script))?;
+    Ok(ExitCode::SUCCESS)
+}
