@@ -143,5 +143,4 @@ fn what_the_user_must_decide() {
         },
         &["--for", "sglang"],
     );
-    fails("no_base", |_, _| {}, &["--base", "/no/such/base"]);
 }
