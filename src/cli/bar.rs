@@ -99,18 +99,21 @@ impl Progress for Bar {
     }
 
     fn module(&self, record: &ModuleRecord, took: Duration) {
+        self.analyzed(&record.name, took);
+    }
+
+    fn analyzed(&self, name: &str, took: Duration) {
         let Ok(mut state) = self.state.lock() else { return };
         state.done += 1;
         match &self.bar {
             Some(bar) => {
                 bar.set_prefix(format!("{}/{}", state.done, state.modules));
-                bar.set_message(record.name.clone());
+                bar.set_message(name.to_owned());
             }
             None if state.last_line.elapsed() >= EVERY || state.done == state.modules => {
                 state.last_line = Instant::now();
                 let (done, of) = (state.done, state.modules);
                 let elapsed = state.started.elapsed().as_secs_f64();
-                let name = &record.name;
                 self.line(&format!(
                     "{done}/{of} modules, {elapsed:.1} s; {name} took {:.2} s",
                     took.as_secs_f64()

@@ -8,12 +8,14 @@ use clap::{Parser, Subcommand};
 use trephine::{Error, Kind, Result};
 
 pub mod allocator;
+mod analyze;
 mod assemble;
 mod autopsy;
 mod bar;
 mod completions;
 mod dequantize;
 mod extract;
+mod fidelity;
 mod man;
 mod merge;
 mod probe;
@@ -48,6 +50,8 @@ enum Command {
     Autopsy(Box<autopsy::Arguments>),
     Assemble(assemble::Arguments),
     Status(status::Arguments),
+    Analyze(Box<analyze::Arguments>),
+    Fidelity(fidelity::Arguments),
     Report(report::Arguments),
     Dequantize(dequantize::Arguments),
     Merge(merge::Arguments),
@@ -65,6 +69,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Autopsy(arguments) => autopsy::run(*arguments),
         Command::Assemble(arguments) => assemble::run(arguments),
         Command::Status(arguments) => status::run(arguments),
+        Command::Analyze(arguments) => analyze::run(*arguments),
+        Command::Fidelity(arguments) => fidelity::run(arguments),
         Command::Report(arguments) => report::run(arguments),
         Command::Dequantize(arguments) => dequantize::run(arguments),
         Command::Merge(arguments) => merge::run(arguments),

@@ -37,10 +37,12 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Result};
 
 pub use cost::{choose, flops, trial_product, workspace};
+pub use dense::{cross_gram, eigen};
 pub use held::Held;
 pub use measure::{Residual, residual, stored_error};
 pub use recompress::{Recompressed, product_norm2, recompress};
 pub use shape::panel_rows;
+pub use sweep::{times, transpose_times};
 
 /// The parts of the methods that `benches/factorize.rs` times one by one. No part of the library's promise.
 #[doc(hidden)]

@@ -38,7 +38,10 @@ pub fn sweep(delta: &dyn Panels, v: MatRef<'_, f32>, w: MatMut<'_, f32>, scale: 
 }
 
 /// `delta·v` `[m, k]` for `v` `[n, k]`, in one pass.
-pub(super) fn times(delta: &dyn Panels, v: MatRef<'_, f32>) -> Result<Mat<f32>> {
+///
+/// # Errors
+/// What visiting the delta meets.
+pub fn times(delta: &dyn Panels, v: MatRef<'_, f32>) -> Result<Mat<f32>> {
     let (m, n) = (delta.rows(), delta.cols());
     let panel = panel_rows(m, n).1;
     let mut out = Mat::zeros(m, v.ncols());
@@ -54,7 +57,10 @@ pub(super) fn times(delta: &dyn Panels, v: MatRef<'_, f32>) -> Result<Mat<f32>> 
 }
 
 /// `delta^T·u` `[n, k]` for `u` `[m, k]`, in one pass.
-pub(super) fn transpose_times(delta: &dyn Panels, u: MatRef<'_, f32>) -> Result<Mat<f32>> {
+///
+/// # Errors
+/// What visiting the delta meets.
+pub fn transpose_times(delta: &dyn Panels, u: MatRef<'_, f32>) -> Result<Mat<f32>> {
     let (m, n) = (delta.rows(), delta.cols());
     let (group, panel) = panel_rows(m, n);
     let groups: Vec<_> = pieces(0..m, group).collect();

@@ -156,7 +156,7 @@ fn manifest(
 }
 
 /// A path is shortened to its last part: where it lay on this machine is no one else's business.
-fn source(spec: &str, checkpoint: &Checkpoint) -> Source {
+pub fn source(spec: &str, checkpoint: &Checkpoint) -> Source {
     let path = Path::new(spec);
     // `.` and `..` have no last part, but what they lead to has.
     let real = path.exists().then(|| match path.file_name() {

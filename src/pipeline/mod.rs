@@ -52,6 +52,12 @@ pub use split::Split;
 pub use status::{AttemptState, AttemptStatus, RunState, Seen, Status, status};
 pub use summary::{KindSummary, LeftOutGroup, Outcome};
 
+pub(crate) use budget::Budget;
+pub(crate) use delta::{Difference, Half, Recomputed, VISIT_SCRATCH, slice_rows};
+pub(crate) use finish::source;
+pub(crate) use pair::pair;
+pub(crate) use plan::mapped;
+
 use std::collections::BTreeMap;
 use std::time::Instant;
 

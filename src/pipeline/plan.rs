@@ -315,7 +315,7 @@ fn padding(pairs: &[Pair], rank: usize) -> Option<String> {
 }
 
 /// The most stored bytes that a thread maps for one slice of any module, extracted or only compared, beside what is kept of it.
-fn mapped(checkpoint: &Checkpoint) -> u64 {
+pub fn mapped(checkpoint: &Checkpoint) -> u64 {
     let slice = |module: &Module| {
         let [rows, cols] = module.shape();
         let slice = slice_rows(cols);

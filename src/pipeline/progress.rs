@@ -28,6 +28,11 @@ pub trait Progress: Send + Sync {
         let _ = left_out;
     }
 
+    /// A module has been analyzed.
+    fn analyzed(&self, name: &str, took: Duration) {
+        let _ = (name, took);
+    }
+
     /// A record of the journal is safe on disk.
     fn journaled(&self) {}
 

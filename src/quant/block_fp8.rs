@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::codes::{Codes, Kind, fp8_values};
 use super::dense::widen;
 use super::scheme::unsupported;
-use super::{Declared, Dequantize, Format, Found, Segments, Stored, Tensors, fp8};
+use super::{Declared, Dequantize, Format, Found, RoundToNearest, Segments, Stored, Tensors, fp8};
 use crate::{Error, Result};
 
 /// What a block's scale does to its codes.
@@ -189,6 +189,15 @@ impl Dequantize for BlockFp8 {
     fn saturated(&self, _: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
         let codes = Codes::of_fp8(self.tensors[0].dtype)?;
         Some((codes.saturated(parts[0], self.shape[1]), codes.bits()))
+    }
+
+    fn round_to_nearest(&self) -> Option<RoundToNearest> {
+        let scale = self.tensors[1].dtype;
+        let known =
+            matches!(scale, Dtype::F32 | Dtype::BF16 | Dtype::F16) && self.tensors[0].dtype == Dtype::F8_E4M3;
+        let block = [self.format.height, self.format.width];
+        (known && self.format.semantics == Semantics::Multiply)
+            .then_some(RoundToNearest::BlockFp8 { block, scale })
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {

@@ -13,8 +13,11 @@ use safetensors::Dtype;
 use super::block_fp8::e8m0;
 use super::codes::Codes;
 use super::dense::widen;
-use super::{Dequantize, E4M3, Stored, round_to_bf16};
+use super::{Dequantize, E4M3, RoundToNearest, Stored, round_to_bf16};
 use crate::{Error, Result};
+
+/// Rows of the tallest cell that is quantized at once: a scale for a whole weight would take all of it in memory.
+const TALLEST: usize = 128;
 
 /// How the scales lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,6 +223,19 @@ impl Dequantize for ScaledGrid {
 
     fn tensors(&self) -> &[Stored] {
         &self.tensors
+    }
+
+    fn round_to_nearest(&self) -> Option<RoundToNearest> {
+        let symmetric = self.zeros.is_none() && self.scales == Scales::Float;
+        match (self.codes, self.cell, self.dtype) {
+            (Codes::Packed4, [1, group], dtype) if symmetric && !self.ordered => {
+                Some(RoundToNearest::Int4 { group, dtype })
+            }
+            (Codes::E4m3, block, Dtype::F32) if symmetric && block[0] <= TALLEST => {
+                Some(RoundToNearest::BlockFp8 { block, scale: self.tensors[1].dtype })
+            }
+            _ => None,
+        }
     }
 
     fn spans(&self, rows: Range<usize>) -> Vec<Range<usize>> {

@@ -13,6 +13,7 @@ mod dense;
 mod e4m3;
 mod e5m2;
 mod encode_fp8;
+mod encode_int4;
 mod experts;
 mod fp8;
 mod gguf;
@@ -23,6 +24,7 @@ mod llm_int8;
 mod mxfp4;
 mod nvfp4;
 mod round;
+mod round_to_nearest;
 mod scheme;
 mod slice;
 mod stack;
@@ -40,10 +42,12 @@ pub use dense::{Dense, to_f32};
 pub use e4m3::E4M3;
 pub use e5m2::E5M2;
 pub use encode_fp8::{FP8_BLOCK, encode_block_fp8, to_e4m3};
+pub use encode_int4::encode_int4;
 pub use experts::{ExpertForm, Experts};
 pub use gguf::{GgmlType, Gguf, Layout};
 pub use grid::ScaledGrid;
 pub use round::{round_to_bf16, to_bytes};
+pub use round_to_nearest::RoundToNearest;
 pub use scheme::{Declared, Scheme};
 
 use crate::Result;
@@ -165,7 +169,13 @@ pub trait Dequantize: Debug + Send + Sync {
         false
     }
 
-    /// The same in f64. The default widens the f32 values.
+    /// How a dense weight would be quantized to be stored like this one, where that can be done by rounding to nearest; `None` of
+    /// dense weights, and of schemes that are not known well enough to do the same.
+    fn round_to_nearest(&self) -> Option<RoundToNearest> {
+        None
+    }
+
+    /// [`dequantize`](Self::dequantize) in f64. The default widens the f32 values.
     ///
     /// # Errors
     /// As [`dequantize`](Self::dequantize).

@@ -1,0 +1,161 @@
+//! `trephine analyze`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use comfy_table::Table;
+use trephine::Result;
+use trephine::analysis::{Analysis, Analyzing, Asking, Cosine, Pooled, analyze};
+use trephine::pipeline::{Running, default_memory};
+
+use super::bar::Bar;
+use super::signal::leave_on_signal;
+use super::table::{number, table};
+use super::{print, print_json, size, threads};
+
+/// Measures quantization noise and the change of a fine-tune beside each other, module by module.
+///
+/// Is the noise the same in base and tuned? Is it orthogonal to the change? How much of Method B's rank goes to noise, and which
+/// rank does the noise leave room for? A run that was stopped goes on when the same command is given again.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// The unquantized base: a folder, a .safetensors file, or a name in the Hugging Face cache
+    #[arg(long, value_name = "CHECKPOINT")]
+    base: String,
+    /// The quantized base
+    #[arg(long, value_name = "CHECKPOINT")]
+    base_quantized: String,
+    /// The unquantized tuned checkpoint
+    #[arg(long, value_name = "CHECKPOINT")]
+    tuned: String,
+    /// The quantized tuned checkpoint; without it the tuned one is quantized as the base is, round to nearest
+    #[arg(long, value_name = "CHECKPOINT")]
+    tuned_quantized: Option<String>,
+    /// The folder to write analysis.json to
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+
+    /// Rank of the adapters in question
+    #[arg(long, default_value_t = 128, help_heading = "Result")]
+    rank: usize,
+    /// Seed of the random directions
+    #[arg(long, default_value_t = 0, help_heading = "Result")]
+    seed: u64,
+    /// Analyze only modules that match, as in extract. Can be repeated
+    #[arg(long, value_name = "PATTERN", help_heading = "Result")]
+    include: Vec<String>,
+    /// Leave out modules that match. Can be repeated
+    #[arg(long, value_name = "PATTERN", help_heading = "Result")]
+    exclude: Vec<String>,
+
+    /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, help_heading = "Running")]
+    memory: Option<u64>,
+    /// Threads that compute [default: one for each processor]
+    #[arg(long, help_heading = "Running")]
+    threads: Option<usize>,
+    /// Throw away an earlier run in the output folder and start anew
+    #[arg(long, help_heading = "Running")]
+    overwrite: bool,
+    /// No progress
+    #[arg(short, long, help_heading = "Running")]
+    quiet: bool,
+    /// The whole of analysis.json on stdout instead of tables
+    #[arg(long, help_heading = "Running")]
+    json: bool,
+}
+
+/// Analyzes, and tells what it comes to.
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let memory = arguments.memory.unwrap_or_else(default_memory);
+    let running =
+        Running { overwrite: arguments.overwrite, ..Running::new(threads(arguments.threads)?, memory) };
+    let job = Analyzing {
+        base: arguments.base,
+        base_quantized: arguments.base_quantized,
+        tuned: arguments.tuned,
+        tuned_quantized: arguments.tuned_quantized,
+        out: arguments.out,
+        asking: Asking {
+            rank: arguments.rank,
+            seed: arguments.seed,
+            include: arguments.include,
+            exclude: arguments.exclude,
+        },
+        running,
+    };
+    let bar = Bar::new(arguments.quiet);
+    leave_on_signal(&bar)?;
+    let analyzed = analyze(&job, &bar);
+    bar.clear();
+    let (analysis, was_done) = analyzed?;
+    if arguments.json {
+        print_json(&analysis)?;
+    } else {
+        let done = if was_done { " (was already done)" } else { "" };
+        print(&format!("{}analysis: {}{done}\n", show(&analysis), job.out.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(analysis: &Analysis) -> String {
+    let mut text = format!("{}\n\n", groups(analysis));
+    for statement in &analysis.verdict {
+        text += &format!("- {}\n", statement.text);
+    }
+    text += &format!("\nnoise of the tuned checkpoint: {}\n", analysis.tuned_noise);
+    if !analysis.left_out.is_empty() {
+        text += "\nnot analyzed:\n";
+    }
+    for left in &analysis.left_out {
+        text += &format!("  {}: {}\n", left.name, left.reason);
+    }
+    text
+}
+
+/// One line for each kind, and one for all.
+fn groups(analysis: &Analysis) -> Table {
+    let headings = [
+        "kind",
+        "modules",
+        "change",
+        "noise",
+        "S/N",
+        "cos(D, N_b)",
+        "cos(N_b, N_t)",
+        "A leaves",
+        "B leaves",
+        "B on noise",
+        "rank",
+    ];
+    let mut rows = table(headings);
+    let mut add = |name: &str, pooled: &Pooled| {
+        let relative = |norm: f64| number(norm / pooled.norms.base.max(f64::MIN_POSITIVE));
+        let [least, median, most] = pooled.suggested_rank;
+        let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+        rows.add_row([
+            name.to_owned(),
+            pooled.modules.to_string(),
+            relative(pooled.norms.change),
+            relative(pooled.norms.base_noise),
+            pooled.norms.signal_to_noise.map_or("-".into(), |ratio| format!("{ratio:.2}")),
+            cosine(&pooled.change_and_noise, pooled.change_and_noise_significant),
+            cosine(&pooled.noise_and_noise, pooled.noise_and_noise_significant),
+            percent(pooled.remaining.method_a),
+            percent(pooled.remaining.method_b),
+            percent(pooled.spent_on_noise),
+            format!("{median} ({least}-{most})"),
+        ]);
+    };
+    for kind in &analysis.kinds {
+        add(&kind.name, &kind.pooled);
+    }
+    add("all", &analysis.total);
+    rows
+}
+
+/// A cosine, and in how many modules it is more than chance.
+fn cosine(cosine: &Cosine, significant: usize) -> String {
+    format!("{:+.4} [{significant}]", cosine.value)
+}

@@ -1,0 +1,98 @@
+//! `trephine fidelity`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use comfy_table::{CellAlignment, Table, presets};
+use trephine::Result;
+use trephine::analysis::{Distances, Fidelity, Measuring, fidelity};
+use trephine::pipeline::{Running, default_memory};
+
+use super::bar::Bar;
+use super::{print, print_json, size, threads};
+
+/// Measures how far the served weights are from the tuned ones, with each adapter and with none.
+///
+/// Any LoRA adapter that PEFT loads will do. What extract --served says of its own adapter comes out the same.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// An adapter: a folder, or a name in the Hugging Face cache. Can be repeated
+    #[arg(long = "adapter", value_name = "ADAPTER", required = true)]
+    adapters: Vec<String>,
+    /// The checkpoint that serves it, mostly quantized
+    #[arg(long, value_name = "CHECKPOINT")]
+    served: String,
+    /// What the weights should be
+    #[arg(long, value_name = "CHECKPOINT")]
+    tuned: String,
+    /// The folder to write fidelity.json to
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    memory: Option<u64>,
+    /// Threads that compute [default: one for each processor]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// A line for every module, not only for every kind
+    #[arg(long)]
+    modules: bool,
+    /// No progress
+    #[arg(short, long)]
+    quiet: bool,
+    /// The whole of fidelity.json on stdout instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Measures, and tells.
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let running = Running::new(threads(arguments.threads)?, arguments.memory.unwrap_or_else(default_memory));
+    let job = Measuring {
+        adapters: arguments.adapters,
+        served: arguments.served,
+        tuned: arguments.tuned,
+        out: arguments.out,
+        running,
+    };
+    let bar = Bar::new(arguments.quiet);
+    let measured = fidelity(&job, &bar);
+    bar.clear();
+    let measured = measured?;
+    if arguments.json {
+        print_json(&measured)?;
+    } else {
+        print(&show(&measured, arguments.modules))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(measured: &Fidelity, every_module: bool) -> String {
+    let names = measured.adapters.iter().map(|adapter| adapter.name.clone());
+    let mut rows = Table::new();
+    let mut headings: Vec<String> =
+        [if every_module { "module" } else { "kind" }, "modules", "no adapter"].map(Into::into).into();
+    headings.extend(names.flat_map(|name| [name, "of none".to_owned()]));
+    rows.load_style(presets::NOTHING).set_header(headings);
+    for column in rows.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let mut add = |name: &str, count: usize, distances: &Distances| {
+        let mut cells = vec![name.to_owned(), count.to_string(), format!("{:.5}", distances.without)];
+        for (with, ratio) in distances.with.iter().zip(&distances.ratio) {
+            cells.push(format!("{with:.5}"));
+            cells.push(ratio.map_or("-".into(), |ratio| format!("{:.2} %", 100.0 * ratio)));
+        }
+        rows.add_row(cells);
+    };
+    if every_module {
+        measured.modules.iter().for_each(|module| add(&module.name, 1, &module.distances));
+    } else {
+        measured.kinds.iter().for_each(|kind| add(&kind.name, kind.modules, &kind.distances));
+    }
+    add("all", measured.modules.len(), &measured.total);
+    format!(
+        "distance of the served weights from the tuned ones, by Frobenius norm; below 100 % of none an adapter helps\n\n{rows}\n"
+    )
+}
