@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use common::{data, job, run, trephine};
-use report_files::{analysis, analyzed, fidelity, measured, written};
+use report_files::{analysis, analyzed, autopsy, dissected, fidelity, measured, written};
 use scraper::{ElementRef, Html, Selector};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 use trephine::Kind;
-use trephine::analysis::{ANALYSIS, FIDELITY};
+use trephine::analysis::{ANALYSIS, AUTOPSY, FIDELITY};
 use trephine::checkpoint::Identity;
 use trephine::ledger::Spectrum;
 use trephine::pipeline::{Silent, extract};
@@ -121,6 +121,7 @@ fn check_plot(svg: ElementRef, ids: &BTreeSet<&str>) {
         "served" | "methods" => &["distance from the tuned weights, % of that without", "all"],
         "orthogonality" => &["layer", "cos(D, N)", "chance"],
         "noise" => &["layer"],
+        "weights" => &["magnitude of a weight, |w|", "weights per octave, %"],
         "ranks" => &["layer", "suggested rank, singular values"],
         "spectra" | "beside" => &["index of the singular value", "singular value"],
         other => panic!("an unknown plot {other}"),
@@ -245,6 +246,49 @@ fn an_analysis_is_drawn_as_it_says() {
 }
 
 #[test]
+fn an_autopsy_is_drawn_as_it_says() {
+    let home = tempdir().unwrap();
+    let folders = ["one", "two"].map(|name| dissected(home.path(), name));
+    let Drawn { page, told, .. } = drawn(&folders);
+    let sentence =
+        "one: of the 16 tensors of tuned that were looked at, 1 errors and 0 warnings (1 × exploded std).";
+    assert_eq!(told.summary.sentences[0], sentence);
+    assert_eq!((told.summary.autopsies.len(), told.summary.autopsies[1].errors), (2, 1));
+    assert_eq!(select(&page, "#weights svg").len(), 7, "a plot for each kind, none for norms");
+    let cells = row(&page, "one: weights by kind", "q_proj");
+    assert_eq!(cells[1..], ["2", "0", "0.0200", "0.0200", "0.1250", "25.0 %", "0"]);
+    let finding = row(&page, "two: findings", "model.layers.1.q_proj");
+    assert_eq!(finding[1..], ["error", "exploded std", "has a standard deviation of 12"]);
+    // A third of the counts in a quarter of an octave's width: log2(5/4) of an octave.
+    let most: f64 = 100.0 / 3.0 / (2f64.log2() - 1.75f64.log2());
+    let labels: Vec<f64> =
+        select(&page, "#weights-1 text").into_iter().filter_map(|t| words(t).parse().ok()).collect();
+    let top = labels.iter().copied().filter(|label| *label > 1.0).fold(0.0, f64::max);
+    assert!(top <= 1.05 * most && top > 0.6 * most, "{labels:?} {most}");
+}
+
+#[test]
+fn what_autopsy_writes_is_read() {
+    let home = tempdir().unwrap();
+    let folders = ["base-fp8", "tuned"].map(|name| {
+        let out = home.path().join(name);
+        run(trephine().args(["autopsy", "--quiet", &data(name), "--out"]).arg(&out)).code(0);
+        out
+    });
+    let Drawn { page, told, .. } = drawn(&folders);
+    assert_eq!(told.summary.sentences.len(), 2);
+    assert!(told.summary.sentences[1].ends_with(" tensors of tuned that were looked at, nothing is wrong."));
+    let plots = select(&page, "#weights svg");
+    assert!(plots.len() >= 7, "{}", plots.len());
+    for svg in plots {
+        // Of the dense checkpoint one line, of the quantized one too: the second is dashed.
+        let hill = within(svg, "polyline[stroke='#0072B2']");
+        let points = hill.iter().map(|line| line.attr("points").unwrap().split_whitespace().count()).max();
+        assert!(points > Some(40) && within(svg, "polyline[stroke='#D55E00']").len() > 10, "{points:?}");
+    }
+}
+
+#[test]
 fn fidelity_stands_beside_the_extractions_of_the_same_weights() {
     let home = tempdir().unwrap();
     let [_, b] = adapters();
@@ -329,6 +373,8 @@ fn each_table_is_enough_by_itself() {
     let files = || Identity { files: Vec::new() };
     let fidelity = measured(home.path(), "fidelity", [files(), files()]);
     assert_eq!(sections(&drawn(&[fidelity])), ["summary", "served"]);
+    let autopsy = dissected(home.path(), "autopsy");
+    assert_eq!(sections(&drawn(&[autopsy])), ["summary", "weights"]);
 
     let empty = changed(home.path(), "empty", |manifest| manifest["modules"] = json!([]));
     let empty = drawn(&[empty]);
@@ -393,12 +439,18 @@ fn names_in_files_are_only_names() {
     analyzed.verdict[0].text = NAMES[0].into();
     let mut measured = fidelity([(); 2].map(|()| Identity { files: Vec::new() }));
     (measured.adapters[0].name, measured.served.name) = (NAMES[1].into(), NAMES[3].into());
+    let mut dissected = autopsy();
+    dissected.tensors[8].verdicts[0].why = NAMES[1].into();
+    (dissected.tensors[3].statistics.histogram.first, dissected.tensors[4].statistics.histogram.first) =
+        (i32::MAX, i32::MIN);
     for (at, name) in NAMES.into_iter().enumerate() {
+        (dissected.tensors[at].name, dissected.tensors[at].statistics.count) = (name.into(), u64::MAX);
         (analyzed.modules[at].name, analyzed.kinds[at].name) = (name.into(), name.into());
         measured.modules[at % 2].name = name.into();
     }
     written(home.path(), "<b>'\"&hostile", ANALYSIS, &analyzed);
     written(home.path(), "<b>'\"&hostile", FIDELITY, &measured);
+    written(home.path(), "<b>'\"&hostile", AUTOPSY, &dissected);
     let Drawn { home: _plots, text, page, told } = drawn(&[folder]);
     assert!(!text.chars().any(|c| c.is_control() && c != '\n') && !text.contains('\u{202e}'));
     assert!(text.len() < 400_000, "{}", text.len());

@@ -13,7 +13,7 @@ use super::{print, print_json, size};
 /// Draws one page, complete in itself, from what the other commands wrote: figures, their numbers, and a summary in words.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Folders that extract, fidelity or analyze wrote; several are compared
+    /// Folders that extract, fidelity, analyze or autopsy wrote; several are compared
     #[arg(required = true, value_name = "DIR")]
     folders: Vec<PathBuf>,
     /// The page

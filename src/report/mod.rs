@@ -18,7 +18,7 @@ mod summary;
 mod tables;
 mod words;
 
-pub use summary::{AdapterSummary, AnalysisSummary, Remaining, ServedSummary, Summary};
+pub use summary::{AdapterSummary, AnalysisSummary, AutopsySummary, Remaining, ServedSummary, Summary};
 
 use std::path::{Path, PathBuf};
 

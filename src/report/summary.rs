@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::served::Served;
 use super::tables::{Adapter, Labelled, Tables};
 use super::words::{clean, clean_text, count, number, percent};
-use crate::analysis::Analysis;
+use crate::analysis::{Analysis, Autopsy};
 use crate::ledger::Manifest;
 
 /// What a report says at its top.
@@ -19,6 +19,8 @@ pub struct Summary {
     pub served: Vec<ServedSummary>,
     /// What `analyze` found.
     pub analyses: Vec<AnalysisSummary>,
+    /// What `autopsy` found.
+    pub autopsies: Vec<AutopsySummary>,
 }
 
 /// One extraction.
@@ -74,6 +76,21 @@ pub struct AnalysisSummary {
     pub suggested_rank: [usize; 3],
 }
 
+/// One autopsy.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AutopsySummary {
+    /// What the report calls it.
+    pub name: String,
+    /// The checkpoint's name.
+    pub checkpoint: String,
+    /// Tensors that were looked at.
+    pub tensors: u64,
+    /// Findings that make the check fail.
+    pub errors: u64,
+    /// Findings that are only worth knowing.
+    pub warnings: u64,
+}
+
 /// What one adapter leaves.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Remaining {
@@ -106,6 +123,11 @@ impl Summary {
             };
             summary.sentences.extend(verdict.map(named));
             summary.analyses.push(AnalysisSummary::of(analysis));
+        }
+        for autopsy in &tables.autopsies {
+            let numbers = AutopsySummary::of(autopsy);
+            summary.sentences.push(numbers.sentence(&autopsy.table));
+            summary.autopsies.push(numbers);
         }
         summary
     }
@@ -200,4 +222,42 @@ impl AnalysisSummary {
             suggested_rank: total.suggested_rank,
         }
     }
+}
+
+impl AutopsySummary {
+    fn of(autopsy: &Labelled<Autopsy>) -> AutopsySummary {
+        let total = &autopsy.table.total;
+        AutopsySummary {
+            name: autopsy.label.clone(),
+            checkpoint: clean(last_part(&autopsy.table.checkpoint.name)),
+            tensors: total.tensors,
+            errors: total.errors,
+            warnings: total.warnings,
+        }
+    }
+
+    fn sentence(&self, autopsy: &Autopsy) -> String {
+        let found = match (self.errors, self.warnings) {
+            (0, 0) => "nothing is wrong".to_owned(),
+            (errors, warnings) => {
+                let faults = autopsy
+                    .total
+                    .verdicts
+                    .iter()
+                    .map(|(fault, count)| format!("{count} × {}", fault.words()));
+                let faults = faults.collect::<Vec<_>>().join(", ");
+                format!("{errors} errors and {warnings} warnings ({faults})")
+            }
+        };
+        format!(
+            "{}: of the {} tensors of {} that were looked at, {found}.",
+            self.name, self.tensors, self.checkpoint
+        )
+    }
+}
+
+/// Of a whole path its last part; a name of the hub as it is.
+fn last_part(name: &str) -> &str {
+    let last = name.trim_end_matches('/').rsplit('/').next();
+    last.filter(|_| name.starts_with('/')).unwrap_or(name)
 }

@@ -10,7 +10,10 @@ use serde::de::DeserializeOwned;
 
 use super::place::Spot;
 use super::words::clean;
-use crate::analysis::{ANALYSIS, ANALYSIS_VERSION, Analysis, FIDELITY, FIDELITY_VERSION, Fidelity};
+use crate::analysis::{
+    ANALYSIS, ANALYSIS_VERSION, AUTOPSY, AUTOPSY_VERSION, Analysis, Autopsy, FIDELITY, FIDELITY_VERSION,
+    Fidelity,
+};
 use crate::ledger::{Manifest, ModuleRecord, Spectrum};
 use crate::pipeline::{MANIFEST, SPECTRA};
 use crate::{Error, Result};
@@ -29,6 +32,8 @@ pub struct Tables {
     pub fidelities: Vec<Labelled<Fidelity>>,
     /// What `analyze` wrote.
     pub analyses: Vec<Labelled<Analysis>>,
+    /// What `autopsy` wrote.
+    pub autopsies: Vec<Labelled<Autopsy>>,
     /// Label of each folder and the files that were read from it.
     pub read: Vec<(String, Vec<&'static str>)>,
 }
@@ -90,13 +95,14 @@ impl Tables {
                 let what = if folder.exists() { "not a folder" } else { "no such folder" };
                 return Err(Error::input(what)
                     .path(folder)
-                    .hint("give folders that extract, fidelity or analyze wrote"));
+                    .hint("give folders that extract, fidelity, analyze or autopsy wrote"));
             }
             let mut found = Vec::new();
             tables.read_extraction(folder, &label, &mut found)?;
             let place = (folder.as_path(), label.as_str());
             read_table(place, FIDELITY, FIDELITY_VERSION, &mut tables.fidelities, &mut found)?;
             read_table(place, ANALYSIS, ANALYSIS_VERSION, &mut tables.analyses, &mut found)?;
+            read_table(place, AUTOPSY, AUTOPSY_VERSION, &mut tables.autopsies, &mut found)?;
             if found.is_empty() {
                 return Err(nothing(folder));
             }
@@ -155,11 +161,11 @@ fn read_table<T: DeserializeOwned>(
 }
 
 fn nothing(folder: &Path) -> Error {
-    let files = [MANIFEST, SPECTRA, FIDELITY, ANALYSIS].join(", ");
+    let files = [MANIFEST, SPECTRA, FIDELITY, ANALYSIS, AUTOPSY].join(", ");
     let error = Error::input(format!("nothing to report on: the folder has none of {files}")).path(folder);
     match folder.join(crate::pipeline::STATE).exists() {
         true => error.hint("an extraction is under way there: run the same extract again until it is done"),
-        false => error.hint("give folders that extract, fidelity or analyze wrote"),
+        false => error.hint("give folders that extract, fidelity, analyze or autopsy wrote"),
     }
 }
 

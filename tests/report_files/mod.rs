@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use trephine::analysis::{
-    ANALYSIS, ANALYSIS_VERSION, About, Analysis, Angles, Cosine, Distances, FIDELITY, FIDELITY_VERSION,
-    Fidelity, FidelityAdapter, FidelityModule, Group, ModuleAnalysis, Norms, Pooled, Remaining,
-    SpectrumAboveNoise, Statement, Subspaces,
+    ANALYSIS, ANALYSIS_VERSION, AUTOPSY, AUTOPSY_VERSION, About, Analysis, Angles, Autopsy, Cosine,
+    Distances, FIDELITY, FIDELITY_VERSION, Fault, Fidelity, FidelityAdapter, FidelityModule, Gravity, Group,
+    Histogram, ModuleAnalysis, Norms, Pooled, Remaining, Role, SpectrumAboveNoise, Statement, Statistics,
+    Subspaces, TensorAutopsy, Thresholds, Total, Verdict,
 };
 use trephine::checkpoint::Identity;
 use trephine::ledger::Source;
@@ -174,4 +175,64 @@ pub fn analyzed(home: &Path, name: &str, layers: u32) -> PathBuf {
 /// Distances in a folder.
 pub fn measured(home: &Path, name: &str, inputs: [Identity; 2]) -> PathBuf {
     written(home, name, FIDELITY, &fidelity(inputs))
+}
+
+/// An autopsy of two layers: the second `q_proj` has a finding, norms have no hill.
+pub fn autopsy() -> Autopsy {
+    let tensor = |name: String, role: Role| TensorAutopsy {
+        role,
+        shape: vec![64, 64],
+        dtype: "BF16".into(),
+        quantized: false,
+        bytes: 8192,
+        statistics: Statistics {
+            count: 4096,
+            std: 0.02,
+            min: Some(-0.125),
+            max: Some(0.0625),
+            zeros: 1024,
+            zero_share: 0.25,
+            // Steps of a quarter of the octaves from 2^-6 to 2^-5: 0.0156, 0.0195, ...
+            histogram: Histogram { first: -24, counts: vec![1024, 0, 1024, 1024] },
+            ..Statistics::default()
+        },
+        saturated: None,
+        comparison: None,
+        verdicts: Vec::new(),
+        name,
+    };
+    let mut tensors: Vec<TensorAutopsy> = (0..2)
+        .flat_map(|layer| {
+            let module = move |kind: &&str| (format!("model.layers.{layer}.{kind}"), Role::Linear);
+            let norm = (format!("model.layers.{layer}.input_layernorm.weight"), Role::Norm);
+            KINDS.iter().map(module).chain([norm]).map(|(name, role)| tensor(name, role)).collect::<Vec<_>>()
+        })
+        .collect();
+    tensors[8].verdicts = vec![Verdict {
+        gravity: Gravity::Error,
+        fault: Fault::ExplodedStd,
+        why: "has a standard deviation of 12".into(),
+    }];
+    Autopsy {
+        version: AUTOPSY_VERSION,
+        trephine: "0.1.0".into(),
+        inputs: BTreeMap::new(),
+        checkpoint: source("tuned"),
+        against: None,
+        thresholds: Thresholds::default(),
+        notes: Vec::new(),
+        total: Total {
+            tensors: tensors.len() as u64,
+            errors: 1,
+            verdicts: BTreeMap::from([(Fault::ExplodedStd, 1)]),
+            ..Total::default()
+        },
+        tensors,
+        left_out: Vec::new(),
+    }
+}
+
+/// An autopsy in a folder.
+pub fn dissected(home: &Path, name: &str) -> PathBuf {
+    written(home, name, AUTOPSY, &autopsy())
 }

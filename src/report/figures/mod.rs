@@ -10,6 +10,7 @@ mod orthogonality;
 mod ranks;
 mod served;
 mod spectra;
+mod weights;
 
 use super::plot::Figure;
 use super::tables::Tables;
@@ -29,6 +30,7 @@ pub fn all(tables: &Tables) -> Vec<Figure> {
         noise::figure(tables),
         ranks::figure(tables),
         beside::figure(tables),
+        weights::figure(tables),
     ];
     figures.into_iter().flatten().collect()
 }
