@@ -27,7 +27,7 @@ impl Plan {
         // Narrow blocks converge in the smallest basis, wide ones read the delta less often and multiply faster.
         // Each group of panels sums a block of its own, which is what limits it where rows are long.
         let widest = ((5 << 21) / groups(n) / n.max(1) / 16 * 16).clamp(16, 128);
-        let block = (rank * 3 / 8).next_multiple_of(16).clamp(16, widest).min(side);
+        let block = (rank / 4).next_multiple_of(16).clamp(32.min(widest), widest).min(side);
         // The basis grows like the number of steps that a flat spectrum takes, about the logarithm of the tolerance.
         let digits = (1.0 / request.tolerance).log10().max(1.0);
         let factor = if digits <= 3.0 { 3 } else { 4 };

@@ -48,8 +48,8 @@ pub(super) fn factorize(delta: &dyn Panels, norm2: f64, request: &Request) -> Re
     };
     let triangle = (long * short * short) as u64;
     Ok(Factors {
-        left: (0..m).flat_map(|i| (0..k).map(move |j| (i, j))).map(|at| left[at]).collect(),
-        right: (0..k).flat_map(|j| right.col_as_slice(j).iter().copied()).collect(),
+        left: columns(&left.transpose().to_owned()),
+        right: columns(&right),
         rank: k,
         method: Method::Gram,
         converged: short,
@@ -60,6 +60,11 @@ pub(super) fn factorize(delta: &dyn Panels, norm2: f64, request: &Request) -> Re
         passes: 1 + if n <= m { 1 } else { wide_passes(m) },
         flops: triangle + 9 * (short as u64).pow(3) + 2 * (m * n * k) as u64,
     })
+}
+
+/// The columns of `mat`, one behind the other: row-major, its transpose.
+fn columns(mat: &Mat<f32>) -> Vec<f32> {
+    (0..mat.ncols()).flat_map(|j| mat.col_as_slice(j)).copied().collect()
 }
 
 /// `delta^T·delta` where the matrix is tall, `delta·delta^T` where it is wide: the lower triangle of tiles.

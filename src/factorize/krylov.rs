@@ -143,11 +143,14 @@ impl Basis {
         request: &Request,
     ) -> Result<Option<End>> {
         let d = self.size();
+        let full = self.v.nrows() == d;
+        if d < plan.rank && !full && !self.closed {
+            return Ok(None);
+        }
         // Two squares, one thread each; the left one may turn out not to be of use.
         let (values, further) = rayon::join(|| eigenvalues(self.gram.as_ref()), || self.left(plan.rank));
         let (values, further) = (values?, further?);
         let outside = total - values.iter().sum::<f64>();
-        let full = self.v.nrows() == d;
         if full || (self.closed && outside <= ROUNDING * total) {
             let rank = kept_rank(&values, plan.rank, request.energy, total);
             let captured = values[..rank].iter().sum();

@@ -13,13 +13,15 @@ pub(super) fn groups(n: usize) -> usize {
 
 /// Rows are cut at multiples of this: quantized rows often come in packs of 8 or 16.
 const GRAIN: usize = 16;
-/// The largest panel, in values. 512 rows of 16384: beyond that a panel is no faster, only larger.
+/// The most rows of a panel: it is read twice at a visit, and should still be near the second time.
+const HIGHEST: usize = 192;
+/// The largest panel, in values.
 const PANEL: usize = 8 << 20;
 
 /// Rows of a group of panels, and rows of a panel, for a matrix `[m, n]`. The last of either may be shorter.
 pub fn panel_rows(m: usize, n: usize) -> (usize, usize) {
     let group = m.div_ceil(groups(n)).next_multiple_of(GRAIN).max(64);
-    let most = (PANEL / n.max(1) / GRAIN * GRAIN).clamp(GRAIN, 512);
+    let most = (PANEL / n.max(1) / GRAIN * GRAIN).clamp(GRAIN, HIGHEST);
     // Panels of equal height: a short last one costs as much overhead as a full one.
     let panels = group.div_ceil(most);
     (group, group.div_ceil(panels).next_multiple_of(GRAIN))
@@ -56,11 +58,11 @@ mod tests {
     fn panels_fill_groups_and_stay_small() {
         for (m, n) in [(25600, 5120), (5120, 25600), (1, 7), (1000, 1), (17, 300_000), (8192, 1024)] {
             let (group, panel) = panel_rows(m, n);
-            assert!(group % GRAIN == 0 && panel % GRAIN == 0 && panel <= 512);
+            assert!(group % GRAIN == 0 && panel % GRAIN == 0 && panel <= HIGHEST);
             assert!(m.div_ceil(group) <= groups(n) && panel <= group, "{m} x {n}: {group}, {panel}");
             assert!(panel == GRAIN || panel * n <= PANEL + GRAIN * n, "{m} x {n}: {panel}");
         }
-        assert_eq!(panel_rows(25600, 5120), (3200, 464));
+        assert_eq!(panel_rows(25600, 5120), (3200, 192));
     }
 
     #[test]

@@ -1,4 +1,10 @@
 //! The passes over the delta: products with thin blocks, panel by panel.
+//!
+//! A panel is row-major, and so is a row of `delta·v` made: its product reads both the panel and `v` as they lie. A
+//! column-major one would have the panel transposed into the product's packing buffers at every visit, which costs a third
+//! of the time where blocks are thin.
+
+use std::ops::Range;
 
 use faer::linalg::matmul::matmul;
 use faer::prelude::*;
@@ -21,13 +27,17 @@ pub fn sweep(delta: &dyn Panels, v: MatRef<'_, f32>, w: MatMut<'_, f32>, scale: 
     let (group, panel) = panel_rows(m, n);
     let groups: Vec<_> = pieces(0..m, group).collect();
     let tasks: Vec<_> = groups.iter().cloned().zip(split_rows(w, &groups)).collect();
-    let sum = |(rows, mut w): (std::ops::Range<usize>, MatMut<'_, f32>)| -> Result<Mat<f32>> {
-        let mut z = Mat::zeros(n, v.ncols());
+    let v = by_rows(v);
+    let sum = |(rows, mut w): (Range<usize>, MatMut<'_, f32>)| -> Result<Mat<f32>> {
+        let mut z = Mat::zeros(n, w.ncols());
+        let mut product = Mat::zeros(w.ncols(), panel.min(rows.len()));
         for part in pieces(rows.clone(), panel) {
             let mut w = w.rb_mut().subrows_mut(part.start - rows.start, part.len());
+            let mut product = product.as_mut().subcols_mut(0, part.len()).transpose_mut();
             delta.visit(part, &mut |p| {
-                matmul(w.rb_mut(), Accum::Replace, p, v, scale, Par::Seq);
-                matmul(z.as_mut(), Accum::Add, p.transpose(), w.rb(), scale, Par::Seq);
+                matmul(product.rb_mut(), Accum::Replace, p, v.transpose(), scale, Par::Seq);
+                matmul(z.as_mut(), Accum::Add, p.transpose(), product.rb(), scale, Par::Seq);
+                w.copy_from(product.rb());
                 Ok(())
             })?;
         }
@@ -45,11 +55,14 @@ pub fn times(delta: &dyn Panels, v: MatRef<'_, f32>) -> Result<Mat<f32>> {
     let (m, n) = (delta.rows(), delta.cols());
     let panel = panel_rows(m, n).1;
     let mut out = Mat::zeros(m, v.ncols());
+    let v = by_rows(v);
     let parts: Vec<_> = pieces(0..m, panel).collect();
     let tasks: Vec<_> = parts.iter().cloned().zip(split_rows(out.as_mut(), &parts)).collect();
     tasks.into_par_iter().with_max_len(1).try_for_each(|(rows, mut out)| {
+        let mut product = Mat::zeros(out.ncols(), rows.len());
         delta.visit(rows, &mut |p| {
-            matmul(out.rb_mut(), Accum::Replace, p, v, 1.0, Par::Seq);
+            matmul(product.as_mut().transpose_mut(), Accum::Replace, p, v.transpose(), 1.0, Par::Seq);
+            out.copy_from(product.transpose());
             Ok(())
         })
     })?;
@@ -64,7 +77,7 @@ pub fn transpose_times(delta: &dyn Panels, u: MatRef<'_, f32>) -> Result<Mat<f32
     let (m, n) = (delta.rows(), delta.cols());
     let (group, panel) = panel_rows(m, n);
     let groups: Vec<_> = pieces(0..m, group).collect();
-    let sum = |rows: std::ops::Range<usize>| -> Result<Mat<f32>> {
+    let sum = |rows: Range<usize>| -> Result<Mat<f32>> {
         let mut z = Mat::zeros(n, u.ncols());
         for part in pieces(rows, panel) {
             let u = u.subrows(part.start, part.len());
@@ -77,6 +90,11 @@ pub fn transpose_times(delta: &dyn Panels, u: MatRef<'_, f32>) -> Result<Mat<f32
     };
     let sums = groups.into_par_iter().with_max_len(1).map(sum).collect::<Result<Vec<_>>>()?;
     Ok(add_all(sums))
+}
+
+/// The transpose of `v`, whose columns are the rows of `v` in one piece each.
+fn by_rows(v: MatRef<'_, f32>) -> Mat<f32> {
+    v.transpose().to_owned()
 }
 
 /// Adds the groups' sums in their order, columns in parallel.

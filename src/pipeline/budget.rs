@@ -1,5 +1,6 @@
 //! The byte budget: whoever is about to hold memory first takes a permit for it.
 
+use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
 
 /// A number of bytes that may be held at once.
@@ -23,15 +24,37 @@ impl Budget {
         Budget { total, free: Mutex::new(total), returned: Condvar::new() }
     }
 
-    /// Waits until `bytes` are free and takes them. A request above the total is cut to it, so that it cannot wait
-    /// for ever; the plan has refused what does not fit.
-    pub fn take(&self, bytes: u64) -> Permit<'_> {
-        let bytes = bytes.min(self.total);
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut free =
-            self.returned.wait_while(free, |free| *free < bytes).unwrap_or_else(PoisonError::into_inner);
-        *free -= bytes;
-        Permit { budget: self, bytes }
+    /// Bytes that no permit is out for.
+    pub fn free(&self) -> u64 {
+        *self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the first task of `queue` for which there is room, with a permit for the bytes that `size` tells of it, and waits
+    /// where there is room for none. None where the queue is empty.
+    ///
+    /// So a small task goes ahead where the next large one has to wait, and fills the memory beside the one in flight. A size
+    /// above the total is cut to it: the plan has refused what does not fit.
+    pub fn first_that_fits<T>(
+        &self,
+        queue: &Mutex<VecDeque<T>>,
+        size: impl Fn(&T) -> u64,
+    ) -> Option<(T, Permit<'_>)> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let mut tasks = queue.lock().unwrap_or_else(PoisonError::into_inner);
+            if tasks.is_empty() {
+                return None;
+            }
+            let size = |task: &T| size(task).min(self.total);
+            let fits = tasks.iter().position(|task| size(task) <= *free);
+            if let Some(task) = fits.and_then(|at| tasks.remove(at)) {
+                let bytes = size(&task);
+                *free -= bytes;
+                return Some((task, Permit { budget: self, bytes }));
+            }
+            drop(tasks);
+            free = self.returned.wait(free).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 }
 
@@ -65,12 +88,12 @@ mod tests {
     fn never_more_than_the_total_is_out() {
         use std::sync::atomic::{AtomicU64, Ordering};
         let (budget, out) = (Budget::new(100), AtomicU64::new(0));
+        let queue: VecDeque<u64> = [60, 50, 40, 30, 100, 7, 250].into_iter().cycle().take(1400).collect();
+        let queue = Mutex::new(queue);
         std::thread::scope(|scope| {
-            for size in [60, 50, 40, 30, 100, 7, 250] {
-                let (budget, out) = (&budget, &out);
-                scope.spawn(move || {
-                    for _ in 0..200 {
-                        let permit = budget.take(size);
+            for _ in 0..7 {
+                scope.spawn(|| {
+                    while let Some((_, permit)) = budget.first_that_fits(&queue, |size| *size) {
                         let now = out.fetch_add(permit.bytes, Ordering::SeqCst) + permit.bytes;
                         assert!(now <= 100, "{now} bytes are out");
                         out.fetch_sub(permit.bytes, Ordering::SeqCst);
@@ -79,5 +102,17 @@ mod tests {
             }
         });
         assert_eq!(*budget.free.lock().unwrap(), 100);
+    }
+
+    #[test]
+    fn a_small_task_goes_ahead_of_one_that_must_wait() {
+        let budget = Budget::new(100);
+        let queue = Mutex::new(VecDeque::from([70, 60, 20, 10]));
+        let next = || budget.first_that_fits(&queue, |size| *size).unwrap();
+        let (large, permit) = next();
+        let (small, _beside) = next();
+        assert_eq!((large, small), (70, 20));
+        drop(permit);
+        assert_eq!(next().0, 60);
     }
 }

@@ -25,6 +25,7 @@ mod renaming;
 mod resume;
 mod run;
 mod select;
+mod slab;
 mod split;
 mod status;
 mod summary;

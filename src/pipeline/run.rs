@@ -5,7 +5,7 @@
 //!    ▲ a permit for the module's bytes goes along, and returns when its shard is written
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -35,6 +35,16 @@ const WORKERS: usize = 4;
 enum Task<'a> {
     Module(&'a PlannedModule),
     Compare(&'a PlannedLeftover),
+}
+
+impl Task<'_> {
+    /// Bytes that it holds while it is worked on.
+    fn memory(&self) -> u64 {
+        match self {
+            Task::Module(module) => module.memory,
+            Task::Compare(planned) => planned.memory,
+        }
+    }
 }
 
 /// A unit whose first reading is done.
@@ -95,23 +105,21 @@ pub fn run(
         stop: AtomicBool::new(false),
         failure: Mutex::new(None),
     };
-    let tasks = remaining(plan, ledger, progress);
+    let tasks = Mutex::new(remaining(plan, ledger, progress).into());
     let mut times = BTreeMap::new();
     thread::scope(|scope| {
-        let (to_readers, from_plan) = bounded(0);
         let (to_workers, from_readers) = bounded(0);
         let (to_writer, from_workers) = bounded(1);
         let shared = &shared;
         for _ in 0..plan.threads.min(2) {
-            let (tasks, ready) = (from_plan.clone(), to_workers.clone());
-            scope.spawn(move || read(shared, &tasks, &ready));
+            let (tasks, ready) = (&tasks, to_workers.clone());
+            scope.spawn(move || read(shared, tasks, &ready));
         }
         for _ in 0..plan.threads.min(WORKERS) {
             let (ready, done) = (from_readers.clone(), to_writer.clone());
             scope.spawn(move || work(shared, &ready, &done));
         }
-        drop((from_plan, to_workers, from_readers, to_writer));
-        scope.spawn(move || tasks.into_iter().try_for_each(|task| to_readers.send(task)));
+        drop((to_workers, from_readers, to_writer));
         write(shared, ledger, &from_workers, log, &mut times);
     });
     match shared.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -133,24 +141,22 @@ fn remaining<'a>(plan: &'a Plan, ledger: &Ledger, progress: &dyn Progress) -> Ve
 
 type Sent<'a, T> = (T, Permit<'a>);
 
-/// Reader: takes a permit, brings the delta.
-fn read<'a>(shared: &'a Shared<'_>, tasks: &Receiver<Task<'a>>, ready: &Sender<Sent<'a, Ready<'a>>>) {
+/// Reader: takes a task and the permit for its memory, brings the delta.
+fn read<'a>(shared: &'a Shared<'_>, tasks: &Mutex<VecDeque<Task<'a>>>, ready: &Sender<Sent<'a, Ready<'a>>>) {
     let count = |bytes| shared.progress.read(bytes);
-    for task in tasks {
+    while let Some((task, permit)) = shared.budget.first_that_fits(tasks, Task::memory) {
         if shared.stopped() {
-            continue;
+            return;
         }
-        let (permit, result) = match task {
+        let result = match task {
             Task::Module(module) => {
-                let permit = shared.budget.take(module.memory);
                 let started = Instant::now();
                 let loaded = shared.pool.install(|| load(shared.inputs, module, shared.job, &count));
-                (permit, loaded.map(|loaded| Ready::Module(module, loaded, started)))
+                loaded.map(|loaded| Ready::Module(module, loaded, started))
             }
             Task::Compare(planned) => {
-                let permit = shared.budget.take(planned.memory);
                 let compared = shared.pool.install(|| compare(shared.inputs, &planned.leftover, &count));
-                (permit, compared.map(|(left_out, tensors)| Ready::Compared(left_out, tensors)))
+                compared.map(|(left_out, tensors)| Ready::Compared(left_out, tensors))
             }
         };
         match result {

@@ -6,6 +6,7 @@ use super::delta::{Difference, Half, Recomputed, Survey};
 use super::digests::digests;
 use super::options::{Extraction, FactorType};
 use super::plan::{Inputs, PlannedModule, request};
+use super::slab::Slab;
 use crate::adapter::Place;
 use crate::factorize::{self, Factors, Held, Panels};
 use crate::ledger::{ModuleRecord, Quality, ServedError, Side, Spectrum, TensorRecord};
@@ -24,7 +25,7 @@ pub const B: &str = "lora_B";
 /// A module whose delta is ready.
 pub struct Loaded {
     /// The delta in f32 where it is held.
-    pub held: Option<Held>,
+    pub held: Option<Held<Slab>>,
     /// What the first reading found out.
     pub survey: Survey,
 }
@@ -88,7 +89,7 @@ pub fn load(
     if !module.held {
         return Ok(Loaded { held: None, survey: difference.survey(None, read)? });
     }
-    let mut values = vec![0f32; m * n];
+    let mut values = Slab::zeroed(m * n)?;
     let survey = difference.survey(Some(&mut values), read)?;
     Ok(Loaded { held: Some(Held::new(m, n, values)?), survey })
 }
