@@ -54,6 +54,20 @@ pub(super) fn product(a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> Mat<f64> {
     out
 }
 
+/// Sum of squares in f64, in lanes so that it can be vectorized: the order depends on the length alone.
+pub fn square_sum(values: &[f32]) -> f64 {
+    const LANES: usize = 16;
+    let mut sums = [0f64; LANES];
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for chunk in whole {
+        for (sum, &v) in sums.iter_mut().zip(chunk) {
+            *sum += f64::from(v) * f64::from(v);
+        }
+    }
+    let rest: f64 = rest.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+    sums.iter().sum::<f64>() + rest
+}
+
 /// `mat` in f64.
 pub(super) fn widen(mat: MatRef<'_, f32>) -> Mat<f64> {
     let mut out = Mat::zeros(mat.nrows(), mat.ncols());

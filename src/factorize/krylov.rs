@@ -227,5 +227,6 @@ impl Basis {
 /// Appends the columns of `block`, within the capacity of `to`.
 fn append(to: &mut Mat<f32>, block: MatRef<'_, f32>) {
     let old = to.ncols();
-    to.resize_with(block.nrows(), old + block.ncols(), |i, j| block[(i, j - old)]);
+    to.resize_with(block.nrows(), old + block.ncols(), |_, _| 0.0);
+    to.as_mut().subcols_mut(old, block.ncols()).copy_from(block);
 }

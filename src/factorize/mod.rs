@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Result};
 
 pub use cost::{choose, flops, trial_product, workspace};
-pub use dense::{cross_gram, eigen};
+pub use dense::{cross_gram, eigen, square_sum};
 pub use held::Held;
 pub use measure::{Residual, residual, stored_error};
 pub use recompress::{Recompressed, product_norm2, recompress};

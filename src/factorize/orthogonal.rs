@@ -6,9 +6,10 @@
 //! eigenvalues and are replaced by fresh random ones.
 
 use faer::prelude::*;
-use faer::{Accum, ColMut};
+use faer::{Accum, ColRef};
+use rayon::prelude::*;
 
-use super::dense::{cross, cross_gram, eigen, multiply, narrow};
+use super::dense::{cross, cross_gram, eigen, multiply, narrow, square_sum};
 use super::random::Stream;
 use crate::Result;
 
@@ -89,22 +90,25 @@ fn project(basis: MatRef<'_, f32>, block: &mut Mat<f32>) {
     }
 }
 
-/// Scales the columns to unit length and returns their Gram matrix.
+/// Scales the columns to unit length, to f32, and returns their Gram matrix.
 fn unit_gram(block: &mut Mat<f32>) -> Mat<f64> {
-    for (j, norm) in norms(block).into_iter().enumerate() {
-        let scale = |column: ColMut<'_, f32>| {
-            column.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
-        };
+    block.as_mut().par_col_iter_mut().for_each(|column| {
+        let norm = norm(column.rb());
         if norm > 0.0 {
-            scale(block.col_mut(j));
+            // A reciprocal alone could overflow where the column is tiny.
+            let (half, rest) = (norm.sqrt().recip() as f32, (norm * norm.sqrt().recip()).recip() as f32);
+            column.iter_mut().for_each(|x| *x = *x * half * rest);
         }
-    }
+    });
     cross_gram(block.as_ref(), block.as_ref())
 }
 
 fn norms(block: &Mat<f32>) -> Vec<f64> {
-    let norm = |j| block.col_as_slice(j).iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-    (0..block.ncols()).map(norm).collect()
+    block.par_col_iter().map(norm).collect()
+}
+
+fn norm(column: ColRef<'_, f32>) -> f64 {
+    column.try_as_col_major().map_or(0.0, |column| square_sum(column.as_slice())).sqrt()
 }
 
 fn distance_from_identity(gram: MatRef<'_, f64>) -> f64 {

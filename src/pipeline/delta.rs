@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::digests::Hashers;
 use super::options::{NonFinite, RoundBase};
 use crate::checkpoint::{Checkpoint, Module, ModuleReader};
-use crate::factorize::Panels;
+use crate::factorize::{Panels, square_sum};
 use crate::ledger::{Side, TensorRecord};
 use crate::quant::round_to_bf16;
 use crate::{Error, Result};
@@ -261,20 +261,6 @@ impl<'a> Difference<'a> {
         }
         Ok(())
     }
-}
-
-/// Sum of squares in f64, in lanes so that it can be vectorized: the order depends on the length alone.
-pub fn square_sum(values: &[f32]) -> f64 {
-    const LANES: usize = 16;
-    let mut sums = [0f64; LANES];
-    let (whole, rest) = values.as_chunks::<LANES>();
-    for chunk in whole {
-        for (sum, &v) in sums.iter_mut().zip(chunk) {
-            *sum += f64::from(v) * f64::from(v);
-        }
-    }
-    let rest: f64 = rest.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
-    sums.iter().sum::<f64>() + rest
 }
 
 /// A difference that is computed anew at every visit, by at most `visitors` threads at once.

@@ -23,6 +23,7 @@ use super::options::Extraction;
 use super::plan::{Inputs, Plan, PlannedLeftover, PlannedModule};
 use super::progress::Progress;
 use super::resume::{Entry, Ledger};
+use super::slab::Slabs;
 use super::worker::{A, B, Finished, Loaded, finish, load};
 use crate::ledger::{LeftOut, TensorRecord, shard};
 use crate::quant::Stored;
@@ -65,6 +66,7 @@ struct Shared<'a> {
     job: &'a Extraction,
     pool: rayon::ThreadPool,
     budget: Budget,
+    slabs: Slabs,
     progress: &'a dyn Progress,
     stop: AtomicBool,
     failure: Mutex<Option<Error>>,
@@ -101,6 +103,7 @@ pub fn run(
         job,
         pool,
         budget: Budget::new(plan.budget),
+        slabs: Slabs::default(),
         progress,
         stop: AtomicBool::new(false),
         failure: Mutex::new(None),
@@ -148,10 +151,16 @@ fn read<'a>(shared: &'a Shared<'_>, tasks: &Mutex<VecDeque<Task<'a>>>, ready: &S
         if shared.stopped() {
             return;
         }
+        // Whoever obtains a slab makes room for it there.
+        if !matches!(task, Task::Module(module) if module.held) {
+            shared.slabs.trim(shared.budget.free());
+        }
         let result = match task {
             Task::Module(module) => {
                 let started = Instant::now();
-                let loaded = shared.pool.install(|| load(shared.inputs, module, shared.job, &count));
+                let slab = |values| shared.slabs.obtain(values, shared.budget.free());
+                let load = || load(shared.inputs, module, shared.job, &slab, &count);
+                let loaded = shared.pool.install(load);
                 loaded.map(|loaded| Ready::Module(module, loaded, started))
             }
             Task::Compare(planned) => {
@@ -176,7 +185,8 @@ fn work<'a>(shared: &'a Shared<'_>, ready: &Receiver<Sent<'a, Ready<'a>>>, done:
         let finished = match ready {
             Ready::Compared(left_out, tensors) => Ok(Done::Compared(left_out, tensors)),
             Ready::Module(module, loaded, started) => {
-                let factorize = || finish(shared.inputs, module, shared.job, loaded);
+                let spent = |slab| shared.slabs.give_back(slab);
+                let factorize = || finish(shared.inputs, module, shared.job, loaded, &spent);
                 let finished = shared.pool.install(factorize);
                 finished.map(|finished| Done::Module(Box::new(finished), started.elapsed()))
             }

@@ -74,7 +74,7 @@ pub fn half<'a>(side: Side, checkpoint: &'a crate::checkpoint::Checkpoint, name:
     }
 }
 
-/// Reads a module's delta for the first time, and holds it where the plan says so.
+/// Reads a module's delta for the first time, and holds it where the plan says so, in a `slab` of so many values.
 ///
 /// # Errors
 /// What reading and decoding met; a weight that is not finite.
@@ -82,6 +82,7 @@ pub fn load(
     inputs: &Inputs,
     module: &PlannedModule,
     job: &Extraction,
+    slab: &dyn Fn(usize) -> Result<Slab>,
     read: &(dyn Fn(u64) + Sync),
 ) -> Result<Loaded> {
     let difference = difference(inputs, module, job)?;
@@ -89,23 +90,30 @@ pub fn load(
     if !module.held {
         return Ok(Loaded { held: None, survey: difference.survey(None, read)? });
     }
-    let mut values = Slab::zeroed(m * n)?;
+    let mut values = slab(m * n)?;
     let survey = difference.survey(Some(&mut values), read)?;
     Ok(Loaded { held: Some(Held::new(m, n, values)?), survey })
 }
 
-/// Factorizes a loaded module, rounds its factors, and measures them.
+/// Factorizes a loaded module, rounds its factors, and measures them. The delta goes to `spent` when it is needed no more.
 ///
 /// # Errors
 /// What recomputing the delta met; factors that do not fit in the type they are stored in.
-pub fn finish(inputs: &Inputs, module: &PlannedModule, job: &Extraction, loaded: Loaded) -> Result<Finished> {
+pub fn finish(
+    inputs: &Inputs,
+    module: &PlannedModule,
+    job: &Extraction,
+    loaded: Loaded,
+    spent: &dyn Fn(Slab),
+) -> Result<Finished> {
     let Loaded { held, mut survey } = loaded;
     let anew = || Ok(Recomputed::new(difference(inputs, module, job)?, module.visitors));
-    let delta: Box<dyn Panels> = match held {
-        Some(held) => Box::new(held),
-        None => Box::new(anew()?),
+    let mut recomputed = None;
+    let delta: &dyn Panels = match &held {
+        Some(held) => held,
+        None => recomputed.insert(anew()?),
     };
-    let factors = factorize::factorize(&*delta, survey.norm2, &module.name, &request(job))?;
+    let factors = factorize::factorize(delta, survey.norm2, &module.name, &request(job))?;
     let spectrum = Spectrum {
         module: module.name.clone(),
         shape: module.shape,
@@ -113,7 +121,7 @@ pub fn finish(inputs: &Inputs, module: &PlannedModule, job: &Extraction, loaded:
         converged: factors.converged,
         singular_values: factors.singular_values.clone(),
     };
-    let (stored, quality) = store(&*delta, &factors, survey.norm2, job.deciding.dtype, &module.name)?;
+    let (stored, quality) = store(delta, &factors, survey.norm2, job.deciding.dtype, &module.name)?;
     let mut record = ModuleRecord {
         name: module.name.clone(),
         shape: module.shape,
@@ -126,7 +134,10 @@ pub fn finish(inputs: &Inputs, module: &PlannedModule, job: &Extraction, loaded:
         non_finite: survey.non_finite,
         blake3: String::new(),
     };
-    drop((factors, delta));
+    drop((factors, recomputed));
+    if let Some(held) = held {
+        spent(held.into_inner());
+    }
     if let Some(served) = &inputs.served {
         let served = half(Side::Served, served, &module.pair.name)?;
         survey.tensors.extend(digests(served, &|_| ())?);
