@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 pub use config::Config;
 pub use identity::{Change, FileIdentity, Identity};
 pub use module::{Module, PackedRows};
-pub use reader::ModuleReader;
+pub use reader::{MappedRows, ModuleReader};
 pub use window::Window;
 
 use self::faults::Faults;

@@ -33,18 +33,35 @@ impl<'a> ModuleReader<'a> {
         self.module
     }
 
-    /// Decodes `rows` into `out`, row-major, `rows.len() * in` values.
+    /// Whether the stored bytes are mapped as a whole: then short runs of rows cost far more than long ones.
+    pub fn is_kept(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// Maps `rows`, to be decoded in pieces.
     ///
     /// # Errors
-    /// As [`Checkpoint::read`] and [`Dequantize::dequantize`](crate::quant::Dequantize::dequantize).
+    /// As [`Checkpoint::read`].
+    ///
+    /// # Panics
+    /// If the rows are not the module's.
+    pub fn rows(&self, rows: Range<usize>) -> Result<MappedRows<'_>> {
+        let own = match &self.kept {
+            Some(_) => None,
+            None => Some(self.module.read(self.checkpoint, rows).map_err(|e| self.at(e))?),
+        };
+        Ok(MappedRows { reader: self, own })
+    }
+
+    /// Maps and decodes `rows` into `out`, row-major, `rows.len() * in` values.
+    ///
+    /// # Errors
+    /// As [`rows`](Self::rows) and [`MappedRows::decode`].
     ///
     /// # Panics
     /// If the rows are not the module's, or `out` is of another length.
     pub fn panel(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        match &self.kept {
-            None => self.module.panel(self.checkpoint, rows, out),
-            Some(kept) => kept.decode_some(rows, out).map_err(|e| self.at(e)),
-        }
+        self.rows(rows.clone())?.decode(rows, out)
     }
 
     /// The same in f64.
@@ -55,13 +72,47 @@ impl<'a> ModuleReader<'a> {
     /// # Panics
     /// As [`panel`](Self::panel).
     pub fn panel_f64(&self, rows: Range<usize>, out: &mut [f64]) -> Result<()> {
-        match &self.kept {
-            None => self.module.panel_f64(self.checkpoint, rows, out),
-            Some(kept) => kept.decode_some_f64(rows, out).map_err(|e| self.at(e)),
-        }
+        self.rows(rows.clone())?.decode_f64(rows, out)
     }
 
     fn at(&self, error: Error) -> Error {
         error.path(self.checkpoint.path(self.module.tensors()[0].file))
+    }
+}
+
+/// Mapped rows of a module that is being read.
+#[derive(Debug)]
+pub struct MappedRows<'a> {
+    reader: &'a ModuleReader<'a>,
+    /// None where the reader keeps them.
+    own: Option<PackedRows>,
+}
+
+impl MappedRows<'_> {
+    fn packed(&self) -> Result<&PackedRows> {
+        let packed = self.own.as_ref().or(self.reader.kept.as_ref());
+        packed.ok_or_else(|| Error::unexpected("rows are neither mapped nor kept"))
+    }
+
+    /// Decodes `some` of the rows into `out`, row-major, `some.len() * in` values.
+    ///
+    /// # Errors
+    /// As [`Dequantize::dequantize`](crate::quant::Dequantize::dequantize).
+    ///
+    /// # Panics
+    /// If the rows are not among those that were mapped, or `out` is of another length.
+    pub fn decode(&self, some: Range<usize>, out: &mut [f32]) -> Result<()> {
+        self.packed()?.decode_some(some, out).map_err(|e| self.reader.at(e))
+    }
+
+    /// The same in f64.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    ///
+    /// # Panics
+    /// As [`decode`](Self::decode).
+    pub fn decode_f64(&self, some: Range<usize>, out: &mut [f64]) -> Result<()> {
+        self.packed()?.decode_some_f64(some, out).map_err(|e| self.reader.at(e))
     }
 }

@@ -29,6 +29,16 @@ impl Budget {
         *self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits until `bytes` are free and takes them; what is above the total is cut to it.
+    pub fn take(&self, bytes: u64) -> Permit<'_> {
+        let bytes = bytes.min(self.total);
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free =
+            self.returned.wait_while(free, |free| *free < bytes).unwrap_or_else(PoisonError::into_inner);
+        *free -= bytes;
+        Permit { budget: self, bytes }
+    }
+
     /// Takes the first task of `queue` for which there is room, with a permit for the bytes that `size` tells of it, and waits
     /// where there is room for none. None where the queue is empty.
     ///

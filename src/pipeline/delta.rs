@@ -10,15 +10,18 @@ use rayon::prelude::*;
 
 use super::digests::Hashers;
 use super::options::{NonFinite, RoundBase};
-use crate::checkpoint::{Checkpoint, Module, ModuleReader};
+use crate::checkpoint::{Checkpoint, MappedRows, Module, ModuleReader};
 use crate::factorize::{Panels, square_sum};
 use crate::ledger::{Side, TensorRecord};
 use crate::quant::round_to_bf16;
 use crate::{Error, Result};
 
-/// Elements in a slice: what one thread decodes and subtracts at a time. A slice's bytes are the most of a mapped
-/// file that one thread keeps resident.
-const SLICE: usize = 1 << 18;
+/// Elements in a slice: what one thread maps at a time. A slice's bytes are the most of a mapped file that one thread keeps
+/// resident.
+const SLICE: usize = 1 << 19;
+
+/// Elements that are decoded, subtracted and added up together.
+const PIECE: usize = 1 << 14;
 
 /// Slices that are decoded between two pieces of hashing.
 const SLICES: usize = 16;
@@ -83,6 +86,14 @@ struct Sums {
     non_finite: u64,
 }
 
+impl Sums {
+    fn add(&mut self, other: Sums) {
+        self.norm2 += other.norm2;
+        self.base_norm2 += other.base_norm2;
+        self.non_finite += other.non_finite;
+    }
+}
+
 /// Buffers of one thread.
 #[derive(Default)]
 struct Scratch {
@@ -127,17 +138,39 @@ impl<'a> Difference<'a> {
         slice_rows(self.cols())
     }
 
-    /// Decodes, subtracts and adds up `rows`, no more than a slice, into `out`.
+    /// Decodes, subtracts and adds up `rows`, no more than a slice, into `out`, in pieces that stay in the cache.
     fn slice(&self, rows: Range<usize>, out: &mut [f32], scratch: &mut Scratch) -> Result<Sums> {
         let [base, tuned] = &self.readers;
-        let wide = base.module().weight().is_wide() || tuned.module().weight().is_wide();
+        let (base, tuned) = (base.rows(rows.clone())?, tuned.rows(rows.clone())?);
+        let step = self.piece_rows();
+        let mut total = Sums::default();
+        for (out, start) in out.chunks_mut((step * self.cols()).max(1)).zip(rows.clone().step_by(step)) {
+            total.add(self.piece([&base, &tuned], start..(start + step).min(rows.end), out, scratch)?);
+        }
+        Ok(total)
+    }
+
+    /// Rows of a piece: few, but for formats of which single rows are dear.
+    fn piece_rows(&self) -> usize {
+        let dear = self.readers.iter().any(ModuleReader::is_kept);
+        if dear { self.slice_rows() } else { (PIECE / self.cols().max(1)).max(1) }
+    }
+
+    fn piece(
+        &self,
+        [base, tuned]: [&MappedRows<'_>; 2],
+        rows: Range<usize>,
+        out: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<Sums> {
+        let wide = self.readers.iter().any(|reader| reader.module().weight().is_wide());
         let mut base_norm2 = 0.0;
         if wide {
             let [b, t] = &mut scratch.wide;
             b.resize(out.len(), 0.0);
             t.resize(out.len(), 0.0);
-            base.panel_f64(rows.clone(), b)?;
-            tuned.panel_f64(rows.clone(), t)?;
+            base.decode_f64(rows.clone(), b)?;
+            tuned.decode_f64(rows.clone(), t)?;
             if self.round_base == RoundBase::Bf16 {
                 b.iter_mut().for_each(|b| *b = half::bf16::from_f64(*b).to_f64());
             }
@@ -148,8 +181,8 @@ impl<'a> Difference<'a> {
         } else {
             let b = &mut scratch.narrow;
             b.resize(out.len(), 0.0);
-            base.panel(rows.clone(), b)?;
-            tuned.panel(rows.clone(), out)?;
+            base.decode(rows.clone(), b)?;
+            tuned.decode(rows.clone(), out)?;
             if self.round_base == RoundBase::Bf16 {
                 round_to_bf16(b);
             }
@@ -183,7 +216,9 @@ impl<'a> Difference<'a> {
     fn not_finite(&self, row: usize, col: usize) -> Error {
         let mut values = vec![0f64; self.cols()];
         for (half, reader) in [self.base, self.tuned].iter().zip(&self.readers) {
-            if let Err(e) = reader.panel_f64(row..row + 1, &mut values) {
+            let read =
+                reader.rows(row..row + 1).and_then(|mapped| mapped.decode_f64(row..row + 1, &mut values));
+            if let Err(e) = read {
                 return e;
             }
             if !values[col].is_finite() {
@@ -215,9 +250,7 @@ impl<'a> Difference<'a> {
             let (hashed, sums) = rayon::join(|| hashers.advance(chunk + 1, chunks, read), decode);
             hashed?;
             for sum in sums? {
-                total.norm2 += sum.norm2;
-                total.base_norm2 += sum.base_norm2;
-                total.non_finite += sum.non_finite;
+                total.add(sum);
             }
         }
         Ok(Survey {
