@@ -135,11 +135,14 @@ impl Checkpoint {
         let config = faults.take(Config::load(source.folder()))?.unwrap_or_default();
         let types: Vec<&str> =
             [config.model_type(), config.text_model_type()].into_iter().flatten().collect();
-        let experts = Experts::of(&types, config.hidden_size());
-        let scheme = Scheme::with_experts(config.quantization(), experts).map_err(|e| e.path(source.path()));
-        let known = faults.take(scheme)?;
+        let scheme = |declared| Scheme::with_experts(declared, Experts::of(&types, config.hidden_size()));
+        let known = faults.take(scheme(config.quantization()).map_err(|e| e.path(source.path())))?;
         let unknown = known.is_none();
-        let mut opened = Self::gather(&source, &layout, config, known.unwrap_or_default(), faults)?;
+        let scheme = match known {
+            Some(known) => known,
+            None => scheme(None)?,
+        };
+        let mut opened = Self::gather(&source, &layout, config, scheme, faults)?;
         // Under a scheme that is not read, nothing more is to be said of each of its weights.
         let mut ignored = Faults::Keep(Vec::new());
         let faults = if unknown { &mut ignored } else { faults };
