@@ -17,8 +17,7 @@ use super::thresholds::Thresholds;
 use super::walk::{in_order, panel_bytes, panels, piece_rows, threads_within};
 use crate::adapter::{PeftAdapter, WEIGHTS};
 use crate::checkpoint::{self, Checkpoint, Module, PackedRows, Tensor};
-use crate::ledger::Source;
-use crate::pipeline::{Progress, Renaming, Running, Selection};
+use crate::pipeline::{Progress, Renaming, Running, Selection, source};
 use crate::{Error, Result};
 
 /// What the process takes beside its threads, but for what is known of each tensor.
@@ -99,14 +98,6 @@ fn open(spec: &str) -> Result<Checkpoint> {
             Checkpoint::open_file(&found.join(WEIGHTS))
         }
         _ => Checkpoint::open(spec),
-    }
-}
-
-fn source(name: &str, checkpoint: &Checkpoint) -> Source {
-    Source {
-        name: name.to_owned(),
-        model_type: checkpoint.config().model_type().map(str::to_owned),
-        scheme: checkpoint.scheme().label(),
     }
 }
 

@@ -1,5 +1,5 @@
-//! `autopsy.json`: the statistics of every tensor, and what is wrong with it. The same checkpoints and options give the same bytes:
-//! no times, threads or budgets stand here.
+//! `autopsy.json`: the statistics of every tensor, and what is wrong with it. The same checkpoints and options give the same bytes,
+//! wherever they lie: no times, threads, budgets or folders on the way stand here.
 
 use std::collections::BTreeMap;
 use std::fmt;

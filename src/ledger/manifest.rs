@@ -65,7 +65,7 @@ pub struct Manifest {
 /// A checkpoint, in few words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
-    /// As given on the command line.
+    /// As given on the command line; of a path the last part.
     pub name: String,
     /// The config's `model_type`.
     pub model_type: Option<String>,
