@@ -422,6 +422,91 @@ fn an_adapter_is_looked_at_too() {
 }
 
 #[test]
+fn gguf_is_looked_at_as_transformers_reads_it() {
+    for (name, tensors, quantized) in [("llama", 12, 5), ("qwen2", 14, 5)] {
+        let path =
+            |end: &str| format!("{}/tests/fixtures/gguf_models/{name}.{end}", env!("CARGO_MANIFEST_DIR"));
+        let job = Examination { against: Some(path("safetensors")), ..examination(&path("gguf")) };
+        let found = look(&job);
+        assert_eq!(found.tensors.len(), tensors, "{name}");
+        assert_eq!(found.tensors.iter().filter(|tensor| tensor.quantized).count(), quantized, "{name}");
+        assert_eq!(found.left_out, [], "{name}");
+        assert!(found.checkpoint.scheme.starts_with("GGUF"), "{name}");
+        let expected = read_file(Path::new(&path("safetensors")));
+        for looked_at in &found.tensors {
+            let stored =
+                expected.iter().find(|t| t.name.trim_end_matches(".weight") == looked_at.name).unwrap();
+            let numbers = values(stored);
+            let (n, statistics) = (numbers.len() as f64, &looked_at.statistics);
+            let mean = numbers.iter().sum::<f64>() / n;
+            let std = (numbers.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt();
+            assert_eq!((statistics.count, &looked_at.shape), (numbers.len() as u64, &stored.shape));
+            assert!(
+                (statistics.mean - mean).abs() < 1e-9 && (statistics.std - std).abs() < 1e-9,
+                "{stored:?}"
+            );
+            let comparison = looked_at.comparison.as_ref().unwrap();
+            assert_eq!(comparison.largest_difference, 0.0, "{name}: {}", looked_at.name);
+        }
+    }
+}
+
+/// Three experts of a layer in stacks, `[E, 2I, H]` and `[E, H, I]`, or both transposed, or each projection singly.
+fn experts(home: &Path, stored: &str) -> String {
+    const E: usize = 3;
+    const H: usize = 64;
+    const I: usize = 32;
+    let part = |seed: usize| -> Vec<f32> { noise(seed as u64, H * I).iter().map(|v| v * 0.05).collect() };
+    let turn = |values: Vec<f32>, [rows, columns]: [usize; 2]| -> Vec<f32> {
+        match stored {
+            "turned" => (0..values.len()).map(|at| values[at % rows * columns + at / rows]).collect(),
+            _ => values,
+        }
+    };
+    let path = "model.layers.0.mlp.experts";
+    let gate_up = |e: usize| turn([part(3 * e), part(3 * e + 1)].concat(), [2 * I, H]);
+    let stack = |name: &str, [rows, columns]: [usize; 2], values: Vec<f32>| {
+        let sides = if stored == "turned" { [columns, rows] } else { [rows, columns] };
+        Tensor::bf16(&format!("{path}.{name}"), &[E, sides[0], sides[1]], &values)
+    };
+    let tensors = match stored {
+        "singly" => (0..3 * E)
+            .map(|at| {
+                let (name, shape) =
+                    [("gate_proj", [I, H]), ("up_proj", [I, H]), ("down_proj", [H, I])][at % 3];
+                Tensor::bf16(&format!("{path}.{}.{name}.weight", at / 3), &shape, &part(at))
+            })
+            .collect(),
+        _ => vec![
+            stack("gate_up_proj", [2 * I, H], (0..E).flat_map(gate_up).collect()),
+            stack("down_proj", [H, I], (0..E).flat_map(|e| turn(part(3 * e + 2), [H, I])).collect()),
+        ],
+    };
+    let config = serde_json::json!({"model_type": "qwen3_moe", "hidden_size": H});
+    text(&write(&home.join(stored), &tensors, &config))
+}
+
+#[test]
+fn experts_are_looked_at_one_by_one_however_they_are_stored() {
+    let home = tempdir().unwrap();
+    let [singly, stacked, turned] =
+        ["singly", "stacked", "turned"].map(|stored| experts(home.path(), stored));
+    let want = look(&examination(&singly));
+    assert_eq!((want.tensors.len(), want.total.errors), (9, 0));
+    for stacks in [stacked, turned] {
+        let found = look(&Examination { against: Some(singly.clone()), ..examination(&stacks) });
+        assert_eq!((found.left_out.len(), found.total.errors, found.total.elements), (0, 0, 9 * 64 * 32));
+        assert_eq!(found.total.comparison.unwrap().relative_error, Some(0.0));
+        for (got, want) in found.tensors.iter().zip(&want.tensors) {
+            assert_eq!((&got.name, got.role, &got.shape), (&want.name, want.role, &want.shape));
+            let (got, want) = (&got.statistics, &want.statistics);
+            assert_eq!((got.min, got.max, got.zeros), (want.min, want.max, want.zeros));
+            assert!((got.mean - want.mean).abs() < 1e-12 && (got.std - want.std).abs() < 1e-12, "{got:?}");
+        }
+    }
+}
+
+#[test]
 fn patterns_select() {
     let job = Examination { include: vec!["q_proj".into(), "norm".into()], ..examination(&data("base")) };
     let names: Vec<String> = look(&job).tensors.into_iter().map(|tensor| tensor.name).collect();

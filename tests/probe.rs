@@ -185,6 +185,39 @@ fn experts_and_layers_are_ranges_with_their_gaps() {
 }
 
 #[test]
+fn experts_of_a_stack_are_shown_as_modules() {
+    let home = tempdir().unwrap();
+    let path = "model.layers.0.mlp.experts";
+    let tensors = [("gate_up_proj", [3, 64, 64], 3 * 64 * 64), ("down_proj", [3, 64, 32], 3 * 64 * 32)]
+        .map(|(name, shape, count)| Tensor::bf16(&format!("{path}.{name}"), &shape, &noise(1, count)));
+    let config = json!({"model_type": "qwen3_moe", "hidden_size": 64});
+    let found = probed(&text(&write(home.path(), &tensors, &config)), 0);
+    let groups: Vec<(&str, u64)> = found["groups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|group| (group["name"].as_str().unwrap(), group["tensors"].as_u64().unwrap()))
+        .collect();
+    let names = ["down_proj", "gate_proj", "up_proj"].map(|name| format!("{path}.0-2.{name}"));
+    assert_eq!(groups, names.each_ref().map(|name| (name.as_str(), 3)));
+    assert_eq!((&found["values"], &found["findings"]), (&json!(3 * 64 * 96), &json!([])));
+}
+
+#[test]
+fn gguf_is_shown_under_the_names_of_transformers() {
+    let path = format!("{}/tests/fixtures/gguf_models/qwen2.gguf", env!("CARGO_MANIFEST_DIR"));
+    let ended = probe(&[&path]).code(0);
+    for words in
+        ["qwen2, GGUF (F16, BF16, Q4_0, Q5_1, Q8_0): 10144 values", "model.layers.0.mlp.down_proj", "32 x 64"]
+    {
+        assert!(ended.stdout.contains(words), "no '{words}' in {}", ended.stdout);
+    }
+    let found = probed(&path, 0);
+    assert_eq!((&found["values"], &found["findings"]), (&json!(10_144), &json!([])));
+    assert_eq!(found["groups"].as_array().unwrap().len(), 14);
+}
+
+#[test]
 fn hundreds_of_gigabytes_are_probed_by_their_headers() {
     // 1000 tensors in 10 files of 70 GB each, sparse: nothing but the headers is on the disk, or read.
     let home = tempdir().unwrap();
