@@ -618,3 +618,25 @@ fn the_command_tells_what_the_page_says() {
     nothing.says("nothing to report on: the folder has none of extraction.json").says("hint: ");
     run(trephine().arg("report")).code(2);
 }
+
+#[test]
+fn only_a_report_is_replaced() {
+    let home = tempdir().unwrap();
+    let at = |name: &str| home.path().join(name);
+    let to = |out: &Path| run(trephine().arg("report").arg(&adapters()[0]).arg("--out").arg(out));
+    fs::write(at("model.safetensors"), "years of work").unwrap();
+    fs::write(at("other.html"), "<!DOCTYPE html><title>Mine</title>").unwrap();
+    fs::create_dir(at("folder")).unwrap();
+    for name in ["model.safetensors", "other.html"] {
+        to(&at(name)).code(2).says("is no report").says("hint: give another --out");
+    }
+    to(&at("folder")).code(2).says("this is a folder").says("hint: ");
+    to(&at("model.safetensors/page.html")).code(2).says("a file is in its place").says("hint: ");
+    to(Path::new("/dev/null")).code(2).says("to be a regular file");
+    assert_eq!(fs::read_to_string(at("model.safetensors")).unwrap(), "years of work");
+    fs::write(at("empty.html"), "").unwrap();
+    for _ in 0..2 {
+        to(&at("empty.html")).code(0);
+    }
+    assert!(fs::read_to_string(at("empty.html")).unwrap().contains("<title>Trephine report: "));
+}

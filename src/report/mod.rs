@@ -20,12 +20,14 @@ mod words;
 
 pub use summary::{AdapterSummary, AnalysisSummary, AutopsySummary, Remaining, ServedSummary, Summary};
 
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use self::draw::Picture;
 use self::tables::Tables;
-use crate::Result;
 use crate::ledger::{durable, folder};
+use crate::{Error, Result};
 
 /// What to draw from, and where to.
 #[derive(Clone, Debug)]
@@ -53,7 +55,9 @@ pub struct Reported {
 ///
 /// # Errors
 /// A folder with none of the tables, a table that cannot be read or that another version wrote, a failing disk.
+/// [`Kind::Decide`](crate::Kind::Decide) where something stands in the page's place that is no report.
 pub fn report(job: &Report) -> Result<Reported> {
+    refuse_foreign(&job.out)?;
     let tables = Tables::read(&job.folders)?;
     let (summary, figures) = (Summary::of(&tables), figures::all(&tables));
     let pictures =
@@ -74,6 +78,28 @@ pub fn report(job: &Report) -> Result<Reported> {
         }
     }
     Ok(Reported { summary, bytes, plots })
+}
+
+/// An earlier report is replaced, and an empty file; a slip such as `--out adapter_model.safetensors` must cost nothing.
+fn refuse_foreign(out: &Path) -> Result<()> {
+    let refused =
+        |what: &str| Err(Error::decide(what).path(out).hint("give another --out; nothing was touched"));
+    match fs::metadata(out) {
+        Err(_) => return Ok(()),
+        Ok(data) if data.is_dir() => return refused("the page is to be a file, and this is a folder"),
+        Ok(data) if !data.is_file() => return refused("the page is to be a regular file, and this is none"),
+        Ok(_) => {}
+    }
+    let mut start = Vec::new();
+    match File::open(out).and_then(|file| file.take(1024).read_to_end(&mut start)) {
+        Err(e) => Err(Error::decide("the file in the page's place cannot be read")
+            .path(out)
+            .because(e)
+            .hint("give another --out")),
+        Ok(0) => Ok(()),
+        Ok(_) if page::is_page(&start) => Ok(()),
+        Ok(_) => refused("the file in the page's place is no report"),
+    }
 }
 
 fn write(path: &Path, text: &str) -> Result<u64> {

@@ -11,6 +11,15 @@ use super::tables::Tables;
 /// Nothing may be loaded from anywhere; only the page's own style counts.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 
+/// What every page's title begins with.
+const TITLE: &str = "Trephine report: ";
+
+/// Whether the `start` of a file is that of a page.
+pub fn is_page(start: &[u8]) -> bool {
+    let start = String::from_utf8_lossy(start);
+    start.starts_with("<!DOCTYPE html>") && start.contains(&format!("<title>{TITLE}"))
+}
+
 /// The whole page.
 pub fn page(tables: &Tables, summary: &Summary, figures: &[Figure], pictures: &[Vec<Picture>]) -> String {
     let title = tables.read.iter().map(|(label, _)| label.as_str()).collect::<Vec<_>>().join(", ");
@@ -23,7 +32,7 @@ pub fn page(tables: &Tables, summary: &Summary, figures: &[Figure], pictures: &[
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
                 // No icon: a browser would ask for one otherwise.
-                title { "Trephine report: " (title) }
+                title { (TITLE) (title) }
                 style { (PreEscaped(style())) }
             }
             body {
