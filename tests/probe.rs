@@ -39,6 +39,7 @@ fn a_checkpoint_in_few_lines() {
     let ended = probe(&[&data("base-fp8")]).code(0);
     for words in [
         "qwen3, block FP8 (128 x 128): ",
+        ", 1 file\n",
         "quantized weights, F8_E4M3",
         "dense weights, BF16",
         "model.layers.0-2.mlp.up_proj",

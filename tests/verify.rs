@@ -76,7 +76,7 @@ fn the_command_ends_with_4_and_names_the_file() {
         ended.stdout
     );
     flip(&out.join("adapter_model.safetensors"), 1000);
-    let ended = verified(&out, &[]).code(4).says("verification found 1 failures");
+    let ended = verified(&out, &[]).code(4).says("verification found 1 failure:");
     assert!(ended.stdout.contains("\"adapter_model.safetensors\" has the BLAKE3"), "{}", ended.stdout);
     let ended = verified(&out, &["--json"]).code(4);
     let json: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
@@ -90,14 +90,20 @@ fn the_command_ends_with_4_and_names_the_file() {
 fn any_folder_with_checksums_can_be_verified() {
     let home = tempdir().unwrap();
     let folder = home.path().join("a model");
+    verified(&folder, &[]).code(3).says("no such folder").says("hint: ");
     fs::create_dir_all(folder.join("sub")).unwrap();
     fs::write(folder.join("sub/größe.bin"), "bytes").unwrap();
+    verified(&folder.join("sub/größe.bin"), &[]).code(3).says("this is a file, not a folder").says("hint: ");
     fs::write(folder.join("empty"), "").unwrap();
     verified(&folder, &[]).code(3).says("the folder has no B3SUMS");
     let files = contents(&folder).into_iter().filter(|(name, _)| !name.ends_with('/'));
     let files = files.map(|(name, bytes)| (name, blake3::hash(&bytes))).collect();
     checksums::write(&folder, &files).unwrap();
     verified(&folder, &[]).code(0);
+    run(trephine().arg("status").arg(&folder))
+        .code(2)
+        .says("checksums, but no run's")
+        .says("hint: give the folder");
     let slash = format!("{}/", folder.display());
     verified(Path::new(&slash), &[]).code(0);
     fs::write(folder.join("more"), "").unwrap();
@@ -106,6 +112,9 @@ fn any_folder_with_checksums_can_be_verified() {
     fs::write(folder.join("sub/größe.bin"), "Bytes").unwrap();
     verified(&folder, &[]).code(4);
     verified(&home.path().join("nowhere"), &[]).code(3);
+    fs::write(folder.join("extraction.json"), "{").unwrap();
+    let ended = verified(&folder, &["--base", &data("base"), "--tuned", &data("tuned")]).code(3);
+    ended.says("the manifest cannot be read").says("hint: check the folder alone");
 }
 
 #[test]

@@ -55,9 +55,9 @@ fn single(path: &Path) -> Result<Source> {
             Err(Error::input("this is not a checkpoint").path(path).hint("give the folder that it lies in"))
         }
         Some(end) => Err(foreign(path, end)),
-        None => Err(Error::input("this is not a .safetensors file")
+        None => Err(Error::input("this is neither a .safetensors nor a .gguf file")
             .path(path)
-            .hint("give a folder or a .safetensors file")),
+            .hint("give a folder, or a .safetensors or .gguf file")),
     }
 }
 

@@ -20,7 +20,7 @@ use super::{print, print_json, size, threads};
 /// rank does the noise leave room for? A run that was stopped goes on when the same command is given again.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The unquantized base: a folder, a .safetensors file, or a name in the Hugging Face cache
+    /// The unquantized base: a folder, a .safetensors or .gguf file, or a name in the Hugging Face cache
     #[arg(long, value_name = "CHECKPOINT")]
     base: String,
     /// The quantized base

@@ -79,9 +79,9 @@ fn adapter(arguments: &Arguments) -> Result<ExitCode> {
 
 fn show(found: &Probe) -> String {
     let model = found.model_type.as_deref().unwrap_or("unknown model");
-    let (files, bytes) = (found.files, size::show(found.bytes));
-    let mut text =
-        format!("{model}, {}: {} values in {bytes}, {files} files\n\n", found.scheme, found.values);
+    let files = if found.files == 1 { "1 file".to_owned() } else { format!("{} files", found.files) };
+    let bytes = size::show(found.bytes);
+    let mut text = format!("{model}, {}: {} values in {bytes}, {files}\n\n", found.scheme, found.values);
     let mut rows = table(["stored as", "tensors", "values", "size"]);
     for kind in &found.kinds {
         rows.add_row([

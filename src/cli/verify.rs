@@ -51,6 +51,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     match verification.failures() {
         0 => Ok(ExitCode::SUCCESS),
+        1 => Err(Error::found("verification found 1 failure").path(&arguments.folder)),
         count => Err(Error::found(format!("verification found {count} failures")).path(&arguments.folder)),
     }
 }

@@ -47,6 +47,10 @@ impl Checksums {
     pub fn read(folder: &Path) -> Result<Checksums> {
         let path = folder.join(B3SUMS);
         let failed = |e: io::Error| match e.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory if !folder.is_dir() => {
+                let what = if folder.exists() { "this is a file, not a folder" } else { "no such folder" };
+                Error::input(what).path(folder).hint("give a folder with a B3SUMS, as a command's --out is")
+            }
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
                 Error::input("the folder has no B3SUMS")
                     .path(folder)

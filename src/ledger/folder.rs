@@ -20,10 +20,26 @@ pub fn create(path: &Path) -> Result<()> {
     match fs::create_dir(path) {
         // Somebody else was quicker: as good.
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
-        Err(e) => return Err(Error::unexpected("cannot create the folder").path(path).because(e)),
+        Err(e) => return Err(not_created(path, e)),
         Ok(()) => {}
     }
     sync(parent)
+}
+
+/// A file in the way is for the user to decide on; all else is the file system's.
+fn not_created(path: &Path, e: io::Error) -> Error {
+    match e.kind() {
+        io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
+            Error::decide("cannot create the folder, for a file is in its place")
+                .path(path)
+                .because(e)
+                .hint("give another folder, or move the file away")
+        }
+        _ => Error::unexpected("cannot create the folder")
+            .path(path)
+            .because(e)
+            .hint("give a folder in a place that you may write to"),
+    }
 }
 
 /// Puts a folder's entries (what was created, renamed or removed in it) on the disk.
@@ -54,7 +70,10 @@ pub fn refuse_foreign(out: &Path, marks: &[&str], files: &[&str], always: &[&str
     let entries = match fs::read_dir(out) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(Error::decide("the output folder cannot be read").path(out).because(e)),
+        Err(e) => {
+            let error = Error::decide("the output folder cannot be read").path(out).because(e);
+            return Err(error.hint("give another --out: a folder that is new, empty or of an earlier run"));
+        }
     };
     let mut names: Vec<String> =
         entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
@@ -90,6 +109,7 @@ pub fn free_space(path: &Path) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Kind;
 
     #[test]
     fn folders_are_created_with_all_that_is_missing_above() {
@@ -100,7 +120,11 @@ mod tests {
         create(&deep).unwrap();
         assert!(deep.is_dir());
         fs::write(home.path().join("file"), "").unwrap();
-        assert!(create(&home.path().join("file")).is_err());
+        for place in ["file", "file/below"] {
+            let error = create(&home.path().join(place)).unwrap_err();
+            assert_eq!(error.kind(), Kind::Decide, "{error}");
+            assert!(error.cure().is_some(), "{error}");
+        }
         assert_eq!(parent(Path::new("name")), Path::new("."));
     }
 }

@@ -177,8 +177,10 @@ fn read_manifest(folder: &Path) -> Result<Manifest> {
         let hint = "checkpoints can only be held against an adapter that Trephine has extracted";
         Error::input("the folder has no manifest").path(&path).because(e).hint(hint)
     })?;
-    serde_json::from_str(&text)
-        .map_err(|e| Error::input("the manifest cannot be read").path(&path).because(e))
+    serde_json::from_str(&text).map_err(|e| {
+        let hint = "check the folder alone, without --base and --tuned, for what was damaged";
+        Error::input("the manifest cannot be read").path(&path).because(e).hint(hint)
+    })
 }
 
 fn check_rules(folder: &Path, found: &mut Vec<Mismatch>) {

@@ -47,8 +47,12 @@ pub fn whole(out: &Path) -> Result<Manifest> {
 /// None, or one that cannot be read.
 pub fn manifest(out: &Path) -> Result<Manifest> {
     let path = out.join(MANIFEST);
-    let text = fs::read_to_string(&path)
-        .map_err(|e| Error::decide("the folder holds checksums, but no run's").path(&path).because(e))?;
+    let text = fs::read_to_string(&path).map_err(|e| {
+        Error::decide("the folder holds checksums, but no run's")
+            .path(&path)
+            .because(e)
+            .hint("give the folder that --out of `trephine extract` named")
+    })?;
     serde_json::from_str(&text).map_err(|e| {
         Error::input("the manifest of the finished run cannot be read")
             .path(&path)
