@@ -370,3 +370,26 @@ fn the_base_is_as_it_was() {
     let ended = common::run(command.args(["--out", "base/adapter", "--rank", "2"])).code(0);
     assert!(ended.stdout.contains("was already done"), "{}", ended.stdout);
 }
+
+#[test]
+fn a_file_of_another_kind_is_told_what_would_do() {
+    let home = tempdir().unwrap();
+    let file = home.path().join("model");
+    fs::write(&file, "words").unwrap();
+    let ended = extract_with(&text(&file), &data("tuned"), &home.path().join("out"), &["--rank", "4"]);
+    ended
+        .code(3)
+        .says("neither a .safetensors nor a .gguf file")
+        .says("hint: give a folder, or a .safetensors or .gguf");
+}
+
+#[test]
+fn a_part_that_is_none_is_told_how_one_is_written() {
+    let home = tempdir().unwrap();
+    for (part, words) in
+        [("x", "write it as 3/16"), ("5/3", "--part 1/16 is the first"), ("auto/0", "auto/16")]
+    {
+        let more = ["--part", part];
+        extract_with(&data("base"), &data("tuned"), &home.path().join("out"), &more).code(2).says(words);
+    }
+}

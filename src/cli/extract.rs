@@ -23,7 +23,7 @@ use super::{print, print_json, size, threads};
 /// goes on when the same command is given again.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// What the adapter is added to: a folder, a .safetensors file, or a name in the Hugging Face cache
+    /// What the adapter is added to: a folder, a .safetensors or .gguf file, or a name in the Hugging Face cache
     #[arg(long, value_name = "CHECKPOINT")]
     base: String,
     /// What base and adapter together should become
@@ -76,7 +76,7 @@ pub struct Arguments {
 
     /// Do only one of several parts of the work, as 3/16, in an output folder that all share; `trephine assemble` makes
     /// the adapter of them. `auto` asks the Slurm array, `auto/16` a Kubernetes indexed Job too
-    #[arg(long, value_name = "I/N", help_heading = "Running")]
+    #[arg(long, value_name = "I/N", value_parser = part, help_heading = "Running")]
     part: Option<PartChoice>,
     /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
     #[arg(long, value_name = "SIZE", value_parser = size::parse, help_heading = "Running")]
@@ -171,6 +171,14 @@ impl Arguments {
 fn name_of(base: &str) -> String {
     let name = base.trim_end_matches('/');
     if name.is_empty() { base.to_owned() } else { name.to_owned() }
+}
+
+/// The message of an argument has no line for a cure: it is said with what is wrong.
+fn part(text: &str) -> std::result::Result<PartChoice, String> {
+    text.parse().map_err(|e: trephine::Error| match e.cure() {
+        Some(cure) => format!("{e}; {cure}"),
+        None => e.to_string(),
+    })
 }
 
 /// Plans, shows or runs.

@@ -4,7 +4,9 @@ use bytesize::ByteSize;
 
 /// Parses `2GiB`, `384MiB`, `1.5GB` or a plain number of bytes.
 pub fn parse(text: &str) -> Result<u64, String> {
-    text.parse::<ByteSize>().map(|size| size.as_u64()).map_err(|e| format!("{e}; write it as 2GiB or 384MiB"))
+    text.parse::<ByteSize>()
+        .map(|size| size.as_u64())
+        .map_err(|_| "this is no size; write it as 2GiB or 384MiB".to_owned())
 }
 
 /// A size as people read it, in binary units.
