@@ -56,6 +56,101 @@ fn every_format_comes_out_bit_for_bit() {
     assert_eq!(seen, 83);
 }
 
+/// Stacks of experts come out whole: MXFP4 as `[experts, in, out]`, which is how transformers has them, FP8 as it is stored.
+#[test]
+fn stacks_of_experts_come_out_bit_for_bit() {
+    let mut seen = 0;
+    for format in ["mxfp4", "fp8_experts"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format);
+        for path in fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()) {
+            stack(&path, format == "mxfp4", false);
+            // An odd number of rows is no gate and up.
+            if !path.ends_with("2x35x96.safetensors") {
+                stack(&path, format == "mxfp4", true);
+            }
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 6);
+}
+
+/// One stack, of a model whose adapters hold stacks or of one whose adapters hold single experts.
+fn stack(path: &Path, is_mxfp4: bool, single: bool) {
+    let home = tempdir().unwrap();
+    let (_, header) = SafeTensors::read_metadata(&fs::read(path).unwrap()).unwrap();
+    let metadata = header.metadata().as_ref().unwrap();
+    let of = |key: &str| metadata.get(key).map(|text| serde_json::from_str::<Value>(text).unwrap());
+    let all: BTreeMap<String, Tensor> = read_file(path).into_iter().map(|t| (t.name.clone(), t)).collect();
+    let stored: Vec<Tensor> = all.values().filter(|t| t.name.starts_with("w.")).cloned().collect();
+    let mut config = of("config").unwrap_or(json!({"model_type": "gpt_oss"}));
+    if single {
+        config["model_type"] = json!("qwen3_moe");
+    }
+    config["quantization_config"] = of("quantization_config").unwrap();
+    let folder = write(&home.path().join("in"), &stored, &config);
+    let turned = is_mxfp4 || path.to_str().unwrap().contains("turned");
+    for (dtype, expected) in [(FactorType::Bf16, "bridge_bf16"), (FactorType::F32, "expected_f32")] {
+        let out = home.path().join(expected);
+        let job = Dequantization::new(folder.to_str().unwrap(), out.clone(), common::running());
+        let outcome = dequantize(&Dequantization { dtype, ..job }, &Silent).unwrap();
+        assert_eq!((outcome.conversion.computed, outcome.conversion.copied), (1, 0));
+        let got = tensors(&out);
+        let names: Vec<&str> = got.keys().map(String::as_str).collect();
+        assert_eq!(names, ["w.experts.gate_up_proj"], "{}", path.display());
+        let (got, want) = (&got["w.experts.gate_up_proj"], &all[expected]);
+        let &[experts, rows, columns] = want.shape.as_slice() else { panic!("{:?}", want.shape) };
+        let shape = if turned { [experts, columns, rows] } else { [experts, rows, columns] };
+        assert_eq!((got.dtype, got.shape.as_slice()), (want.dtype, &shape[..]), "{}", path.display());
+        let [got, want] = [got, want].map(|t| trephine::quant::to_f32(t.dtype, &t.bytes).unwrap());
+        for (at, got) in got.iter().enumerate() {
+            let [_, high, wide] = shape;
+            let (expert, row, column) = (at / (high * wide), at / wide % high, at % wide);
+            let [row, column] = if turned { [column, row] } else { [row, column] };
+            let want = want[(expert * rows + row) * columns + column];
+            let same = got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
+            assert!(same, "{}: value {at} is {got:e}, the reference has {want:e}", path.display());
+        }
+    }
+}
+
+/// Stacks so large that pieces lie across experts, with a dense one beside them.
+#[test]
+fn large_and_dense_stacks_of_experts() {
+    let home = tempdir().unwrap();
+    let (experts, rows, columns) = (5usize, 200usize, 4096usize);
+    let codes: Vec<u8> = (0..experts * rows * columns).map(|i| (i * 7 % 251 / 2) as u8).collect();
+    let grid = [experts, rows.div_ceil(128), columns / 128];
+    let scales: Vec<f32> = (1..=grid.iter().product()).map(|i| i as f32 / 64.0).collect();
+    let name = "l.0.mlp.experts.gate_up_proj";
+    let dense = Tensor::bf16("l.0.mlp.experts.down_proj", &[3, 8, 4], &noise(1, 96));
+    let tensors = [
+        Tensor {
+            name: name.into(),
+            shape: vec![experts, rows, columns],
+            dtype: Dtype::F8_E4M3,
+            bytes: codes.clone(),
+        },
+        Tensor::f32(&format!("{name}_scale_inv"), &grid, &scales),
+        dense.clone(),
+    ];
+    let quantization = json!({"quant_method": "fp8", "weight_block_size": [128, 128]});
+    let config =
+        json!({"model_type": "qwen3_vl_moe", "hidden_size": columns, "quantization_config": quantization});
+    let folder = write(&home.path().join("in"), &tensors, &config);
+    let out = home.path().join("out");
+    command(folder.to_str().unwrap(), &out, &["--dtype", "f32"]).code(0);
+    let got = self::tensors(&out);
+    assert_eq!(got.keys().map(String::as_str).collect::<Vec<_>>(), [dense.name.as_str(), name]);
+    assert_eq!((&got[&dense.name].bytes, &got[&dense.name].shape), (&dense.bytes, &dense.shape));
+    assert_eq!(got[name].shape, [experts, rows, columns]);
+    let table = trephine::quant::E4M3;
+    for (at, value) in trephine::quant::to_f32(Dtype::F32, &got[name].bytes).unwrap().iter().enumerate() {
+        let (expert, row, column) = (at / (rows * columns), at / columns % rows, at % columns);
+        let scale = scales[(expert * grid[1] + row / 128) * grid[2] + column / 128];
+        assert_eq!(*value, table[usize::from(codes[at])] * scale, "value {at}");
+    }
+}
+
 fn fixture(path: &Path) {
     let home = tempdir().unwrap();
     let bytes = fs::read(path).unwrap();
@@ -386,7 +481,12 @@ fn bad_input() {
     let lone = write(&home.path().join("lone"), std::slice::from_ref(&codes), &fp8);
     command(lone.to_str().unwrap(), &out, &[]).code(3).says("without its scale, 'w.weight_scale_inv'");
     let gguf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf/q4_0_33x32.gguf");
-    command(gguf.to_str().unwrap(), &out, &[]).code(3).says("a checkpoint is not made from GGUF");
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf_models");
+    for gguf in [gguf, models.join("llama.gguf"), models.join("qwen3moe.gguf")] {
+        let ended = command(gguf.to_str().unwrap(), &out, &[]).code(3);
+        ended.says("a checkpoint is not made from GGUF").says("gguf_file=..), then save_pretrained");
+        assert!(!out.exists());
+    }
     // A weight that is there twice: packed, and by itself.
     let packed =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gptq/b4_whole_64x320.safetensors");

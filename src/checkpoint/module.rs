@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::faults::Faults;
 use super::window::DataFile;
 use super::{Catalogue, Checkpoint, Shelf, Tensor, Window};
-use crate::quant::{Dense, Dequantize, Found, Scheme, Stored};
+use crate::quant::{Dense, Dequantize, Found, Scheme, Stack, Stored};
 use crate::{Error, Result};
 
 /// One logical weight of a checkpoint.
@@ -43,6 +43,13 @@ impl Module {
             tensors: vec![tensor.clone()],
             quantized: false,
         })
+    }
+
+    /// The stack of experts that it is a slice of, as one matrix of the rows of all experts under the name of the dense tensor, and
+    /// that tensor's shape.
+    pub fn stack(&self) -> Option<(Module, [usize; 3])> {
+        let Stack { name, shape, weight } = self.weight.stack()?;
+        Some((Module { name, weight, ..self.clone() }, shape))
     }
 
     /// Its name, without `.weight`.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use crate::checkpoint::{FileId, Module, Tensor};
+use crate::checkpoint::{Checkpoint, FileId, Module, Tensor};
 use crate::pipeline::walk;
 use crate::quant::{FP8_BLOCK, Stored};
 
@@ -24,6 +24,8 @@ pub(super) enum Content {
     Base(Tensor),
     /// A tensor of the adapter, as it is.
     Adapter(Tensor),
+    /// The dense form of a stack of experts, computed and rounded.
+    Stack(Module),
     /// The weight of a module, computed and rounded.
     Weight(String),
     /// The same as e4m3 codes.
@@ -45,6 +47,15 @@ impl OutTensor {
     /// One that is the base's.
     pub fn copy(tensor: &Tensor) -> OutTensor {
         OutTensor { stored: tensor.stored.clone(), content: Content::Base(tensor.clone()) }
+    }
+
+    /// The module that it is computed from, if it is.
+    pub fn module<'a>(&'a self, base: &'a Checkpoint) -> Option<&'a Module> {
+        match &self.content {
+            Content::Stack(stack) => Some(stack),
+            Content::Weight(name) | Content::Codes(name) | Content::Scales(name) => base.module(name),
+            Content::Base(_) | Content::Adapter(_) => None,
+        }
     }
 
     /// Its length.
@@ -166,7 +177,13 @@ pub(super) fn is_whole(module: &Module) -> bool {
 /// The most bytes of a module that one piece of it maps, where they are not mapped for all pieces together.
 pub(super) fn mapped(module: &Module) -> u64 {
     let [rows, columns] = module.shape();
-    if is_whole(module) { 0 } else { module.packed_size(0..height(columns).min(rows)) as u64 }
+    if is_whole(module) {
+        return 0;
+    }
+    let height = height(columns);
+    // A piece that lies across two experts may map more than the first does.
+    let pieces = (0..rows).step_by(height).map(|start| start..(start + height).min(rows));
+    pieces.map(|piece| module.packed_size(piece)).max().unwrap_or(0) as u64
 }
 
 /// How many threads work within `memory`: see [`walk::threads_within`].

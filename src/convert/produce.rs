@@ -99,7 +99,7 @@ impl<'a> Producer<'a> {
             .tensors
             .iter()
             .flat_map(|tensor| {
-                pieces(tensor, self.module_of(tensor)).into_iter().map(move |piece| (tensor, piece))
+                pieces(tensor, tensor.module(self.base)).into_iter().map(move |piece| (tensor, piece))
             })
             .collect();
         all.iter().take(AHEAD).for_each(|(tensor, piece)| self.prefetch(tensor, piece));
@@ -144,16 +144,8 @@ impl<'a> Producer<'a> {
         Ok(Finished { written: writer.finish()?, non_finite })
     }
 
-    /// The module that a computed tensor is computed from.
-    fn module_of(&self, tensor: &OutTensor) -> Option<&'a Module> {
-        match &tensor.content {
-            Content::Weight(name) | Content::Codes(name) | Content::Scales(name) => self.base.module(name),
-            Content::Base(_) | Content::Adapter(_) => None,
-        }
-    }
-
     fn prefetch(&self, tensor: &OutTensor, piece: &Piece) {
-        match (piece, &tensor.content, self.module_of(tensor)) {
+        match (piece, &tensor.content, tensor.module(self.base)) {
             (Piece::Bytes(range), Content::Base(from), _) => self.base.prefetch(from, range.clone()),
             // A module that is mapped whole is read when it is mapped.
             (Piece::Rows(rows), _, Some(module)) if !is_whole(module) => {
@@ -174,7 +166,7 @@ impl<'a> Producer<'a> {
             (Piece::Scales, ..) => Ok(Made::Scales),
             (Piece::Rows(rows), content, _) => {
                 let missing = || Error::unexpected("the module is gone").tensor(&tensor.stored.name);
-                let module = self.module_of(tensor).ok_or_else(missing)?;
+                let module = tensor.module(self.base).ok_or_else(missing)?;
                 let mut buffer =
                     self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
                 let name = match content {
@@ -216,8 +208,10 @@ impl<'a> Producer<'a> {
         let at = |e: Error| e.tensor(name).path(self.base.path(module.tensors()[0].file));
         let (whole, changed) = (is_whole(module), self.change.concerns(name));
         let packed = if whole { self.kept(module)? } else { Arc::new(module.read(self.base, rows.clone())?) };
-        // All at once where a part of the rows costs as much as all, or where more is done with them than rounding.
-        let step = match whole || changed || dtype.is_none() {
+        // All at once where a row costs as much as all, as in a stack that is turned, or where more is done than rounding.
+        let costly =
+            whole || 2 * module.packed_size(rows.start..rows.start + 1) >= module.packed_size(rows.clone());
+        let step = match costly || changed || dtype.is_none() {
             true => rows.len(),
             false => (CHUNK / columns.max(1)).max(1),
         };

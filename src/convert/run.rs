@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::files::{self, CONFIG, Copy, Edits, INDEX};
-use super::layout::{Content, Shard, element, height, is_whole, mapped, threads_within};
+use super::layout::{Shard, element, height, is_whole, mapped, threads_within};
 use super::produce::{Change, Producer};
 use super::record::{CONVERSION, Conversion, Outcome};
 use super::state::{self, Entry, Found, Run, State};
@@ -102,10 +102,7 @@ fn sources(job: &Job<'_>) -> BTreeMap<String, BTreeSet<(String, String)>> {
     let of = |shard: &Shard| {
         let own = shard.sources.iter().copied();
         // A companion may lie in another file than its weight.
-        let modules = shard.tensors.iter().filter_map(|tensor| match &tensor.content {
-            Content::Weight(name) | Content::Codes(name) | Content::Scales(name) => job.base.module(name),
-            Content::Base(_) | Content::Adapter(_) => None,
-        });
+        let modules = shard.tensors.iter().filter_map(|tensor| tensor.module(job.base));
         let parts = modules.flat_map(|module| module.tensors().iter().map(|tensor| tensor.file));
         let name = |file| (job.side.to_owned(), job.base.file_name(file).to_owned());
         (shard.name.clone(), own.chain(parts).map(name).collect())
@@ -152,10 +149,7 @@ fn threads(job: &Job<'_>) -> Result<usize> {
         .shards
         .iter()
         .flat_map(|shard| &shard.tensors)
-        .filter_map(|tensor| match &tensor.content {
-            Content::Weight(name) | Content::Codes(name) => job.base.module(name),
-            _ => None,
-        })
+        .filter_map(|tensor| tensor.module(job.base))
         .collect();
     let size = |module: &&Module| {
         let [rows, columns] = module.shape();

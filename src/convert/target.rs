@@ -7,7 +7,7 @@ use safetensors::Dtype;
 use super::layout::{Content, OutTensor, Unit};
 use crate::adapter::{Place, kind_of, place_of};
 use crate::checkpoint::{Checkpoint, Module, Tensor};
-use crate::quant::{FP8_BLOCK, Stored};
+use crate::quant::{ExpertForm, FP8_BLOCK, Stored};
 use crate::{Error, Result};
 
 /// What is asked of the weights.
@@ -40,13 +40,15 @@ pub(super) struct Target {
     pub not_converted: Vec<String>,
     /// Whether any weight is block FP8.
     pub fp8: bool,
+    /// Stacks of experts that are dealt with, by their first tensor.
+    stacks: HashSet<String>,
 }
 
 impl Target {
     /// Decides for every tensor of `base`.
     ///
     /// # Errors
-    /// GGUF; a quantized stack of experts, which has no dense form that is written; two weights of one name.
+    /// GGUF; a stack of experts that the adapter changes, of a model that is only known with stacks; two weights of one name.
     pub fn of(base: &Checkpoint, wish: &Wish) -> Result<Target> {
         // Its metadata are no whole config, and some of its dense weights lie permuted.
         if base.scheme().label().starts_with("GGUF") {
@@ -56,8 +58,19 @@ impl Target {
         let mut target = Target::default();
         let is_block_fp8 =
             base.scheme().label() == format!("block FP8 ({} x {})", FP8_BLOCK[0], FP8_BLOCK[1]);
+        let singly = stacks_to_part(base, wish, is_block_fp8);
         for module in base.modules() {
-            target.module(module, wish, is_block_fp8)?;
+            match module.stack() {
+                Some((stack, shape)) if !singly.contains(module.tensors()[0].name()) => {
+                    if wish.changed.contains(module.name()) {
+                        let what = "an expert of a stack cannot be changed by itself";
+                        let error = Error::input(what).tensor(module.name()).path(base.root());
+                        return Err(error.hint("merge it by PEFT"));
+                    }
+                    target.stack(stack, shape, wish, is_block_fp8);
+                }
+                _ => target.module(module, wish, is_block_fp8)?,
+            }
         }
         if let Some(head) = &wish.untie
             && let Some(embedding) = base.module(head)
@@ -86,11 +99,12 @@ impl Target {
             self.copy(lead, wish);
             return Ok(());
         }
-        if module.is_quantized() && !belongs(name, lead) {
-            let what = "a quantized stack of experts has no dense form that is written yet";
+        let (changed, sliced) = (wish.changed.contains(name), module.stack().is_some());
+        if module.is_quantized() && !sliced && !belongs(name, lead) {
+            let what =
+                "this quantized expert is known under another name, and has no dense form that is written";
             return Err(Error::input(what).tensor(lead.name()).hint("extract and verify read it as it is"));
         }
-        let changed = wish.changed.contains(name);
         let fp8 = wish.fp8 && is_convertible(module);
         let place = (lead.file, lead.bytes.start);
         let whole = Stored { name: weight.clone(), dtype: wish.dtype, shape: module.shape().to_vec() };
@@ -115,15 +129,43 @@ impl Target {
             if wish.fp8 && !matches!(place_of(name), Place::Embedding | Place::Positions) {
                 self.not_converted.push(name.to_owned());
             }
-            if changed || module.is_quantized() {
+            if changed || sliced || module.is_quantized() {
                 self.computed += 1;
-                let tensors = vec![OutTensor { stored: whole, content: Content::Weight(name.to_owned()) }];
+                // A slice that stays as it is keeps its type.
+                let dtype = if changed || module.is_quantized() { wish.dtype } else { lead.stored.dtype };
+                let stored = Stored { dtype, ..whole };
+                let tensors = vec![OutTensor { stored, content: Content::Weight(name.to_owned()) }];
                 self.units.push(Unit { place, tensors });
             } else {
                 self.copy(lead, wish);
             }
         }
         Ok(())
+    }
+
+    /// A stack of experts, once for all of its modules.
+    fn stack(&mut self, stack: Module, shape: [usize; 3], wish: &Wish, is_block_fp8: bool) {
+        let lead = stack.tensors()[0].clone();
+        if !self.stacks.insert(lead.name().to_owned()) {
+            return;
+        }
+        let place = (lead.file, lead.bytes.start);
+        if wish.fp8 && stack.is_quantized() && is_block_fp8 {
+            self.fp8 = true;
+            self.copied += stack.tensors().len();
+            let tensors = stack.tensors().iter().map(OutTensor::copy).collect();
+            self.units.push(Unit { place, tensors });
+            return;
+        }
+        if wish.fp8 {
+            self.not_converted.push(stack.name().to_owned());
+        }
+        if !stack.is_quantized() {
+            return self.copy(&lead, wish);
+        }
+        self.computed += 1;
+        let stored = Stored { name: stack.name().to_owned(), dtype: wish.dtype, shape: shape.to_vec() };
+        self.units.push(Unit { place, tensors: vec![OutTensor { stored, content: Content::Stack(stack) }] });
     }
 
     /// The head of a model that had none of its own.
@@ -167,6 +209,19 @@ impl Target {
         }
         Ok(())
     }
+}
+
+/// The stacks, by their first tensors, that are written as single experts: of models that are known with such, those of which an
+/// adapter changes an expert or that become FP8.
+fn stacks_to_part(base: &Checkpoint, wish: &Wish, is_block_fp8: bool) -> HashSet<String> {
+    if base.scheme().experts().form() != ExpertForm::Single {
+        return HashSet::new();
+    }
+    let parted = |module: &&Module| {
+        wish.changed.contains(module.name()) || wish.fp8 && !(is_block_fp8 && module.is_quantized())
+    };
+    let parted = base.modules().filter(parted);
+    parted.map(|module| module.tensors()[0].name().to_owned()).collect()
 }
 
 /// Whether a module is the one that its first tensor is stored for: `X` of `X.weight`, `X.qweight` or `X.weight_packed`.

@@ -30,6 +30,7 @@ mod slice;
 mod stack;
 mod targets;
 mod turned;
+mod whole_stack;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -49,6 +50,7 @@ pub use grid::ScaledGrid;
 pub use round::{round_to_bf16, to_bytes};
 pub use round_to_nearest::RoundToNearest;
 pub use scheme::{Declared, Scheme};
+pub use whole_stack::Stack;
 
 use crate::Result;
 
@@ -135,6 +137,11 @@ pub trait Dequantize: Debug + Send + Sync {
     fn extents(&self) -> Vec<Range<usize>> {
         let bytes = |stored: &Stored| stored.shape.iter().product::<usize>() * stored.dtype.bitsize() / 8;
         self.tensors().iter().map(|stored| 0..bytes(stored)).collect()
+    }
+
+    /// The stack of experts that this weight is a slice of, or a part of a slice, where it is one.
+    fn stack(&self) -> Option<Stack> {
+        None
     }
 
     /// This weight as one that can be read by columns, where it can.

@@ -3,13 +3,16 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Dequantize, Stored};
+use super::whole_stack::WholeStack;
+use super::{Dequantize, Stack, Stored};
 use crate::Result;
 
 /// Consecutive rows of a decoder whose tensors lie one behind the other in larger ones.
 #[derive(Clone, Debug)]
 pub(super) struct Slice {
     inner: Arc<dyn Dequantize>,
+    /// The same as it lies in the dense tensor of the whole stack, which may be transposed.
+    dense: Arc<dyn Dequantize>,
     /// The stored tensors, whole.
     tensors: Vec<Stored>,
     /// Where in each of them those of `inner` begin, in bytes.
@@ -19,12 +22,18 @@ pub(super) struct Slice {
 }
 
 impl Slice {
-    /// Slice `index` of `tensors`, each of which holds as many as its first dimension says; `inner` decodes one.
-    pub(super) fn of_stack(inner: Arc<dyn Dequantize>, tensors: Vec<Stored>, index: usize) -> Slice {
+    /// Slice `index` of `tensors`, each of which holds as many as its first dimension says; `inner` decodes one, and `dense` does
+    /// as the dense tensor of the stack has it.
+    pub(super) fn of_stack(
+        inner: Arc<dyn Dequantize>,
+        dense: Arc<dyn Dequantize>,
+        tensors: Vec<Stored>,
+        index: usize,
+    ) -> Slice {
         let start = |stored: &Stored| index * bytes(&stored.shape[1..], stored);
         let starts = tensors.iter().map(start).collect();
         let rows = 0..inner.shape()[0];
-        Slice { inner, tensors, starts, rows }
+        Slice { inner, dense, tensors, starts, rows }
     }
 
     /// The same, but `rows` of it only.
@@ -58,6 +67,16 @@ impl Dequantize for Slice {
 
     fn extents(&self) -> Vec<Range<usize>> {
         self.spans(0..self.rows.len())
+    }
+
+    fn stack(&self) -> Option<Stack> {
+        let [rows, columns] = self.dense.shape();
+        let lead = self.tensors.first()?;
+        // Blocks of MXFP4 are the one kind of stack that is not stored under the name of the dense one.
+        let name = lead.name.strip_suffix("_blocks").unwrap_or(&lead.name).to_owned();
+        let shape = [lead.shape.first().copied()?, rows, columns];
+        let weight = Arc::new(WholeStack::new(Arc::clone(&self.dense), self.tensors.clone()));
+        Some(Stack { name, shape, weight })
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {

@@ -95,11 +95,12 @@ pub(super) fn weights(
     let stored = slices.stored(&*weight);
     let sibling = sibling(stem, lead, tensors);
     let decoder = if experts.is_turned(&stack, [rows, columns], sibling) {
-        turned(experts, weight, lead)?
+        turned(experts, Arc::clone(&weight), lead)?
     } else {
-        weight
+        Arc::clone(&weight)
     };
-    let slices = (0..count).map(|index| Slice::of_stack(Arc::clone(&decoder), stored.clone(), index));
+    let slices = (0..count)
+        .map(|index| Slice::of_stack(Arc::clone(&decoder), Arc::clone(&weight), stored.clone(), index));
     experts.modules(&stack, slices, quantized)
 }
 
