@@ -24,19 +24,20 @@ impl Default for Moments {
 
 impl Moments {
     /// Of values that are all finite.
-    pub fn of<T: Copy + PartialOrd + Into<f64>>(values: &[T]) -> Moments {
-        let Some(&first) = values.first() else { return Moments::default() };
-        // Extremes in the numbers' own width, of which twice as many fit a vector where they are f32.
-        let (mut sum, mut min, mut max) = ([0f64; LANES], [first; LANES], [first; LANES]);
+    pub fn of<T: Copy + Into<f64>>(values: &[T]) -> Moments {
+        if values.is_empty() {
+            return Moments::default();
+        }
+        let (mut sum, mut min, mut max) = ([0f64; LANES], [f64::INFINITY; LANES], [f64::NEG_INFINITY; LANES]);
         each(values, |lane, value| {
-            sum[lane] += value.into();
+            sum[lane] += value;
             min[lane] = if value < min[lane] { value } else { min[lane] };
             max[lane] = if value > max[lane] { value } else { max[lane] };
         });
         let mean = sum.iter().sum::<f64>() / values.len() as f64;
         let (mut second, mut third, mut fourth) = ([0f64; LANES], [0f64; LANES], [0f64; LANES]);
         each(values, |lane, value| {
-            let distance = value.into() - mean;
+            let distance = value - mean;
             let square = distance * distance;
             second[lane] += square;
             third[lane] += square * distance;
@@ -45,8 +46,8 @@ impl Moments {
         let [second, third, fourth] = [second, third, fourth].map(|sums| sums.iter().sum());
         Moments {
             count: values.len() as u64,
-            min: min.into_iter().map(Into::into).fold(f64::INFINITY, f64::min),
-            max: max.into_iter().map(Into::into).fold(f64::NEG_INFINITY, f64::max),
+            min: min.into_iter().fold(f64::INFINITY, f64::min),
+            max: max.into_iter().fold(f64::NEG_INFINITY, f64::max),
             mean,
             second,
             third,
@@ -128,15 +129,15 @@ impl Moments {
 
 /// Every value with its lane.
 #[inline(always)]
-fn each<T: Copy>(values: &[T], mut take: impl FnMut(usize, T)) {
+fn each<T: Copy + Into<f64>>(values: &[T], mut take: impl FnMut(usize, f64)) {
     let (whole, rest) = values.as_chunks::<LANES>();
     for chunk in whole {
         for (lane, value) in chunk.iter().enumerate() {
-            take(lane, *value);
+            take(lane, (*value).into());
         }
     }
     for (lane, value) in rest.iter().enumerate() {
-        take(lane, *value);
+        take(lane, (*value).into());
     }
 }
 
