@@ -30,6 +30,9 @@ const ROUNDS: usize = 7;
 /// A part of a stored weight: what its name ends with, dtype, shape, bytes.
 type Part = (&'static str, Dtype, Vec<usize>, Vec<u8>);
 
+/// Makes the stored parts of a weight.
+type Maker<'a> = Box<dyn Fn() -> Vec<Part> + 'a>;
+
 fn main() -> AnyResult<()> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     if arguments.first().map(String::as_str) != Some("run") {
@@ -71,7 +74,7 @@ fn main() -> AnyResult<()> {
 fn cases(values: &[f32], rows: usize, columns: usize) -> impl Iterator<Item = (&'static str, Vec<Part>)> {
     let dense = move |dtype, bytes| vec![("weight", dtype, vec![rows, columns], bytes)];
     let sixteen = move |bits: fn(f32) -> u16| values.iter().flat_map(|v| bits(*v).to_le_bytes()).collect();
-    let makers: [(&'static str, Box<dyn Fn() -> Vec<Part> + '_>); 4] = [
+    let makers: [(&'static str, Maker<'_>); 4] = [
         ("BF16", Box::new(move || dense(Dtype::BF16, sixteen(|v| bf16::from_f32(v).to_bits())))),
         ("F16", Box::new(move || dense(Dtype::F16, sixteen(|v| f16::from_f32(v).to_bits())))),
         ("F32", Box::new(move || dense(Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect()))),
