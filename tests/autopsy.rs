@@ -529,5 +529,9 @@ fn bad_input_is_told() {
     command(&[&data("base"), "--against", &text(&folder)]).code(3).says("the file is damaged");
     let blocked = home.path().join("file");
     fs::write(&blocked, "x").unwrap();
-    command(&[&data("base"), "--out", &text(&blocked)]).code(1).says("cannot make the folder");
+    command(&[&data("base"), "--out", &text(&blocked)]).code(2).says("the output folder cannot be read");
+    let foreign = home.path().join("foreign");
+    fs::create_dir(&foreign).unwrap();
+    fs::write(foreign.join("thesis.tex"), "x").unwrap();
+    command(&[&data("base"), "--out", &text(&foreign)]).code(2).says("holds something else ('thesis.tex')");
 }

@@ -470,6 +470,21 @@ fn threads_and_memory_change_no_byte_and_too_little_is_refused() {
     command(&data("base-fp8"), &out, &["--threads", "0"]).code(2).says("0 threads do nothing");
 }
 
+/// What was made once may be made anew, but not out of itself.
+#[test]
+fn overwrite_never_destroys_its_own_input() {
+    let home = tempdir().unwrap();
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/base-fp8");
+    let bridge = home.path().join("bridge");
+    command(base.to_str().unwrap(), &bridge, &[]).code(0);
+    let before = fs::read(bridge.join("model.safetensors")).unwrap();
+    for input in [bridge.clone(), bridge.join("model.safetensors")] {
+        let ended = command(input.to_str().unwrap(), &bridge, &["--overwrite"]).code(2);
+        ended.says("the output folder holds what is to be read");
+    }
+    assert_eq!(fs::read(bridge.join("model.safetensors")).unwrap(), before);
+}
+
 #[test]
 fn bad_input() {
     let home = tempdir().unwrap();

@@ -46,6 +46,7 @@ pub fn fidelity(job: &Measuring, progress: &dyn Progress) -> Result<Fidelity> {
     adapters.iter().try_for_each(refuse_more_than_lora)?;
     if let Some(out) = &job.out {
         folder::refuse_foreign(out, &[], &[], &[FIDELITY, B3SUMS])?;
+        folder::create(out)?;
     }
     let (pairs, notes) = pairs(&served, &tuned, &adapters)?;
     notes.iter().for_each(|note| progress.note(note));

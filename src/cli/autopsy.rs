@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use trephine::adapter::kind_of;
 use trephine::analysis::{AUTOPSY, Autopsy, Examination, Gravity, TensorAutopsy, Thresholds, autopsy};
-use trephine::ledger::durable;
+use trephine::ledger::{durable, folder};
 use trephine::pipeline::{Running, default_memory};
 use trephine::{Error, Result};
 
@@ -136,6 +136,10 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         exclude: arguments.exclude.clone(),
         thresholds: arguments.limits.thresholds(),
     };
+    if let Some(folder) = &arguments.out {
+        folder::refuse_foreign(folder, &[], &[], &[AUTOPSY])?;
+        folder::create(folder)?;
+    }
     let running = Running::new(threads(arguments.threads)?, arguments.memory.unwrap_or_else(default_memory));
     let bar = Bar::new(arguments.quiet);
     let found = autopsy(&job, &running, &bar);
@@ -162,8 +166,6 @@ fn is_wrong(tensor: &TensorAutopsy) -> bool {
 }
 
 fn write(folder: &Path, found: &Autopsy) -> Result<()> {
-    std::fs::create_dir_all(folder)
-        .map_err(|e| Error::unexpected("cannot make the folder").path(folder).because(e))?;
     durable::write(&folder.join(AUTOPSY), |out| {
         serde_json::to_writer_pretty(&mut *out, found)?;
         out.write_all(b"\n")

@@ -36,6 +36,9 @@ pub(super) struct Job<'a> {
 /// # Errors
 /// Bad input, a folder or options that need a decision, a failing disk.
 pub(super) fn run(job: Job<'_>, progress: &dyn Progress) -> Result<Outcome> {
+    for input in [Some(job.base.root()), job.adapter.map(PeftAdapter::root)].into_iter().flatten() {
+        folder::refuse_input(job.out, input)?;
+    }
     let copies = files::copies(job.base)?;
     let config = files::config(job.base.config(), &job.edits);
     let names = names(&job, &copies, config.is_some());

@@ -91,6 +91,20 @@ pub fn refuse_foreign(out: &Path, marks: &[&str], files: &[&str], always: &[&str
     }
 }
 
+/// Refuses an output folder that is, or holds, what is to be read: writing or `--overwrite` would destroy it.
+///
+/// # Errors
+/// [`Kind::Decide`](crate::Kind::Decide).
+pub fn refuse_input(out: &Path, input: &Path) -> Result<()> {
+    match (out.canonicalize(), input.canonicalize()) {
+        (Ok(out), Ok(input)) if input.starts_with(&out) => {
+            let what = format!("the output folder holds what is to be read, {}", input.display());
+            Err(Error::decide(what).path(out).hint("give another --out; nothing in it was touched"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Bytes that this user may still write where `path` is or will be: of the nearest folder above it that
 /// exists.
 ///
