@@ -15,12 +15,23 @@ use trephine::checkpoint::Checkpoint;
 const RANK: usize = 16;
 
 /// The folders of fixtures, and what their formats are called.
-const BASES: [(&str, &str); 9] = [
+const BASES: [(&str, &str); 20] = [
     ("auto_awq", "AWQ (gemm)"),
     ("auto_gptq", "GPTQ v1 (4 bits)"),
+    ("bitsandbytes_fp4", "bitsandbytes (fp4)"),
+    ("bitsandbytes_int8", "bitsandbytes (LLM.int8)"),
     ("bitsandbytes_nf4", "bitsandbytes (nf4)"),
     ("compressed_fp8", "compressed-tensors (naive-quantized)"),
+    ("compressed_fp8_tensor", "compressed-tensors (naive-quantized)"),
+    ("compressed_int8", "compressed-tensors (int-quantized)"),
+    ("compressed_mxfp4", "compressed-tensors (mxfp4-pack-quantized)"),
+    ("compressed_mxfp8", "compressed-tensors (mxfp8-quantized)"),
+    ("compressed_nvfp4", "compressed-tensors (nvfp4-pack-quantized)"),
     ("compressed_w4a16", "compressed-tensors (pack-quantized)"),
+    ("compressed_w8a16", "compressed-tensors (pack-quantized)"),
+    ("fp8_blocks", "block FP8 (32 x 32)"),
+    ("fp8_e5m2", "FP8 without blocks"),
+    ("fp8_tensor", "FP8 without blocks"),
     ("gguf_q4_0", "GGUF (Q4_0)"),
     ("gguf_q8_0", "GGUF (Q8_0)"),
     ("modelopt_fp8", "modelopt (FP8)"),
