@@ -56,6 +56,8 @@ options=(--base "$model/base-fp8" --tuned "$model/tuned" --rank 256 --memory 1Gi
 "$TREPHINE" extract "${options[@]}" --out "$home/one" --quiet >/dev/null
 say "one machine is done"
 
+back() { [[ $(sinfo -h -n "$1" -o %t) =~ ^(idle|mix|alloc)$ ]]; }
+
 # submit OUT: an array of four parts and its assembly; sets `array` and `assembly`.
 submit() {
   local line
@@ -147,7 +149,9 @@ scontrol update nodename="$node" state=down reason=lost
 say "lost: $node"
 until_true 60 "part 3 runs again" grep -q 'restarted 1 times' "$home/lost.slurm/part-${array}_3.log"
 "$here/cluster.sh" node "${node#node}"
-scontrol update nodename="$node" state=resume
+# Where it has not come back by itself.
+scontrol update nodename="$node" state=resume 2>/dev/null || true
+until_true 60 "$node is back" back "$node"
 assembled lost
 went_on lost 3
 
