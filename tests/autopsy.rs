@@ -400,9 +400,9 @@ fn where_checkpoints_lie_changes_no_byte() {
     let homes = [tempdir().unwrap(), tempdir().unwrap()];
     let files = homes.each_ref().map(|home| {
         let [ours, theirs] = ["base-fp8", "base"].map(|name| text(&copied(name, home.path())));
-        let out = text(home.path());
-        command(&[&ours, "--against", &theirs, "--out", &out]).code(0);
-        fs::read_to_string(home.path().join("autopsy.json")).unwrap()
+        let out = home.path().join("autopsy");
+        command(&[&ours, "--against", &theirs, "--out", &text(&out)]).code(0);
+        fs::read_to_string(out.join("autopsy.json")).unwrap()
     });
     assert_eq!(files[0], files[1]);
     let found: Autopsy = serde_json::from_str(&files[0]).unwrap();
