@@ -427,7 +427,7 @@ fn folders_that_are_not_this_runs() {
     }
     // The checkpoint's own folder, and an adapter's.
     let own = copied("base-fp8", home.path());
-    command(own.to_str().unwrap(), &own, &["--overwrite"]).code(2).says("holds something else");
+    command(own.to_str().unwrap(), &own, &["--overwrite"]).code(2).says("holds what is to be read");
     // A finished one: again is nothing to do, other options are refused, damage is told.
     command(&base, &out, &[]).code(0);
     let before = contents(&out);
