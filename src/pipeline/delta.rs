@@ -138,14 +138,22 @@ impl<'a> Difference<'a> {
         slice_rows(self.cols())
     }
 
-    /// Decodes, subtracts and adds up `rows`, no more than a slice, into `out`, in pieces that stay in the cache.
-    fn slice(&self, rows: Range<usize>, out: &mut [f32], scratch: &mut Scratch) -> Result<Sums> {
+    /// Decodes, subtracts and adds up `rows`, no more than a slice, into `out`, in pieces that stay in the cache. The base's norm is
+    /// added up where it is `surveyed`; every later pass would do it for nothing.
+    fn slice(
+        &self,
+        rows: Range<usize>,
+        out: &mut [f32],
+        scratch: &mut Scratch,
+        surveyed: bool,
+    ) -> Result<Sums> {
         let [base, tuned] = &self.readers;
         let (base, tuned) = (base.rows(rows.clone())?, tuned.rows(rows.clone())?);
         let step = self.piece_rows();
         let mut total = Sums::default();
         for (out, start) in out.chunks_mut((step * self.cols()).max(1)).zip(rows.clone().step_by(step)) {
-            total.add(self.piece([&base, &tuned], start..(start + step).min(rows.end), out, scratch)?);
+            let rows = start..(start + step).min(rows.end);
+            total.add(self.piece([&base, &tuned], rows, out, scratch, surveyed)?);
         }
         Ok(total)
     }
@@ -162,6 +170,7 @@ impl<'a> Difference<'a> {
         rows: Range<usize>,
         out: &mut [f32],
         scratch: &mut Scratch,
+        surveyed: bool,
     ) -> Result<Sums> {
         let wide = self.readers.iter().any(|reader| reader.module().weight().is_wide());
         let mut base_norm2 = 0.0;
@@ -186,7 +195,9 @@ impl<'a> Difference<'a> {
             if self.round_base == RoundBase::Bf16 {
                 round_to_bf16(b);
             }
-            base_norm2 = square_sum(b);
+            if surveyed {
+                base_norm2 = square_sum(b);
+            }
             out.iter_mut().zip(b.iter()).for_each(|(out, b)| *out -= b);
         }
         let norm2 = square_sum(out);
@@ -270,14 +281,14 @@ impl<'a> Difference<'a> {
             Some(hold) => {
                 let parts = hold[first..].par_chunks_mut((step * cols).max(1)).zip(starts.par_iter());
                 parts
-                    .map(|(out, &start)| with_scratch(|scratch| self.slice(rows(start), out, scratch)))
+                    .map(|(out, &start)| with_scratch(|scratch| self.slice(rows(start), out, scratch, true)))
                     .collect()
             }
             None => {
                 let one = |scratch: &mut Scratch, start: usize| {
                     let mut out = std::mem::take(&mut scratch.out);
                     out.resize(rows(start).len() * cols, 0.0);
-                    let sums = self.slice(rows(start), &mut out, scratch);
+                    let sums = self.slice(rows(start), &mut out, scratch, true);
                     scratch.out = out;
                     sums
                 };
@@ -290,7 +301,7 @@ impl<'a> Difference<'a> {
     fn fill(&self, rows: Range<usize>, out: &mut [f32], scratch: &mut Scratch) -> Result<()> {
         let (cols, step) = (self.cols(), self.slice_rows());
         for (part, start) in out.chunks_mut(step * cols.max(1)).zip(rows.clone().step_by(step)) {
-            self.slice(start..(start + step).min(rows.end), part, scratch)?;
+            self.slice(start..(start + step).min(rows.end), part, scratch, false)?;
         }
         Ok(())
     }
