@@ -94,9 +94,14 @@ impl Module {
         self.weight.spans(rows).iter().map(ExactSizeIterator::len).sum()
     }
 
+    /// Whether any row needs all of the stored bytes, as where they are packed along columns.
+    pub fn is_whole(&self) -> bool {
+        self.weight.is_whole()
+    }
+
     /// How many bytes a [`ModuleReader`](super::ModuleReader) keeps resident.
     pub fn kept_size(&self) -> usize {
-        if self.weight.is_whole() { self.packed_size(0..self.shape()[0]) } else { 0 }
+        if self.is_whole() { self.packed_size(0..self.shape()[0]) } else { 0 }
     }
 
     /// Maps the stored bytes of `rows`, to be decoded here or on another thread.

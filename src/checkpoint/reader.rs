@@ -24,7 +24,7 @@ impl<'a> ModuleReader<'a> {
     /// As [`Checkpoint::read`].
     pub fn open(checkpoint: &'a Checkpoint, module: &'a Module) -> Result<ModuleReader<'a>> {
         let all = || module.read(checkpoint, 0..module.shape()[0]);
-        let kept = module.weight().is_whole().then(all).transpose()?;
+        let kept = module.is_whole().then(all).transpose()?;
         Ok(ModuleReader { checkpoint, module, kept })
     }
 
@@ -46,11 +46,11 @@ impl<'a> ModuleReader<'a> {
     /// # Panics
     /// If the rows are not the module's.
     pub fn rows(&self, rows: Range<usize>) -> Result<MappedRows<'_>> {
-        let own = match &self.kept {
-            Some(_) => None,
-            None => Some(self.module.read(self.checkpoint, rows).map_err(|e| self.at(e))?),
+        let rows = match &self.kept {
+            Some(kept) => Rows::Kept(kept),
+            None => Rows::Own(self.module.read(self.checkpoint, rows).map_err(|e| self.at(e))?),
         };
-        Ok(MappedRows { reader: self, own })
+        Ok(MappedRows { reader: self, rows })
     }
 
     /// Maps and decodes `rows` into `out`, row-major, `rows.len() * in` values.
@@ -84,14 +84,23 @@ impl<'a> ModuleReader<'a> {
 #[derive(Debug)]
 pub struct MappedRows<'a> {
     reader: &'a ModuleReader<'a>,
-    /// None where the reader keeps them.
-    own: Option<PackedRows>,
+    rows: Rows<'a>,
+}
+
+#[derive(Debug)]
+enum Rows<'a> {
+    /// Mapped for these rows alone.
+    Own(PackedRows),
+    /// What the reader keeps.
+    Kept(&'a PackedRows),
 }
 
 impl MappedRows<'_> {
-    fn packed(&self) -> Result<&PackedRows> {
-        let packed = self.own.as_ref().or(self.reader.kept.as_ref());
-        packed.ok_or_else(|| Error::unexpected("rows are neither mapped nor kept"))
+    fn packed(&self) -> &PackedRows {
+        match &self.rows {
+            Rows::Own(rows) => rows,
+            Rows::Kept(rows) => rows,
+        }
     }
 
     /// Decodes `some` of the rows into `out`, row-major, `some.len() * in` values.
@@ -102,7 +111,7 @@ impl MappedRows<'_> {
     /// # Panics
     /// If the rows are not among those that were mapped, or `out` is of another length.
     pub fn decode(&self, some: Range<usize>, out: &mut [f32]) -> Result<()> {
-        self.packed()?.decode_some(some, out).map_err(|e| self.reader.at(e))
+        self.packed().decode_some(some, out).map_err(|e| self.reader.at(e))
     }
 
     /// The same in f64.
@@ -113,6 +122,6 @@ impl MappedRows<'_> {
     /// # Panics
     /// As [`decode`](Self::decode).
     pub fn decode_f64(&self, some: Range<usize>, out: &mut [f64]) -> Result<()> {
-        self.packed()?.decode_some_f64(some, out).map_err(|e| self.reader.at(e))
+        self.packed().decode_some_f64(some, out).map_err(|e| self.reader.at(e))
     }
 }

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use trephine::Result;
 use trephine::convert::{DEFAULT_SHARD_SIZE, Dequantization, Outcome, dequantize};
-use trephine::pipeline::{FactorType, Running, default_memory};
+use trephine::pipeline::{Running, default_memory};
 
 use super::bar::Bar;
 use super::signal::leave_on_signal;
+use super::words::DtypeName;
 use super::{print, print_json, size, threads};
 
 /// Writes a quantized checkpoint as a dense one.
@@ -70,24 +71,6 @@ impl Writing {
             print(&text(outcome))?;
         }
         Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// How weights are stored.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum DtypeName {
-    Bf16,
-    F16,
-    F32,
-}
-
-impl From<DtypeName> for FactorType {
-    fn from(name: DtypeName) -> FactorType {
-        match name {
-            DtypeName::Bf16 => FactorType::Bf16,
-            DtypeName::F16 => FactorType::F16,
-            DtypeName::F32 => FactorType::F32,
-        }
     }
 }
 

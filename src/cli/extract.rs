@@ -7,13 +7,14 @@ use clap::{Args, ValueEnum};
 use trephine::Result;
 use trephine::factorize::Method;
 use trephine::pipeline::{
-    Deciding, Extraction, FactorType, NonFinite, Outcome, Part, PartChoice, PartOutcome, Plan, RoundBase,
-    Running, default_memory, extract, extract_part, plan,
+    Deciding, Extraction, NonFinite, Outcome, Part, PartChoice, PartOutcome, Plan, RoundBase, Running,
+    default_memory, extract, extract_part, plan,
 };
 
 use super::bar::Bar;
 use super::signal::leave_on_signal;
 use super::table::{number, table};
+use super::words::{DtypeName, words};
 use super::{print, print_json, size, threads};
 
 /// Extracts the difference between two checkpoints as a LoRA adapter.
@@ -104,20 +105,6 @@ pub struct Arguments {
     json: bool,
 }
 
-/// A value of an option that is one of a few words, and its twin in the library.
-macro_rules! words {
-    ($name:ident => $library:ident { $($(#[$doc:meta])* $word:ident),* }) => {
-        #[derive(Clone, Copy, Debug, ValueEnum)]
-        enum $name { $($(#[$doc])* $word),* }
-
-        impl From<$name> for $library {
-            fn from(name: $name) -> $library {
-                match name { $($name::$word => $library::$word),* }
-            }
-        }
-    };
-}
-
 words!(MethodName => Method {
     /// By shape, rank and tolerance
     Auto,
@@ -126,7 +113,6 @@ words!(MethodName => Method {
     /// Gram matrix and dense eigensolver: optimal, slower where the shorter side is large
     Gram
 });
-words!(DtypeName => FactorType { Bf16, F16, F32 });
 words!(RoundName => RoundBase {
     /// The exact product of code and scale
     None,

@@ -8,8 +8,9 @@ use trephine::Result;
 use trephine::convert::{Merge, merge};
 
 use super::bar::Bar;
-use super::dequantize::{DtypeName, Writing};
+use super::dequantize::Writing;
 use super::signal::leave_on_signal;
+use super::words::DtypeName;
 
 /// Writes a checkpoint with an adapter merged into it.
 ///

@@ -26,6 +26,7 @@ mod size;
 mod status;
 mod table;
 mod verify;
+mod words;
 
 /// Extracts a LoRA adapter from the difference between two checkpoints that are far larger than memory.
 #[derive(Debug, Parser)]

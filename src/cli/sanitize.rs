@@ -11,6 +11,7 @@ use trephine::{Error, Result};
 
 use super::bar::Bar;
 use super::table::{number, table};
+use super::words::DtypeName;
 use super::{print, print_json, size};
 
 /// Makes any LoRA adapter, mergekit's among them, one that a given program loads.
@@ -62,23 +63,6 @@ enum Target {
     LlamaCpp,
     Peft,
     All,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum DtypeName {
-    Bf16,
-    F16,
-    F32,
-}
-
-impl From<DtypeName> for FactorType {
-    fn from(name: DtypeName) -> FactorType {
-        match name {
-            DtypeName::Bf16 => FactorType::Bf16,
-            DtypeName::F16 => FactorType::F16,
-            DtypeName::F32 => FactorType::F32,
-        }
-    }
 }
 
 impl Arguments {

@@ -168,16 +168,10 @@ pub(super) fn height(columns: usize) -> usize {
     (PIECE / columns.max(1) / FP8_BLOCK[0] * FP8_BLOCK[0]).max(FP8_BLOCK[0])
 }
 
-/// Whether any row of a module needs all of its bytes, as where it is packed along columns.
-pub(super) fn is_whole(module: &Module) -> bool {
-    let rows = module.shape()[0];
-    rows > 1 && module.packed_size(0..1) == module.packed_size(0..rows)
-}
-
 /// The most bytes of a module that one piece of it maps, where they are not mapped for all pieces together.
 pub(super) fn mapped(module: &Module) -> u64 {
     let [rows, columns] = module.shape();
-    if is_whole(module) {
+    if module.is_whole() {
         return 0;
     }
     let height = height(columns);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use safetensors::Dtype;
 
-use super::layout::{Content, OutTensor, Piece, Shard, is_whole, pieces};
+use super::layout::{Content, OutTensor, Piece, Shard, pieces};
 use crate::adapter::PeftAdapter;
 use crate::checkpoint::{Checkpoint, Module, PackedRows, Window};
 use crate::ledger::{SafetensorsWriter, Written};
@@ -148,7 +148,7 @@ impl<'a> Producer<'a> {
         match (piece, &tensor.content, tensor.module(self.base)) {
             (Piece::Bytes(range), Content::Base(from), _) => self.base.prefetch(from, range.clone()),
             // A module that is mapped whole is read when it is mapped.
-            (Piece::Rows(rows), _, Some(module)) if !is_whole(module) => {
+            (Piece::Rows(rows), _, Some(module)) if !module.is_whole() => {
                 module.prefetch(self.base, rows.clone());
             }
             _ => {}
@@ -206,7 +206,7 @@ impl<'a> Producer<'a> {
     ) -> Result<()> {
         let columns = module.shape()[1];
         let at = |e: Error| e.tensor(name).path(self.base.path(module.tensors()[0].file));
-        let (whole, changed) = (is_whole(module), self.change.concerns(name));
+        let (whole, changed) = (module.is_whole(), self.change.concerns(name));
         let packed = if whole { self.kept(module)? } else { Arc::new(module.read(self.base, rows.clone())?) };
         // All at once where a row costs as much as all, as in a stack that is turned, or where more is done than rounding.
         let costly =

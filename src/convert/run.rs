@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::files::{self, CONFIG, Copy, Edits, INDEX};
-use super::layout::{Shard, element, height, is_whole, mapped, threads_within};
+use super::layout::{Shard, element, height, mapped, threads_within};
 use super::produce::{Change, Producer};
 use super::record::{CONVERSION, Conversion, Outcome};
 use super::state::{self, Entry, Found, Run, State};
@@ -161,7 +161,7 @@ fn threads(job: &Job<'_>) -> Result<usize> {
     let piece = computed.iter().map(size).max().unwrap_or(0);
     let mapped = computed.iter().map(|module| mapped(module)).max().unwrap_or(0);
     let whole =
-        computed.iter().filter(|module| is_whole(module)).map(|module| module.size()).max().unwrap_or(0);
+        computed.iter().filter(|module| module.is_whole()).map(|module| module.size()).max().unwrap_or(0);
     let entries = job.base.tensors().len() + job.adapter.map_or(0, |adapter| adapter.tensors().len());
     let fixed = OVERHEAD + entries as u64 * CATALOGUE_ENTRY + 2 * whole + job.held[0];
     // A thread has its values in f32 and what is mapped; two results of its wait to be written, and it makes a third.

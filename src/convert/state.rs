@@ -167,25 +167,11 @@ fn earlier(out: &Path) -> BTreeSet<String> {
 
 /// A folder with anything that no conversion writes is left alone.
 fn refuse_foreign(out: &Path, ours: &BTreeSet<String>) -> Result<()> {
-    let entries = match fs::read_dir(out) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(Error::decide("the output folder cannot be read").path(out).because(e)),
-    };
-    let mut names: Vec<String> =
-        entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
     let begun = out.join(STATE).join("journal").is_file() || out.join(CONVERSION).is_file();
-    let is_ours = |name: &String| {
+    folder::refuse_others(out, |name| {
         let inside = format!("{name}/");
         begun && (name == B3SUMS || ours.contains(name) || ours.iter().any(|file| file.starts_with(&inside)))
-    };
-    match names.iter().find(|name| !name.starts_with('.') && !is_ours(name)) {
-        None => Ok(()),
-        Some(name) => Err(Error::decide(format!("the output folder holds something else ('{name}')"))
-            .path(out)
-            .hint("give another --out; nothing in it was touched")),
-    }
+    })
 }
 
 /// Removes what an earlier run left, checksums first: from then on the folder does not pass for whole.

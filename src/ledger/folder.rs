@@ -65,8 +65,17 @@ pub fn parent(path: &Path) -> &Path {
 /// has written there, `files`.
 ///
 /// # Errors
-/// [`Kind::Decide`](crate::Kind::Decide) with the name of what is foreign; a folder that cannot be read.
+/// As [`refuse_others`].
 pub fn refuse_foreign(out: &Path, marks: &[&str], files: &[&str], always: &[&str]) -> Result<()> {
+    let begun = marks.iter().any(|mark| out.join(mark).symlink_metadata().is_ok());
+    refuse_others(out, |name| always.contains(&name) || (begun && files.contains(&name)))
+}
+
+/// Refuses an output folder that holds anything but hidden files and what is `ours`, by name.
+///
+/// # Errors
+/// [`Kind::Decide`](crate::Kind::Decide) with the name of what is foreign; a folder that cannot be read.
+pub fn refuse_others(out: &Path, ours: impl Fn(&str) -> bool) -> Result<()> {
     let entries = match fs::read_dir(out) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -78,12 +87,7 @@ pub fn refuse_foreign(out: &Path, marks: &[&str], files: &[&str], always: &[&str
     let mut names: Vec<String> =
         entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
-    let begun = names.iter().any(|name| marks.contains(&name.as_str()));
-    let ours = |name: &String| {
-        let name = name.as_str();
-        name.starts_with('.') || always.contains(&name) || (begun && files.contains(&name))
-    };
-    match names.iter().find(|name| !ours(name)) {
+    match names.iter().find(|name| !name.starts_with('.') && !ours(name)) {
         None => Ok(()),
         Some(name) => Err(Error::decide(format!("the output folder holds something else ('{name}')"))
             .path(out)

@@ -24,8 +24,7 @@ pub const BAND: usize = 64;
 /// [`BAND`] rows.
 pub fn panels(module: &Module) -> impl Iterator<Item = Range<usize>> + use<> {
     let [rows, columns] = module.shape();
-    let whole = rows > 1 && module.packed_size(0..1) == module.packed_size(0..rows);
-    let elements = if whole { WHOLE } else { PANEL };
+    let elements = if module.is_whole() { WHOLE } else { PANEL };
     let height = (elements / columns.max(1) / BAND * BAND).max(BAND);
     (0..rows).step_by(height).map(move |start| start..(start + height).min(rows))
 }
