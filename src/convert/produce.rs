@@ -226,7 +226,7 @@ impl<'a> Producer<'a> {
             if changed {
                 self.change.add(name, part.clone(), dtype.unwrap_or(Dtype::F32), values)?;
             }
-            *non_finite += values.iter().map(|v| u64::from(!v.is_finite())).sum::<u64>();
+            *non_finite += crate::quant::non_finite(values);
             let out = &mut bytes
                 [(part.start - rows.start) * columns * size..(part.end - rows.start) * columns * size];
             match dtype {

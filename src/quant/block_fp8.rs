@@ -10,9 +10,12 @@ use std::sync::Arc;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::codes::{Codes, Kind, fp8_values};
+use super::codes::{Codes, Kind};
 use super::dense::widen;
+use super::e4m3::e4m3;
+use super::e5m2::e5m2;
 use super::scheme::unsupported;
+use super::wide::{Loop, widest};
 use super::{Declared, Dequantize, Format, Found, RoundToNearest, Segments, Stored, Tensors, fp8};
 use crate::{Error, Result};
 
@@ -94,7 +97,6 @@ pub struct BlockFp8 {
     format: Fp8,
     tensors: [Stored; 2],
     shape: [usize; 2],
-    values: &'static [f32; 256],
 }
 
 impl BlockFp8 {
@@ -115,8 +117,7 @@ impl BlockFp8 {
                 .tensor(&weight.name)
                 .hint("weight_block_size in the config and the stored scales must agree: check where the config comes from"));
         }
-        let values = fp8_values(weight.dtype);
-        Ok(BlockFp8 { format, tensors: [weight.clone(), scale.clone()], shape, values })
+        Ok(BlockFp8 { format, tensors: [weight.clone(), scale.clone()], shape })
     }
 
     fn grid_width(&self) -> usize {
@@ -129,6 +130,12 @@ impl BlockFp8 {
             return 0..0;
         }
         rows.start / self.format.height..rows.end.div_ceil(self.format.height)
+    }
+
+    /// One row: `width` codes under each scale, the last block possibly short.
+    fn line(&self, codes: &[u8], scales: &[f32], width: usize, out: &mut [f32]) {
+        let (dtype, semantics) = (self.tensors[0].dtype, self.format.semantics);
+        widest(Line { dtype, semantics, codes, scales, width, out });
     }
 
     fn scales(&self, bytes: &[u8]) -> Vec<f32> {
@@ -154,10 +161,7 @@ impl Segments for BlockFp8 {
             let (now, later) = rest.split_at_mut(end - start);
             let scale = self.scales(&scales[start / width * size..][..size]);
             let codes = &codes[start..end];
-            match self.format.semantics {
-                Semantics::Multiply => line(self.values, codes, &scale, end - start, now, |q, s| q * s),
-                Semantics::Divide => line(self.values, codes, &scale, end - start, now, |q, s| q / s),
-            }
+            self.line(codes, &scale, end - start, now);
             (start, rest) = (end, later);
         }
     }
@@ -213,28 +217,36 @@ impl Dequantize for BlockFp8 {
         for (row, (codes, out)) in rows.zip(lines) {
             let block = row / self.format.height - blocks.start;
             let scales = &scales[block * grid..][..grid];
-            match self.format.semantics {
-                Semantics::Multiply => line(self.values, codes, scales, self.format.width, out, |q, s| q * s),
-                Semantics::Divide => line(self.values, codes, scales, self.format.width, out, |q, s| q / s),
-            }
+            self.line(codes, scales, self.format.width, out);
         }
         Ok(())
     }
 }
 
-/// One row: `width` codes under each scale, the last block possibly short.
-#[inline(always)]
-fn line(
-    values: &[f32; 256],
-    codes: &[u8],
-    scales: &[f32],
+/// [`BlockFp8::line`].
+struct Line<'a> {
+    dtype: Dtype,
+    semantics: Semantics,
+    codes: &'a [u8],
+    scales: &'a [f32],
     width: usize,
-    out: &mut [f32],
-    apply: impl Fn(f32, f32) -> f32,
-) {
-    for ((codes, out), &scale) in codes.chunks(width).zip(out.chunks_mut(width)).zip(scales) {
-        for (out, &code) in out.iter_mut().zip(codes) {
-            *out = apply(values[usize::from(code)], scale);
+    out: &'a mut [f32],
+}
+
+impl Loop for Line<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let blocks = self.codes.chunks(self.width).zip(self.out.chunks_mut(self.width));
+        for ((codes, out), &scale) in blocks.zip(self.scales) {
+            let pairs = out.iter_mut().zip(codes);
+            match (self.dtype, self.semantics) {
+                (Dtype::F8_E5M2, Semantics::Multiply) => pairs.for_each(|(out, &q)| *out = e5m2(q) * scale),
+                (Dtype::F8_E5M2, Semantics::Divide) => pairs.for_each(|(out, &q)| *out = e5m2(q) / scale),
+                (_, Semantics::Multiply) => pairs.for_each(|(out, &q)| *out = e4m3(q) * scale),
+                (_, Semantics::Divide) => pairs.for_each(|(out, &q)| *out = e4m3(q) / scale),
+            }
         }
     }
 }

@@ -2,8 +2,11 @@
 
 use safetensors::Dtype;
 
+use super::Stored;
+use super::e4m3::e4m3;
+use super::e5m2::e5m2;
 use super::scheme::unsupported;
-use super::{E4M3, E5M2, Stored};
+use super::wide::{Loop, widest};
 use crate::{Error, Result};
 
 /// How the codes of a row lie.
@@ -54,11 +57,6 @@ impl Kind {
         let what = format!("a weight is stored as {}, but the config's `fmt` says {named}", lead.describe());
         Err(Error::input(what).tensor(&lead.name).hint("check where the config comes from"))
     }
-}
-
-/// The numbers of FP8 codes of that dtype, which is one of the two.
-pub(super) fn fp8_values(dtype: Dtype) -> &'static [f32; 256] {
-    if dtype == Dtype::F8_E5M2 { &E5M2 } else { &E4M3 }
 }
 
 impl Codes {
@@ -117,10 +115,23 @@ impl Codes {
 
     /// One row as numbers.
     pub(super) fn decode(self, bytes: &[u8], out: &mut [f32]) {
+        widest(DecodeRow(self, bytes, out));
+    }
+}
+
+/// [`Codes::decode`].
+struct DecodeRow<'a>(Codes, &'a [u8], &'a mut [f32]);
+
+impl Loop for DecodeRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let DecodeRow(kind, bytes, out) = self;
         let codes = out.iter_mut().zip(bytes);
-        match self {
-            Codes::E4m3 => codes.for_each(|(out, &code)| *out = E4M3[usize::from(code)]),
-            Codes::E5m2 => codes.for_each(|(out, &code)| *out = E5M2[usize::from(code)]),
+        match kind {
+            Codes::E4m3 => codes.for_each(|(out, &code)| *out = e4m3(code)),
+            Codes::E5m2 => codes.for_each(|(out, &code)| *out = e5m2(code)),
             Codes::Int8 => codes.for_each(|(out, &code)| *out = f32::from(code as i8)),
             // Little-endian words whose lowest bits come first are bytes in order.
             Codes::Packed8 => codes.for_each(|(out, &code)| *out = f32::from(code) - 128.0),

@@ -13,6 +13,7 @@ use safetensors::Dtype;
 use super::block_fp8::e8m0;
 use super::codes::Codes;
 use super::dense::widen;
+use super::wide::{Loop, widest};
 use super::{Dequantize, E4M3, RoundToNearest, Stored, round_to_bf16};
 use crate::{Error, Result};
 
@@ -299,9 +300,26 @@ impl Dequantize for ScaledGrid {
 
 /// `(q - z) * s`, each pair for `width` columns.
 pub(super) fn scaled(out: &mut [f32], width: usize, scales: &[f32], zeros: &[f32]) {
-    for ((out, &scale), &zero) in out.chunks_mut(width).zip(scales).zip(zeros) {
-        // Where there is no zero point, taking off +0 leaves every number as it is, -0 among them.
-        out.iter_mut().for_each(|q| *q = (*q - zero) * scale);
+    widest(ScaleRow { out, width, scales, zeros });
+}
+
+/// [`scaled`].
+struct ScaleRow<'a> {
+    out: &'a mut [f32],
+    width: usize,
+    scales: &'a [f32],
+    zeros: &'a [f32],
+}
+
+impl Loop for ScaleRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for ((out, &scale), &zero) in self.out.chunks_mut(self.width).zip(self.scales).zip(self.zeros) {
+            // Where there is no zero point, taking off +0 leaves every number as it is, -0 among them.
+            out.iter_mut().for_each(|q| *q = (*q - zero) * scale);
+        }
     }
 }
 

@@ -31,6 +31,7 @@ mod stack;
 mod targets;
 mod turned;
 mod whole_stack;
+mod wide;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -47,7 +48,7 @@ pub use encode_int4::encode_int4;
 pub use experts::{ExpertForm, Experts};
 pub use gguf::{GgmlType, Gguf, Layout};
 pub use grid::ScaledGrid;
-pub use round::{round_to_bf16, to_bytes};
+pub use round::{non_finite, round_to_bf16, to_bytes};
 pub use round_to_nearest::RoundToNearest;
 pub use scheme::{Declared, Scheme};
 pub use whole_stack::Stack;

@@ -4,15 +4,46 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use safetensors::Dtype;
 
+use super::wide::{Loop, widest};
+
+/// How many of `values` are NaN or infinite.
+pub fn non_finite(values: &[f32]) -> u64 {
+    widest(CountNonFinite(values))
+}
+
+struct CountNonFinite<'a>(&'a [f32]);
+
+impl Loop for CountNonFinite<'_> {
+    type Output = u64;
+
+    #[inline(always)]
+    fn run(self) -> u64 {
+        // As many as u32 can count at a time: that goes in vectors of the values' own width.
+        let some = |values: &[f32]| values.iter().map(|v| u32::from(!v.is_finite())).sum::<u32>();
+        self.0.chunks(1 << 16).map(|values| u64::from(some(values))).sum()
+    }
+}
+
 /// Rounds each value to the nearest bf16 (ties to even) and keeps it as f32, as a bridge on disk would.
 ///
 /// NaN stays NaN; what lies beyond the largest bf16 becomes infinite, as it does in every reference.
 pub fn round_to_bf16(values: &mut [f32]) {
-    for value in values {
-        let bits = value.to_bits();
-        // Adding just under half of the dropped part, and one more where the kept part is odd, carries as it must.
-        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
-        *value = if value.is_nan() { *value } else { f32::from_bits(rounded) };
+    widest(RoundToBf16(values));
+}
+
+struct RoundToBf16<'a>(&'a mut [f32]);
+
+impl Loop for RoundToBf16<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for value in self.0 {
+            let bits = value.to_bits();
+            // Adding just under half of the dropped part, and one more where the kept part is odd, carries as it must.
+            let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
+            *value = if value.is_nan() { *value } else { f32::from_bits(rounded) };
+        }
     }
 }
 
@@ -24,11 +55,7 @@ pub fn round_to_bf16(values: &mut [f32]) {
 pub fn to_bytes(dtype: Dtype, values: &[f32], out: &mut [u8]) {
     assert_eq!(out.len() * 8, values.len() * dtype.bitsize(), "the bytes of the values");
     match dtype {
-        Dtype::BF16 => {
-            for (out, value) in out.as_chunks_mut::<2>().0.iter_mut().zip(values) {
-                *out = bf16(*value).to_le_bytes();
-            }
-        }
+        Dtype::BF16 => widest(ToBf16(values, out)),
         Dtype::F16 => {
             let mut buffer = [f16::ZERO; 256];
             for (out, values) in out.chunks_mut(512).zip(values.chunks(256)) {
@@ -44,6 +71,19 @@ pub fn to_bytes(dtype: Dtype, values: &[f32], out: &mut [u8]) {
             }
         }
         other => panic!("{other} is not a type to round to"),
+    }
+}
+
+struct ToBf16<'a>(&'a [f32], &'a mut [u8]);
+
+impl Loop for ToBf16<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (out, value) in self.1.as_chunks_mut::<2>().0.iter_mut().zip(self.0) {
+            *out = bf16(*value).to_le_bytes();
+        }
     }
 }
 
