@@ -11,6 +11,7 @@ use super::record::{CONVERSION, Conversion, Outcome};
 use super::state::{self, Entry, Found, Run, State};
 use crate::adapter::PeftAdapter;
 use crate::checkpoint::{Checkpoint, Module};
+use crate::ledger::safetensors_writer::memory_for;
 use crate::ledger::{Written, checksums, durable, folder};
 use crate::pipeline::{CATALOGUE_ENTRY, OVERHEAD, Progress, Running, THREAD};
 use crate::{Error, Result};
@@ -162,8 +163,9 @@ fn threads(job: &Job<'_>) -> Result<usize> {
     let mapped = computed.iter().map(|module| mapped(module)).max().unwrap_or(0);
     let whole =
         computed.iter().filter(|module| module.is_whole()).map(|module| module.size()).max().unwrap_or(0);
+    let writing = job.shards.iter().map(|shard| memory_for(shard.bytes)).max().unwrap_or(0);
     let entries = job.base.tensors().len() + job.adapter.map_or(0, |adapter| adapter.tensors().len());
-    let fixed = OVERHEAD + entries as u64 * CATALOGUE_ENTRY + 2 * whole + job.held[0];
+    let fixed = OVERHEAD + writing + entries as u64 * CATALOGUE_ENTRY + 2 * whole + job.held[0];
     // A thread has its values in f32 and what is mapped; two results of its wait to be written, and it makes a third.
     let made = (piece * element(safetensors::Dtype::F32) + piece * 4).max(2 << 20);
     threads_within(job.running.threads, job.running.memory, fixed, THREAD + mapped + job.held[1] + 3 * made)

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::digest::Written;
+use super::direct::Direct;
 use super::folder;
 use super::lock::{Hold, hold};
 use crate::{Error, Result};
@@ -29,10 +30,42 @@ pub struct Draft {
     path: PathBuf,
     temporary: PathBuf,
     // None only once it is finished.
-    out: Option<BufWriter<Hashed>>,
+    out: Option<Out>,
     given: u64,
     expected: u64,
     broken: bool,
+}
+
+/// The way to the file.
+#[derive(Debug)]
+enum Out {
+    Cached(BufWriter<Hashed>),
+    Direct(Direct),
+}
+
+impl Out {
+    fn cached(file: File) -> Out {
+        let hashed = Hashed { file, hasher: blake3::Hasher::new(), bytes: 0, begun: 0 };
+        Out::Cached(BufWriter::with_capacity(BUFFER, hashed))
+    }
+
+    fn as_write(&mut self) -> &mut dyn Write {
+        match self {
+            Out::Cached(out) => out,
+            Out::Direct(out) => out,
+        }
+    }
+
+    /// Writes out all. The file, its length and its checksum.
+    fn finish(self) -> io::Result<(File, u64, blake3::Hash)> {
+        match self {
+            Out::Cached(out) => {
+                let Hashed { file, hasher, bytes, .. } = out.into_inner()?;
+                Ok((file, bytes, hasher.finalize()))
+            }
+            Out::Direct(out) => out.finish(),
+        }
+    }
 }
 
 /// Hashes what the file has taken, behind the buffer, so in pieces large enough for SIMD.
@@ -70,8 +103,22 @@ impl Draft {
     pub fn create(path: &Path) -> Result<Draft> {
         let (temporary, file) = create_temporary(folder::parent(path))
             .map_err(|e| write_failed("cannot begin the file", path, 0, e))?;
-        let hashed = Hashed { file, hasher: blake3::Hasher::new(), bytes: 0, begun: 0 };
-        let out = Some(BufWriter::with_capacity(BUFFER, hashed));
+        let out = Some(Out::cached(file));
+        Ok(Draft { path: path.to_path_buf(), temporary, out, given: 0, expected: 0, broken: false })
+    }
+
+    /// As [`create`](Self::create), for a file of many megabytes that will not be read soon: past the page cache where that can be. A
+    /// failed write may be told some writes late, at the latest by [`finish`](Self::finish). Takes [`DIRECT_BYTES`] of memory and a
+    /// thread.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create); no thread can be had.
+    ///
+    /// [`DIRECT_BYTES`]: super::DIRECT_BYTES
+    pub fn create_direct(path: &Path) -> Result<Draft> {
+        let failed = |e| write_failed("cannot begin the file", path, 0, e);
+        let (temporary, file) = create_temporary(folder::parent(path)).map_err(failed)?;
+        let out = Some(Out::Direct(Direct::over(file).map_err(failed)?));
         Ok(Draft { path: path.to_path_buf(), temporary, out, given: 0, expected: 0, broken: false })
     }
 
@@ -111,12 +158,17 @@ impl Draft {
         if self.broken {
             return Err(io::Error::other("a write to it failed before"));
         }
-        let out = self.out.as_mut().ok_or_else(closed)?;
-        out.flush()?;
-        out.get_ref().file.sync_all()?;
-        fs::rename(&self.temporary, &self.path)?;
-        let written = Written { bytes: out.get_ref().bytes, blake3: out.get_ref().hasher.finalize() };
-        self.out = None;
+        let finished = self.out.take().ok_or_else(closed)?.finish();
+        let renamed = finished.and_then(|(file, bytes, blake3)| {
+            file.sync_all()?;
+            // The file is open, and so locked, until it has its name.
+            fs::rename(&self.temporary, &self.path)?;
+            Ok(Written { bytes, blake3 })
+        });
+        if renamed.is_err() {
+            let _ = fs::remove_file(&self.temporary);
+        }
+        let written = renamed?;
         File::open(folder::parent(&self.path))?.sync_all()?;
         Ok(written)
     }
@@ -128,7 +180,7 @@ impl Draft {
 
 impl Write for Draft {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.out.as_mut().ok_or_else(closed)?.write(bytes) {
+        match self.out.as_mut().ok_or_else(closed)?.as_write().write(bytes) {
             Ok(taken) => {
                 self.given += taken as u64;
                 Ok(taken)
@@ -146,7 +198,7 @@ impl Write for Draft {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.out.as_mut().ok_or_else(closed)?.flush()
+        self.out.as_mut().ok_or_else(closed)?.as_write().flush()
     }
 }
 
@@ -156,7 +208,9 @@ impl Drop for Draft {
         // Removed while its lock is still held; taken apart, lest the buffer be flushed into it first. A
         // failure leaves what a kill would leave, and that is met by the next run.
         let _ = fs::remove_file(&self.temporary);
-        let _ = out.into_parts();
+        if let Out::Cached(out) = out {
+            let _ = out.into_parts();
+        }
     }
 }
 
@@ -310,8 +364,8 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("file");
         let mut draft = Draft::create(&path).unwrap().expecting(3_000_000);
-        draft.out.as_mut().unwrap().get_mut().file =
-            OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let Some(Out::Cached(out)) = &mut draft.out else { panic!("not cached") };
+        out.get_mut().file = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let error = draft.put(&vec![0; 2 * BUFFER]).unwrap_err();
         assert_eq!(error.kind(), Kind::Unexpected);
         assert!(error.to_string().contains("the disk is full: 3000000 bytes were wanted"), "{error}");

@@ -51,6 +51,13 @@ pub(super) struct Header {
     pub layout: Vec<Placed>,
 }
 
+impl Header {
+    /// Bytes of the whole file.
+    pub fn length(&self) -> u64 {
+        self.layout.last().map_or(self.bytes.len() as u64, |last| last.range.end)
+    }
+}
+
 /// Serialized in order: the metadata first, as readers by eye expect, then the tensors by name.
 struct Document<'a> {
     metadata: &'a BTreeMap<String, String>,

@@ -13,6 +13,7 @@
 
 pub mod checksums;
 pub mod digest;
+mod direct;
 pub mod durable;
 pub mod folder;
 mod header;
@@ -25,6 +26,7 @@ pub mod verify;
 
 pub use checksums::Checksums;
 pub use digest::Written;
+pub use direct::DIRECT_BYTES;
 pub use durable::Draft;
 pub use header::Placed;
 pub use journal::Journal;

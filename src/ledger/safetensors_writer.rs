@@ -4,10 +4,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::digest::Written;
+use super::direct::DIRECT_BYTES;
 use super::durable::Draft;
 use super::header::{self, Placed};
 use crate::quant::Stored;
 use crate::{Error, Result};
+
+/// From so many bytes on a thread and buffers are worth while for a file.
+const LARGE: u64 = 16 << 20;
+
+/// Bytes of memory that [`SafetensorsWriter::in_order`] takes to write a file of `length` bytes.
+pub fn memory_for(length: u64) -> u64 {
+    if length < LARGE { 1 << 20 } else { DIRECT_BYTES }
+}
 
 /// Writes a safetensors file tensor by tensor, in the order of [`layout`](Self::layout). The file gets its
 /// name by [`finish`](Self::finish), when every tensor is complete.
@@ -41,22 +50,23 @@ impl SafetensorsWriter {
         tensors: Vec<Stored>,
         metadata: &BTreeMap<String, String>,
     ) -> Result<SafetensorsWriter> {
-        Self::begin(path, header::build(tensors, metadata).map_err(|e| e.path(path))?)
+        Self::begin(header::build(tensors, metadata).map_err(|e| e.path(path))?, Draft::create(path)?)
     }
 
-    /// As [`create`](Self::create), with the data in the order of `tensors` as they are given, where a tensor's bytes are known only
-    /// after those of another.
+    /// As [`create`](Self::create) for a checkpoint's file: with the data in the order of `tensors` as they are given, where a tensor's
+    /// bytes are known only after those of another, and by [`Draft::create_direct`] if they are many.
     ///
     /// # Errors
-    /// As [`with_metadata`](Self::with_metadata), and an order in which a tensor would not be aligned.
+    /// As [`with_metadata`](Self::with_metadata) and [`Draft::create_direct`], and an order in which a tensor would not be aligned.
     pub fn in_order(path: &Path, tensors: Vec<Stored>) -> Result<SafetensorsWriter> {
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        Self::begin(path, header::build_in_order(tensors, &metadata).map_err(|e| e.path(path))?)
+        let header = header::build_in_order(tensors, &metadata).map_err(|e| e.path(path))?;
+        let draft = if header.length() < LARGE { Draft::create(path)? } else { Draft::create_direct(path)? };
+        Self::begin(header, draft)
     }
 
-    fn begin(path: &Path, header: header::Header) -> Result<SafetensorsWriter> {
-        let length = header.layout.last().map_or(header.bytes.len() as u64, |t| t.range.end);
-        let mut draft = Draft::create(path)?.expecting(length);
+    fn begin(header: header::Header, draft: Draft) -> Result<SafetensorsWriter> {
+        let mut draft = draft.expecting(header.length());
         draft.put(&header.bytes)?;
         let mut writer = SafetensorsWriter { draft, layout: header.layout, turn: 0, done: 0 };
         writer.advance();
