@@ -12,7 +12,7 @@ use faer::prelude::*;
 use faer::{Accum, Par};
 use rayon::prelude::*;
 use trephine::checkpoint::{Checkpoint, Module};
-use trephine::factorize::parts::{Stream, sweep};
+use trephine::factorize::parts::{Scratch, Stream, sweep};
 use trephine::factorize::{Held, Method, Panels, Request, factorize};
 
 type AnyResult<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -93,9 +93,10 @@ fn alone(delta: &Held, basis: usize, passes: usize, method: Method) -> AnyResult
     }
     let block = Stream::new(0, "alone").gaussian(delta.cols(), basis.div_ceil(passes));
     let mut w = Mat::zeros(delta.rows(), block.ncols());
+    let mut scratch = Scratch::default();
     let mut pass = || {
         let start = Instant::now();
-        sweep(delta, block.as_ref(), w.as_mut(), 1.0)?;
+        sweep(delta, block.as_ref(), w.as_mut(), 1.0, &mut scratch)?;
         trephine::Result::Ok(start.elapsed().as_secs_f64())
     };
     Ok(pass()?.min(pass()?) * passes as f64)

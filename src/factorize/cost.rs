@@ -5,7 +5,8 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};
 
 use super::dense::{eigen_bytes, eigenvalues_bytes};
-use super::shape::groups;
+use super::shape::{groups, panel_rows};
+use super::thin::packed_bytes;
 use super::{Method, Request};
 
 /// The sizes of a block Krylov run.
@@ -96,8 +97,11 @@ pub fn workspace(m: usize, n: usize, request: &Request) -> usize {
 fn krylov_bytes(m: usize, n: usize, request: &Request) -> usize {
     let Plan { rank, block, most } = Plan::of(m, n, request);
     let basis = 4 * (n * (most + block) + m * most) + 8 * most * most;
-    // The groups' sums and one more; then the block, its copy, its better and partial Gram matrices.
-    let sweep = (groups(n) + 2) * 4 * n * block;
+    // The groups' sums, the packed block and the result, the first two in whole strips; what groups pack of their panels.
+    let (strips, height) = (4 * block.next_multiple_of(32), panel_rows(m, n).1);
+    let sweep =
+        (groups(n) + 1) * n * strips + 4 * n * block + groups(n) * (height * strips + packed_bytes(height));
+    // The block, its copy, its better and partial Gram matrices.
     let orthogonal = 4 * 4 * n * block + 17 * 8 * most * block;
     // R, M and two eigensolvers.
     let judge = 3 * 8 * most * most + 2 * eigenvalues_bytes(most);

@@ -13,7 +13,7 @@ use super::excess::{Estimate, History};
 use super::orthogonal::orthonormalize;
 use super::random::Stream;
 use super::ritz::{self, Coefficients, Left, flat_enough};
-use super::sweep::sweep;
+use super::sweep::{Scratch, sweep};
 use super::{Factors, Method, Panels, Request, kept_rank};
 use crate::Result;
 
@@ -37,6 +37,7 @@ struct Basis {
     closed: bool,
     flops: u64,
     passes: usize,
+    scratch: Scratch,
 }
 
 /// Where the iteration ended.
@@ -84,6 +85,7 @@ impl Basis {
             closed: false,
             flops: 0,
             passes: 0,
+            scratch: Scratch::default(),
         })
     }
 
@@ -98,7 +100,7 @@ impl Basis {
         let b = self.v.ncols() - old;
         self.w.resize_with(m, old + b, |_, _| 0.0);
         let newest = self.v.as_ref().subcols(old, b);
-        let z = sweep(delta, newest, self.w.as_mut().subcols_mut(old, b), scale)?;
+        let z = sweep(delta, newest, self.w.as_mut().subcols_mut(old, b), scale, &mut self.scratch)?;
         self.passes += 1;
         self.extend_gram(old, b);
         let d = old + b;
@@ -188,7 +190,8 @@ impl Basis {
     }
 
     /// The factors, in the delta's own units.
-    fn finish(self, end: End, scale: f64) -> Result<Factors> {
+    fn finish(mut self, end: End, scale: f64) -> Result<Factors> {
+        drop(std::mem::take(&mut self.scratch));
         let (m, n, d, k) = (self.w.nrows(), self.v.nrows(), self.size(), end.rank);
         let Coefficients { squares, on_w, on_v, on_next } = match &end.left {
             Some(left) => left.coefficients(k)?,

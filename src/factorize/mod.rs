@@ -28,6 +28,7 @@ mod recompress;
 mod ritz;
 mod shape;
 mod sweep;
+mod thin;
 
 use std::ops::Range;
 
@@ -51,7 +52,7 @@ pub mod parts {
     pub use super::gram::gram_matrix;
     pub use super::orthogonal::orthonormalize;
     pub use super::random::Stream;
-    pub use super::sweep::sweep;
+    pub use super::sweep::{Scratch, sweep};
 }
 
 /// A matrix `[rows, cols]` in f32 that is visited in panels of consecutive rows, as often as wished.

@@ -13,7 +13,25 @@ use rayon::prelude::*;
 
 use super::Panels;
 use super::shape::{panel_rows, pieces, split_rows};
+use super::thin::{Strips, multiply, multiply_transposed};
 use crate::Result;
+
+/// Memory that the passes over a matrix use again: fresh pages would have to be had and cleared for each.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    v: Strips,
+    groups: Vec<Group>,
+}
+
+/// What a group of panels works in.
+#[derive(Debug, Default)]
+struct Group {
+    /// Its sum of `delta^T·w`.
+    z: Strips,
+    /// `delta·v` of a panel.
+    product: Strips,
+    packed: Vec<f32>,
+}
 
 /// One step of Krylov in one pass: `w = scale·delta·v` and `z = scale·delta^T·w`.
 ///
@@ -22,29 +40,44 @@ use crate::Result;
 ///
 /// # Errors
 /// What visiting the delta meets.
-pub fn sweep(delta: &dyn Panels, v: MatRef<'_, f32>, w: MatMut<'_, f32>, scale: f32) -> Result<Mat<f32>> {
+pub fn sweep(
+    delta: &dyn Panels,
+    v: MatRef<'_, f32>,
+    w: MatMut<'_, f32>,
+    scale: f32,
+    scratch: &mut Scratch,
+) -> Result<Mat<f32>> {
     let (m, n) = (delta.rows(), delta.cols());
     let (group, panel) = panel_rows(m, n);
-    let groups: Vec<_> = pieces(0..m, group).collect();
-    let tasks: Vec<_> = groups.iter().cloned().zip(split_rows(w, &groups)).collect();
-    let v = by_rows(v);
-    let sum = |(rows, mut w): (Range<usize>, MatMut<'_, f32>)| -> Result<Mat<f32>> {
-        let mut z = Mat::zeros(n, w.ncols());
-        let mut product = Mat::zeros(w.ncols(), panel.min(rows.len()));
+    let ranges: Vec<_> = pieces(0..m, group).collect();
+    scratch.groups.resize_with(ranges.len(), Group::default);
+    scratch.v.pack(v);
+    let v = &scratch.v;
+    let parts = split_rows(w, &ranges);
+    let tasks: Vec<_> = scratch.groups.iter_mut().zip(ranges).zip(parts).collect();
+    tasks.into_par_iter().with_max_len(1).try_for_each(|((group, rows), mut w)| -> Result<()> {
+        let Group { z, product, packed } = group;
+        z.clear(n, v.columns());
         for part in pieces(rows.clone(), panel) {
             let mut w = w.rb_mut().subrows_mut(part.start - rows.start, part.len());
-            let mut product = product.as_mut().subcols_mut(0, part.len()).transpose_mut();
+            product.clear(part.len(), v.columns());
             delta.visit(part, &mut |p| {
-                matmul(product.rb_mut(), Accum::Replace, p, v.transpose(), scale, Par::Seq);
-                matmul(z.as_mut(), Accum::Add, p.transpose(), product.rb(), scale, Par::Seq);
-                w.copy_from(product.rb());
+                multiply(p, v, product);
+                product.scale(scale);
+                product.unpack(w.rb_mut());
+                product.scale(scale);
+                multiply_transposed(p, product, z, packed);
                 Ok(())
             })?;
         }
-        Ok(z)
-    };
-    let sums = tasks.into_par_iter().with_max_len(1).map(sum).collect::<Result<Vec<_>>>()?;
-    Ok(add_all(sums))
+        Ok(())
+    })?;
+    let mut groups = scratch.groups.iter_mut();
+    let Some(Group { z: total, .. }) = groups.next() else { return Ok(Mat::new()) };
+    groups.for_each(|group| total.add(&group.z));
+    let mut z = Mat::zeros(n, total.columns());
+    total.unpack(z.as_mut());
+    Ok(z)
 }
 
 /// `delta·v` `[m, k]` for `v` `[n, k]`, in one pass.
