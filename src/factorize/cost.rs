@@ -7,7 +7,7 @@ use faer::{Accum, Mat, Par};
 use super::dense::{eigen_bytes, eigenvalues_bytes};
 use super::shape::{groups, panel_rows};
 use super::thin::packed_bytes;
-use super::{Method, Request};
+use super::{Method, Request, leading};
 
 /// The sizes of a block Krylov run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,13 @@ impl Plan {
         let factor = if digits <= 3.0 { 3 } else { 4 };
         let most = (factor * rank).max(rank + 6 * block).next_multiple_of(block).min(n);
         Plan { rank, block, most }
+    }
+
+    /// For the optimum to 1e-5 where a Gram matrix would not show it.
+    pub(super) fn thorough(m: usize, n: usize, request: &Request) -> Plan {
+        let plan = Plan::of(m, n, request);
+        let most = (6 * plan.rank).max(plan.rank + 12 * plan.block).next_multiple_of(plan.block).min(n);
+        Plan { most, ..plan }
     }
 
     /// Columns of the basis when a flat spectrum has converged, roughly.
@@ -65,8 +72,20 @@ fn eigen_flops(s: f64) -> f64 {
     25.0 * s.powi(3)
 }
 
+/// Whether block Krylov takes the top of the spectrum of the Gram matrix of a matrix `[m, n]`, rather than a dense solver.
+pub(super) fn iterates(m: usize, n: usize, rank: usize) -> bool {
+    let short = m.min(n);
+    short >= 1536 && 10 * rank <= short
+}
+
 fn gram_flops(m: usize, n: usize, request: &Request) -> f64 {
     let (long, short) = (m.max(n) as f64, m.min(n) as f64);
+    if iterates(m, n, request.rank) {
+        let (rank, d) = (request.rank as f64, (5.5 * request.rank as f64).max(200.0));
+        // Narrow products with the square and projections; the eigenvectors, and values alone at a few steps before.
+        let solver = (3.0 * short * short + 6.0 * short * d) * d + 2.0 * eigen_flops(d);
+        return 1.2 * long * short * short + solver + 2.0 * long * short * rank;
+    }
     // A triangle is half the product, and f64 less than half the speed.
     2.5 * long * short * short + eigen_flops(short) + 2.0 * long * short * request.rank.min(m.min(n)) as f64
 }
@@ -90,12 +109,11 @@ fn narrowness(block: usize) -> f64 {
 pub fn workspace(m: usize, n: usize, request: &Request) -> usize {
     match choose(m, n, request) {
         Method::Gram => gram_bytes(m, n, request),
-        _ => krylov_bytes(m, n, request),
+        _ => krylov_bytes(m, n, Plan::of(m, n, request)),
     }
 }
 
-fn krylov_bytes(m: usize, n: usize, request: &Request) -> usize {
-    let Plan { rank, block, most } = Plan::of(m, n, request);
+fn krylov_bytes(m: usize, n: usize, Plan { rank, block, most }: Plan) -> usize {
     let basis = 4 * (n * (most + block) + m * most) + 8 * most * most;
     // The groups' sums, the packed block and the result, the first two in whole strips; what groups pack of their panels.
     let (strips, height) = (4 * block.next_multiple_of(32), panel_rows(m, n).1);
@@ -111,6 +129,9 @@ fn krylov_bytes(m: usize, n: usize, request: &Request) -> usize {
 }
 
 fn gram_bytes(m: usize, n: usize, request: &Request) -> usize {
+    if iterates(m, n, request.rank) {
+        return iterated_bytes(m, n, request.rank).max(krylov_bytes(m, n, Plan::thorough(m, n, request)));
+    }
     let (long, short) = (m.max(n), m.min(n));
     let rank = request.rank.min(short);
     let eigen = 8 * short * short + eigen_bytes(short);
@@ -118,6 +139,20 @@ fn gram_bytes(m: usize, n: usize, request: &Request) -> usize {
     let sums = if m < n { groups(n) } else { 1 };
     let factors = 4 * rank * (sums * long + 2 * (m + n));
     (8 * short * short + batch).max(eigen).max(8 * short * short * 2 + factors) + (1 << 20)
+}
+
+/// The f32 square, block Krylov on it, and then the product of the delta with what was found.
+fn iterated_bytes(m: usize, n: usize, rank: usize) -> usize {
+    let (long, short) = (m.max(n), m.min(n));
+    let (most, columns) = (leading::most(short, rank), leading::columns(rank));
+    // The block, its copy, its better and partial Gram matrices.
+    let orthogonal = 4 * 4 * short * leading::BLOCK + 17 * 8 * most * leading::BLOCK;
+    let vectors = eigen_bytes(most) + 4 * most * columns + 4 * short * columns;
+    let basis = 4 * short * (most + leading::BLOCK) + 8 * most * most;
+    let solver = basis + orthogonal.max(vectors);
+    let sums = if m < n { groups(n) + 1 } else { 1 };
+    let factors = 4 * columns * (sums * long + 3 * (m + n)) + 17 * 8 * columns * columns;
+    (4 * short * short + super::gram::batch_bytes(m, n).max(solver)).max(factors) + (8 << 20)
 }
 
 /// Does one product `[rows, inner] x [inner, cols]` of the kind that a pass is made of `times` times on one thread, for

@@ -108,6 +108,13 @@ pub(super) fn cross(x: MatRef<'_, f32>, y: MatRef<'_, f32>) -> Mat<f32> {
     sum_of_chunks(x.nrows(), (x.ncols(), y.ncols()), partial)
 }
 
+/// Appends the columns of `block`, within the capacity of `to`.
+pub(super) fn append(to: &mut Mat<f32>, block: MatRef<'_, f32>) {
+    let old = to.ncols();
+    to.resize_with(block.nrows(), old + block.ncols(), |_, _| 0.0);
+    to.as_mut().subcols_mut(old, block.ncols()).copy_from(block);
+}
+
 /// Bytes that [`eigen`] needs beyond its argument for a square of `side`.
 pub(super) fn eigen_bytes(side: usize) -> usize {
     scratch(side, ComputeEigenvectors::Yes).unaligned_bytes_required() + 2 * side * side * 8

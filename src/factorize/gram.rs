@@ -1,29 +1,157 @@
-//! The Gram matrix of the shorter side, in f64, and its dense eigendecomposition. Optimal to f32.
+//! The Gram matrix of the shorter side, and the top of its spectrum.
+//!
+//! - Small sides: in f64, and its dense eigendecomposition. Optimal to f32.
+//! - Large sides and ranks that are small beside them: in f32, at twice the speed and half the memory, and block Krylov on the
+//!   square. One more pass multiplies the delta with the vectors found, and a Rayleigh-Ritz step in f64 takes singular values
+//!   and factors from that product, so the rounding of the square enters to second order only. Singular values below 3e-3 of
+//!   the largest come too near that rounding: where some are asked for, block Krylov on the delta itself does it.
 
 use std::ops::Range;
 
 use faer::linalg::matmul::matmul;
 use faer::prelude::*;
+use faer::traits::ComplexField;
 use faer::{Accum, Par};
 use rayon::prelude::*;
 
-use super::dense::{eigen, narrow, widen};
+use super::cost::{Plan, iterates};
+use super::dense::{cross_gram, eigen, multiply, narrow, widen};
+use super::leading::{EXCESS, Leading, leading};
+use super::random::Stream;
+use super::ritz::{self, Coefficients};
 use super::shape::{pieces, split_rows};
 use super::sweep::{times, transpose_times};
-use super::{Factors, Method, Panels, Request, kept_rank};
+use super::{Factors, Method, Panels, Request, kept_rank, krylov};
 use crate::Result;
 
 /// Side of the tiles of the triangle. Each tile is one task's, so its sums depend on no other.
 const TILE: usize = 256;
-/// Rows (tall) or columns (wide) that are widened to f64 at a time.
+/// Rows (tall) or columns (wide) that are converted at a time.
 const DEPTH: usize = 512;
 /// Rows of the panels that are visited at the same time while a batch is filled.
 const FILL: usize = 64;
 /// Rows of a wide matrix that a task multiplies with the block that is held.
 const STRIP: usize = 128;
 
+/// What the Gram matrix is summed in.
+pub(super) trait Entry: ComplexField + From<f32> + Send + Sync {
+    /// Whether batches of rows lie along their columns, rather than along their rows as the delta does.
+    const UPRIGHT: bool;
+
+    /// `tile += scale·left·right`.
+    fn add_product(tile: MatMut<'_, Self>, left: MatRef<'_, f32>, right: MatRef<'_, f32>, scale: f32);
+}
+
+impl Entry for f32 {
+    // Turning a batch costs less than having each tile's product turn its part of it.
+    const UPRIGHT: bool = true;
+
+    fn add_product(tile: MatMut<'_, f32>, left: MatRef<'_, f32>, right: MatRef<'_, f32>, scale: f32) {
+        matmul(tile, Accum::Add, left, right, scale, Par::Seq);
+    }
+}
+
+impl Entry for f64 {
+    const UPRIGHT: bool = false;
+
+    fn add_product(mut tile: MatMut<'_, f64>, left: MatRef<'_, f32>, right: MatRef<'_, f32>, scale: f32) {
+        for part in pieces(0..left.ncols(), DEPTH) {
+            let left = widen(left.transpose().subrows(part.start, part.len()));
+            let right = widen(right.subrows(part.start, part.len()));
+            matmul(tile.rb_mut(), Accum::Add, left.transpose(), right.as_ref(), f64::from(scale), Par::Seq);
+        }
+    }
+}
+
 /// Factors of `delta` `[m, n]` with squared norm `norm2`, which is neither zero nor infinite.
-pub(super) fn factorize(delta: &dyn Panels, norm2: f64, request: &Request) -> Result<Factors> {
+pub(super) fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> Result<Factors> {
+    let (m, n) = (delta.rows(), delta.cols());
+    if !iterates(m, n, request.rank) {
+        return dense(delta, norm2, request);
+    }
+    if let Some(factors) = iterated(delta, norm2, module, request)? {
+        return Ok(factors);
+    }
+    let request = Request { tolerance: EXCESS, ..*request };
+    krylov::factorize(delta, norm2, module, &request, Plan::thorough(m, n, &request))
+}
+
+/// By an f32 Gram matrix and block Krylov on it. None where singular values are asked for that it does not show.
+fn iterated(delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> Result<Option<Factors>> {
+    let (m, n) = (delta.rows(), delta.cols());
+    // Squares of a tiny or huge delta stay within f32; a power of two costs no accuracy.
+    let scale = (-0.5 * norm2.log2()).round().clamp(-120.0, 120.0).exp2();
+    let mut gram = triangle::<f32>(delta, scale as f32)?;
+    mirror(gram.as_mut());
+    let mut fresh = Stream::new(request.seed, module);
+    let found = leading(gram.as_ref(), norm2 * scale * scale, request, &mut fresh)?;
+    drop(gram);
+    let Some(found) = found else { return Ok(None) };
+    let products = if n <= m {
+        times(delta, found.vectors.as_ref())?
+    } else {
+        transpose_times(delta, found.vectors.as_ref())?
+    };
+    refined((m, n), &found, &products, norm2, scale, request).map(Some)
+}
+
+/// Factors from the vectors found and their `products` with the delta `[m, n]`: Rayleigh-Ritz.
+fn refined(
+    (m, n): (usize, usize),
+    found: &Leading,
+    products: &Mat<f32>,
+    norm2: f64,
+    scale: f64,
+    request: &Request,
+) -> Result<Factors> {
+    let mut gram = cross_gram(products.as_ref(), products.as_ref());
+    gram *= faer::Scale(scale * scale);
+    let p = gram.ncols();
+    let Coefficients { squares, on_w, on_v, .. } = ritz::right(gram.as_ref(), p)?;
+    let k = kept_rank(&squares, request.rank, request.energy, norm2 * scale * scale);
+    let turned = |block: &Mat<f32>, by: &Mat<f64>, unit: f64| {
+        let mut out = Mat::zeros(block.nrows(), k);
+        let by = narrow(by.as_ref().subcols(0, k));
+        multiply(out.as_mut(), Accum::Replace, block.as_ref(), by.as_ref(), unit as f32);
+        out
+    };
+    let far = turned(products, &on_w, scale.sqrt());
+    let near = turned(&found.vectors, &on_v, scale.sqrt().recip());
+    let (left, right) = if n <= m { (far, near) } else { (near, far) };
+    let (long, short) = (m.max(n), m.min(n));
+    let singular_values: Vec<f64> = squares.iter().map(|s| s.max(0.0).sqrt() / scale).collect();
+    Ok(Factors {
+        left: columns(&left.transpose().to_owned()),
+        right: columns(&right),
+        rank: k,
+        method: Method::Gram,
+        converged: k,
+        captured: singular_values[..k].iter().map(|s| s * s).sum(),
+        singular_values,
+        estimated_excess: found.excess,
+        basis: found.basis,
+        passes: 1 + if n <= m { 1 } else { wide_passes(m) },
+        flops: (long * short * short + 2 * m * n * p + 2 * (m + n) * p * k) as u64 + found.flops,
+    })
+}
+
+/// Copies the lower triangle to the upper one.
+fn mirror(mut square: MatMut<'_, f32>) {
+    let side = square.nrows();
+    // By tiles, which stay near while one side is read across its columns.
+    for rows in pieces(0..side, 64) {
+        for cols in pieces(0..rows.end, 64) {
+            for j in cols.clone() {
+                for i in rows.clone().filter(|&i| i > j) {
+                    square[(j, i)] = square[(i, j)];
+                }
+            }
+        }
+    }
+}
+
+/// By an f64 Gram matrix and its dense eigendecomposition.
+fn dense(delta: &dyn Panels, norm2: f64, request: &Request) -> Result<Factors> {
     let (m, n) = (delta.rows(), delta.cols());
     let (short, long) = (m.min(n), m.max(n));
     let mut gram = gram_matrix(delta)?;
@@ -72,10 +200,15 @@ fn columns(mat: &Mat<f32>) -> Vec<f32> {
 /// # Errors
 /// What visiting the delta meets.
 pub fn gram_matrix(delta: &dyn Panels) -> Result<Mat<f64>> {
-    if delta.cols() <= delta.rows() { tall(delta) } else { wide(delta) }
+    triangle(delta, 1.0)
 }
 
-/// Bytes of the buffers that [`gram_matrix`] fills, beside its result.
+/// The same of `scale·delta`, summed in `T`.
+fn triangle<T: Entry>(delta: &dyn Panels, scale: f32) -> Result<Mat<T>> {
+    if delta.cols() <= delta.rows() { tall(delta, scale) } else { wide(delta, scale) }
+}
+
+/// Bytes of the buffers that a Gram matrix is computed with, beside its result.
 pub(super) fn batch_bytes(m: usize, n: usize) -> usize {
     if n <= m {
         8 * DEPTH.min(m) * n
@@ -85,33 +218,41 @@ pub(super) fn batch_bytes(m: usize, n: usize) -> usize {
     }
 }
 
-/// Batches of rows are widened in parallel, then each tile adds its product.
-fn tall(delta: &dyn Panels) -> Result<Mat<f64>> {
+/// Batches of rows are converted in parallel, then each tile adds its product.
+fn tall<T: Entry>(delta: &dyn Panels, scale: f32) -> Result<Mat<T>> {
     let (m, n) = (delta.rows(), delta.cols());
-    let mut gram = Mat::<f64>::zeros(n, n);
-    // Transposed, so that a row of the delta is copied to where it lies in one piece.
-    let mut batch = Mat::<f64>::zeros(n, DEPTH.min(m));
+    let mut gram = Mat::<T>::zeros(n, n);
+    let depth = DEPTH.min(m);
+    let mut store = if T::UPRIGHT { Mat::<T>::zeros(depth, n) } else { Mat::zeros(n, depth) };
     for rows in pieces(0..m, DEPTH) {
-        let mut batch = batch.as_mut().subcols_mut(0, rows.len());
-        fill(delta, rows, batch.rb_mut().transpose_mut())?;
-        let batch = batch.rb();
+        let mut batch = if T::UPRIGHT {
+            store.as_mut().subrows_mut(0, rows.len())
+        } else {
+            store.as_mut().subcols_mut(0, rows.len()).transpose_mut()
+        };
+        fill(delta, rows, scale, batch.rb_mut())?;
+        let batch = batch.rb().transpose();
         tiles(gram.as_mut()).into_par_iter().with_max_len(1).for_each(|(i, j, tile)| {
             let (left, right) = (batch.subrows(i, tile.nrows()), batch.subrows(j, tile.ncols()));
-            matmul(tile, Accum::Add, left, right.transpose(), 1.0, Par::Seq);
+            matmul(tile, Accum::Add, left, right.transpose(), T::from(1.0), Par::Seq);
         });
     }
     Ok(gram)
 }
 
-/// Copies `rows` of the delta to `out` `[rows.len(), n]`, row-major, in parallel.
-fn fill<T: From<f32> + Send>(delta: &dyn Panels, rows: Range<usize>, out: MatMut<'_, T>) -> Result<()> {
+/// Copies `rows` of `scale·delta` to `out` `[rows.len(), n]`, row-major, in parallel.
+fn fill<T: Entry>(delta: &dyn Panels, rows: Range<usize>, scale: f32, out: MatMut<'_, T>) -> Result<()> {
     let parts: Vec<_> = pieces(rows, FILL).collect();
     let tasks: Vec<_> = parts.iter().cloned().zip(split_rows(out, &parts)).collect();
     tasks.into_par_iter().with_max_len(1).try_for_each(|(part, mut out)| {
         delta.visit(part, &mut |p| {
-            for i in 0..p.nrows() {
-                let pairs = out.rb_mut().row_mut(i).iter_mut().zip(p.row(i).iter());
-                pairs.for_each(|(to, from)| *to = T::from(*from));
+            // By parts of the columns: where the batch is upright the lines written to stay near.
+            for cols in pieces(0..p.ncols(), 64) {
+                for i in 0..p.nrows() {
+                    for j in cols.clone() {
+                        out[(i, j)] = T::from(scale * p[(i, j)]);
+                    }
+                }
             }
             Ok(())
         })
@@ -119,7 +260,7 @@ fn fill<T: From<f32> + Send>(delta: &dyn Panels, rows: Range<usize>, out: MatMut
 }
 
 /// The tiles on and below the diagonal with the row and column they start at.
-fn tiles(gram: MatMut<'_, f64>) -> Vec<(usize, usize, MatMut<'_, f64>)> {
+fn tiles<T: Entry>(gram: MatMut<'_, T>) -> Vec<(usize, usize, MatMut<'_, T>)> {
     let side = gram.nrows();
     let bands: Vec<_> = pieces(0..side, TILE).collect();
     let mut out = Vec::new();
@@ -135,23 +276,19 @@ fn tiles(gram: MatMut<'_, f64>) -> Vec<(usize, usize, MatMut<'_, f64>)> {
 
 /// A block of rows is held; strips of all rows down to its end are visited and multiplied with it. Where the delta is
 /// recomputed at each visit that is about `m / (2·TILE)` passes, still less than the products cost.
-fn wide(delta: &dyn Panels) -> Result<Mat<f64>> {
+fn wide<T: Entry>(delta: &dyn Panels, scale: f32) -> Result<Mat<T>> {
     let (m, n) = (delta.rows(), delta.cols());
-    let mut gram = Mat::<f64>::zeros(m, m);
+    let mut gram = Mat::<T>::zeros(m, m);
     for held in pieces(0..m, TILE) {
         let mut block = Mat::<f32>::zeros(n, held.len());
-        fill(delta, held.clone(), block.as_mut().transpose_mut())?;
+        fill(delta, held.clone(), scale, block.as_mut().transpose_mut())?;
         let strips: Vec<_> = pieces(0..held.end, STRIP).collect();
         let band = gram.as_mut().subrows_mut(held.start, held.len()).subcols_mut(0, held.end).transpose_mut();
         let tasks: Vec<_> = strips.iter().cloned().zip(split_rows(band, &strips)).collect();
         tasks.into_par_iter().with_max_len(1).try_for_each(|(strip, tile)| {
             let mut tile = tile.transpose_mut();
             delta.visit(strip, &mut |p| {
-                for part in pieces(0..n, DEPTH) {
-                    let left = widen(block.as_ref().subrows(part.start, part.len()));
-                    let right = widen(p.transpose().subrows(part.start, part.len()));
-                    matmul(tile.rb_mut(), Accum::Add, left.transpose(), right.as_ref(), 1.0, Par::Seq);
-                }
+                T::add_product(tile.rb_mut(), block.transpose(), p.transpose(), scale);
                 Ok(())
             })
         })?;

@@ -8,7 +8,7 @@ use faer::Accum;
 use faer::prelude::*;
 
 use super::cost::Plan;
-use super::dense::{cross_gram, eigenvalues, multiply, narrow};
+use super::dense::{append, cross_gram, eigenvalues, multiply, narrow};
 use super::excess::{Estimate, History};
 use super::orthogonal::orthonormalize;
 use super::random::Stream;
@@ -48,9 +48,14 @@ struct End {
 }
 
 /// Factors of `delta` `[m, n]` with squared norm `norm2`, which is neither zero nor infinite.
-pub(super) fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> Result<Factors> {
+pub(super) fn factorize(
+    delta: &dyn Panels,
+    norm2: f64,
+    module: &str,
+    request: &Request,
+    plan: Plan,
+) -> Result<Factors> {
     let (m, n) = (delta.rows(), delta.cols());
-    let plan = Plan::of(m, n, request);
     let scale = (-0.5 * norm2.log2()).round().clamp(-120.0, 120.0).exp2();
     let total = norm2 * scale * scale;
     let mut fresh = Stream::new(request.seed, module);
@@ -225,11 +230,4 @@ impl Basis {
             flops: self.flops + 2 * ((m + n) * d * k) as u64,
         })
     }
-}
-
-/// Appends the columns of `block`, within the capacity of `to`.
-fn append(to: &mut Mat<f32>, block: MatRef<'_, f32>) {
-    let old = to.ncols();
-    to.resize_with(block.nrows(), old + block.ncols(), |_, _| 0.0);
-    to.as_mut().subcols_mut(old, block.ncols()).copy_from(block);
 }

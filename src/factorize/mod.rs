@@ -5,12 +5,13 @@
 //!
 //! - [`Method::Krylov`]: randomized block Krylov, stopped by its own estimate of what is still missing. It reads the
 //!   delta once a step and is the way for large matrices.
-//! - [`Method::Gram`]: the Gram matrix of the shorter side in f64 and a dense eigensolver. Optimal to f32, and cheaper
-//!   where the shorter side is only a few times the rank.
+//! - [`Method::Gram`]: the Gram matrix of the shorter side, and the top of its spectrum. Cheaper where the shorter side is
+//!   only a few times the rank: there in f64 and with a dense eigensolver, optimal to f32. Where that side is large, in
+//!   f32 and with block Krylov on the square until the error is within 1e-5 of the optimal one, as estimated.
 //!
 //! Who reads what: `shape` cuts a matrix into groups and panels; `sweep` is the only file that visits the delta for
 //! products; `dense`, `orthogonal` and `ritz` are the numerics on tall thin blocks and small squares; `excess` judges
-//! convergence; `krylov` and `gram` are the two methods; `cost` chooses and predicts; `measure` judges what was stored.
+//! convergence; `krylov` and `gram` are the two methods, `leading` solves the large squares of the latter; `cost` chooses and predicts; `measure` judges what was stored.
 //!
 //! Nothing here depends on the number of threads or on memory: how a matrix is cut follows from its shape, partial sums
 //! are added in a fixed order, and products inside a task run on one thread.
@@ -21,6 +22,7 @@ mod excess;
 mod gram;
 mod held;
 mod krylov;
+mod leading;
 mod measure;
 mod orthogonal;
 mod random;
@@ -80,7 +82,7 @@ pub enum Method {
     Auto,
     /// Randomized block Krylov.
     Krylov,
-    /// Gram matrix of the shorter side and a dense eigensolver.
+    /// Gram matrix of the shorter side and its leading eigenvectors.
     Gram,
 }
 
@@ -120,7 +122,7 @@ pub struct Factors {
     /// The factors' rank: below the request's where the matrix has not that many singular values above 5e-7 of the
     /// largest, or where less captures the energy asked for. A zero matrix has rank 0.
     pub rank: usize,
-    /// The method used, never [`Method::Auto`].
+    /// The method used, never [`Method::Auto`]. Asked for a Gram matrix, it is Krylov where one in f32 would not do.
     pub method: Method,
     /// All singular values that were computed, descending.
     pub singular_values: Vec<f64>,
@@ -130,7 +132,7 @@ pub struct Factors {
     pub captured: f64,
     /// Error of `B·A` over the optimal error of its rank, minus 1: an estimate that leans upward.
     pub estimated_excess: f64,
-    /// Columns of the Krylov basis, or the side of the Gram matrix.
+    /// Columns of the Krylov basis, of the delta or of a large Gram matrix, or the side of a smaller one.
     pub basis: usize,
     /// How often all of the matrix was visited (rounded up where a Gram matrix of panel pairs revisits parts).
     pub passes: usize,
@@ -152,8 +154,8 @@ pub fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &Request
         return Ok(Factors::zero(method));
     }
     match method {
-        Method::Gram => gram::factorize(delta, norm2, request),
-        _ => krylov::factorize(delta, norm2, module, request),
+        Method::Gram => gram::factorize(delta, norm2, module, request),
+        _ => krylov::factorize(delta, norm2, module, request, cost::Plan::of(m, n, request)),
     }
     .map_err(|e| e.tensor(module))
 }
