@@ -118,7 +118,8 @@ impl Draft {
     pub fn create_direct(path: &Path) -> Result<Draft> {
         let failed = |e| write_failed("cannot begin the file", path, 0, e);
         let (temporary, file) = create_temporary(folder::parent(path)).map_err(failed)?;
-        let out = Some(Out::Direct(Direct::over(file).map_err(failed)?));
+        let direct = Direct::over(file).inspect_err(|_| drop(fs::remove_file(&temporary)));
+        let out = Some(Out::Direct(direct.map_err(failed)?));
         Ok(Draft { path: path.to_path_buf(), temporary, out, given: 0, expected: 0, broken: false })
     }
 
