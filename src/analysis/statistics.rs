@@ -14,6 +14,7 @@ use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 use super::moments::Moments;
+use crate::quant::non_finite;
 
 /// Different values of sixteen bits.
 const CODES: usize = 1 << 16;
@@ -186,8 +187,7 @@ impl Values {
 
     /// Takes in a piece. Moments are merged piece by piece, so that pieces have to be the same, in the same order, for the same sums.
     pub fn add(&mut self, values: &[f32]) {
-        // Counted in 32 bits, without an early end: that goes in vectors.
-        if values.iter().map(|value| u32::from(!value.is_finite())).sum::<u32>() == 0 {
+        if non_finite(values) == 0 {
             return self.add_finite(values);
         }
         self.nan += values.iter().filter(|value| value.is_nan()).count() as u64;

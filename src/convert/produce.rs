@@ -12,7 +12,7 @@ use crate::adapter::PeftAdapter;
 use crate::checkpoint::{Checkpoint, Module, PackedRows, Window};
 use crate::ledger::{SafetensorsWriter, Written};
 use crate::pipeline::{Progress, walk};
-use crate::quant::{FP8_BLOCK, encode_block_fp8, to_bytes};
+use crate::quant::{self, FP8_BLOCK, encode_block_fp8, to_bytes};
 use crate::{Error, Result};
 
 /// Values that are decoded at a time, so that they are rounded while they are in the cache.
@@ -226,7 +226,7 @@ impl<'a> Producer<'a> {
             if changed {
                 self.change.add(name, part.clone(), dtype.unwrap_or(Dtype::F32), values)?;
             }
-            *non_finite += crate::quant::non_finite(values);
+            *non_finite += quant::non_finite(values);
             let out = &mut bytes
                 [(part.start - rows.start) * columns * size..(part.end - rows.start) * columns * size];
             match dtype {

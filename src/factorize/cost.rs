@@ -119,13 +119,17 @@ fn krylov_bytes(m: usize, n: usize, Plan { rank, block, most }: Plan) -> usize {
     let (strips, height) = (4 * block.next_multiple_of(32), panel_rows(m, n).1);
     let sweep =
         (groups(n) + 1) * n * strips + 4 * n * block + groups(n) * (height * strips + packed_bytes(height));
-    // The block, its copy, its better and partial Gram matrices.
-    let orthogonal = 4 * 4 * n * block + 17 * 8 * most * block;
+    let orthogonal = orthogonal_bytes(n, most, block);
     // R, M and two eigensolvers.
     let judge = 3 * 8 * most * most + 2 * eigenvalues_bytes(most);
     let factors = (4 * (m + n) * rank).max(eigen_bytes(most)) + (8 + 4) * 3 * most * rank;
     // Where the allocator keeps some of the sums it was given back, they count beside what follows.
     basis + sweep + orthogonal.max(judge).max(factors) + (8 << 20)
+}
+
+/// To make a block `[n, block]` orthogonal to at most `most` columns: the block, its copy, its better and partial Gram matrices.
+fn orthogonal_bytes(n: usize, most: usize, block: usize) -> usize {
+    4 * 4 * n * block + 17 * 8 * most * block
 }
 
 fn gram_bytes(m: usize, n: usize, request: &Request) -> usize {
@@ -145,8 +149,7 @@ fn gram_bytes(m: usize, n: usize, request: &Request) -> usize {
 fn iterated_bytes(m: usize, n: usize, rank: usize) -> usize {
     let (long, short) = (m.max(n), m.min(n));
     let (most, columns) = (leading::most(short, rank), leading::columns(rank));
-    // The block, its copy, its better and partial Gram matrices.
-    let orthogonal = 4 * 4 * short * leading::BLOCK + 17 * 8 * most * leading::BLOCK;
+    let orthogonal = orthogonal_bytes(short, most, leading::BLOCK);
     let vectors = eigen_bytes(most) + 4 * most * columns + 4 * short * columns;
     let basis = 4 * short * (most + leading::BLOCK) + 8 * most * most;
     let solver = basis + orthogonal.max(vectors);

@@ -21,7 +21,7 @@ use super::random::Stream;
 use super::ritz::{self, Coefficients};
 use super::shape::{pieces, split_rows};
 use super::sweep::{times, transpose_times};
-use super::{Factors, Method, Panels, Request, kept_rank, krylov};
+use super::{Factors, Method, Panels, Request, kept_rank, krylov, unit_scale};
 use crate::Result;
 
 /// Side of the tiles of the triangle. Each tile is one task's, so its sums depend on no other.
@@ -79,8 +79,7 @@ pub(super) fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &
 /// By an f32 Gram matrix and block Krylov on it. None where singular values are asked for that it does not show.
 fn iterated(delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> Result<Option<Factors>> {
     let (m, n) = (delta.rows(), delta.cols());
-    // Squares of a tiny or huge delta stay within f32; a power of two costs no accuracy.
-    let scale = (-0.5 * norm2.log2()).round().clamp(-120.0, 120.0).exp2();
+    let scale = unit_scale(norm2);
     let mut gram = triangle::<f32>(delta, scale as f32)?;
     mirror(gram.as_mut());
     let mut fresh = Stream::new(request.seed, module);

@@ -14,7 +14,7 @@ use super::orthogonal::orthonormalize;
 use super::random::Stream;
 use super::ritz::{self, Coefficients, Left, flat_enough};
 use super::sweep::{Scratch, sweep};
-use super::{Factors, Method, Panels, Request, kept_rank};
+use super::{Factors, Method, Panels, Request, kept_rank, unit_scale};
 use crate::Result;
 
 /// Share of the energy that f32 arithmetic cannot tell from nothing.
@@ -56,7 +56,7 @@ pub(super) fn factorize(
     plan: Plan,
 ) -> Result<Factors> {
     let (m, n) = (delta.rows(), delta.cols());
-    let scale = (-0.5 * norm2.log2()).round().clamp(-120.0, 120.0).exp2();
+    let scale = unit_scale(norm2);
     let total = norm2 * scale * scale;
     let mut fresh = Stream::new(request.seed, module);
     let mut basis = Basis::start(m, n, &plan, &mut fresh)?;
@@ -195,9 +195,9 @@ impl Basis {
     }
 
     /// The factors, in the delta's own units.
-    fn finish(mut self, end: End, scale: f64) -> Result<Factors> {
-        drop(std::mem::take(&mut self.scratch));
+    fn finish(self, end: End, scale: f64) -> Result<Factors> {
         let (m, n, d, k) = (self.w.nrows(), self.v.nrows(), self.size(), end.rank);
+        drop(self.scratch);
         let Coefficients { squares, on_w, on_v, on_next } = match &end.left {
             Some(left) => left.coefficients(k)?,
             None => ritz::right(self.gram.as_ref(), k)?,

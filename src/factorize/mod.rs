@@ -194,6 +194,12 @@ impl Factors {
     }
 }
 
+/// What brings a matrix of squared norm `norm2` near norm 1, so that the squares of a tiny or huge one stay within f32. A power of two
+/// costs no accuracy.
+fn unit_scale(norm2: f64) -> f64 {
+    (-0.5 * norm2.log2()).round().clamp(-120.0, 120.0).exp2()
+}
+
 /// The rank to keep of `squares`, the squared singular values found, descending: at most `most`, none that f32 cannot tell
 /// from zero, and where an energy is asked for the least that captures it.
 fn kept_rank(squares: &[f64], most: usize, energy: Option<f64>, norm2: f64) -> usize {

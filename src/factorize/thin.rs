@@ -157,11 +157,7 @@ impl Multiply<'_> {
                         std::array::from_fn(|i| row(panel, (first + i).min(height - 1), from, depth));
                     let sums = product::<S, M>(simd, rows, block);
                     let out = vectors_mut::<S>(&mut out[first * width..]);
-                    for (out, sums) in out.iter_mut().zip(&sums[..M.min(height - first)]) {
-                        for (out, sum) in out.iter_mut().zip(sums) {
-                            *out = simd.add_f32s(*out, *sum);
-                        }
-                    }
+                    add(simd, out, &sums[..M.min(height - first)]);
                 }
             }
         }
@@ -226,11 +222,7 @@ impl MultiplyTransposed<'_> {
                 let tiles = packed.chunks_exact(height * M);
                 for (tile, out) in tiles.zip(vectors_mut::<S>(out).chunks_mut(M)) {
                     let sums = outer::<S, M>(simd, tile.as_chunks::<M>().0, block);
-                    for (out, sums) in out.iter_mut().zip(sums) {
-                        for (out, sum) in out.iter_mut().zip(sums) {
-                            *out = simd.add_f32s(*out, sum);
-                        }
-                    }
+                    add(simd, out, &sums);
                 }
             }
         }
@@ -269,6 +261,16 @@ fn outer<S: Simd, const M: usize>(
         }
     }
     sums
+}
+
+/// Adds the sums of a tile to as many rows of a strip.
+#[inline(always)]
+fn add<S: Simd>(simd: S, out: &mut [[S::f32s; VECTORS]], sums: &[[S::f32s; VECTORS]]) {
+    for (out, sums) in out.iter_mut().zip(sums) {
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = simd.add_f32s(*out, *sum);
+        }
+    }
 }
 
 /// Rows of a strip as vectors.

@@ -101,10 +101,7 @@ impl Draft {
     /// # Errors
     /// A folder that is missing or cannot be written.
     pub fn create(path: &Path) -> Result<Draft> {
-        let (temporary, file) = create_temporary(folder::parent(path))
-            .map_err(|e| write_failed("cannot begin the file", path, 0, e))?;
-        let out = Some(Out::cached(file));
-        Ok(Draft { path: path.to_path_buf(), temporary, out, given: 0, expected: 0, broken: false })
+        Draft::begin(path, |file| Ok(Out::cached(file)))
     }
 
     /// As [`create`](Self::create), for a file of many megabytes that will not be read soon: past the page cache where that can be. A
@@ -116,10 +113,14 @@ impl Draft {
     ///
     /// [`DIRECT_BYTES`]: super::DIRECT_BYTES
     pub fn create_direct(path: &Path) -> Result<Draft> {
+        Draft::begin(path, |file| Direct::over(file).map(Out::Direct))
+    }
+
+    fn begin(path: &Path, out: impl FnOnce(File) -> io::Result<Out>) -> Result<Draft> {
         let failed = |e| write_failed("cannot begin the file", path, 0, e);
         let (temporary, file) = create_temporary(folder::parent(path)).map_err(failed)?;
-        let direct = Direct::over(file).inspect_err(|_| drop(fs::remove_file(&temporary)));
-        let out = Some(Out::Direct(direct.map_err(failed)?));
+        let out = out(file).inspect_err(|_| drop(fs::remove_file(&temporary)));
+        let out = Some(out.map_err(failed)?);
         Ok(Draft { path: path.to_path_buf(), temporary, out, given: 0, expected: 0, broken: false })
     }
 

@@ -42,7 +42,6 @@ use safetensors::Dtype;
 pub use block_fp8::BlockFp8;
 pub use dense::{Dense, to_f32};
 pub use e4m3::E4M3;
-pub use e5m2::E5M2;
 pub use encode_fp8::{FP8_BLOCK, encode_block_fp8, to_e4m3};
 pub use encode_int4::encode_int4;
 pub use experts::{ExpertForm, Experts};
