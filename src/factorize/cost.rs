@@ -149,10 +149,12 @@ fn gram_bytes(m: usize, n: usize, request: &Request) -> usize {
 fn iterated_bytes(m: usize, n: usize, rank: usize) -> usize {
     let (long, short) = (m.max(n), m.min(n));
     let (most, columns) = (leading::most(short, rank), leading::columns(rank));
-    let orthogonal = orthogonal_bytes(short, most, leading::BLOCK);
+    // Eigenvalues are judged while the basis grows.
+    let growing = orthogonal_bytes(short, most, leading::BLOCK) + eigenvalues_bytes(most);
     let vectors = eigen_bytes(most) + 4 * most * columns + 4 * short * columns;
-    let basis = 4 * short * (most + leading::BLOCK) + 8 * most * most;
-    let solver = basis + orthogonal.max(vectors);
+    // The projected square, and what is judged of it.
+    let basis = 4 * short * (most + leading::BLOCK) + 2 * 8 * most * most;
+    let solver = basis + growing.max(vectors);
     let sums = if m < n { groups(n) + 1 } else { 1 };
     let factors = 4 * columns * (sums * long + 3 * (m + n)) + 17 * 8 * columns * columns;
     (4 * short * short + super::gram::batch_bytes(m, n).max(solver)).max(factors) + (8 << 20)

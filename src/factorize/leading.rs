@@ -4,15 +4,16 @@
 //! small: on the flat spectrum of noise it takes some 5 to 6 times the rank. Basis and products are in f32, the projected
 //! square is in f64.
 
-use faer::linalg::matmul::matmul;
+use faer::Accum;
 use faer::prelude::*;
-use faer::{Accum, Par};
 use rayon::prelude::*;
 
 use super::dense::{append, cross_gram, eigen, eigenvalues, multiply, narrow};
 use super::excess::{Estimate, History};
 use super::orthogonal::orthonormalize;
 use super::random::Stream;
+use super::shape::{pieces, split_rows};
+use super::thin::{self, Strips};
 use super::{Request, kept_rank};
 use crate::Result;
 
@@ -70,11 +71,14 @@ pub(super) fn leading(
     let mut due = (4 * request.rank).next_multiple_of(BLOCK).max(8 * BLOCK).min(most);
     let mut space = Space::start(square.nrows(), most, fresh)?;
     let mut history = History::default();
+    space.grow(due, square, fresh)?;
     loop {
-        while space.size < due {
-            space.step(square, fresh)?;
-        }
-        let values = eigenvalues(space.known())?;
+        // One thread's work: the basis grows meanwhile, as it will have to unless this is enough.
+        let further = (due + stride).min(most);
+        let known = space.known(due).to_owned();
+        let (values, grown) = rayon::join(|| eigenvalues(known.as_ref()), || space.grow(further, square, fresh));
+        let values = values?;
+        grown?;
         let rank = kept_rank(&values, request.rank, request.energy, total);
         if !visible(&values, rank, total, request) {
             return Ok(None);
@@ -83,9 +87,9 @@ pub(super) fn leading(
         let estimate = history.estimate(rank, total, total - values.iter().sum::<f64>());
         let excess = estimate.map_or(f64::INFINITY, |e: Estimate| e.excess);
         if excess <= EXCESS || due == most {
-            return space.finish(columns(request.rank), excess).map(Some);
+            return space.finish(known.as_ref(), columns(request.rank), excess).map(Some);
         }
-        due = (due + stride).min(most);
+        due = further;
     }
 }
 
@@ -125,13 +129,23 @@ impl Space {
         Ok(())
     }
 
-    fn known(&self) -> MatRef<'_, f64> {
-        self.projected.as_ref().submatrix(0, 0, self.size, self.size)
+    /// Adds blocks until there are `columns`.
+    fn grow(&mut self, columns: usize, square: MatRef<'_, f32>, fresh: &mut Stream) -> Result<()> {
+        while self.size < columns {
+            self.step(square, fresh)?;
+        }
+        Ok(())
     }
 
-    fn finish(self, columns: usize, excess: f64) -> Result<Leading> {
-        let d = self.size;
-        let (_, turn) = eigen(self.known())?;
+    /// The square projected to the first `columns`.
+    fn known(&self, columns: usize) -> MatRef<'_, f64> {
+        self.projected.as_ref().submatrix(0, 0, columns, columns)
+    }
+
+    /// The leading vectors within the columns to which `known` is the square projected.
+    fn finish(self, known: MatRef<'_, f64>, columns: usize, excess: f64) -> Result<Leading> {
+        let d = known.ncols();
+        let (_, turn) = eigen(known)?;
         let turn = narrow(turn.as_ref().subcols(0, columns.min(d)));
         let mut vectors = Mat::zeros(self.v.nrows(), turn.ncols());
         multiply(vectors.as_mut(), Accum::Replace, self.v.as_ref().subcols(0, d), turn.as_ref(), 1.0);
@@ -140,13 +154,19 @@ impl Space {
     }
 }
 
-/// `square·block`, in parallel over columns of the square, of which each is read in one piece.
+/// `square·block`, in parallel over the rows of the square, which are its columns too.
 fn times(square: MatRef<'_, f32>, block: MatRef<'_, f32>) -> Mat<f32> {
     const PART: usize = 160;
-    let mut out = Mat::zeros(block.ncols(), square.ncols());
-    out.as_mut().par_col_chunks_mut(PART).enumerate().for_each(|(at, part)| {
-        let columns = square.subcols(at * PART, part.ncols());
-        matmul(part, Accum::Replace, block.transpose(), columns, 1.0, Par::Seq);
+    let mut out = Mat::zeros(square.nrows(), block.ncols());
+    let mut packed = Strips::default();
+    packed.pack(block);
+    let rows: Vec<_> = pieces(0..square.nrows(), PART).collect();
+    let tasks: Vec<_> = rows.iter().cloned().zip(split_rows(out.as_mut(), &rows)).collect();
+    tasks.into_par_iter().with_max_len(1).for_each(|(rows, out)| {
+        let mut product = Strips::default();
+        product.clear(rows.len(), packed.columns());
+        thin::multiply(square.subcols(rows.start, rows.len()).transpose(), &packed, &mut product);
+        product.unpack(out);
     });
-    out.transpose().to_owned()
+    out
 }

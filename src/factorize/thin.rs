@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 /// Inner dimension that is multiplied at a time: of a strip of the block so much lies in the first cache.
 const DEPTH: usize = 256;
-/// Vectors of a strip.
+/// Vectors of a strip, but of one that a single vector holds.
 const VECTORS: usize = 2;
 /// Rows of a register tile, with vectors of 8 values and of which there are 16 registers.
 const LOW: usize = 6;
@@ -30,8 +30,8 @@ pub(super) fn packed_bytes(height: usize) -> usize {
     4 * TILES * HIGH * height
 }
 
-/// Columns of a strip of a packed block on this machine.
-fn strip() -> usize {
+/// Columns of the strips that a block of so many columns is packed in on this machine.
+fn strip(columns: usize) -> usize {
     struct Lanes;
     impl WithSimd for Lanes {
         type Output = usize;
@@ -41,7 +41,8 @@ fn strip() -> usize {
             S::F32_LANES
         }
     }
-    VECTORS * Arch::new().dispatch(Lanes)
+    let lanes = Arch::new().dispatch(Lanes);
+    if columns <= lanes { lanes } else { VECTORS * lanes }
 }
 
 /// A block `[rows, columns]` cut into strips of columns, each row-major; the last strip is filled up with zeros.
@@ -57,7 +58,7 @@ pub(super) struct Strips {
 impl Strips {
     /// Makes it a block of zeros, in the memory that it has.
     pub(super) fn clear(&mut self, rows: usize, columns: usize) {
-        (self.rows, self.columns, self.strip) = (rows, columns, strip());
+        (self.rows, self.columns, self.strip) = (rows, columns, strip(columns));
         self.values.clear();
         self.values.resize(self.count() * rows * self.strip, 0.0);
     }
@@ -137,26 +138,31 @@ impl WithSimd for Multiply<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        if S::F32_LANES > 8 { self.run::<S, HIGH>(simd) } else { self.run::<S, LOW>(simd) }
+        match (S::F32_LANES > 8, self.v.strip > S::F32_LANES) {
+            (true, true) => self.run::<S, HIGH, VECTORS>(simd),
+            (true, false) => self.run::<S, HIGH, 1>(simd),
+            (false, true) => self.run::<S, LOW, VECTORS>(simd),
+            (false, false) => self.run::<S, LOW, 1>(simd),
+        }
     }
 }
 
 impl Multiply<'_> {
     #[inline(always)]
-    fn run<S: Simd, const M: usize>(self, simd: S) {
+    fn run<S: Simd, const M: usize, const V: usize>(self, simd: S) {
         let Multiply { panel, v, w } = self;
         let (height, n, width) = (panel.nrows(), panel.ncols(), v.strip);
         for from in (0..n).step_by(DEPTH) {
             let depth = DEPTH.min(n - from);
             for at in 0..v.count() {
-                let block = vectors::<S>(&v.strip(at)[from * width..][..depth * width]);
+                let block = vectors::<S, V>(&v.strip(at)[from * width..][..depth * width]);
                 let out = w.strip_mut(at);
                 for first in (0..height).step_by(M) {
                     // The last tile repeats its last row, whose results are not stored.
                     let rows: [&[f32]; M] =
                         std::array::from_fn(|i| row(panel, (first + i).min(height - 1), from, depth));
-                    let sums = product::<S, M>(simd, rows, block);
-                    let out = vectors_mut::<S>(&mut out[first * width..]);
+                    let sums = product::<S, M, V>(simd, rows, block);
+                    let out = vectors_mut::<S, V>(&mut out[first * width..]);
                     add(simd, out, &sums[..M.min(height - first)]);
                 }
             }
@@ -173,12 +179,12 @@ fn row(panel: MatRef<'_, f32>, i: usize, from: usize, depth: usize) -> &[f32] {
 
 /// `M` rows times a strip of as many rows as they are long.
 #[inline(always)]
-fn product<S: Simd, const M: usize>(
+fn product<S: Simd, const M: usize, const V: usize>(
     simd: S,
     rows: [&[f32]; M],
-    block: &[[S::f32s; VECTORS]],
-) -> [[S::f32s; VECTORS]; M] {
-    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; M];
+    block: &[[S::f32s; V]],
+) -> [[S::f32s; V]; M] {
+    let mut sums = [[simd.splat_f32s(0.0); V]; M];
     let rows = rows.map(|row| &row[..block.len()]);
     for (k, vectors) in block.iter().enumerate() {
         for (sums, row) in sums.iter_mut().zip(rows) {
@@ -203,13 +209,18 @@ impl WithSimd for MultiplyTransposed<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        if S::F32_LANES > 8 { self.run::<S, HIGH>(simd) } else { self.run::<S, LOW>(simd) }
+        match (S::F32_LANES > 8, self.w.strip > S::F32_LANES) {
+            (true, true) => self.run::<S, HIGH, VECTORS>(simd),
+            (true, false) => self.run::<S, HIGH, 1>(simd),
+            (false, true) => self.run::<S, LOW, VECTORS>(simd),
+            (false, false) => self.run::<S, LOW, 1>(simd),
+        }
     }
 }
 
 impl MultiplyTransposed<'_> {
     #[inline(always)]
-    fn run<S: Simd, const M: usize>(self, simd: S) {
+    fn run<S: Simd, const M: usize, const V: usize>(self, simd: S) {
         let MultiplyTransposed { panel, w, z, packed } = self;
         let (height, n, width) = (panel.nrows(), panel.ncols(), w.strip);
         packed.resize(TILES * height * M, 0.0);
@@ -217,11 +228,11 @@ impl MultiplyTransposed<'_> {
             let columns = (TILES * M).min(n - from);
             pack::<M>(panel, from, columns, packed);
             for at in 0..w.count() {
-                let block = vectors::<S>(&w.strip(at)[..height * width]);
+                let block = vectors::<S, V>(&w.strip(at)[..height * width]);
                 let out = &mut z.strip_mut(at)[from * width..][..columns * width];
                 let tiles = packed.chunks_exact(height * M);
-                for (tile, out) in tiles.zip(vectors_mut::<S>(out).chunks_mut(M)) {
-                    let sums = outer::<S, M>(simd, tile.as_chunks::<M>().0, block);
+                for (tile, out) in tiles.zip(vectors_mut::<S, V>(out).chunks_mut(M)) {
+                    let sums = outer::<S, M, V>(simd, tile.as_chunks::<M>().0, block);
                     add(simd, out, &sums);
                 }
             }
@@ -246,12 +257,12 @@ fn pack<const M: usize>(panel: MatRef<'_, f32>, from: usize, columns: usize, pac
 
 /// The transpose of a tile `[h, M]` times a strip of `h` rows.
 #[inline(always)]
-fn outer<S: Simd, const M: usize>(
+fn outer<S: Simd, const M: usize, const V: usize>(
     simd: S,
     tile: &[[f32; M]],
-    block: &[[S::f32s; VECTORS]],
-) -> [[S::f32s; VECTORS]; M] {
-    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; M];
+    block: &[[S::f32s; V]],
+) -> [[S::f32s; V]; M] {
+    let mut sums = [[simd.splat_f32s(0.0); V]; M];
     for (factors, vectors) in tile.iter().zip(block) {
         for (sums, factor) in sums.iter_mut().zip(factors) {
             let factor = simd.splat_f32s(*factor);
@@ -265,7 +276,7 @@ fn outer<S: Simd, const M: usize>(
 
 /// Adds the sums of a tile to as many rows of a strip.
 #[inline(always)]
-fn add<S: Simd>(simd: S, out: &mut [[S::f32s; VECTORS]], sums: &[[S::f32s; VECTORS]]) {
+fn add<S: Simd, const V: usize>(simd: S, out: &mut [[S::f32s; V]], sums: &[[S::f32s; V]]) {
     for (out, sums) in out.iter_mut().zip(sums) {
         for (out, sum) in out.iter_mut().zip(sums) {
             *out = simd.add_f32s(*out, *sum);
@@ -275,12 +286,12 @@ fn add<S: Simd>(simd: S, out: &mut [[S::f32s; VECTORS]], sums: &[[S::f32s; VECTO
 
 /// Rows of a strip as vectors.
 #[inline(always)]
-fn vectors<S: Simd>(strip: &[f32]) -> &[[S::f32s; VECTORS]] {
+fn vectors<S: Simd, const V: usize>(strip: &[f32]) -> &[[S::f32s; V]] {
     S::as_simd_f32s(strip).0.as_chunks().0
 }
 
 #[inline(always)]
-fn vectors_mut<S: Simd>(strip: &mut [f32]) -> &mut [[S::f32s; VECTORS]] {
+fn vectors_mut<S: Simd, const V: usize>(strip: &mut [f32]) -> &mut [[S::f32s; V]] {
     S::as_mut_simd_f32s(strip).0.as_chunks_mut().0
 }
 
