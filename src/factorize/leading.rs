@@ -76,7 +76,8 @@ pub(super) fn leading(
         // One thread's work: the basis grows meanwhile, as it will have to unless this is enough.
         let further = (due + stride).min(most);
         let known = space.known(due).to_owned();
-        let (values, grown) = rayon::join(|| eigenvalues(known.as_ref()), || space.grow(further, square, fresh));
+        let (values, grown) =
+            rayon::join(|| eigenvalues(known.as_ref()), || space.grow(further, square, fresh));
         let values = values?;
         grown?;
         let rank = kept_rank(&values, request.rank, request.energy, total);

@@ -26,9 +26,12 @@ const PIECE: usize = 1 << 14;
 /// Slices that are decoded between two pieces of hashing.
 const SLICES: usize = 16;
 
-/// Bytes that a visit takes beside its panel, for each thread: decoded slices of both sides (in f64 at worst) and the
-/// mapped pages behind them.
+/// Bytes that a visit takes beside its panel and the pages mapped for it, for each thread: decoded slices of both sides, in f64 at
+/// worst.
 pub const VISIT_SCRATCH: u64 = 12 * 1024 * 1024;
+
+/// The same where rows are decoded in pieces: of formats that are not kept whole. A slice for those that are not held.
+pub const PIECE_SCRATCH: u64 = 4 * 1024 * 1024;
 
 /// Rows of a slice of a matrix with so many columns.
 pub fn slice_rows(cols: usize) -> usize {

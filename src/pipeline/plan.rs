@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::delta::{VISIT_SCRATCH, slice_rows};
+use super::delta::{PIECE_SCRATCH, VISIT_SCRATCH, slice_rows};
 use super::options::Extraction;
 use super::pair::{Leftover, Pair, Pairing, pair};
 use super::select::Selection;
@@ -185,7 +185,11 @@ impl Plan {
         let entries: usize = entries.map(|one| one.tensors().len().max(one.modules().len())).sum();
         let served = inputs.served.as_ref().map_or(0, mapped);
         let mapped = mapped(&inputs.base).max(served) + mapped(&inputs.tuned);
-        let threads = self.threads as u64 * (THREAD + VISIT_SCRATCH + mapped);
+        let whole =
+            costs.iter().any(|cost| cost.kept > 0) || self.not_represented.iter().any(|l| l.memory > 0);
+        let scratch = if whole { VISIT_SCRATCH } else { PIECE_SCRATCH };
+        // Those that read and those that factorize.
+        let threads = self.threads as u64 * (THREAD + 2 * (scratch + mapped));
         let fixed = OVERHEAD + threads + entries as u64 * CATALOGUE_ENTRY;
         let needed = costs.iter().map(|cost| cost.recomputed(1));
         let needed = needed.chain(self.not_represented.iter().map(|l| l.memory)).max().unwrap_or(0);

@@ -64,7 +64,10 @@ enum Done {
 struct Shared<'a> {
     inputs: &'a Inputs,
     job: &'a Extraction,
-    pool: rayon::ThreadPool,
+    /// Where deltas are read. In the pool where they are factorized a reading that waits for its other half would take up a whole
+    /// factorization meanwhile.
+    reading: rayon::ThreadPool,
+    factorizing: rayon::ThreadPool,
     budget: Budget,
     slabs: Slabs,
     progress: &'a dyn Progress,
@@ -96,12 +99,15 @@ pub fn run(
     log: &Log,
     progress: &dyn Progress,
 ) -> Result<BTreeMap<String, f64>> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(plan.threads).build();
-    let pool = pool.map_err(|e| Error::unexpected("cannot start the threads").because(e))?;
+    let pool = || {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(plan.threads).build();
+        pool.map_err(|e| Error::unexpected("cannot start the threads").because(e))
+    };
     let shared = Shared {
         inputs,
         job,
-        pool,
+        reading: pool()?,
+        factorizing: pool()?,
         budget: Budget::new(plan.budget),
         slabs: Slabs::default(),
         progress,
@@ -160,11 +166,11 @@ fn read<'a>(shared: &'a Shared<'_>, tasks: &Mutex<VecDeque<Task<'a>>>, ready: &S
                 let started = Instant::now();
                 let slab = |values| shared.slabs.obtain(values, shared.budget.free());
                 let load = || load(shared.inputs, module, shared.job, &slab, &count);
-                let loaded = shared.pool.install(load);
+                let loaded = shared.reading.install(load);
                 loaded.map(|loaded| Ready::Module(module, loaded, started))
             }
             Task::Compare(planned) => {
-                let compared = shared.pool.install(|| compare(shared.inputs, &planned.leftover, &count));
+                let compared = shared.reading.install(|| compare(shared.inputs, &planned.leftover, &count));
                 compared.map(|(left_out, tensors)| Ready::Compared(left_out, tensors))
             }
         };
@@ -187,7 +193,7 @@ fn work<'a>(shared: &'a Shared<'_>, ready: &Receiver<Sent<'a, Ready<'a>>>, done:
             Ready::Module(module, loaded, started) => {
                 let spent = |slab| shared.slabs.give_back(slab);
                 let factorize = || finish(shared.inputs, module, shared.job, loaded, &spent);
-                let finished = shared.pool.install(factorize);
+                let finished = shared.factorizing.install(factorize);
                 finished.map(|finished| Done::Module(Box::new(finished), started.elapsed()))
             }
         };
