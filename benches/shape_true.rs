@@ -9,7 +9,7 @@
 //! that the bytes do not depend on the number of threads and memory stays small whatever the size.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -54,6 +54,15 @@ struct Options {
     rank: usize,
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Leave out base/: for a pair of a quantized base and tuned that the disk would not hold with it
+    #[arg(long)]
+    without_base: bool,
+}
+
+impl Options {
+    fn variants(&self) -> &'static [&'static str] {
+        &VARIANTS[usize::from(self.without_base)..]
+    }
 }
 
 /// How a tensor's values come about.
@@ -235,7 +244,7 @@ fn start(path: &Path, variant: &str, specs: &[Spec]) -> AnyResult<BufWriter<File
 }
 
 /// Writes one tensor to all variants, some panels at a time.
-fn write(o: &Options, spec: &Spec, files: &mut [BufWriter<File>]) -> AnyResult<()> {
+fn write(o: &Options, spec: &Spec, files: &mut [Box<dyn Write>]) -> AnyResult<()> {
     let delta = (spec.kind == Kind::Linear).then(|| delta(o, spec));
     let mut scales = Vec::new();
     let panels: Vec<usize> = (0..spec.rows.div_ceil(BLOCK)).collect();
@@ -273,12 +282,17 @@ fn config(o: &Options, variant: &str) -> Value {
 
 fn generate(o: &Options) -> AnyResult<()> {
     let shards = files(o);
-    for variant in VARIANTS {
+    for variant in o.variants() {
         fs::create_dir_all(o.out.join(variant))?;
     }
     let file_name = |i: usize| format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
     for (i, specs) in shards.iter().enumerate() {
-        let open = |variant: &&str| start(&o.out.join(variant).join(file_name(i)), variant, specs);
+        let open = |variant: &&str| -> AnyResult<Box<dyn Write>> {
+            if !o.variants().contains(variant) {
+                return Ok(Box::new(io::sink()));
+            }
+            Ok(Box::new(start(&o.out.join(variant).join(file_name(i)), variant, specs)?))
+        };
         let mut files = VARIANTS.iter().map(open).collect::<AnyResult<Vec<_>>>()?;
         for spec in specs {
             write(o, spec, &mut files)?;
@@ -287,7 +301,7 @@ fn generate(o: &Options) -> AnyResult<()> {
             file.flush()?;
         }
     }
-    for variant in VARIANTS {
+    for variant in o.variants() {
         let mut map = Map::new();
         let mut total = 0;
         for (i, specs) in shards.iter().enumerate() {
@@ -315,7 +329,7 @@ fn main() -> AnyResult<()> {
     let begun = Instant::now();
     generate(&options)?;
     println!("written in {:.1} s", begun.elapsed().as_secs_f64());
-    for variant in VARIANTS {
+    for variant in options.variants() {
         let folder = options.out.join(variant);
         let checkpoint = Checkpoint::open(&folder.to_string_lossy())?;
         let size: u64 = checkpoint.tensors().map(|tensor| tensor.size()).sum();

@@ -224,7 +224,8 @@ impl MultiplyTransposed<'_> {
         let MultiplyTransposed { panel, w, z, packed } = self;
         let (height, n, width) = (panel.nrows(), panel.ncols(), w.strip);
         packed.resize(TILES * height * M, 0.0);
-        for from in (0..n).step_by(TILES * M) {
+        // From the end: what was multiplied last may still lie in a near cache.
+        for from in (0..n).step_by(TILES * M).rev() {
             let columns = (TILES * M).min(n - from);
             pack::<M>(panel, from, columns, packed);
             for at in 0..w.count() {
