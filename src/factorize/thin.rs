@@ -119,12 +119,37 @@ impl Strips {
 
 /// `w += panel·v` for `panel` `[h, n]`, row-major, `v` `[n, b]`, `w` `[h, b]`.
 pub(super) fn multiply(panel: MatRef<'_, f32>, v: &Strips, w: &mut Strips) {
-    Arch::new().dispatch(Multiply { panel, v, w });
+    Arch::new().dispatch(Tiled(Multiply { panel, v, w }));
 }
 
 /// `z += panel^T·w` for `panel` `[h, n]`, row-major, `w` `[h, b]`, `z` `[n, b]`. `packed` is memory to work in.
 pub(super) fn multiply_transposed(panel: MatRef<'_, f32>, w: &Strips, z: &mut Strips, packed: &mut Vec<f32>) {
-    Arch::new().dispatch(MultiplyTransposed { panel, w, z, packed });
+    Arch::new().dispatch(Tiled(MultiplyTransposed { panel, w, z, packed }));
+}
+
+/// A product by register tiles of `M` rows and `V` vectors.
+trait Kernel {
+    /// Columns of the strips that it multiplies with.
+    fn strip(&self) -> usize;
+
+    fn run<S: Simd, const M: usize, const V: usize>(self, simd: S);
+}
+
+/// A kernel in the tiles that fit the machine's registers and its strips.
+struct Tiled<K>(K);
+
+impl<K: Kernel> WithSimd for Tiled<K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        match (S::F32_LANES > 8, self.0.strip() > S::F32_LANES) {
+            (true, true) => self.0.run::<S, HIGH, VECTORS>(simd),
+            (true, false) => self.0.run::<S, HIGH, 1>(simd),
+            (false, true) => self.0.run::<S, LOW, VECTORS>(simd),
+            (false, false) => self.0.run::<S, LOW, 1>(simd),
+        }
+    }
 }
 
 struct Multiply<'a> {
@@ -133,21 +158,11 @@ struct Multiply<'a> {
     w: &'a mut Strips,
 }
 
-impl WithSimd for Multiply<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        match (S::F32_LANES > 8, self.v.strip > S::F32_LANES) {
-            (true, true) => self.run::<S, HIGH, VECTORS>(simd),
-            (true, false) => self.run::<S, HIGH, 1>(simd),
-            (false, true) => self.run::<S, LOW, VECTORS>(simd),
-            (false, false) => self.run::<S, LOW, 1>(simd),
-        }
+impl Kernel for Multiply<'_> {
+    fn strip(&self) -> usize {
+        self.v.strip
     }
-}
 
-impl Multiply<'_> {
     #[inline(always)]
     fn run<S: Simd, const M: usize, const V: usize>(self, simd: S) {
         let Multiply { panel, v, w } = self;
@@ -204,21 +219,11 @@ struct MultiplyTransposed<'a> {
     packed: &'a mut Vec<f32>,
 }
 
-impl WithSimd for MultiplyTransposed<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        match (S::F32_LANES > 8, self.w.strip > S::F32_LANES) {
-            (true, true) => self.run::<S, HIGH, VECTORS>(simd),
-            (true, false) => self.run::<S, HIGH, 1>(simd),
-            (false, true) => self.run::<S, LOW, VECTORS>(simd),
-            (false, false) => self.run::<S, LOW, 1>(simd),
-        }
+impl Kernel for MultiplyTransposed<'_> {
+    fn strip(&self) -> usize {
+        self.w.strip
     }
-}
 
-impl MultiplyTransposed<'_> {
     #[inline(always)]
     fn run<S: Simd, const M: usize, const V: usize>(self, simd: S) {
         let MultiplyTransposed { panel, w, z, packed } = self;
