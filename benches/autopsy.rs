@@ -18,10 +18,11 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize_to_file};
 use serde_json::json;
-use trephine::analysis::{Examination, Thresholds, autopsy};
 use trephine::checkpoint::Checkpoint;
-use trephine::pipeline::{Running, Silent};
-use trephine::quant::{FP8_BLOCK, encode_block_fp8};
+use trephine::commands::autopsy::{Examination, Thresholds, autopsy};
+use trephine::commands::extract::Running;
+use trephine::pipeline::Silent;
+use trephine::quant::encode::{FP8_BLOCK, encode_block_fp8};
 
 type AnyResult<T> = Result<T, Box<dyn std::error::Error>>;
 

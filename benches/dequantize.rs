@@ -13,7 +13,9 @@ use std::time::Instant;
 
 use safetensors::Dtype;
 use serde_json::{Value, json};
-use trephine::quant::{Declared, Dequantize, GgmlType, Gguf, Layout, Scheme, Stored, Tensors, round_to_bf16};
+use trephine::quant::format::{GgmlType, Gguf, Layout};
+use trephine::quant::number::round_to_bf16;
+use trephine::quant::{Declared, Dequantize, Scheme, Stored, Tensors};
 
 const PANEL: usize = 512;
 const ROUNDS: usize = 7;

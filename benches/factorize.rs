@@ -12,8 +12,9 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
+use trephine::factorize::kernel::panel_rows;
 use trephine::factorize::parts::{Scratch, Stream, cross_gram, eigen, gram_matrix, orthonormalize, sweep};
-use trephine::factorize::{Held, Method, Request, choose, factorize, flops, panel_rows, residual, workspace};
+use trephine::factorize::{Held, Method, Request, choose, factorize, flops, residual, workspace};
 
 /// Side of the square product that all else is compared with.
 const SQUARE: usize = 2048;

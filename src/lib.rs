@@ -51,7 +51,8 @@
 //! The binary is thin: arguments into [`pipeline::Extraction`], progress bars and tables out.
 //!
 //! ```no_run
-//! use trephine::pipeline::{Deciding, Extraction, Running, Silent, default_memory, extract};
+//! use trephine::commands::extract::{Deciding, Extraction, Running, default_memory, extract};
+//! use trephine::pipeline::Silent;
 //!
 //! # fn main() -> trephine::Result<()> {
 //! let job = Extraction {
@@ -70,15 +71,18 @@
 
 #![deny(missing_docs)]
 
-pub mod adapter;
-pub mod analysis;
 pub mod checkpoint;
-pub mod convert;
+pub mod commands;
+pub mod container;
+pub mod delta;
+pub mod durable;
 pub mod error;
 pub mod factorize;
-pub mod ledger;
+pub mod lora;
 pub mod pipeline;
 pub mod quant;
 pub mod report;
+pub mod run;
+pub mod storage;
 
 pub use error::{Error, Kind, Result};

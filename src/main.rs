@@ -7,7 +7,7 @@ use clap::Parser;
 mod cli;
 
 fn main() -> ExitCode {
-    cli::allocator::return_freed_blocks();
+    cli::ui::allocator::return_freed_blocks();
     let arguments = cli::Arguments::parse();
     match cli::run(arguments) {
         Ok(code) => code,

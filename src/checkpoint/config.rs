@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::read_json;
 use crate::Result;
-use crate::quant::Declared;
+use crate::checkpoint::read_json;
+use crate::quant::registry::Declared;
 
 /// A `config.json`, or nothing where a file lies without one.
 #[derive(Clone, Debug, Default)]
@@ -33,7 +33,7 @@ impl Config {
     }
 
     /// What a file says in place of a `config.json`.
-    pub(super) fn of(raw: Value) -> Config {
+    pub(crate) fn of(raw: Value) -> Config {
         Config { raw: Some(raw), quantization: None }
     }
 

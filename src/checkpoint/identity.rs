@@ -6,8 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::header::Header;
-use super::window::DataFile;
+use crate::container::safetensors::header::Header;
+use crate::storage::mmap::DataFile;
 use crate::{Error, Result};
 
 /// The files that decide how the others are read.
@@ -91,12 +91,12 @@ impl Identity {
 }
 
 /// What may lie beside a checkpoint's files and decides how they are read: the configs in its folder, and its index.
-pub(super) fn beside(folder: &Path, index: Option<&Path>) -> Vec<PathBuf> {
+pub(crate) fn beside(folder: &Path, index: Option<&Path>) -> Vec<PathBuf> {
     CONFIGS.map(|name| folder.join(name)).into_iter().chain(index.map(Path::to_owned)).collect()
 }
 
 /// The identity of a checkpoint's files and of those [`beside`] them that exist.
-pub(super) fn of(beside: &[PathBuf], files: &[DataFile], headers: &[Header]) -> Result<Identity> {
+pub(crate) fn of(beside: &[PathBuf], files: &[DataFile], headers: &[Header]) -> Result<Identity> {
     let mut identities = Vec::new();
     for path in beside {
         match std::fs::read(path) {

@@ -5,12 +5,12 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
-use super::faults::Faults;
-use super::gguf;
-use super::header::Header;
-use super::locate::{Source, foreign};
-use super::window::DataFile;
-use super::{Catalogue, FileId, Tensor, read_json};
+use crate::checkpoint::error_policy::Faults;
+use crate::checkpoint::gguf;
+use crate::checkpoint::locate::{Source, foreign};
+use crate::checkpoint::{Catalogue, FileId, Tensor, read_json};
+use crate::container::safetensors::header::Header;
+use crate::storage::mmap::DataFile;
 use crate::{Error, Result};
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -18,27 +18,27 @@ const ADAPTER: &str = "adapter_model.safetensors";
 
 /// The files of a checkpoint.
 #[derive(Debug, Default)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     /// Name and path of each, by name.
-    pub(super) files: Vec<(String, PathBuf)>,
+    pub(crate) files: Vec<(String, PathBuf)>,
     /// The index and its `weight_map`, tensor to file, where there is one.
     index: Option<(PathBuf, BTreeMap<String, String>)>,
 }
 
 impl Layout {
     /// Whether the files are GGUF.
-    pub(super) fn is_gguf(&self) -> bool {
+    pub(crate) fn is_gguf(&self) -> bool {
         self.files.iter().any(|(name, _)| gguf::is_gguf(name))
     }
 
     /// The path of the index, where there is one.
-    pub(super) fn index(&self) -> Option<&Path> {
+    pub(crate) fn index(&self) -> Option<&Path> {
         self.index.as_ref().map(|(path, _)| path.as_path())
     }
 }
 
 /// Lists the files, by the index where there is one.
-pub(super) fn layout(source: &Source, faults: &mut Faults) -> Result<Layout> {
+pub(crate) fn layout(source: &Source, faults: &mut Faults) -> Result<Layout> {
     match source {
         Source::File(path) => {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -140,7 +140,7 @@ fn listed(folder: &Path) -> Result<Layout> {
 ///
 /// # Errors
 /// Two files that hold the same tensor; an index that names one where it is not.
-pub(super) fn resolve(
+pub(crate) fn resolve(
     layout: &Layout,
     files: &[DataFile],
     headers: Vec<Header>,

@@ -7,7 +7,7 @@ use crate::{Error, Result};
 
 /// A checkpoint's place.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(crate) enum Source {
     /// A folder of files.
     Folder(PathBuf),
     /// One file.
@@ -15,14 +15,14 @@ pub(super) enum Source {
 }
 
 impl Source {
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         match self {
             Source::Folder(path) | Source::File(path) => path,
         }
     }
 
     /// Where the config lies.
-    pub(super) fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         match self {
             Source::Folder(path) => path,
             Source::File(path) => path.parent().unwrap_or(Path::new("")),
@@ -32,7 +32,7 @@ impl Source {
 
 /// Finds the folder or file that `spec` means: a path that exists, else a repository in the Hugging Face cache. `variable` looks up
 /// an environment variable.
-pub(super) fn resolve(spec: &str, variable: impl Fn(&str) -> Option<OsString>) -> Result<Source> {
+pub(crate) fn resolve(spec: &str, variable: impl Fn(&str) -> Option<OsString>) -> Result<Source> {
     let path = Path::new(spec);
     if path.is_dir() {
         return Ok(Source::Folder(path.to_owned()));
@@ -62,7 +62,7 @@ fn single(path: &Path) -> Result<Source> {
 }
 
 /// The error for weights in a container that is not read.
-pub(super) fn foreign(path: &Path, extension: &str) -> Error {
+pub(crate) fn foreign(path: &Path, extension: &str) -> Error {
     let (kind, cure) = match extension {
         "bin" | "pt" | "pth" => {
             ("PyTorch's pickle format", "convert them with `save_pretrained`, which writes safetensors")

@@ -4,31 +4,31 @@
 //! offset; the tensors' bytes are mapped window by window, and released with the window. This is the one room that maps files,
 //! and `window.rs` the one file in it.
 
-mod config;
-mod faults;
-mod gguf;
-mod header;
-mod identity;
-mod index;
-mod locate;
-mod module;
-mod reader;
-mod window;
+pub(crate) mod config;
+pub(crate) mod error_policy;
+pub mod gguf;
+pub(crate) mod identity;
+pub(crate) mod index;
+pub(crate) mod locate;
+pub(crate) mod module;
+pub(crate) mod reader;
+pub use self::config::Config;
+pub use self::identity::{Change, FileIdentity, Identity};
+pub use self::module::{Module, PackedRows};
+pub use self::reader::{MappedRows, ModuleReader};
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-pub use config::Config;
-pub use identity::{Change, FileIdentity, Identity};
-pub use module::{Module, PackedRows};
-pub use reader::{MappedRows, ModuleReader};
-pub use window::Window;
-
-use self::faults::Faults;
-use self::index::Layout;
-use self::window::DataFile;
-use crate::quant::{Experts, SMALL, Scheme, Stored, Tensors};
+use crate::checkpoint::error_policy::Faults;
+use crate::checkpoint::index::Layout;
+use crate::container::safetensors::header;
+use crate::quant::expert::layout::Experts;
+use crate::quant::registry::Scheme;
+use crate::quant::weight::{SMALL, Stored, Tensors};
+use crate::storage::mmap::DataFile;
+use crate::storage::mmap::Window;
 use crate::{Error, Result};
 
 /// How much of a tensor is mapped at once while it is hashed.
@@ -75,7 +75,7 @@ pub struct Checkpoint {
 
 /// The tensors by name, across files.
 #[derive(Debug, Default)]
-struct Catalogue(BTreeMap<String, Tensor>);
+pub(crate) struct Catalogue(BTreeMap<String, Tensor>);
 
 /// The tensors with the files that hold them: what a format may look at while a checkpoint is opened.
 struct Shelf<'a> {

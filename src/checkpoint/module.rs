@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::faults::Faults;
-use super::window::DataFile;
-use super::{Catalogue, Checkpoint, Shelf, Tensor, Window};
-use crate::quant::{Dense, Dequantize, Found, Scheme, Stack, Stored};
+use crate::checkpoint::error_policy::Faults;
+use crate::checkpoint::{Catalogue, Checkpoint, Shelf, Tensor};
+use crate::quant::expert::whole_stack::Stack;
+use crate::quant::format::dense::Dense;
+use crate::quant::registry::Scheme;
+use crate::quant::weight::{Dequantize, Found, Stored};
+use crate::storage::mmap::DataFile;
+use crate::storage::mmap::Window;
 use crate::{Error, Result};
 
 /// One logical weight of a checkpoint.
@@ -252,7 +256,7 @@ impl PackedRows {
 }
 
 /// Finds the modules among a checkpoint's tensors.
-pub(super) fn catalogue(
+pub(crate) fn catalogue(
     scheme: &Scheme,
     tensors: &Catalogue,
     files: &[DataFile],

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::{Checkpoint, Module, PackedRows};
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::module::{Module, PackedRows};
 use crate::{Error, Result};
 
 /// A module that is open for reading.

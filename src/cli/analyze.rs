@@ -6,13 +6,14 @@ use std::process::ExitCode;
 use clap::Args;
 use comfy_table::Table;
 use trephine::Result;
-use trephine::analysis::{Analysis, Analyzing, Asking, Cosine, Pooled, analyze};
-use trephine::pipeline::{Running, default_memory};
+use trephine::commands::analyze::{Analysis, Analyzing, Asking, Cosine, Pooled, analyze};
+use trephine::commands::extract::{Running, default_memory};
 
-use super::bar::Bar;
-use super::signal::leave_on_signal;
-use super::table::{number, table};
-use super::{print, print_json, size, threads};
+use crate::cli::ui::byte_size;
+use crate::cli::ui::progress_bar::Bar;
+use crate::cli::ui::signal::leave_on_signal;
+use crate::cli::ui::table::{number, table};
+use crate::cli::{print, print_json, threads};
 
 /// Measures quantization noise and the change of a fine-tune beside each other, module by module.
 ///
@@ -50,7 +51,7 @@ pub struct Arguments {
     exclude: Vec<String>,
 
     /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
-    #[arg(long, value_name = "SIZE", value_parser = size::parse, help_heading = "Running")]
+    #[arg(long, value_name = "SIZE", value_parser = byte_size::parse, help_heading = "Running")]
     memory: Option<u64>,
     /// Threads that compute [default: one for each processor]
     #[arg(long, help_heading = "Running")]

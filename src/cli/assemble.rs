@@ -4,13 +4,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use trephine::pipeline::{Assembled, Assembly, Missing, MissingPart, Running, assemble, default_memory};
+use trephine::commands::extract::{
+    Assembled, Assembly, Missing, MissingPart, Running, assemble, default_memory,
+};
 use trephine::{Error, Result};
 
-use super::bar::Bar;
-use super::extract::show_outcome;
-use super::signal::leave_on_signal;
-use super::{print, print_json, quoted, size, threads};
+use crate::cli::extract::show_outcome;
+use crate::cli::ui::byte_size;
+use crate::cli::ui::progress_bar::Bar;
+use crate::cli::ui::signal::leave_on_signal;
+use crate::cli::{print, print_json, quoted, threads};
 
 /// Makes the adapter of a run whose parts are done (`trephine extract --part`).
 ///
@@ -33,7 +36,7 @@ pub struct Arguments {
     #[arg(long, value_name = "CHECKPOINT")]
     served: Option<String>,
     /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", value_parser = byte_size::parse)]
     memory: Option<u64>,
     /// Threads that compute [default: one for each processor]
     #[arg(long)]

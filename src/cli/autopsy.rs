@@ -5,15 +5,18 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use trephine::adapter::kind_of;
-use trephine::analysis::{AUTOPSY, Autopsy, Examination, Gravity, TensorAutopsy, Thresholds, autopsy};
-use trephine::ledger::{durable, folder};
-use trephine::pipeline::{Running, default_memory};
+use trephine::commands::autopsy::{
+    AUTOPSY, Autopsy, Examination, Gravity, TensorAutopsy, Thresholds, autopsy,
+};
+use trephine::commands::extract::{Running, default_memory};
+use trephine::durable::{atomic_file, folder};
+use trephine::lora::kind_of;
 use trephine::{Error, Result};
 
-use super::bar::Bar;
-use super::table::{number, table};
-use super::{print, print_json, size, threads};
+use crate::cli::ui::byte_size;
+use crate::cli::ui::progress_bar::Bar;
+use crate::cli::ui::table::{number, table};
+use crate::cli::{print, print_json, threads};
 
 /// Looks at every tensor of a checkpoint or adapter, after dequantization, and says what is wrong with it.
 ///
@@ -44,7 +47,7 @@ pub struct Arguments {
     limits: Limits,
 
     /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
-    #[arg(long, value_name = "SIZE", value_parser = size::parse, help_heading = "Running")]
+    #[arg(long, value_name = "SIZE", value_parser = byte_size::parse, help_heading = "Running")]
     memory: Option<u64>,
     /// Threads that compute [default: one for each processor]
     #[arg(long, help_heading = "Running")]
@@ -166,7 +169,7 @@ fn is_wrong(tensor: &TensorAutopsy) -> bool {
 }
 
 fn write(folder: &Path, found: &Autopsy) -> Result<()> {
-    durable::write(&folder.join(AUTOPSY), |out| {
+    atomic_file::write(&folder.join(AUTOPSY), |out| {
         serde_json::to_writer_pretty(&mut *out, found)?;
         out.write_all(b"\n")
     })?;
@@ -187,7 +190,7 @@ fn show(found: &Autopsy) -> String {
         text += &format!("note: {} {}\n", left.name, left.why);
     }
     let total = &found.total;
-    let (tensors, elements, bytes) = (total.tensors, total.elements, size::show(total.bytes));
+    let (tensors, elements, bytes) = (total.tensors, total.elements, byte_size::show(total.bytes));
     text += &format!("{tensors} tensors, {elements} values, {bytes}, {}", found.checkpoint.scheme);
     if let Some(all) = total.comparison.as_ref().and_then(|all| all.relative_error) {
         text += &format!("; {} of the other's norm away from it", number(all));

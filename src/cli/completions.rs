@@ -6,7 +6,7 @@ use clap::{Args, CommandFactory};
 use clap_complete::{Shell, generate};
 use trephine::Result;
 
-use super::print;
+use crate::cli::print;
 
 /// Prints a shell's completions, to be put where that shell looks for them.
 ///
@@ -22,7 +22,7 @@ pub struct Arguments {
 /// Prints them.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut script = Vec::new();
-    generate(arguments.shell, &mut super::Arguments::command(), "trephine", &mut script);
+    generate(arguments.shell, &mut crate::cli::Arguments::command(), "trephine", &mut script);
     print(&String::from_utf8_lossy(&script))?;
     Ok(ExitCode::SUCCESS)
 }

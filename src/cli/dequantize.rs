@@ -5,13 +5,14 @@ use std::process::ExitCode;
 
 use clap::Args;
 use trephine::Result;
-use trephine::convert::{DEFAULT_SHARD_SIZE, Dequantization, Outcome, dequantize};
-use trephine::pipeline::{Running, default_memory};
+use trephine::commands::convert::{DEFAULT_SHARD_SIZE, Dequantization, Outcome, dequantize};
+use trephine::commands::extract::{Running, default_memory};
 
-use super::bar::Bar;
-use super::signal::leave_on_signal;
-use super::words::DtypeName;
-use super::{print, print_json, size, threads};
+use crate::cli::ui::byte_size;
+use crate::cli::ui::progress_bar::Bar;
+use crate::cli::ui::signal::leave_on_signal;
+use crate::cli::ui::value_enums::DtypeName;
+use crate::cli::{print, print_json, threads};
 
 /// Writes a quantized checkpoint as a dense one.
 ///
@@ -36,11 +37,11 @@ pub struct Arguments {
 #[derive(Debug, Args)]
 pub struct Writing {
     /// The largest file of weights, as 5GB
-    #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value_t = DEFAULT_SHARD_SIZE,
+    #[arg(long, value_name = "SIZE", value_parser = byte_size::parse, default_value_t = DEFAULT_SHARD_SIZE,
         hide_default_value = true, help_heading = "Result")]
     pub max_shard_size: u64,
     /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
-    #[arg(long, value_name = "SIZE", value_parser = size::parse, help_heading = "Running")]
+    #[arg(long, value_name = "SIZE", value_parser = byte_size::parse, help_heading = "Running")]
     memory: Option<u64>,
     /// Threads that compute [default: one for each processor]
     #[arg(long, help_heading = "Running")]
@@ -112,5 +113,9 @@ fn text(outcome: &Outcome) -> String {
     }
     let files = if outcome.files == 1 { "1 file".to_owned() } else { format!("{} files", outcome.files) };
     let done = if outcome.was_done { " (was already done)" } else { "" };
-    text + &format!("checkpoint: {} ({files}, {}){done}\n", outcome.out.display(), size::show(outcome.bytes))
+    text + &format!(
+        "checkpoint: {} ({files}, {}){done}\n",
+        outcome.out.display(),
+        byte_size::show(outcome.bytes)
+    )
 }

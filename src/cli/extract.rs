@@ -5,17 +5,20 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use trephine::Result;
-use trephine::factorize::Method;
-use trephine::pipeline::{
-    Deciding, Extraction, NonFinite, Outcome, Part, PartChoice, PartOutcome, Plan, RoundBase, Running,
-    default_memory, extract, extract_part, plan,
+use trephine::commands::extract::output::Outcome;
+use trephine::commands::extract::{
+    Deciding, Extraction, NonFinite, PartOutcome, Plan, RoundBase, Running, default_memory, extract,
+    extract_part, plan,
 };
+use trephine::factorize::Method;
+use trephine::run::{Part, PartChoice};
 
-use super::bar::Bar;
-use super::signal::leave_on_signal;
-use super::table::{number, table};
-use super::words::{DtypeName, words};
-use super::{print, print_json, size, threads};
+use crate::cli::ui::byte_size;
+use crate::cli::ui::progress_bar::Bar;
+use crate::cli::ui::signal::leave_on_signal;
+use crate::cli::ui::table::{number, table};
+use crate::cli::ui::value_enums::{DtypeName, words};
+use crate::cli::{print, print_json, threads};
 
 /// Extracts the difference between two checkpoints as a LoRA adapter.
 ///
@@ -80,7 +83,7 @@ pub struct Arguments {
     #[arg(long, value_name = "I/N", value_parser = part, help_heading = "Running")]
     part: Option<PartChoice>,
     /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
-    #[arg(long, value_name = "SIZE", value_parser = size::parse, help_heading = "Running")]
+    #[arg(long, value_name = "SIZE", value_parser = byte_size::parse, help_heading = "Running")]
     memory: Option<u64>,
     /// Threads that compute [default: one for each processor]
     #[arg(long, help_heading = "Running")]
@@ -215,16 +218,16 @@ fn show_plan(plan: &Plan, part: Option<Part>) -> String {
             &format!("{m} x {n}"),
             &module.method,
             held,
-            &size::show(module.memory),
+            &byte_size::show(module.memory),
             &flops,
         ]);
     }
     text += &format!("{rows}\n\n");
     let [modules, left_out] = [plan.modules.len(), plan.not_represented.len()];
     text += &format!("{modules} modules; {left_out} tensors that the adapter will not hold\n");
-    let (memory, least) = (size::show(plan.memory), size::show(plan.least_memory));
+    let (memory, least) = (byte_size::show(plan.memory), byte_size::show(plan.least_memory));
     text += &format!("memory  {memory} of peak resident memory are allowed, {least} would do\n");
-    let (read, disk) = (size::show(plan.read_bytes), size::show(plan.disk_bytes));
+    let (read, disk) = (byte_size::show(plan.read_bytes), byte_size::show(plan.disk_bytes));
     text += &format!("disk    {read} to read, {disk} to write\n");
     let time = humantime::format_duration(std::time::Duration::from_secs(plan.seconds.ceil() as u64));
     text + &format!(
@@ -243,7 +246,7 @@ fn show_part(outcome: &PartOutcome) -> String {
     format!(
         "part {part}: {here} modules of {run_modules} in {seconds:.1} s{before}\n\
          when all parts are done: trephine assemble {}\n",
-        super::quoted(&out.to_string_lossy())
+        crate::cli::quoted(&out.to_string_lossy())
     )
 }
 

@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use trephine::Result;
-use trephine::analysis::{Distances, Fidelity, Measuring, fidelity};
-use trephine::pipeline::{Running, default_memory};
+use trephine::commands::extract::{Running, default_memory};
+use trephine::commands::fidelity::{Distances, Fidelity, Measuring, fidelity};
 
-use super::bar::Bar;
-use super::{print, print_json, size, threads};
+use crate::cli::ui::byte_size;
+use crate::cli::ui::progress_bar::Bar;
+use crate::cli::{print, print_json, threads};
 
 /// Measures how far the served weights are from the tuned ones, with each adapter and with none.
 ///
@@ -30,7 +31,7 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", value_parser = byte_size::parse)]
     memory: Option<u64>,
     /// Threads that compute [default: one for each processor]
     #[arg(long)]

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 
 use clap::{Args, Command, CommandFactory};
 use clap_mangen::Man;
-use trephine::ledger::{durable, folder};
+use trephine::durable::{atomic_file, folder};
 use trephine::{Error, Result};
 
-use super::print;
+use crate::cli::print;
 
 /// Writes the manual pages, one for the program and one for each subcommand.
 #[derive(Debug, Args)]
@@ -20,7 +20,7 @@ pub struct Arguments {
 
 /// Writes them.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let mut program = super::Arguments::command();
+    let mut program = crate::cli::Arguments::command();
     program.build();
     let Some(out) = &arguments.out else {
         print(&String::from_utf8_lossy(&page(program)?))?;
@@ -39,7 +39,7 @@ fn write(out: &Path, command: Command) -> Result<()> {
     // `trephine-extract`: the name by which `man` knows a subcommand.
     let name = format!("{}.1", command.get_display_name().unwrap_or(command.get_name()));
     let page = page(command)?;
-    durable::write(&out.join(name), |file| file.write_all(&page)).map(drop)
+    atomic_file::write(&out.join(name), |file| file.write_all(&page)).map(drop)
 }
 
 fn page(command: Command) -> Result<Vec<u8>> {

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 use trephine::Result;
-use trephine::convert::{Merge, merge};
+use trephine::commands::convert::{Merge, merge};
 
-use super::bar::Bar;
-use super::dequantize::Writing;
-use super::signal::leave_on_signal;
-use super::words::DtypeName;
+use crate::cli::dequantize::Writing;
+use crate::cli::ui::progress_bar::Bar;
+use crate::cli::ui::signal::leave_on_signal;
+use crate::cli::ui::value_enums::DtypeName;
 
 /// Writes a checkpoint with an adapter merged into it.
 ///

@@ -1,32 +1,27 @@
 //! The command line: one file a subcommand, arguments into library options and nothing more. Progress bars and tables
 //! live here only. What can be piped goes to stdout, all else to stderr.
 
+pub(crate) mod analyze;
+pub(crate) mod assemble;
+pub(crate) mod autopsy;
+pub(crate) mod completions;
+pub(crate) mod dequantize;
+pub(crate) mod extract;
+pub(crate) mod fidelity;
+pub(crate) mod man;
+pub(crate) mod merge;
+pub(crate) mod probe;
+pub(crate) mod report;
+pub(crate) mod sanitize;
+pub(crate) mod status;
+pub(crate) mod ui;
+pub(crate) mod verify;
+
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use trephine::{Error, Kind, Result};
-
-pub mod allocator;
-mod analyze;
-mod assemble;
-mod autopsy;
-mod bar;
-mod completions;
-mod dequantize;
-mod extract;
-mod fidelity;
-mod man;
-mod merge;
-mod probe;
-mod report;
-mod sanitize;
-mod signal;
-mod size;
-mod status;
-mod table;
-mod verify;
-mod words;
 
 /// Extracts a LoRA adapter from the difference between two checkpoints that are far larger than memory.
 #[derive(Debug, Parser)]

@@ -3,14 +3,15 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use trephine::adapter::PeftAdapter;
-use trephine::analysis::{
+use trephine::commands::probe::{
     AdapterProbe, Level, Part, Probe, Probed, ProbedGroup, Showing, probe, probe_adapter,
 };
+use trephine::lora::read::PeftAdapter;
 use trephine::{Error, Result};
 
-use super::table::{number, table};
-use super::{print, print_json, size};
+use crate::cli::ui::byte_size;
+use crate::cli::ui::table::{number, table};
+use crate::cli::{print, print_json};
 
 /// Shows what is in a checkpoint or an adapter, and what looks wrong.
 ///
@@ -80,7 +81,7 @@ fn adapter(arguments: &Arguments) -> Result<ExitCode> {
 fn show(found: &Probe) -> String {
     let model = found.model_type.as_deref().unwrap_or("unknown model");
     let files = if found.files == 1 { "1 file".to_owned() } else { format!("{} files", found.files) };
-    let bytes = size::show(found.bytes);
+    let bytes = byte_size::show(found.bytes);
     let mut text = format!("{model}, {}: {} values in {bytes}, {files}\n\n", found.scheme, found.values);
     let mut rows = table(["stored as", "tensors", "values", "size"]);
     for kind in &found.kinds {
@@ -88,7 +89,7 @@ fn show(found: &Probe) -> String {
             kind.kind.clone(),
             kind.tensors.to_string(),
             kind.values.to_string(),
-            size::show(kind.bytes),
+            byte_size::show(kind.bytes),
         ]);
     }
     text += &format!("{rows}\n\n");
@@ -117,7 +118,7 @@ fn groups(groups: &[ProbedGroup]) -> String {
             group.tensors.to_string(),
             sides(&group.shape),
             group.block.map_or_else(String::new, |[rows, columns]| format!("{rows} x {columns}")),
-            size::show(group.bytes),
+            byte_size::show(group.bytes),
             group.stored.join("; "),
         ]);
     }
@@ -136,9 +137,9 @@ fn one(probed: &Probed) -> String {
     let block =
         probed.block.map_or_else(String::new, |[rows, columns]| format!(", a scale for {rows} x {columns}"));
     let mut text =
-        format!("{}  {}{block}, {}\n", probed.name, sides(&probed.shape), size::show(probed.bytes));
+        format!("{}  {}{block}, {}\n", probed.name, sides(&probed.shape), byte_size::show(probed.bytes));
     for Part { name, dtype, shape, bytes, file } in &probed.parts {
-        text += &format!("  {name}  {dtype} {shape:?}, {}, in {file}\n", size::show(*bytes));
+        text += &format!("  {name}  {dtype} {shape:?}, {}, in {file}\n", byte_size::show(*bytes));
     }
     if let Some(values) = &probed.values {
         for row in values {
@@ -165,7 +166,7 @@ fn show_adapter(found: &AdapterProbe) -> String {
     text += &format!(
         "targets  {}\nmodules  {kinds}\nsize     {}\n",
         list(found.targets.clone()),
-        size::show(found.bytes)
+        byte_size::show(found.bytes)
     );
     for (name, what) in &found.extras {
         text += &format!("extra    {name}: {what}\n");

@@ -8,7 +8,8 @@ use serde::Serialize;
 use trephine::Result;
 use trephine::report::{Report, Summary, report};
 
-use super::{print, print_json, size};
+use crate::cli::ui::byte_size;
+use crate::cli::{print, print_json};
 
 /// Draws one page, complete in itself, from what the other commands wrote: figures, their numbers, and a summary in words.
 #[derive(Debug, Args)]
@@ -52,7 +53,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     for sentence in &reported.summary.sentences {
         text += &format!("{sentence}\n");
     }
-    text += &format!("\nreport: {} ({})\n", job.out.display(), size::show(reported.bytes));
+    text += &format!("\nreport: {} ({})\n", job.out.display(), byte_size::show(reported.bytes));
     if let Some(folder) = &job.svg {
         text += &format!("plots:  {} in {}\n", reported.plots.len(), folder.display());
     }

@@ -4,15 +4,19 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use trephine::adapter::rules::{Consumer, Finding};
-use trephine::adapter::{FactorType, PeftAdapter, Sanitized, Sanitizing, check, sanitize};
-use trephine::pipeline::{Progress, default_memory};
+use trephine::commands::extract::default_memory;
+use trephine::commands::sanitize::{Sanitized, Sanitizing, check, sanitize};
+use trephine::lora::FactorType;
+use trephine::lora::read::PeftAdapter;
+use trephine::lora::rules::{Consumer, Finding};
+use trephine::pipeline::Progress;
 use trephine::{Error, Result};
 
-use super::bar::Bar;
-use super::table::{number, table};
-use super::words::DtypeName;
-use super::{print, print_json, size};
+use crate::cli::ui::byte_size;
+use crate::cli::ui::progress_bar::Bar;
+use crate::cli::ui::table::{number, table};
+use crate::cli::ui::value_enums::DtypeName;
+use crate::cli::{print, print_json};
 
 /// Makes any LoRA adapter, mergekit's among them, one that a given program loads.
 ///
@@ -41,7 +45,7 @@ pub struct Arguments {
     #[arg(long, value_enum)]
     dtype: Option<DtypeName>,
     /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", value_parser = byte_size::parse)]
     memory: Option<u64>,
     /// Throw away an earlier result in the output folder
     #[arg(long)]

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use clap::Args;
 use trephine::Result;
-use trephine::pipeline::{AttemptStatus, RunState, Status, status};
+use trephine::commands::extract::{AttemptStatus, RunState, Status, status};
 
-use super::table::table;
-use super::{print, print_json, quoted, size};
+use crate::cli::ui::byte_size;
+use crate::cli::ui::table::table;
+use crate::cli::{print, print_json, quoted};
 
 /// Tells how far a run is, split into parts or not, from its files alone.
 ///
@@ -66,9 +67,9 @@ fn show(status: &Status) -> String {
         let (done, all) = (status.compared, total.compared);
         text += &format!(
             " and {done} of {all} comparisons; {} of shards are written",
-            size::show(status.shard_bytes)
+            byte_size::show(status.shard_bytes)
         );
-        let (read, all) = (size::show(status.read_bytes), size::show(total.bytes));
+        let (read, all) = (byte_size::show(status.read_bytes), byte_size::show(total.bytes));
         text += &format!(", {read} of {all} were read");
     }
     text += "\n";
@@ -102,7 +103,7 @@ fn show_attempts(attempts: &[AttemptStatus]) -> String {
         let left = attempt.seconds_left.map_or("-".to_owned(), time);
         let modules = format!("{}{of}", attempt.modules);
         let state = attempt.state.word().to_owned();
-        rows.add_row([part, place, state, modules, size::show(attempt.read_bytes), heard, left]);
+        rows.add_row([part, place, state, modules, byte_size::show(attempt.read_bytes), heard, left]);
     }
     let errors = attempts.iter().filter_map(|attempt| {
         let (error, part) = (attempt.error.as_ref()?, attempt.part);

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use trephine::pipeline::{Content, Running, Verification, default_memory, verify};
+use trephine::commands::extract::{Content, Running, Verification, default_memory, verify};
 use trephine::{Error, Result};
 
-use super::bar::Bar;
-use super::{print, print_json, size, threads};
+use crate::cli::ui::byte_size;
+use crate::cli::ui::progress_bar::Bar;
+use crate::cli::{print, print_json, threads};
 
 /// Checks a folder against its B3SUMS; with both checkpoints, an adapter's content against them too.
 #[derive(Debug, Args)]
@@ -22,7 +23,7 @@ pub struct Arguments {
     #[arg(long, value_name = "CHECKPOINT", requires = "base")]
     tuned: Option<String>,
     /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", value_parser = byte_size::parse)]
     memory: Option<u64>,
     /// Threads that compute [default: one for each processor]
     #[arg(long)]
@@ -58,7 +59,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
 
 fn show(verification: &Verification) -> String {
     let mut text = verification.to_string();
-    text += &format!("{} files, {}", verification.files, size::show(verification.bytes));
+    text += &format!("{} files, {}", verification.files, byte_size::show(verification.bytes));
     if verification.modules > 0 {
         text += &format!(", {} modules against their checkpoints", verification.modules);
     }

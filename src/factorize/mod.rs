@@ -16,45 +16,34 @@
 //! Nothing here depends on the number of threads or on memory: how a matrix is cut follows from its shape, partial sums
 //! are added in a fixed order, and products inside a task run on one thread.
 
-mod cost;
-mod dense;
-mod excess;
-mod gram;
-mod held;
-mod krylov;
-mod leading;
-mod measure;
-mod orthogonal;
-mod random;
-mod recompress;
-mod ritz;
-mod shape;
-mod sweep;
-mod thin;
+pub mod backend;
+pub(crate) mod choose;
+pub(crate) mod in_memory;
+pub mod kernel;
+pub(crate) mod residual;
+pub(crate) mod truncate;
+pub use self::choose::{choose, flops, trial_product, workspace};
+pub use self::in_memory::Held;
+pub use self::residual::{Residual, residual, stored_error};
+pub use self::truncate::{Recompressed, product_norm2, recompress};
 
 use std::ops::Range;
 
 use faer::MatRef;
 use serde::{Deserialize, Serialize};
 
+use crate::factorize::backend::gram;
+use crate::factorize::backend::krylov;
 use crate::{Error, Result};
-
-pub use cost::{choose, flops, trial_product, workspace};
-pub use dense::{cross_gram, eigen, square_sum};
-pub use held::Held;
-pub use measure::{Residual, residual, stored_error};
-pub use recompress::{Recompressed, product_norm2, recompress};
-pub use shape::panel_rows;
-pub use sweep::{times, transpose_times};
 
 /// The parts of the methods that `benches/factorize.rs` times one by one. No part of the library's promise.
 #[doc(hidden)]
 pub mod parts {
-    pub use super::dense::{cross_gram, eigen};
-    pub use super::gram::gram_matrix;
-    pub use super::orthogonal::orthonormalize;
-    pub use super::random::Stream;
-    pub use super::sweep::{Scratch, sweep};
+    pub use crate::factorize::backend::gram::gram_matrix;
+    pub use crate::factorize::kernel::block_ops::{cross_gram, eigen};
+    pub use crate::factorize::kernel::orthonormalize::orthonormalize;
+    pub use crate::factorize::kernel::passes::{Scratch, sweep};
+    pub use crate::factorize::kernel::rng::Stream;
 }
 
 /// A matrix `[rows, cols]` in f32 that is visited in panels of consecutive rows, as often as wished.
@@ -155,7 +144,7 @@ pub fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &Request
     }
     match method {
         Method::Gram => gram::factorize(delta, norm2, module, request),
-        _ => krylov::factorize(delta, norm2, module, request, cost::Plan::of(m, n, request)),
+        _ => krylov::factorize(delta, norm2, module, request, choose::Plan::of(m, n, request)),
     }
     .map_err(|e| e.tensor(module))
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::life::Life;
-use crate::ledger::{LeftOut, ModuleRecord};
+use crate::commands::extract::output::manifest::{LeftOut, ModuleRecord};
+use crate::run::heartbeat::Life;
 
 /// Observer of a run. Every method may be called from any thread.
 pub trait Progress: Send + Sync {

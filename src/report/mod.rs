@@ -5,28 +5,22 @@
 //! script, loads nothing and says so by its content security policy, which a browser holds it to. The same tables give the same
 //! bytes.
 
-mod axis;
-mod draw;
-mod figures;
-mod legend;
-mod page;
-mod palette;
-mod place;
-mod plot;
-mod served;
-mod summary;
-mod tables;
-mod words;
-
-pub use summary::{AdapterSummary, AnalysisSummary, AutopsySummary, Remaining, ServedSummary, Summary};
+pub mod figures;
+pub(crate) mod page;
+pub mod plot;
+pub(crate) mod served;
+pub(crate) mod summary;
+pub(crate) mod tables;
+pub(crate) mod words;
+pub use self::summary::{AdapterSummary, AnalysisSummary, AutopsySummary, Remaining, ServedSummary, Summary};
 
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use self::draw::Picture;
-use self::tables::Tables;
-use crate::ledger::{durable, folder};
+use crate::durable::{atomic_file, folder};
+use crate::report::plot::draw::Picture;
+use crate::report::tables::Tables;
 use crate::{Error, Result};
 
 /// What to draw from, and where to.
@@ -103,5 +97,5 @@ fn refuse_foreign(out: &Path) -> Result<()> {
 }
 
 fn write(path: &Path, text: &str) -> Result<u64> {
-    Ok(durable::write(path, |file| file.write_all(text.as_bytes()))?.bytes)
+    Ok(atomic_file::write(path, |file| file.write_all(text.as_bytes()))?.bytes)
 }

@@ -2,11 +2,11 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::draw::Picture;
-use super::palette;
-use super::plot::{Figure, Table};
-use super::summary::Summary;
-use super::tables::Tables;
+use crate::report::plot::draw::Picture;
+use crate::report::plot::figure::{Figure, Table};
+use crate::report::plot::palette;
+use crate::report::summary::Summary;
+use crate::report::tables::Tables;
 
 /// Nothing may be loaded from anywhere; only the page's own style counts.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";

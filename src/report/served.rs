@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use super::tables::{Adapter, Labelled, Tables};
-use super::words::clean;
-use crate::analysis::{Fidelity, FidelityAdapter, FidelityModule};
-use crate::checkpoint::Identity;
-use crate::ledger::Side;
+use crate::checkpoint::identity::Identity;
+use crate::commands::extract::output::manifest::Side;
+use crate::commands::fidelity::record::{Fidelity, FidelityAdapter, FidelityModule};
+use crate::report::tables::{Adapter, Labelled, Tables};
+use crate::report::words::clean;
 
 /// Squared distances, summed over modules.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -104,7 +104,7 @@ impl Served {
             None if manifest.base.scheme != "dense" => (&manifest.base, Side::Base),
             None => return None,
         };
-        let sum = |module: &crate::ledger::ModuleRecord| {
+        let sum = |module: &crate::commands::extract::output::manifest::ModuleRecord| {
             let quality = &module.quality;
             match (side, quality.served) {
                 (Side::Served, served) => served.map(|e| Sum::of(e.without_adapter, e.with_adapter)),

@@ -2,11 +2,12 @@
 
 use serde::Serialize;
 
-use super::served::Served;
-use super::tables::{Adapter, Labelled, Tables};
-use super::words::{clean, clean_text, count, number, percent};
-use crate::analysis::{Analysis, Autopsy};
-use crate::ledger::Manifest;
+use crate::commands::analyze::record::Analysis;
+use crate::commands::autopsy::record::Autopsy;
+use crate::commands::extract::output::manifest::Manifest;
+use crate::report::served::Served;
+use crate::report::tables::{Adapter, Labelled, Tables};
+use crate::report::words::{clean, clean_text, count, number, percent};
 
 /// What a report says at its top.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -135,7 +136,9 @@ impl Summary {
 
 impl AdapterSummary {
     fn of(adapter: &Adapter, manifest: &Manifest) -> AdapterSummary {
-        let error = |module: &&crate::ledger::ModuleRecord| module.quality.relative_error;
+        let error = |module: &&crate::commands::extract::output::manifest::ModuleRecord| {
+            module.quality.relative_error
+        };
         let worst = adapter.modules().max_by(|a, b| error(a).total_cmp(&error(b)));
         AdapterSummary {
             name: adapter.label.clone(),

@@ -8,14 +8,13 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::place::Spot;
-use super::words::clean;
-use crate::analysis::{
-    ANALYSIS, ANALYSIS_VERSION, AUTOPSY, AUTOPSY_VERSION, Analysis, Autopsy, FIDELITY, FIDELITY_VERSION,
-    Fidelity,
-};
-use crate::ledger::{Manifest, ModuleRecord, Spectrum};
-use crate::pipeline::{MANIFEST, SPECTRA};
+use crate::commands::analyze::record::{ANALYSIS, ANALYSIS_VERSION, Analysis};
+use crate::commands::autopsy::record::{AUTOPSY, AUTOPSY_VERSION, Autopsy};
+use crate::commands::extract::output::manifest::{Manifest, ModuleRecord, Spectrum};
+use crate::commands::extract::run_dir::{MANIFEST, SPECTRA};
+use crate::commands::fidelity::record::{FIDELITY, FIDELITY_VERSION, Fidelity};
+use crate::report::plot::place::Spot;
+use crate::report::words::clean;
 use crate::{Error, Result};
 
 /// Unpacked bytes of one file above which it is no table of ours: that of a mixture of 30,000 experts has a tenth.
@@ -163,7 +162,7 @@ fn read_table<T: DeserializeOwned>(
 fn nothing(folder: &Path) -> Error {
     let files = [MANIFEST, SPECTRA, FIDELITY, ANALYSIS, AUTOPSY].join(", ");
     let error = Error::input(format!("nothing to report on: the folder has none of {files}")).path(folder);
-    match folder.join(crate::pipeline::STATE).exists() {
+    match folder.join(crate::commands::extract::run_dir::STATE).exists() {
         true => error.hint("an extraction is under way there: run the same extract again until it is done"),
         false => error.hint("give folders that extract, fidelity, analyze or autopsy wrote"),
     }

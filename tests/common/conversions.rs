@@ -5,9 +5,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use trephine::convert::{Dequantization, Merge, Outcome, dequantize, merge};
+use trephine::Result;
+use trephine::checkpoint::Checkpoint;
+use trephine::commands::convert::{Dequantization, Merge, Outcome, dequantize, merge};
 use trephine::pipeline::{Progress, Silent};
-use trephine::{Result, checkpoint::Checkpoint};
 
 use super::{assert_same, contents, running};
 

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use safetensors::Dtype;
 use serde_json::Value;
-use trephine::adapter::{PeftAdapter, rules};
+use trephine::lora::read::PeftAdapter;
+use trephine::lora::rules;
 
 use super::manifest;
 use super::pair::{Tensor, dense, read_file, values};

@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tempfile::{TempDir, tempdir};
-use trephine::pipeline::{Extraction, Progress, Silent};
+use trephine::commands::extract::Extraction;
+use trephine::pipeline::{Progress, Silent};
 
 use super::{assert_same, contents, data, extract, job, run};
 
@@ -31,7 +32,7 @@ impl Reference {
     pub fn of(base: &str, tuned: &str) -> Reference {
         let home = tempdir().unwrap();
         let job = job(base, tuned, &home.path().join("out"));
-        trephine::pipeline::extract(&job, &Silent).unwrap();
+        trephine::commands::extract::extract(&job, &Silent).unwrap();
         let files = contents(&job.out);
         Reference { job, files, _home: home }
     }
@@ -91,8 +92,10 @@ pub fn child() {
     let killer = Killer { point: point.into(), journaled: AtomicUsize::new(0) };
     let job = job(base, tuned, Path::new(out));
     match part {
-        "" => drop(trephine::pipeline::extract(&job, &killer).unwrap()),
-        part => drop(trephine::pipeline::extract_part(&job, part.parse().unwrap(), &killer).unwrap()),
+        "" => drop(trephine::commands::extract::extract(&job, &killer).unwrap()),
+        part => {
+            drop(trephine::commands::extract::extract_part(&job, part.parse().unwrap(), &killer).unwrap())
+        }
     }
 }
 

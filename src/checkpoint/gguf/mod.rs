@@ -3,8 +3,7 @@
 //! Its metadata takes the place of a config, and its tensors are given the names that Hugging Face's files have, so that a GGUF
 //! model pairs with a checkpoint of safetensors. What has no such name keeps its own.
 
-mod header;
-mod names;
+pub(crate) mod names;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,29 +11,32 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use self::header::Entry;
-use self::names::Family;
-use super::config::Config;
-use super::header::Header;
-use super::window::DataFile;
-use crate::quant::{Gguf, Layout, Scheme, Stored};
+use crate::checkpoint::config::Config;
+use crate::checkpoint::gguf::names::Family;
+use crate::container::gguf;
+use crate::container::gguf::Entry;
+use crate::container::safetensors::header::Header;
+use crate::quant::format::gguf::{Gguf, Layout};
+use crate::quant::registry::Scheme;
+use crate::quant::weight::Stored;
+use crate::storage::mmap::DataFile;
 use crate::{Error, Result};
 
 /// What the files of a GGUF model say.
-pub(super) struct Model {
-    pub(super) config: Config,
-    pub(super) scheme: Scheme,
-    pub(super) headers: Vec<Header>,
+pub(crate) struct Model {
+    pub(crate) config: Config,
+    pub(crate) scheme: Scheme,
+    pub(crate) headers: Vec<Header>,
 }
 
 /// Whether a file is to be read as GGUF.
-pub(super) fn is_gguf(name: &str) -> bool {
+pub(crate) fn is_gguf(name: &str) -> bool {
     name.ends_with(".gguf")
 }
 
 /// Reads the headers of a model's files, all of them in order.
-pub(super) fn read(files: &[DataFile]) -> Result<Model> {
-    let read: Vec<header::Header> = files.iter().map(header::read).collect::<Result<_>>()?;
+pub(crate) fn read(files: &[DataFile]) -> Result<Model> {
+    let read: Vec<gguf::Header> = files.iter().map(gguf::read).collect::<Result<_>>()?;
     let (first, path) = (&read[0].metadata, files[0].path());
     for (file, header) in files.iter().zip(&read) {
         let count = header.metadata.get("split.count").and_then(Value::as_u64).unwrap_or(1);
@@ -48,7 +50,7 @@ pub(super) fn read(files: &[DataFile]) -> Result<Model> {
     let family = Family::of(first).map_err(|e| e.path(path))?;
     let mut config = family.config(first);
     let (mut layouts, mut headers, mut tied, mut rows) = (BTreeMap::new(), Vec::new(), true, None);
-    for (file, header::Header { tensors, digest, .. }) in files.iter().zip(read) {
+    for (file, gguf::Header { tensors, digest, .. }) in files.iter().zip(read) {
         let mut stored = Vec::new();
         for entry in tensors {
             tied &= entry.name != "output.weight";
@@ -93,7 +95,7 @@ fn part(name: &str) -> Option<(&str, usize)> {
 }
 
 /// All files of the model that the file `name` of `folder` is of.
-pub(super) fn parts(folder: &Path, name: &str) -> Result<Vec<(String, PathBuf)>> {
+pub(crate) fn parts(folder: &Path, name: &str) -> Result<Vec<(String, PathBuf)>> {
     let Some((stem, count)) = part(name) else { return Ok(vec![(name.to_owned(), folder.join(name))]) };
     let mut parts = Vec::new();
     for number in 1..=count {
@@ -110,7 +112,7 @@ pub(super) fn parts(folder: &Path, name: &str) -> Result<Vec<(String, PathBuf)>>
 }
 
 /// The one model among the names of a folder's files, if any is GGUF. A vision projector is no model by itself.
-pub(super) fn listed(folder: &Path, names: &[String]) -> Result<Option<Vec<(String, PathBuf)>>> {
+pub(crate) fn listed(folder: &Path, names: &[String]) -> Result<Option<Vec<(String, PathBuf)>>> {
     let files = names.iter().filter(|name| is_gguf(name) && !name.starts_with("mmproj"));
     let mut models = BTreeMap::<&str, &str>::new();
     for name in files {

@@ -12,7 +12,7 @@ type Metadata = BTreeMap<String, Value>;
 
 /// What a model's architecture decides.
 #[derive(Debug)]
-pub(super) struct Family {
+pub(crate) struct Family {
     architecture: String,
     /// `model_type` of the config. llama.cpp calls Mistral's models `llama` as well, so that says nothing.
     model_type: Option<&'static str>,
@@ -60,7 +60,7 @@ impl Family {
     ///
     /// # Errors
     /// An architecture that is not read, by its name.
-    pub(super) fn of(metadata: &Metadata) -> Result<Family> {
+    pub(crate) fn of(metadata: &Metadata) -> Result<Family> {
         let name = metadata.get("general.architecture").and_then(Value::as_str);
         let name = name.ok_or_else(|| {
             Error::input("the file does not say its general.architecture").hint("convert the model again")
@@ -83,7 +83,7 @@ impl Family {
     }
 
     /// A tensor's name in Hugging Face's files; its own where it has none there.
-    pub(super) fn name(&self, name: &str) -> String {
+    pub(crate) fn name(&self, name: &str) -> String {
         self.translated(name).unwrap_or_else(|| name.to_owned())
     }
 
@@ -114,7 +114,7 @@ impl Family {
     ///
     /// # Errors
     /// The number of heads is not said, or goes not with the rows.
-    pub(super) fn head(&self, name: &str, out: usize) -> Result<Option<usize>> {
+    pub(crate) fn head(&self, name: &str, out: usize) -> Result<Option<usize>> {
         let stem = name.strip_suffix(".weight").and_then(|name| name.rsplit('.').next());
         let (heads, key) = match stem {
             Some("attn_q") if self.permuted => (self.heads, "attention.head_count"),
@@ -136,7 +136,7 @@ impl Family {
     }
 
     /// The little of a `config.json` that the metadata tells.
-    pub(super) fn config(&self, metadata: &Metadata) -> Value {
+    pub(crate) fn config(&self, metadata: &Metadata) -> Value {
         let number = |key: &str| metadata.get(&format!("{}.{key}", self.architecture)).cloned();
         let mut config = json!({
             "hidden_size": number("embedding_length"),

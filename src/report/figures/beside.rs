@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::super::axis::Axis;
-use super::super::palette;
-use super::super::place::Spot;
-use super::super::plot::{Figure, Legend, Mark, Plot, Point, Swatch, Table};
-use super::super::tables::{Labelled, Tables};
-use super::super::words::{median, number, shorten};
-use super::{MOST_KINDS, kinds_left_out};
-use crate::analysis::{Analysis, ModuleAnalysis, SpectrumAboveNoise};
+use crate::commands::analyze::record::{Analysis, ModuleAnalysis, SpectrumAboveNoise};
+use crate::report::figures::{MOST_KINDS, kinds_left_out};
+use crate::report::plot::axis::Axis;
+use crate::report::plot::figure::{Figure, Legend, Mark, Plot, Point, Swatch, Table};
+use crate::report::plot::palette;
+use crate::report::plot::place::Spot;
+use crate::report::tables::{Labelled, Tables};
+use crate::report::words::{median, number, shorten};
 
 type Values = fn(&SpectrumAboveNoise) -> &[f64];
 
@@ -88,7 +88,8 @@ fn plot(id: String, title: String, of: &[&ModuleAnalysis], y: Axis) -> Plot {
         let count = of.iter().map(|module| values(&module.spectrum).len()).max().unwrap_or(0);
         longest = longest.max(count);
         let point = |index: usize| Some(((index + 1) as f64, middle(of, |s| values(s).get(index).copied())?));
-        let points: Vec<Point> = super::thinned(count).into_iter().filter_map(point).collect();
+        let points: Vec<Point> =
+            crate::report::figures::thinned(count).into_iter().filter_map(point).collect();
         marks.push(Mark::Line { points, colour: palette::line(at), dashed: false });
         keys.push((Swatch::Line, palette::line(at), (*name).into()));
     }

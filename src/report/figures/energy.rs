@@ -1,12 +1,12 @@
 //! What each rank holds, from the singular values: what a lower one would have given.
 
-use super::super::axis::Axis;
-use super::super::palette;
-use super::super::plot::{Figure, Legend, Mark, Plot, Swatch, Table};
-use super::super::tables::{Adapter, Tables};
-use super::super::words::{percent, shorten};
-use super::thinned;
-use crate::ledger::Spectrum;
+use crate::commands::extract::output::manifest::Spectrum;
+use crate::report::figures::thinned;
+use crate::report::plot::axis::Axis;
+use crate::report::plot::figure::{Figure, Legend, Mark, Plot, Swatch, Table};
+use crate::report::plot::palette;
+use crate::report::tables::{Adapter, Tables};
+use crate::report::words::{percent, shorten};
 
 /// Shares of the energy whose ranks the table gives.
 const SHARES: [f64; 5] = [0.5, 0.8, 0.9, 0.95, 0.99];

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::axis::Axis;
-use super::super::draw::LETTER_WIDTH;
-use super::super::palette;
-use super::super::place::Spot;
-use super::super::plot::{Legend, Mark, Plot, WIDTH};
-use super::MOST_KINDS;
+use crate::report::figures::MOST_KINDS;
+use crate::report::plot::axis::Axis;
+use crate::report::plot::draw::LETTER_WIDTH;
+use crate::report::plot::figure::{Legend, Mark, Plot, WIDTH};
+use crate::report::plot::palette;
+use crate::report::plot::place::Spot;
 
 /// What a map shows.
 pub struct Heat<'a> {

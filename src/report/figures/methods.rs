@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::super::plot::Figure;
-use super::super::served::{Column, Served, Sum};
-use super::super::tables::{Labelled, Tables};
-use super::super::words::clean;
-use super::served::{plot, table};
-use crate::analysis::{Analysis, Remaining};
+use crate::commands::analyze::record::{Analysis, Remaining};
+use crate::report::figures::served::{plot, table};
+use crate::report::plot::figure::Figure;
+use crate::report::served::{Column, Served, Sum};
+use crate::report::tables::{Labelled, Tables};
+use crate::report::words::clean;
 
 /// One plot for each analysis.
 pub fn figure(tables: &Tables) -> Option<Figure> {
@@ -32,7 +32,7 @@ fn methods(analysis: &Labelled<Analysis>) -> Option<Served> {
         analysis.table.options.get("rank").map(|rank| format!(" of rank {}", clean(&rank.to_string())));
     let rank = rank.unwrap_or_default();
     let column = |label: String, left: fn(&Remaining) -> f64| {
-        let sum = |module: &crate::analysis::ModuleAnalysis| {
+        let sum = |module: &crate::commands::analyze::record::ModuleAnalysis| {
             let without = module.norms.corrective;
             (module.name.clone(), Sum::of(without, left(&module.remaining) * without))
         };

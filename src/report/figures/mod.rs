@@ -1,19 +1,19 @@
 //! One figure a file: what it needs of the tables, its plots, its numbers.
 
-mod beside;
-mod energy;
-mod errors;
-mod heat;
-mod methods;
-mod noise;
-mod orthogonality;
-mod ranks;
-mod served;
-mod spectra;
-mod weights;
+pub(crate) mod beside;
+pub(crate) mod energy;
+pub(crate) mod errors;
+pub(crate) mod heat;
+pub(crate) mod methods;
+pub(crate) mod noise;
+pub(crate) mod orthogonality;
+pub(crate) mod ranks;
+pub(crate) mod served;
+pub(crate) mod spectra;
+pub(crate) mod weights;
 
-use super::plot::Figure;
-use super::tables::Tables;
+use crate::report::plot::figure::Figure;
+use crate::report::tables::Tables;
 
 /// The most kinds of modules that one figure draws; tables have them all.
 const MOST_KINDS: usize = 24;

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::super::place::Spot;
-use super::super::plot::{Figure, Plot, Table};
-use super::super::tables::{Labelled, Tables};
-use super::super::words::{clean, number, shorten};
-use super::heat::{Heat, columns};
-use crate::analysis::{Analysis, ModuleAnalysis};
+use crate::commands::analyze::record::{Analysis, ModuleAnalysis};
+use crate::report::figures::heat::{Heat, columns};
+use crate::report::plot::figure::{Figure, Plot, Table};
+use crate::report::plot::place::Spot;
+use crate::report::tables::{Labelled, Tables};
+use crate::report::words::{clean, number, shorten};
 
 /// Two maps for each analysis: the correlation of magnitudes and the cosine.
 pub fn figure(tables: &Tables) -> Option<Figure> {
@@ -69,7 +69,7 @@ fn means<'a>(values: impl Iterator<Item = (&'a str, f64)>) -> BTreeMap<Spot, f64
 fn table(analysis: &Labelled<Analysis>) -> Table {
     let total = ("all", &analysis.table.total);
     let groups = analysis.table.kinds.iter().map(|group| (&*group.name, &group.pooled)).chain([total]);
-    let row = |(name, pooled): (&str, &crate::analysis::Pooled)| {
+    let row = |(name, pooled): (&str, &crate::commands::analyze::record::Pooled)| {
         let cosine = &pooled.noise_and_noise;
         vec![
             clean(name),

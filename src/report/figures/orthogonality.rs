@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::super::axis::Axis;
-use super::super::palette;
-use super::super::place::Spot;
-use super::super::plot::{Figure, Legend, Mark, Plot, Swatch, Table};
-use super::super::tables::{Labelled, Tables};
-use super::super::words::{clean, number, percent, shorten};
-use super::{MOST_KINDS, kinds_left_out};
-use crate::analysis::{Analysis, Cosine, Group, ModuleAnalysis};
+use crate::commands::analyze::record::{Analysis, Cosine, Group, ModuleAnalysis};
+use crate::report::figures::{MOST_KINDS, kinds_left_out};
+use crate::report::plot::axis::Axis;
+use crate::report::plot::figure::{Figure, Legend, Mark, Plot, Swatch, Table};
+use crate::report::plot::palette;
+use crate::report::plot::place::Spot;
+use crate::report::tables::{Labelled, Tables};
+use crate::report::words::{clean, number, percent, shorten};
 
 /// Standard errors to each side of zero that hold 95 % of what chance gives.
 const BAND: f64 = 1.96;

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::super::place::Spot;
-use super::super::plot::{Figure, Plot, Table};
-use super::super::tables::{Labelled, Tables};
-use super::super::words::{clean, shorten};
-use super::heat::{Heat, columns};
-use crate::analysis::Analysis;
+use crate::commands::analyze::record::Analysis;
+use crate::report::figures::heat::{Heat, columns};
+use crate::report::plot::figure::{Figure, Plot, Table};
+use crate::report::plot::place::Spot;
+use crate::report::tables::{Labelled, Tables};
+use crate::report::words::{clean, shorten};
 
 /// A map of suggested ranks for each analysis.
 pub fn figure(tables: &Tables) -> Option<Figure> {
@@ -53,7 +53,7 @@ fn plot(at: usize, analysis: &Labelled<Analysis>) -> Plot {
 fn table(analysis: &Labelled<Analysis>) -> Table {
     let total = ("all", &analysis.table.total);
     let groups = analysis.table.kinds.iter().map(|group| (&*group.name, &group.pooled)).chain([total]);
-    let row = |(name, pooled): (&str, &crate::analysis::Pooled)| {
+    let row = |(name, pooled): (&str, &crate::commands::analyze::record::Pooled)| {
         let ranks = pooled.suggested_rank.map(|rank| rank.to_string());
         let counts = [pooled.modules.to_string()].into_iter().chain(ranks);
         [clean(name)].into_iter().chain(counts).chain([pooled.suggested_is_at_least.to_string()]).collect()

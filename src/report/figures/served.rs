@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::super::axis::Axis;
-use super::super::palette;
-use super::super::place::Spot;
-use super::super::plot::{Figure, Legend, Mark, Plot, Swatch, Table};
-use super::super::served::{Served, Sum};
-use super::super::tables::Tables;
-use super::super::words::{number, percent, shorten};
-use super::{MOST_KINDS, kinds_left_out};
+use crate::report::figures::{MOST_KINDS, kinds_left_out};
+use crate::report::plot::axis::Axis;
+use crate::report::plot::figure::{Figure, Legend, Mark, Plot, Swatch, Table};
+use crate::report::plot::palette;
+use crate::report::plot::place::Spot;
+use crate::report::served::{Served, Sum};
+use crate::report::tables::Tables;
+use crate::report::words::{number, percent, shorten};
 
 /// One plot for each checkpoint that serves.
 pub fn figure(tables: &Tables) -> Option<Figure> {
@@ -99,7 +99,7 @@ pub fn table(served: &Served) -> Table {
     kinds.dedup();
     let ratio = |sum: Option<&Sum>| sum.and_then(Sum::ratio).map_or("-".into(), percent);
     let without = |sum: Option<&Sum>| sum.map_or("-".into(), |sum| number(sum.without2.sqrt()));
-    let totals: Vec<Sum> = served.columns.iter().map(super::super::served::Column::total).collect();
+    let totals: Vec<Sum> = served.columns.iter().map(crate::report::served::Column::total).collect();
     let mut rows: Vec<Vec<String>> = kinds
         .iter()
         .map(|kind| {

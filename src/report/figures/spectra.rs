@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::super::axis::Axis;
-use super::super::palette;
-use super::super::plot::{Figure, Legend, Mark, Plot, Swatch, Table};
-use super::super::tables::{Adapter, Tables};
-use super::super::words::{median, number, shorten};
-use super::{MOST_KINDS, kinds_left_out, thinned};
-use crate::ledger::Spectrum;
+use crate::commands::extract::output::manifest::Spectrum;
+use crate::report::figures::{MOST_KINDS, kinds_left_out, thinned};
+use crate::report::plot::axis::Axis;
+use crate::report::plot::figure::{Figure, Legend, Mark, Plot, Swatch, Table};
+use crate::report::plot::palette;
+use crate::report::tables::{Adapter, Tables};
+use crate::report::words::{median, number, shorten};
 
 /// Values below this share of the largest are rounding.
 const FLOOR: f64 = 1e-7;

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use super::super::axis::Axis;
-use super::super::palette;
-use super::super::place::Spot;
-use super::super::plot::{Figure, Legend, Mark, Plot, Point, Swatch, Table};
-use super::super::tables::{Labelled, Tables};
-use super::super::words::{clean, number, percent, shorten};
-use super::{MOST_KINDS, kinds_left_out};
-use crate::analysis::{Autopsy, Histogram, Role, Statistics, TensorAutopsy};
+use crate::commands::autopsy::record::{Autopsy, Role, TensorAutopsy};
+use crate::commands::autopsy::statistics::{Histogram, Statistics};
+use crate::report::figures::{MOST_KINDS, kinds_left_out};
+use crate::report::plot::axis::Axis;
+use crate::report::plot::figure::{Figure, Legend, Mark, Plot, Point, Swatch, Table};
+use crate::report::plot::palette;
+use crate::report::plot::place::Spot;
+use crate::report::tables::{Labelled, Tables};
+use crate::report::words::{clean, number, percent, shorten};
 
 const MOST_TENSORS: usize = 40;
 
@@ -171,7 +172,7 @@ fn table(autopsy: &Labelled<Autopsy>, kinds: &Kinds) -> Table {
 fn faults(autopsy: &Labelled<Autopsy>) -> Option<Table> {
     let found = |tensor: &TensorAutopsy| {
         let name = clean(&tensor.name);
-        let row = |verdict: &crate::analysis::Verdict| {
+        let row = |verdict: &crate::commands::autopsy::record::Verdict| {
             let gravity = format!("{:?}", verdict.gravity).to_lowercase();
             (verdict.gravity, vec![name.clone(), gravity, verdict.fault.words().into(), clean(&verdict.why)])
         };

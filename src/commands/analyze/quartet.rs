@@ -1,0 +1,272 @@
+//! The three or four checkpoints of an analysis, and which of their modules belong together.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::identity::Identity;
+use crate::checkpoint::module::Module;
+use crate::commands::analyze::record::LeftAside;
+use crate::commands::extract::options::{NonFinite, RoundBase, Running};
+use crate::commands::extract::output::manifest::Side;
+use crate::delta::difference::{Difference, Half};
+use crate::delta::pair::{Pair, pair};
+use crate::delta::select::Selection;
+use crate::quant::encode::requantize::RoundToNearest;
+use crate::{Error, Result};
+
+/// The options that decide the result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Asking {
+    /// The rank of the adapters in question.
+    pub rank: usize,
+    /// Seed of the random directions.
+    pub seed: u64,
+    /// Patterns of modules to analyze; empty for the linear layers.
+    pub include: Vec<String>,
+    /// Patterns of modules to leave out.
+    pub exclude: Vec<String>,
+}
+
+/// One analysis: of what, to where, how.
+#[derive(Clone, Debug)]
+pub struct Analyzing {
+    /// Path or hub name of `B`.
+    pub base: String,
+    /// Path or hub name of `Q`.
+    pub base_quantized: String,
+    /// Path or hub name of `T`.
+    pub tuned: String,
+    /// Path or hub name of `P`; without it `T` is quantized as `Q` is, round to nearest.
+    pub tuned_quantized: Option<String>,
+    /// The output folder.
+    pub out: PathBuf,
+    /// What decides the result.
+    pub asking: Asking,
+    /// How the work is run; shards are none.
+    pub running: Running,
+}
+
+/// The checkpoints, opened.
+#[derive(Debug)]
+pub struct Checkpoints {
+    /// `B`.
+    pub base: Checkpoint,
+    /// `Q`.
+    pub base_quantized: Checkpoint,
+    /// `T`.
+    pub tuned: Checkpoint,
+    /// `P`, where it is given.
+    pub tuned_quantized: Option<Checkpoint>,
+}
+
+/// Where `N_t` comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum TunedNoise<'a> {
+    /// A module of `P`.
+    Stored(&'a Module),
+    /// `T`, quantized here.
+    Rounded(RoundToNearest),
+    /// `Q` leaves this module as it is, and so does `P`.
+    None,
+}
+
+/// One module in all its checkpoints. Of a vocabulary that differs the common rows are meant.
+#[derive(Clone, Debug)]
+pub struct Quartet<'a> {
+    /// Names and shape.
+    pub pair: Pair,
+    /// In `B`.
+    pub base: &'a Module,
+    /// In `Q`.
+    pub base_quantized: &'a Module,
+    /// In `T`.
+    pub tuned: &'a Module,
+    /// In `P`, or how to make it.
+    pub tuned_noise: TunedNoise<'a>,
+}
+
+/// All that will be analyzed, and what will not.
+#[derive(Debug)]
+pub struct Quartets<'a> {
+    /// By name.
+    pub modules: Vec<Quartet<'a>>,
+    /// What was selected and is not among them.
+    pub left_out: Vec<LeftAside>,
+    /// Remarks.
+    pub notes: Vec<String>,
+    /// Where `N_t` comes from, in words.
+    pub tuned_noise: String,
+}
+
+impl Quartet<'_> {
+    /// The module in each checkpoint that has it.
+    fn modules(&self) -> impl Iterator<Item = &Module> {
+        let stored = match self.tuned_noise {
+            TunedNoise::Stored(module) => Some(module),
+            _ => None,
+        };
+        [Some(self.base), Some(self.base_quantized), Some(self.tuned), stored].into_iter().flatten()
+    }
+
+    /// Its stored bytes in all checkpoints.
+    pub fn bytes(&self) -> u64 {
+        self.modules().map(Module::size).sum()
+    }
+
+    /// The stored bytes of some rows in all checkpoints.
+    pub fn packed_size(&self, rows: Range<usize>) -> u64 {
+        self.modules().map(|module| module.packed_size(rows.clone()) as u64).sum()
+    }
+
+    /// The stored bytes that stay mapped while it is read.
+    pub fn kept_size(&self) -> u64 {
+        self.modules().map(|module| module.kept_size() as u64).sum()
+    }
+}
+
+impl Checkpoints {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// See [`Checkpoint::open`].
+    pub fn open(job: &Analyzing) -> Result<Checkpoints> {
+        Ok(Checkpoints {
+            base: Checkpoint::open(&job.base)?,
+            base_quantized: Checkpoint::open(&job.base_quantized)?,
+            tuned: Checkpoint::open(&job.tuned)?,
+            tuned_quantized: job.tuned_quantized.as_deref().map(Checkpoint::open).transpose()?,
+        })
+    }
+
+    /// Each with its word.
+    pub fn all(&self) -> Vec<(&'static str, &Checkpoint)> {
+        let three = [("base", &self.base), ("base_quantized", &self.base_quantized), ("tuned", &self.tuned)];
+        let fourth = self.tuned_quantized.as_ref().map(|p| ("tuned_quantized", p));
+        three.into_iter().chain(fourth).collect()
+    }
+
+    /// Their files.
+    pub fn identities(&self) -> BTreeMap<String, Identity> {
+        self.all().into_iter().map(|(word, c)| (word.to_owned(), c.identity().clone())).collect()
+    }
+
+    /// Finds the modules that all have.
+    ///
+    /// # Errors
+    /// Checkpoints that do not belong together, patterns that cannot be read, nothing to analyze; a quantization that cannot be
+    /// done here where `P` is not given.
+    pub fn quartets(&self, asking: &Asking) -> Result<Quartets<'_>> {
+        let selection = Selection::parse(&asking.include, &asking.exclude)?;
+        let pairing = pair(&self.base, &self.tuned, &selection, true)?;
+        let (mut modules, mut left_out) = (Vec::new(), Vec::new());
+        let mut words: BTreeMap<String, usize> = BTreeMap::new();
+        for leftover in &pairing.leftovers {
+            let name = leftover.base.as_deref().unwrap_or_default();
+            if leftover.from_row == 0 && self.base.module(name).is_some() && selection.takes(name) {
+                let reason = format!("base and tuned: {}", leftover.reason.words());
+                left_out.push(LeftAside { name: name.to_owned(), reason });
+            }
+        }
+        for pair in pairing.pairs {
+            match self.quartet(pair)? {
+                Ok(quartet) => {
+                    if let TunedNoise::Rounded(how) = quartet.tuned_noise {
+                        *words.entry(how.label()).or_default() += 1;
+                    }
+                    modules.push(quartet);
+                }
+                Err(left) => left_out.push(left),
+            }
+        }
+        if modules.is_empty() {
+            let what = "no module is in all of the checkpoints in one shape";
+            let hint = "--base-quantized is for a quantized copy of the base, with the base's names";
+            return Err(Error::input(what).path(self.base_quantized.root()).hint(hint));
+        }
+        modules.sort_by(|a, b| a.pair.name.cmp(&b.pair.name));
+        left_out.sort_by(|a, b| a.name.cmp(&b.name));
+        let tuned_noise = match (&self.tuned_quantized, words.keys().next()) {
+            (Some(_), _) => "a checkpoint".to_owned(),
+            (None, None) => "none: the quantized base stores these modules as they are".to_owned(),
+            (None, Some(_)) => words.into_keys().collect::<Vec<_>>().join("; "),
+        };
+        Ok(Quartets { modules, left_out, notes: pairing.notes, tuned_noise })
+    }
+
+    fn quartet(&self, pair: Pair) -> Result<std::result::Result<Quartet<'_>, LeftAside>> {
+        let Some((base, tuned)) = self.base.module(&pair.name).zip(self.tuned.module(&pair.tuned)) else {
+            return Err(Error::unexpected("a paired module is gone").tensor(&pair.name));
+        };
+        let left = |reason: &str| LeftAside { name: pair.name.clone(), reason: reason.to_owned() };
+        let Some(base_quantized) = self.base_quantized.module(&pair.name) else {
+            return Ok(Err(left("the quantized base has no such module")));
+        };
+        if base_quantized.shape() != pair.shape {
+            return Ok(Err(left("the quantized base has it in another shape")));
+        }
+        let tuned_noise = match &self.tuned_quantized {
+            Some(p) => match p.module(&pair.tuned) {
+                None => return Ok(Err(left("the quantized tuned checkpoint has no such module"))),
+                Some(module) if module.shape() != tuned.shape() => {
+                    return Ok(Err(left("the quantized tuned checkpoint has it in another shape")));
+                }
+                Some(module) => TunedNoise::Stored(module),
+            },
+            None if !base_quantized.is_quantized() => TunedNoise::None,
+            None => match base_quantized.weight().round_to_nearest() {
+                Some(how) => TunedNoise::Rounded(how),
+                None => {
+                    let what = format!(
+                        "the tuned checkpoint cannot be quantized here as this one is: {}",
+                        self.base_quantized.scheme().label()
+                    );
+                    return Err(Error::decide(what)
+                        .tensor(&pair.name)
+                        .path(self.base_quantized.root())
+                        .hint("give a quantized copy of the tuned checkpoint with --tuned-quantized"));
+                }
+            },
+        };
+        Ok(Ok(Quartet { pair, base, base_quantized, tuned, tuned_noise }))
+    }
+
+    fn difference<'a>(
+        &'a self,
+        rows: usize,
+        of: [(Side, &'a Checkpoint, &'a Module); 2],
+    ) -> Result<Difference<'a>> {
+        let [base, tuned] = of.map(|(side, checkpoint, module)| Half { side, checkpoint, module });
+        Difference::new(base, tuned, rows, RoundBase::None, NonFinite::Fail)
+    }
+
+    /// `D = T - B`.
+    ///
+    /// # Errors
+    /// A side that cannot be opened.
+    pub fn change<'a>(&'a self, of: &Quartet<'a>) -> Result<Difference<'a>> {
+        let (base, tuned) = ((Side::Base, &self.base, of.base), (Side::Tuned, &self.tuned, of.tuned));
+        self.difference(of.pair.rows, [base, tuned])
+    }
+
+    /// `N_b = dequant(Q) - B`.
+    ///
+    /// # Errors
+    /// A side that cannot be opened.
+    pub fn base_noise<'a>(&'a self, of: &Quartet<'a>) -> Result<Difference<'a>> {
+        let quantized = (Side::Served, &self.base_quantized, of.base_quantized);
+        self.difference(of.pair.rows, [(Side::Base, &self.base, of.base), quantized])
+    }
+
+    /// `C = T - dequant(Q)`.
+    ///
+    /// # Errors
+    /// A side that cannot be opened.
+    pub fn corrective<'a>(&'a self, of: &Quartet<'a>) -> Result<Difference<'a>> {
+        let quantized = (Side::Served, &self.base_quantized, of.base_quantized);
+        self.difference(of.pair.rows, [quantized, (Side::Tuned, &self.tuned, of.tuned)])
+    }
+}

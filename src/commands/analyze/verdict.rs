@@ -1,0 +1,249 @@
+//! What the numbers come to, in words. Each sentence carries the numbers that it rests on; the thresholds are here and nowhere
+//! else.
+
+use std::collections::BTreeMap;
+
+use crate::commands::analyze::record::{About, Cosine, ModuleAnalysis, Pooled, Statement, Subspaces};
+
+/// Method B pays where it leaves this much less than Method A, as a share of what Method A leaves.
+const PAYS: f64 = 0.05;
+
+/// Where noise alone is this much of the distance, Method A can hardly shorten it.
+const FLOOR: f64 = 0.85;
+
+/// A cosine from here on means nearly the same matrix up to its size; half of the energy is shared at 0.71.
+const SAME: f64 = 0.9;
+
+/// Below this a cosine means that less than 1 % of the energy is shared: significant or not, nothing hangs on it.
+const SLIGHT: f64 = 0.1;
+
+/// The sentences, the most important first.
+pub fn verdict(total: &Pooled, modules: &[ModuleAnalysis], rank: usize) -> Vec<Statement> {
+    if total.norms.base_noise == 0.0 {
+        let text = "The quantized base decodes to the base itself in every module: there is no noise to correct, and \
+                    Method A and Method B are the same.";
+        return vec![statement(About::Method, text.to_owned(), &[("base_noise", 0.0)])];
+    }
+    if total.norms.change == 0.0 {
+        let text = "Tuned and base are equal in every module: there is no change to extract, and Method B would only \
+                    correct the noise.";
+        return vec![statement(About::Method, text.to_owned(), &[("change", 0.0)])];
+    }
+    vec![
+        method(total, rank),
+        size(total),
+        same_noise(total),
+        orthogonality(total),
+        subspaces(modules, rank),
+        suggested(total, rank),
+    ]
+}
+
+fn statement(about: About, text: String, figures: &[(&str, f64)]) -> Statement {
+    let figures: BTreeMap<String, f64> =
+        figures.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+    Statement { about, text, figures }
+}
+
+fn percent(share: f64) -> String {
+    let percent = 100.0 * share;
+    let digits = if percent.abs() >= 10.0 {
+        0
+    } else if percent.abs() >= 1.0 {
+        1
+    } else {
+        2
+    };
+    format!("{percent:.digits$} %")
+}
+
+fn method(total: &Pooled, rank: usize) -> Statement {
+    let left = total.remaining;
+    let gain = if left.method_a > 0.0 { 1.0 - left.method_b / left.method_a } else { 0.0 };
+    let (a, b, noise) = (percent(left.method_a), percent(left.method_b), percent(left.noise));
+    let beginning = if gain >= PAYS {
+        format!("Method B pays: it leaves {} less than Method A", percent(gain))
+    } else if left.noise >= FLOOR {
+        let gain = percent(gain.max(0.0));
+        format!(
+            "The noise outweighs what a LoRA of this rank can hold: Method B leaves only {gain} less than Method A"
+        )
+    } else {
+        format!("Method A is enough: Method B would leave only {} less", percent(gain.max(0.0)))
+    };
+    let text = format!(
+        "{beginning}. At rank {rank} the served weights stay {a} (Method A) or {b} (Method B) as far from the tuned ones \
+         as without an adapter; without correcting noise no rank goes below {noise}."
+    );
+    let figures = [
+        ("rank", rank as f64),
+        ("method_a", left.method_a),
+        ("method_b", left.method_b),
+        ("noise", left.noise),
+        ("gain", gain),
+    ];
+    statement(About::Method, text, &figures)
+}
+
+fn size(total: &Pooled) -> Statement {
+    let ratio = total.norms.signal_to_noise.unwrap_or(0.0);
+    let relative = |norm: f64| if total.norms.base > 0.0 { norm / total.norms.base } else { 0.0 };
+    let (change, noise) = (relative(total.norms.change), relative(total.norms.base_noise));
+    let words = match ratio {
+        r if r >= 3.0 => "The change stands well above the noise",
+        r if r >= 1.0 => "The change is larger than the noise",
+        r if r >= 1.0 / 3.0 => "The change is smaller than the noise",
+        _ => "The change drowns in the noise",
+    };
+    let text = format!(
+        "{words}: {ratio:.2} times as large in norm ({} of the weights, the noise {}).",
+        percent(change),
+        percent(noise)
+    );
+    statement(
+        About::Size,
+        text,
+        &[("signal_to_noise", ratio), ("change_of_base", change), ("noise_of_base", noise)],
+    )
+}
+
+/// A cosine with its standard error and p, as people write it.
+fn shown(cosine: &Cosine) -> String {
+    let p = match cosine.p_value {
+        p if p < 1e-300 => "p < 1e-300".to_owned(),
+        p if p < 0.001 => format!("p = {p:.0e}"),
+        p => format!("p = {p:.3}"),
+    };
+    format!("{:.4} (chance: 0 with a standard error of {:.1e}; {p})", cosine.value, cosine.standard_error)
+}
+
+fn figures_of(cosine: &Cosine, significant: usize, modules: usize) -> [(&'static str, f64); 6] {
+    [
+        ("cosine", cosine.value),
+        ("standard_error", cosine.standard_error),
+        ("z", cosine.z),
+        ("p_value", cosine.p_value),
+        ("significant_modules", significant as f64),
+        ("modules", modules as f64),
+    ]
+}
+
+fn same_noise(total: &Pooled) -> Statement {
+    let cosine = &total.noise_and_noise;
+    let size = cosine.value.abs();
+    let words = match cosine {
+        c if c.value >= SAME => "Both checkpoints carry nearly the same noise",
+        c if c.value >= SLIGHT => "Base and tuned share a part of their noise",
+        c if c.value <= -SLIGHT => "The noises of base and tuned oppose each other",
+        c if c.significant => "The noises of base and tuned are nearly independent, with a trace in common",
+        _ => "The noises of base and tuned are no more alike than chance makes them",
+    };
+    let pattern = match total.magnitude_correlation {
+        Some(r) => format!(" Their magnitudes correlate by {r:.2}, whatever the signs."),
+        None => String::new(),
+    };
+    let (some, all) = (total.noise_and_noise_significant, total.modules);
+    let text = format!(
+        "{words}: the cosine is {}, {} of the energy in common; significant in {some} of {all} modules.{pattern}",
+        shown(cosine),
+        percent(size * size)
+    );
+    let mut figures = figures_of(cosine, some, all).to_vec();
+    figures.extend(total.magnitude_correlation.map(|r| ("magnitude_correlation", r)));
+    statement(About::SameNoise, text, &figures)
+}
+
+fn orthogonality(total: &Pooled) -> Statement {
+    let cosine = &total.change_and_noise;
+    let size = cosine.value.abs();
+    let words = match cosine {
+        c if size >= SLIGHT && c.significant => "Noise and change are not orthogonal",
+        c if c.significant => {
+            "Noise and change are orthogonal for all practical purposes, though more than chance is there"
+        }
+        _ => "Noise and change are orthogonal as far as can be seen",
+    };
+    let (some, all) = (total.change_and_noise_significant, total.modules);
+    let text = format!(
+        "{words}: the cosine is {}, {} of the energy in common; significant in {some} of {all} modules.",
+        shown(cosine),
+        percent(size * size)
+    );
+    statement(About::Orthogonality, text, &figures_of(cosine, some, all))
+}
+
+/// A module's subspaces of the rank, or the largest below it.
+fn at_rank(module: &ModuleAnalysis, rank: usize) -> Option<&Subspaces> {
+    module.subspaces.iter().rev().find(|of| of.k <= rank).or(module.subspaces.first())
+}
+
+/// Shares over modules, by their energy: of the change in the noise's leading directions, and the other way.
+fn subspaces(modules: &[ModuleAnalysis], rank: usize) -> Statement {
+    let (mut change, mut noise) = ([0.0; 3], [0.0; 3]);
+    for module in modules {
+        let Some(of) = at_rank(module, rank) else { continue };
+        let [change2, noise2] = [module.norms.change, module.norms.base_noise].map(|norm| norm * norm);
+        let expected = (of.left.expected + of.right.expected) / 2.0;
+        let shares = |a: f64, b: f64, energy: f64| [energy * (a + b) / 2.0, energy * expected, energy];
+        let c = shares(of.left.change_in_noise, of.right.change_in_noise, change2);
+        let n = shares(of.left.noise_in_change, of.right.noise_in_change, noise2);
+        for at in 0..3 {
+            change[at] += c[at];
+            noise[at] += n[at];
+        }
+    }
+    let share = |sums: [f64; 3], at: usize| if sums[2] > 0.0 { sums[at] / sums[2] } else { 0.0 };
+    let (in_noise, chance) = (share(change, 0), share(change, 1));
+    let (in_change, noise_chance) = (share(noise, 0), share(noise, 1));
+    let words = if in_noise > 2.0 * chance || in_change > 2.0 * noise_chance {
+        "Change and noise share leading directions"
+    } else {
+        "The leading directions of change and noise have little to do with each other"
+    };
+    let k = modules.iter().filter_map(|m| at_rank(m, rank)).map(|s| s.k).max().unwrap_or(rank);
+    let text = format!(
+        "{words}: the noise's {k} leading directions hold {} of the change (random ones {}), the change's hold {} of \
+         the noise (random ones {}).",
+        percent(in_noise),
+        percent(chance),
+        percent(in_change),
+        percent(noise_chance)
+    );
+    let figures = [
+        ("k", k as f64),
+        ("change_in_noise", in_noise),
+        ("change_expected", chance),
+        ("noise_in_change", in_change),
+        ("noise_expected", noise_chance),
+    ];
+    statement(About::Subspaces, text, &figures)
+}
+
+fn suggested(total: &Pooled, rank: usize) -> Statement {
+    let [least, median, greatest] = total.suggested_rank;
+    let bound = match total.suggested_is_at_least {
+        0 => String::new(),
+        some => format!(
+            " In {some} of {} modules all values that were computed are: a higher --rank would tell more.",
+            total.modules
+        ),
+    };
+    let words = if median > rank {
+        "The change reaches beyond this rank"
+    } else {
+        "This rank reaches into the noise"
+    };
+    let text = format!(
+        "{words}: {median} singular values of T - dequant(Q) stand out of the noise in the median module ({least} to \
+         {greatest}, by Gavish and Donoho's threshold).{bound} At rank {rank} Method B spends {} of what it keeps on noise.",
+        percent(total.spent_on_noise)
+    );
+    let figures = [
+        ("least", least as f64),
+        ("median", median as f64),
+        ("greatest", greatest as f64),
+        ("lower_bounds", total.suggested_is_at_least as f64),
+        ("spent_on_noise", total.spent_on_noise),
+    ];
+    statement(About::Rank, text, &figures)
+}

@@ -1,0 +1,410 @@
+//! The autopsy: every tensor's statistics and verdicts in one pass, and its distance from a partner on the way.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use safetensors::Dtype;
+
+use crate::checkpoint;
+use crate::checkpoint::module::{Module, PackedRows};
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::commands::autopsy::compare::{Sums, compare};
+use crate::commands::autopsy::judge::{Known, judge, role_of_module, role_of_tensor};
+use crate::commands::autopsy::record::{
+    AUTOPSY_VERSION, Autopsy, Comparison, Fault, Gravity, LeftUnread, Role, Saturated, TensorAutopsy, Total,
+    Verdict,
+};
+use crate::commands::autopsy::statistics::{Counts, Gathered, Partial, Sixteen, Values};
+use crate::commands::autopsy::thresholds::Thresholds;
+use crate::commands::extract::options::Running;
+use crate::commands::extract::output::write::source;
+use crate::delta::prefix_map::Renaming;
+use crate::delta::select::Selection;
+use crate::lora::WEIGHTS;
+use crate::lora::read::PeftAdapter;
+use crate::pipeline::ordered_panels::{in_order, panel_bytes, panels, piece_rows, threads_within};
+use crate::pipeline::progress::Progress;
+use crate::{Error, Result};
+
+/// What the process takes beside its threads, but for what is known of each tensor.
+const FIXED: u64 = 40 << 20;
+
+/// What is kept of each tensor until the end.
+const TENSOR: u64 = 4 << 10;
+
+/// What a thread takes beside mapped pages and decoded pieces: counts, those that wait to be put together among them.
+const THREAD: u64 = 3 << 20;
+
+/// What to look at, and what is healthy.
+#[derive(Clone, Debug)]
+pub struct Examination {
+    /// A checkpoint, or an adapter's folder.
+    pub checkpoint: String,
+    /// What to hold it against.
+    pub against: Option<String>,
+    /// Patterns of tensors to look at; empty for all.
+    pub include: Vec<String>,
+    /// Patterns of tensors to leave aside.
+    pub exclude: Vec<String>,
+    /// What is healthy.
+    pub thresholds: Thresholds,
+}
+
+/// Looks at every tensor of a checkpoint or adapter.
+///
+/// # Errors
+/// A checkpoint that cannot be opened or read; patterns that select nothing; a budget that is too small. What is wrong with the
+/// tensors is no error of this function.
+pub fn autopsy(job: &Examination, running: &Running, progress: &dyn Progress) -> Result<Autopsy> {
+    job.thresholds.check()?;
+    let selection = Selection::of_all(&job.include, &job.exclude)?;
+    let ours = open(&job.checkpoint)?;
+    let theirs = job.against.as_deref().map(open).transpose()?;
+    let mut notes = Vec::new();
+    let renaming = theirs.as_ref().and_then(|theirs| Renaming::detect(&ours, theirs));
+    if let Some(Renaming { base, tuned }) = &renaming {
+        notes.push(format!("names are paired by prefix: '{base}' here is '{tuned}' in the other"));
+    }
+    let names = renaming.unwrap_or_default();
+    let (mut items, mut left_out) = items(&ours, &selection);
+    if let Some(theirs) = &theirs {
+        pair(&mut items, theirs, &names, &selection, &mut left_out);
+    }
+    let looked_at: BTreeSet<String> = items.iter().map(|item| item.name.clone()).collect();
+    notes.extend(selection.idle(&looked_at).iter().map(|idle| format!("{idle} matches no tensor")));
+    if items.is_empty() {
+        return Err(Error::decide("no tensor is selected")
+            .path(ours.root())
+            .hint("see --include and --exclude"));
+    }
+    notes.iter().for_each(|note| progress.note(note));
+    let (tensors, total) =
+        examine(&Both { ours: &ours, theirs: theirs.as_ref() }, &items, job, running, progress)?;
+    let identities = [("checkpoint", Some(&ours)), ("against", theirs.as_ref())];
+    let identities = identities.into_iter().filter_map(|(side, opened)| Some((side, opened?)));
+    left_out.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Autopsy {
+        version: AUTOPSY_VERSION,
+        trephine: env!("CARGO_PKG_VERSION").to_owned(),
+        inputs: identities.map(|(side, opened)| (side.to_owned(), opened.identity().timeless())).collect(),
+        checkpoint: source(&job.checkpoint, &ours),
+        against: job.against.as_ref().zip(theirs.as_ref()).map(|(name, theirs)| source(name, theirs)),
+        thresholds: job.thresholds,
+        notes,
+        total,
+        tensors,
+        left_out,
+    })
+}
+
+/// A checkpoint, or the weights of an adapter.
+fn open(spec: &str) -> Result<Checkpoint> {
+    match checkpoint::find(spec) {
+        Ok(found) if found.is_dir() && PeftAdapter::is_at(&found) => {
+            Checkpoint::open_file(&found.join(WEIGHTS))
+        }
+        _ => Checkpoint::open(spec),
+    }
+}
+
+/// One tensor to look at.
+struct Item<'a> {
+    name: String,
+    role: Role,
+    module: Cow<'a, Module>,
+    shape: Vec<usize>,
+    partner: Partner<'a>,
+}
+
+/// What an item is held against.
+enum Partner<'a> {
+    None,
+    /// It has other sides.
+    Shaped(Vec<usize>),
+    Found(Cow<'a, Module>),
+}
+
+/// The checkpoints that the items lie in.
+struct Both<'a> {
+    ours: &'a Checkpoint,
+    theirs: Option<&'a Checkpoint>,
+}
+
+/// A name as patterns and tables have it.
+fn short(name: &str) -> &str {
+    name.strip_suffix(".weight").unwrap_or(name)
+}
+
+/// Every selected tensor whose values can be read, and the names of those that cannot.
+fn items<'a>(checkpoint: &'a Checkpoint, selection: &Selection) -> (Vec<Item<'a>>, Vec<LeftUnread>) {
+    let (mut items, mut left_out) = (Vec::new(), Vec::new());
+    for module in checkpoint.modules().filter(|module| selection.names(module.name())) {
+        items.push(Item {
+            name: module.name().to_owned(),
+            role: role_of_module(module.name()),
+            module: Cow::Borrowed(module),
+            shape: module.shape().to_vec(),
+            partner: Partner::None,
+        });
+    }
+    for tensor in checkpoint.others().filter(|tensor| selection.names(short(tensor.name()))) {
+        let leave = |why: String| LeftUnread { name: tensor.name().to_owned(), why };
+        match Module::lines(tensor) {
+            _ if tensor.stored.shape.contains(&0) => left_out.push(leave("has no elements".to_owned())),
+            None => {
+                left_out.push(leave(format!("is {}: no numbers that are read", tensor.stored.describe())))
+            }
+            Some(lines) => items.push(Item {
+                name: short(tensor.name()).to_owned(),
+                role: role_of_tensor(&tensor.stored),
+                module: Cow::Owned(lines),
+                shape: tensor.stored.shape.clone(),
+                partner: Partner::None,
+            }),
+        }
+    }
+    items.sort_by(|a, b| a.name.cmp(&b.name));
+    (items, left_out)
+}
+
+/// Finds the partner of each item, and names what has none.
+fn pair<'a>(
+    items: &mut [Item<'a>],
+    theirs: &'a Checkpoint,
+    names: &Renaming,
+    selection: &Selection,
+    left_out: &mut Vec<LeftUnread>,
+) {
+    let mut taken = BTreeSet::new();
+    for item in items.iter_mut() {
+        let (partner, name) = partner(item, theirs, names);
+        taken.extend(name);
+        if matches!(partner, Partner::None) {
+            let why = "is compared with nothing: the other has no such tensor".to_owned();
+            left_out.push(LeftUnread { name: item.name.clone(), why });
+        }
+        item.partner = partner;
+    }
+    let modules = theirs.modules().map(Module::name);
+    let others = theirs.others().filter(|tensor| Module::lines(tensor).is_some()).map(Tensor::name);
+    for name in modules.chain(others).filter(|name| !taken.contains(*name) && selection.names(short(name))) {
+        left_out.push(LeftUnread { name: name.to_owned(), why: "is only in the other".to_owned() });
+    }
+}
+
+fn partner<'a>(item: &Item<'_>, theirs: &'a Checkpoint, names: &Renaming) -> (Partner<'a>, Option<String>) {
+    let stored = item.module.tensors()[0].name();
+    let modules = names.candidates(&item.name);
+    if let Some(module) = modules.iter().find_map(|name| theirs.module(name)) {
+        let found = if module.shape()[..] == item.shape[..] {
+            Partner::Found(Cow::Borrowed(module))
+        } else {
+            Partner::Shaped(module.shape().to_vec())
+        };
+        return (found, Some(module.name().to_owned()));
+    }
+    let tensors = names.candidates(stored);
+    let Some(tensor) = tensors.iter().find_map(|name| theirs.tensor(name)) else {
+        return (Partner::None, None);
+    };
+    let found = match Module::lines(tensor) {
+        Some(lines) if tensor.stored.shape == item.shape => Partner::Found(Cow::Owned(lines)),
+        _ => Partner::Shaped(tensor.stored.shape.clone()),
+    };
+    (found, Some(tensor.name().to_owned()))
+}
+
+/// What one panel comes to.
+struct Examined {
+    partial: Partial,
+    saturated: Option<(u64, u32)>,
+    sums: Option<Sums>,
+}
+
+/// Walks over all items.
+fn examine(
+    both: &Both<'_>,
+    items: &[Item<'_>],
+    job: &Examination,
+    running: &Running,
+    progress: &dyn Progress,
+) -> Result<(Vec<TensorAutopsy>, Total)> {
+    let each = items.iter().map(thread_bytes).max().unwrap_or(0);
+    let threads = threads_within(running.threads, running.memory, FIXED + TENSOR * items.len() as u64, each)?;
+    let cut = items.iter().enumerate();
+    let cut: Vec<(usize, Range<usize>)> =
+        cut.flat_map(|(index, item)| panels(&item.module).map(move |rows| (index, rows))).collect();
+    progress.begin(items.len(), items.iter().map(|item| item.module.size()).sum(), 0, 0);
+    let (mut tensors, mut total) = (Vec::with_capacity(items.len()), Total::default());
+    let (mut gathering, mut all) = (Gathering::default(), Sums::default());
+    let work = |number: usize| {
+        let (index, rows) = &cut[number];
+        look(both, &items[*index], rows.clone())
+    };
+    in_order(cut.len(), threads, work, |number, examined| {
+        let (index, rows) = &cut[number];
+        let item = &items[*index];
+        gathering.add(examined);
+        if rows.end == item.module.shape()[0] {
+            let gathered = std::mem::take(&mut gathering);
+            all.add(&gathered.sums.unwrap_or_default());
+            let tensor = gathered.finish(item, job);
+            total.add(&tensor);
+            tensors.push(tensor);
+            progress.read(item.module.size());
+        }
+        Ok(())
+    })?;
+    total.comparison = both.theirs.map(|_| all.finish(None, true));
+    Ok((tensors, total))
+}
+
+/// What a thread takes while it looks at a panel.
+fn thread_bytes(item: &Item<'_>) -> u64 {
+    let columns = item.module.shape()[1];
+    let piece = (piece_rows(columns) * columns) as u64 * 8;
+    match &item.partner {
+        Partner::Found(partner) => THREAD + panel_bytes(&item.module) + panel_bytes(partner) + 3 * piece,
+        _ => THREAD + panel_bytes(&item.module) + 2 * piece,
+    }
+}
+
+fn look(both: &Both<'_>, item: &Item<'_>, rows: Range<usize>) -> Result<Examined> {
+    let failed = |e: Error| e.path(both.ours.path(item.module.tensors()[0].file)).tensor(&item.name);
+    let packed = item.module.read(both.ours, rows.clone())?;
+    let partial = statistics(&packed, &item.module).map_err(failed)?;
+    let saturated = item.module.is_quantized().then(|| saturated(&packed, &item.module)).flatten();
+    let sums = match (&item.partner, both.theirs) {
+        (Partner::Found(partner), Some(theirs)) => {
+            let other = partner.read(theirs, rows)?;
+            Some(compare(&packed, &other, [&item.module, partner]).map_err(failed)?)
+        }
+        _ => None,
+    };
+    Ok(Examined { partial, saturated, sums })
+}
+
+/// The pieces of a panel: what is decoded at a time.
+fn pieces(packed: &PackedRows, columns: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let (rows, height) = (packed.rows(), piece_rows(columns));
+    rows.clone().step_by(height).map(move |start| start..(start + height).min(rows.end))
+}
+
+fn statistics(packed: &PackedRows, module: &Module) -> Result<Partial> {
+    let (columns, dtype) = (module.shape()[1], module.tensors()[0].stored.dtype);
+    let sixteen = match dtype {
+        Dtype::BF16 => Some(Sixteen::Bf16),
+        Dtype::F16 => Some(Sixteen::F16),
+        _ => None,
+    };
+    let values = packed.rows().len() * columns;
+    // A weight that lies transposed maps more than its rows' own codes: it is decoded as any other.
+    let plain = !module.is_quantized()
+        && packed.windows().iter().map(|window| window.len()).sum::<usize>() == 2 * values;
+    if let Some(sixteen) = sixteen.filter(|_| plain) {
+        let mut counts = Counts::default();
+        packed.windows().iter().for_each(|window| counts.add(window));
+        return Ok(Partial::Codes(sixteen, counts));
+    }
+    let mut values = Values::new();
+    if module.weight().is_wide() {
+        let mut piece = vec![0f64; piece_rows(columns) * columns];
+        for rows in pieces(packed, columns) {
+            let piece = &mut piece[..rows.len() * columns];
+            packed.decode_some_f64(rows, piece)?;
+            values.add_f64(piece);
+        }
+    } else {
+        let mut piece = vec![0f32; piece_rows(columns) * columns];
+        for rows in pieces(packed, columns) {
+            let piece = &mut piece[..rows.len() * columns];
+            packed.decode_some(rows, piece)?;
+            values.add(piece);
+        }
+    }
+    Ok(Partial::Values(Box::new(values)))
+}
+
+fn saturated(packed: &PackedRows, module: &Module) -> Option<(u64, u32)> {
+    let counts = pieces(packed, module.shape()[1]).map(|rows| packed.saturated(rows));
+    counts.reduce(|sum, more| Some((sum?.0 + more?.0, sum?.1))).flatten()
+}
+
+/// The panels of one item, put together in their order.
+#[derive(Default)]
+struct Gathering {
+    values: Gathered,
+    saturated: Option<(u64, u32)>,
+    sums: Option<Sums>,
+}
+
+impl Gathering {
+    fn add(&mut self, examined: Examined) {
+        self.values.add(examined.partial);
+        if let Some((codes, bits)) = examined.saturated {
+            self.saturated = Some((self.saturated.map_or(0, |(sum, _)| sum) + codes, bits));
+        }
+        if let Some(sums) = &examined.sums {
+            self.sums.get_or_insert_default().add(sums);
+        }
+    }
+
+    fn finish(self, item: &Item<'_>, job: &Examination) -> TensorAutopsy {
+        let statistics = self.values.finish();
+        let count = statistics.count.max(1) as f64;
+        let saturated =
+            self.saturated.map(|(codes, bits)| Saturated { codes, share: codes as f64 / count, bits });
+        let comparison = self.sums.map(|sums| compared(&sums, item));
+        let dtype = item.module.tensors()[0].stored.dtype;
+        let quantized = item.module.is_quantized();
+        let known = Known {
+            role: item.role,
+            quantized,
+            statistics: &statistics,
+            saturated,
+            comparison: comparison.as_ref(),
+        };
+        let mut verdicts = judge(&known, &job.thresholds);
+        if let Partner::Shaped(shape) = &item.partner {
+            let why = format!("is {:?}, and its partner {shape:?}", item.shape);
+            verdicts.push(Verdict { gravity: Gravity::Error, fault: Fault::ShapeDiffers, why });
+        }
+        TensorAutopsy {
+            name: item.name.clone(),
+            role: item.role,
+            shape: item.shape.clone(),
+            dtype: dtype.to_string(),
+            quantized,
+            bytes: item.module.size(),
+            statistics,
+            saturated,
+            comparison,
+            verdicts,
+        }
+    }
+}
+
+fn compared(sums: &Sums, item: &Item<'_>) -> Comparison {
+    let name = match &item.partner {
+        Partner::Found(partner) => Some(short(partner.name()).to_owned()),
+        _ => None,
+    };
+    sums.finish(name.filter(|name| *name != item.name), item.shape.len() > 1)
+}
+
+impl Total {
+    fn add(&mut self, tensor: &TensorAutopsy) {
+        let TensorAutopsy { statistics, bytes, verdicts, .. } = tensor;
+        self.tensors += 1;
+        self.elements += statistics.count;
+        self.bytes += bytes;
+        self.nan += statistics.nan;
+        self.infinite += statistics.infinite;
+        self.zeros += statistics.zeros;
+        let faults: BTreeMap<Fault, Gravity> = verdicts.iter().map(|v| (v.fault, v.gravity)).collect();
+        faults.keys().for_each(|fault| *self.verdicts.entry(*fault).or_default() += 1);
+        self.errors += verdicts.iter().filter(|v| v.gravity == Gravity::Error).count() as u64;
+        self.warnings += verdicts.iter().filter(|v| v.gravity == Gravity::Warning).count() as u64;
+    }
+}

@@ -1,0 +1,286 @@
+//! A checkpoint with an adapter merged: `W + scale · B·A`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::checkpoint::identity::{FileIdentity, Identity};
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::commands::convert::lora_update::Product;
+use crate::commands::convert::output_plan::{Target, Wish};
+use crate::commands::convert::record::{Conversion, Outcome};
+use crate::commands::convert::run::{Job, run};
+use crate::commands::convert::sharding;
+use crate::commands::convert::sharding::DEFAULT_SHARD_SIZE;
+use crate::commands::convert::sidecar_files::Edits;
+use crate::commands::extract::options::Running;
+use crate::commands::extract::run_identity::simd_level;
+use crate::durable::digest;
+use crate::lora;
+use crate::lora::factor_dtype::FactorType;
+use crate::lora::names::Place;
+use crate::lora::read::PeftAdapter;
+use crate::lora::read::classify::{ExtraKind, Fault};
+use crate::pipeline::progress::Progress;
+use crate::quant::encode::fp8::FP8_BLOCK;
+use crate::{Error, Result};
+
+/// What is to be merged, where to, and how.
+#[derive(Clone, Debug)]
+pub struct Merge {
+    /// Path or hub name of the base, quantized or not.
+    pub base: String,
+    /// Path or hub name of the adapter.
+    pub adapter: String,
+    /// The output folder.
+    pub out: PathBuf,
+    /// The type of the weights that are computed.
+    pub dtype: FactorType,
+    /// Write linear layers as block FP8, in the layout of Qwen3-FP8.
+    pub fp8: bool,
+    /// The largest file of weights in bytes; a tensor that is larger has one by itself.
+    pub max_shard_size: u64,
+    /// How the work is run: threads, memory, overwriting.
+    pub running: Running,
+}
+
+impl Merge {
+    /// To bf16, in files as large as usual.
+    pub fn new(base: &str, adapter: &str, out: PathBuf, running: Running) -> Merge {
+        Merge {
+            base: base.to_owned(),
+            adapter: adapter.to_owned(),
+            out,
+            dtype: FactorType::Bf16,
+            fp8: false,
+            max_shard_size: DEFAULT_SHARD_SIZE,
+            running,
+        }
+    }
+}
+
+/// The options that decide the bytes.
+#[derive(Serialize)]
+struct Deciding {
+    dtype: FactorType,
+    fp8: bool,
+    max_shard_size: u64,
+}
+
+/// The options as JSON.
+///
+/// # Errors
+/// Options that JSON cannot hold.
+pub(crate) fn options(deciding: &impl Serialize) -> Result<Map<String, Value>> {
+    let failed = |e| Error::unexpected("cannot write the options as JSON").because(e);
+    match serde_json::to_value(deciding).map_err(failed)? {
+        Value::Object(map) => Ok(map),
+        other => Err(Error::unexpected(format!("options are no JSON object but {other}"))),
+    }
+}
+
+/// Merges an adapter into its base, or goes on with a run that was stopped.
+///
+/// A weight that the adapter changes is `W + scale · B·A`: W as stored or dequantized, the product in f32, their sum exact, one
+/// rounding. Other weights are dequantized or copied as they are; parameters that the adapter holds whole (`modules_to_save`) take
+/// the place of the base's. With `fp8`, linear layers are block FP8; those that were and are not changed stay as they are.
+///
+/// # Errors
+/// What is wrong with base or adapter; modules of the adapter that the base does not have, by name; adapters whose meaning is another
+/// one than `W + scale · B·A` (DoRA, biases, initializations that change the base); weights that become NaN or infinite; an output
+/// folder or a budget that needs a decision; a failing disk.
+pub fn merge(job: &Merge, progress: &dyn Progress) -> Result<Outcome> {
+    let base = Checkpoint::open(&job.base)?;
+    let adapter = PeftAdapter::open(&job.adapter)?;
+    check(&adapter, progress)?;
+    let changed = changed(&base, &adapter)?;
+    let replaced = replaced(&base, &adapter)?;
+    let untie = untie(&base, &changed, &replaced);
+    let wish = Wish { dtype: job.dtype.dtype(), fp8: job.fp8, changed, replaced, untie };
+    let target = Target::of(&base, &wish)?;
+    let product = Product::new(&base, &adapter, &wish.changed);
+    let held = product.held();
+    let conversion = Conversion {
+        trephine: env!("CARGO_PKG_VERSION").into(),
+        command: "merge".into(),
+        options: options(&Deciding { dtype: job.dtype, fp8: job.fp8, max_shard_size: job.max_shard_size })?,
+        simd: Some(simd_level().to_owned()),
+        inputs: BTreeMap::from([
+            ("base".to_owned(), base.identity().clone()),
+            ("adapter".to_owned(), identity(&adapter)?),
+        ]),
+        scheme: base.scheme().label(),
+        computed: target.computed,
+        copied: target.copied,
+        dropped: target.dropped,
+        replaced: wish.replaced.keys().cloned().collect(),
+        non_finite: BTreeMap::new(),
+    };
+    let quantization = target.fp8.then(|| {
+        json!({
+            "quant_method": "fp8",
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": FP8_BLOCK,
+            "modules_to_not_convert": target.not_converted,
+        })
+    });
+    let edits = Edits { dtype: Some(wish.dtype), quantization, untie: wish.untie.is_some() };
+    let work = Job {
+        out: &job.out,
+        running: &job.running,
+        base: &base,
+        side: "base",
+        adapter: Some(&adapter),
+        change: &product,
+        conversion,
+        shards: sharding::shards(target.units, job.max_shard_size),
+        edits,
+        held,
+    };
+    run(work, progress)
+}
+
+/// The head, where it is the embedding and the adapter changes one of them alone.
+fn untie(
+    base: &Checkpoint,
+    changed: &BTreeSet<String>,
+    replaced: &BTreeMap<String, Tensor>,
+) -> Option<String> {
+    let embedding = base.input_embedding()?.name();
+    // The base finds a head that is not stored under the name of its embedding.
+    let is_tied = |name: &str| base.module(name).is_some_and(|module| module.name() == embedding);
+    let head = changed.iter().find(|name| *name != embedding && is_tied(name));
+    let other = || {
+        let touched = changed.contains(embedding) || replaced.contains_key(&format!("{embedding}.weight"));
+        (touched && is_tied("lm_head")).then(|| "lm_head".to_owned())
+    };
+    head.cloned().or_else(other)
+}
+
+/// Refuses an adapter that is more than factors, and tells what is odd.
+fn check(adapter: &PeftAdapter, progress: &dyn Progress) -> Result<()> {
+    let (config, root) = (adapter.config(), adapter.root());
+    let refuse = |what: String| Error::input(what).path(root);
+    for (key, what) in [("use_dora", "DoRA"), ("fan_in_fan_out", "transposed weights (fan_in_fan_out)")] {
+        if config.is(key) {
+            return Err(refuse(format!("adapters with {what} are not merged")).hint("merge it by PEFT"));
+        }
+    }
+    if let Some(init) = config.init_that_changes_the_base() {
+        let what = format!(
+            "init_lora_weights is {init}: PEFT changes the base's weights when it loads this adapter"
+        );
+        return Err(refuse(what).hint("save the adapter by PEFT as one of the unchanged base"));
+    }
+    for extra in adapter.extras() {
+        let (what, name) = match extra.kind {
+            ExtraKind::Magnitude => ("DoRA's magnitudes", extra.tensor.name()),
+            ExtraKind::LoraBias => ("a bias of a lora_B", extra.tensor.name()),
+            ExtraKind::Unknown => ("a tensor that is no part of a LoRA", extra.tensor.name()),
+            _ => continue,
+        };
+        return Err(refuse(format!("the adapter has {what}, which is not merged"))
+            .tensor(name)
+            .hint("merge it by PEFT"));
+    }
+    for problem in adapter.problems() {
+        match &problem.fault {
+            // Merged as the tensors say, which is what was meant.
+            Fault::ZeroRank | Fault::NoPrefix | Fault::AdapterName { .. } | Fault::OtherRank { .. } => {
+                progress.note(&problem.to_string());
+            }
+            _ => {
+                let hint = "the adapter is damaged: save or download it again";
+                return Err(refuse(format!("a module of the adapter {}", problem.fault))
+                    .tensor(&problem.at)
+                    .hint(hint));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The modules that the adapter changes, each of them one of the base.
+fn changed(base: &Checkpoint, adapter: &PeftAdapter) -> Result<BTreeSet<String>> {
+    let (mut changed, mut missing) = (BTreeSet::new(), Vec::new());
+    for module in adapter.modules() {
+        let name = module.name();
+        let Some(weight) = base.module(name) else {
+            missing.push(name);
+            continue;
+        };
+        if module.experts() > 1 {
+            return Err(Error::input("a LoRA of a stack of experts is not merged yet")
+                .tensor(name)
+                .path(adapter.root())
+                .hint("merge it by PEFT"));
+        }
+        let [rows, columns] = weight.shape();
+        let asked = if module.place() == Place::Embedding { [columns, rows] } else { [rows, columns] };
+        if module.shape() != asked {
+            let what = format!(
+                "the adapter's factors make a change of shape {:?}, and the base's weight asks for {asked:?}",
+                module.shape()
+            );
+            let hint = "the adapter belongs to another base: its config names which";
+            return Err(Error::input(what).tensor(name).path(adapter.root()).hint(hint));
+        }
+        changed.insert(name.to_owned());
+    }
+    if missing.is_empty() {
+        return Ok(changed);
+    }
+    let some = missing.iter().take(3).map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
+    let more = if missing.len() > 3 { format!(" and {} more", missing.len() - 3) } else { String::new() };
+    Err(Error::input(format!("the base does not have {} of the adapter's modules: {some}{more}", missing.len()))
+        .path(adapter.root())
+        .hint("the adapter belongs to another base, or its names have another prefix: merging would do nothing to these"))
+}
+
+/// Parameters that the adapter holds whole, by the base's names.
+fn replaced(base: &Checkpoint, adapter: &PeftAdapter) -> Result<BTreeMap<String, Tensor>> {
+    let whole = |kind: &ExtraKind| matches!(kind, ExtraKind::Norm | ExtraKind::Bias | ExtraKind::FullWeight);
+    let mut replaced = BTreeMap::new();
+    for extra in adapter.extras().iter().filter(|extra| whole(&extra.kind)) {
+        let refuse = |what: String| Error::input(what).tensor(&extra.target).path(adapter.root());
+        let stored = base.tensor(&extra.target);
+        let quantized = base
+            .module(extra.target.strip_suffix(".weight").unwrap_or_default())
+            .is_some_and(|module| module.is_quantized());
+        match stored {
+            Some(stored) if stored.stored.shape == extra.tensor.stored.shape && !quantized => {
+                replaced.insert(extra.target.clone(), extra.tensor.clone());
+            }
+            Some(stored) => {
+                let what = format!(
+                    "the adapter holds a parameter whole, as {}, that the base has as {}",
+                    extra.tensor.stored.describe(),
+                    stored.stored.describe()
+                );
+                return Err(
+                    refuse(what).hint("`trephine sanitize` prunes such parameters and says what is lost")
+                );
+            }
+            None => {
+                let what = "the adapter holds a parameter whole that the base does not have".to_owned();
+                return Err(
+                    refuse(what).hint("`trephine sanitize` prunes such parameters and says what is lost")
+                );
+            }
+        }
+    }
+    Ok(replaced)
+}
+
+/// The adapter's files, by all of their content: an adapter is small.
+fn identity(adapter: &PeftAdapter) -> Result<Identity> {
+    let file = |name: &str| {
+        let written = digest::hash_file(&adapter.root().join(name))?;
+        let header = written.blake3.to_hex().to_string();
+        Ok(FileIdentity { name: name.to_owned(), size: written.bytes, header, modified: None })
+    };
+    Ok(Identity { files: [lora::CONFIG, lora::WEIGHTS].into_iter().map(file).collect::<Result<_>>()? })
+}

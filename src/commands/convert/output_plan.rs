@@ -1,0 +1,267 @@
+//! What each tensor of the base becomes: copied, computed, replaced, or gone.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use safetensors::Dtype;
+
+use crate::checkpoint::module::Module;
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::commands::convert::sharding::{Content, OutTensor, Unit};
+use crate::lora::names::{Place, kind_of, place_of};
+use crate::quant::encode::fp8::FP8_BLOCK;
+use crate::quant::expert::layout::ExpertForm;
+use crate::quant::weight::Stored;
+use crate::{Error, Result};
+
+/// What is asked of the weights.
+#[derive(Clone, Debug)]
+pub(crate) struct Wish {
+    /// The type of computed weights.
+    pub dtype: Dtype,
+    /// Linear layers as block FP8.
+    pub fp8: bool,
+    /// Modules that an adapter changes, by the base's names. The head may be among them though it is the embedding.
+    pub changed: BTreeSet<String>,
+    /// Parameters that an adapter holds whole, by name.
+    pub replaced: BTreeMap<String, Tensor>,
+    /// The head, where it is the embedding and is to be stored by itself.
+    pub untie: Option<String>,
+}
+
+/// All tensors of the output.
+#[derive(Debug, Default)]
+pub(crate) struct Target {
+    /// In the order of the base's files.
+    pub units: Vec<Unit>,
+    /// Modules whose weights are computed.
+    pub computed: usize,
+    /// Tensors that are copied.
+    pub copied: usize,
+    /// What is gone, beside the companions of weights.
+    pub dropped: Vec<String>,
+    /// Linear modules that are not FP8 where others are.
+    pub not_converted: Vec<String>,
+    /// Whether any weight is block FP8.
+    pub fp8: bool,
+    /// Stacks of experts that are dealt with, by their first tensor.
+    stacks: HashSet<String>,
+}
+
+impl Target {
+    /// Decides for every tensor of `base`.
+    ///
+    /// # Errors
+    /// GGUF; a stack of experts that the adapter changes, of a model that is only known with stacks; two weights of one name.
+    pub fn of(base: &Checkpoint, wish: &Wish) -> Result<Target> {
+        // Its metadata are no whole config, and some of its dense weights lie permuted.
+        if base.scheme().label().starts_with("GGUF") {
+            let hint = "let transformers convert it: from_pretrained(.., gguf_file=..), then save_pretrained";
+            return Err(Error::input("a checkpoint is not made from GGUF").path(base.root()).hint(hint));
+        }
+        let mut target = Target::default();
+        let is_block_fp8 =
+            base.scheme().label() == format!("block FP8 ({} x {})", FP8_BLOCK[0], FP8_BLOCK[1]);
+        let singly = stacks_to_part(base, wish, is_block_fp8);
+        for module in base.modules() {
+            match module.stack() {
+                Some((stack, shape)) if !singly.contains(module.tensors()[0].name()) => {
+                    if wish.changed.contains(module.name()) {
+                        let what = "an expert of a stack cannot be changed by itself";
+                        let error = Error::input(what).tensor(module.name()).path(base.root());
+                        return Err(error.hint("merge it by PEFT"));
+                    }
+                    target.stack(stack, shape, wish, is_block_fp8);
+                }
+                _ => target.module(module, wish, is_block_fp8)?,
+            }
+        }
+        if let Some(head) = &wish.untie
+            && let Some(embedding) = base.module(head)
+        {
+            target.head(head, embedding, wish);
+        }
+        let quantized: HashSet<&str> =
+            base.modules().filter(|m| m.is_quantized()).map(Module::name).collect();
+        for tensor in base.others() {
+            if is_left_behind(tensor.name(), &quantized) {
+                target.dropped.push(tensor.name().to_owned());
+            } else {
+                target.copy(tensor, wish);
+            }
+        }
+        target.units.sort_by_key(|unit| unit.place);
+        target.not_converted.sort();
+        target.unique(base)?;
+        Ok(target)
+    }
+
+    fn module(&mut self, module: &Module, wish: &Wish, is_block_fp8: bool) -> Result<()> {
+        let (name, lead) = (module.name(), &module.tensors()[0]);
+        let weight = format!("{name}.weight");
+        if wish.replaced.contains_key(&weight) && !module.is_quantized() {
+            self.copy(lead, wish);
+            return Ok(());
+        }
+        let (changed, sliced) = (wish.changed.contains(name), module.stack().is_some());
+        if module.is_quantized() && !sliced && !belongs(name, lead) {
+            let what =
+                "this quantized expert is known under another name, and has no dense form that is written";
+            return Err(Error::input(what).tensor(lead.name()).hint("extract and verify read it as it is"));
+        }
+        let fp8 = wish.fp8 && is_convertible(module);
+        let place = (lead.file, lead.bytes.start);
+        let whole = Stored { name: weight.clone(), dtype: wish.dtype, shape: module.shape().to_vec() };
+        if fp8 && !changed && module.is_quantized() && is_block_fp8 {
+            self.fp8 = true;
+            self.copied += module.tensors().len();
+            let tensors = module.tensors().iter().map(OutTensor::copy).collect();
+            self.units.push(Unit { place, tensors });
+        } else if fp8 {
+            self.fp8 = true;
+            self.computed += 1;
+            let shape = module.shape();
+            let grid = vec![shape[0].div_ceil(FP8_BLOCK[0]), shape[1].div_ceil(FP8_BLOCK[1])];
+            let codes = Stored { dtype: Dtype::F8_E4M3, ..whole };
+            let scales = Stored { name: format!("{weight}_scale_inv"), dtype: Dtype::F32, shape: grid };
+            let tensors = vec![
+                OutTensor { stored: codes, content: Content::Codes(name.to_owned()) },
+                OutTensor { stored: scales, content: Content::Scales(name.to_owned()) },
+            ];
+            self.units.push(Unit { place, tensors });
+        } else {
+            if wish.fp8 && !matches!(place_of(name), Place::Embedding | Place::Positions) {
+                self.not_converted.push(name.to_owned());
+            }
+            if changed || sliced || module.is_quantized() {
+                self.computed += 1;
+                // A slice that stays as it is keeps its type.
+                let dtype = if changed || module.is_quantized() { wish.dtype } else { lead.stored.dtype };
+                let stored = Stored { dtype, ..whole };
+                let tensors = vec![OutTensor { stored, content: Content::Weight(name.to_owned()) }];
+                self.units.push(Unit { place, tensors });
+            } else {
+                self.copy(lead, wish);
+            }
+        }
+        Ok(())
+    }
+
+    /// A stack of experts, once for all of its modules.
+    fn stack(&mut self, stack: Module, shape: [usize; 3], wish: &Wish, is_block_fp8: bool) {
+        let lead = stack.tensors()[0].clone();
+        if !self.stacks.insert(lead.name().to_owned()) {
+            return;
+        }
+        let place = (lead.file, lead.bytes.start);
+        if wish.fp8 && stack.is_quantized() && is_block_fp8 {
+            self.fp8 = true;
+            self.copied += stack.tensors().len();
+            let tensors = stack.tensors().iter().map(OutTensor::copy).collect();
+            self.units.push(Unit { place, tensors });
+            return;
+        }
+        if wish.fp8 {
+            self.not_converted.push(stack.name().to_owned());
+        }
+        if !stack.is_quantized() {
+            return self.copy(&lead, wish);
+        }
+        self.computed += 1;
+        let stored = Stored { name: stack.name().to_owned(), dtype: wish.dtype, shape: shape.to_vec() };
+        self.units.push(Unit { place, tensors: vec![OutTensor { stored, content: Content::Stack(stack) }] });
+    }
+
+    /// The head of a model that had none of its own.
+    fn head(&mut self, head: &str, embedding: &Module, wish: &Wish) {
+        let lead = &embedding.tensors()[0];
+        let (dtype, content) = if wish.changed.contains(head) || embedding.is_quantized() {
+            (wish.dtype, Content::Weight(head.to_owned()))
+        } else {
+            (lead.stored.dtype, Content::Base(lead.clone()))
+        };
+        let stored = Stored { name: format!("{head}.weight"), dtype, shape: embedding.shape().to_vec() };
+        if wish.fp8 {
+            self.not_converted.push(head.to_owned());
+        }
+        self.computed += 1;
+        let tensors = vec![OutTensor { stored, content }];
+        self.units.push(Unit { place: (lead.file, lead.bytes.start), tensors });
+    }
+
+    fn copy(&mut self, tensor: &Tensor, wish: &Wish) {
+        let place = (tensor.file, tensor.bytes.start);
+        let out = match wish.replaced.get(tensor.name()) {
+            None => OutTensor::copy(tensor),
+            Some(saved) => {
+                let stored = Stored { name: tensor.name().to_owned(), ..saved.stored.clone() };
+                OutTensor { stored, content: Content::Adapter(saved.clone()) }
+            }
+        };
+        self.copied += 1;
+        self.units.push(Unit { place, tensors: vec![out] });
+    }
+
+    fn unique(&self, base: &Checkpoint) -> Result<()> {
+        let mut names = HashSet::new();
+        for tensor in self.units.iter().flat_map(|unit| &unit.tensors) {
+            if !names.insert(&tensor.stored.name) {
+                let what = "the checkpoint holds this weight twice, quantized and by itself";
+                let hint = "the files mix two exports of the model: keep one";
+                return Err(Error::input(what).tensor(&tensor.stored.name).path(base.root()).hint(hint));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The stacks, by their first tensors, that are written as single experts: of models that are known with such, those of which an
+/// adapter changes an expert or that become FP8.
+fn stacks_to_part(base: &Checkpoint, wish: &Wish, is_block_fp8: bool) -> HashSet<String> {
+    if base.scheme().experts().form() != ExpertForm::Single {
+        return HashSet::new();
+    }
+    let parted = |module: &&Module| {
+        wish.changed.contains(module.name()) || wish.fp8 && !(is_block_fp8 && module.is_quantized())
+    };
+    let parted = base.modules().filter(parted);
+    parted.map(|module| module.tensors()[0].name().to_owned()).collect()
+}
+
+/// Whether a module is the one that its first tensor is stored for: `X` of `X.weight`, `X.qweight` or `X.weight_packed`.
+fn belongs(name: &str, lead: &Tensor) -> bool {
+    lead.name()
+        .strip_prefix(name)
+        .is_some_and(|rest| [".weight", ".qweight", ".weight_packed"].contains(&rest))
+}
+
+/// Whether a linear layer of the language model becomes FP8. Scales lie behind the codes of the file, so these have to fill whole
+/// words; no layer that is served has a shape that they do not.
+fn is_convertible(module: &Module) -> bool {
+    let (name, [rows, columns]) = (module.name(), module.shape());
+    let kind = kind_of(name);
+    let linear = kind.ends_with("_proj") || name.contains("experts.") && ["w1", "w2", "w3"].contains(&kind);
+    let seeing = ["visual", "vision"].iter().any(|word| name.contains(word));
+    linear && !seeing && place_of(name) == Place::Linear && (rows * columns).is_multiple_of(4)
+}
+
+/// Whether a tensor that is part of no weight is only there for the quantization: the scale of a quantized module's activations, or
+/// of a cache of keys and values.
+fn is_left_behind(name: &str, quantized: &HashSet<&str>) -> bool {
+    const BESIDE: [&str; 9] = [
+        "input_scale",
+        "input_zero_point",
+        "input_global_scale",
+        "output_scale",
+        "output_zero_point",
+        "activation_scale",
+        "weight_format",
+        "weight_zero_point",
+        "weight_g_idx",
+    ];
+    const CACHE: [&str; 4] = ["k_scale", "v_scale", "q_scale", "kv_scale"];
+    let Some((stem, last)) = name.rsplit_once('.') else { return false };
+    let module = stem.strip_suffix(".weight").unwrap_or(stem);
+    let attention = stem.contains("attn") || stem.contains("attention");
+    quantized.contains(module) && BESIDE.contains(&last)
+        || CACHE.contains(&last) && (quantized.contains(stem) || attention && !quantized.is_empty())
+}

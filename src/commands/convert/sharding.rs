@@ -1,0 +1,187 @@
+//! Which tensor goes into which file, and in which pieces a file is made.
+
+use std::ops::Range;
+
+use safetensors::Dtype;
+
+use crate::checkpoint::module::Module;
+use crate::checkpoint::{Checkpoint, FileId, Tensor};
+use crate::quant::encode::fp8::FP8_BLOCK;
+use crate::quant::weight::Stored;
+
+/// The largest file of weights, as transformers had it for years: many tools and file systems are at ease with it.
+pub const DEFAULT_SHARD_SIZE: u64 = 5_000_000_000;
+
+/// Elements of a weight that one thread makes at a time, about.
+const PIECE: usize = 1 << 20;
+
+/// Bytes of a copied tensor that are mapped at a time.
+const COPY: u64 = 2 << 20;
+
+/// Where the bytes of a tensor come from.
+#[derive(Clone, Debug)]
+pub(crate) enum Content {
+    /// A tensor of the base, as it is.
+    Base(Tensor),
+    /// A tensor of the adapter, as it is.
+    Adapter(Tensor),
+    /// The dense form of a stack of experts, computed and rounded.
+    Stack(Module),
+    /// The weight of a module, computed and rounded.
+    Weight(String),
+    /// The same as e4m3 codes.
+    Codes(String),
+    /// The scales of these codes.
+    Scales(String),
+}
+
+/// One tensor of the output.
+#[derive(Clone, Debug)]
+pub(crate) struct OutTensor {
+    /// Name, dtype, shape.
+    pub stored: Stored,
+    /// Its bytes.
+    pub content: Content,
+}
+
+impl OutTensor {
+    /// One that is the base's.
+    pub fn copy(tensor: &Tensor) -> OutTensor {
+        OutTensor { stored: tensor.stored.clone(), content: Content::Base(tensor.clone()) }
+    }
+
+    /// The module that it is computed from, if it is.
+    pub fn module<'a>(&'a self, base: &'a Checkpoint) -> Option<&'a Module> {
+        match &self.content {
+            Content::Stack(stack) => Some(stack),
+            Content::Weight(name) | Content::Codes(name) | Content::Scales(name) => base.module(name),
+            Content::Base(_) | Content::Adapter(_) => None,
+        }
+    }
+
+    /// Its length.
+    pub fn bytes(&self) -> u64 {
+        (self.stored.shape.iter().product::<usize>() * self.stored.dtype.bitsize() / 8) as u64
+    }
+}
+
+/// Tensors that lie in one file, and where the first of them comes from.
+#[derive(Debug)]
+pub(crate) struct Unit {
+    /// File of the base and offset in it.
+    pub place: (FileId, u64),
+    /// One tensor, or codes with their scales.
+    pub tensors: Vec<OutTensor>,
+}
+
+/// One file of weights.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    /// Its name.
+    pub name: String,
+    /// Its tensors in the order in which they lie in it.
+    pub tensors: Vec<OutTensor>,
+    /// Bytes of the tensors.
+    pub bytes: u64,
+    /// The files of the base that it is made from.
+    pub sources: Vec<FileId>,
+}
+
+/// Fills one file after another in the order of `units`, none above `largest` bytes but for a tensor that is larger by itself.
+pub(crate) fn shards(units: Vec<Unit>, largest: u64) -> Vec<Shard> {
+    let mut files: Vec<(u64, Vec<Unit>)> = vec![(0, Vec::new())];
+    for unit in units {
+        let bytes: u64 = unit.tensors.iter().map(OutTensor::bytes).sum();
+        let last = files.len() - 1;
+        if !files[last].1.is_empty() && files[last].0 + bytes > largest {
+            files.push((0, Vec::new()));
+        }
+        let last = files.len() - 1;
+        files[last].0 += bytes;
+        files[last].1.push(unit);
+    }
+    let count = files.len();
+    let shard = |(at, (bytes, units)): (usize, (u64, Vec<Unit>))| {
+        let mut sources: Vec<FileId> = units.iter().map(|unit| unit.place.0).collect();
+        sources.sort();
+        sources.dedup();
+        let mut tensors: Vec<OutTensor> = units.into_iter().flat_map(|unit| unit.tensors).collect();
+        tensors.sort_by(|a, b| order(a).cmp(&order(b)));
+        Shard { name: name(at, count), tensors, bytes, sources }
+    };
+    files.into_iter().enumerate().map(shard).collect()
+}
+
+/// The names that transformers gives.
+fn name(at: usize, count: usize) -> String {
+    match count {
+        1 => "model.safetensors".to_owned(),
+        _ => format!("model-{:05}-of-{count:05}.safetensors", at + 1),
+    }
+}
+
+/// Wide elements first, so that each is aligned, then by name. Scales are known only when their codes are, so codes (whole words of
+/// them) come before what has four bytes, and scales last of that.
+fn order(tensor: &OutTensor) -> (u8, &str) {
+    let class = match (&tensor.content, tensor.stored.dtype.bitsize()) {
+        (Content::Codes(_), _) => 1,
+        (Content::Scales(_), _) => 3,
+        (_, 33..) => 0,
+        (_, 17..=32) => 2,
+        (_, 9..=16) => 4,
+        _ => 5,
+    };
+    (class, &tensor.stored.name)
+}
+
+/// A part of a tensor: what is made at once.
+#[derive(Clone, Debug)]
+pub(crate) enum Piece {
+    /// Bytes of a copied tensor.
+    Bytes(Range<u64>),
+    /// Rows of a computed one.
+    Rows(Range<usize>),
+    /// The scales of all rows.
+    Scales,
+}
+
+/// The pieces of a tensor in order; `module` is the one it is computed from.
+pub(crate) fn pieces(tensor: &OutTensor, module: Option<&Module>) -> Vec<Piece> {
+    match (&tensor.content, module) {
+        (Content::Scales(_), _) => vec![Piece::Scales],
+        (Content::Base(_) | Content::Adapter(_), _) | (_, None) => {
+            let size = tensor.bytes();
+            (0..size)
+                .step_by(COPY as usize)
+                .map(|start| Piece::Bytes(start..(start + COPY).min(size)))
+                .collect()
+        }
+        (_, Some(module)) => {
+            let [rows, columns] = module.shape();
+            let height = height(columns);
+            (0..rows).step_by(height).map(|start| Piece::Rows(start..(start + height).min(rows))).collect()
+        }
+    }
+}
+
+/// Rows of a piece: whole blocks of FP8.
+pub(crate) fn height(columns: usize) -> usize {
+    (PIECE / columns.max(1) / FP8_BLOCK[0] * FP8_BLOCK[0]).max(FP8_BLOCK[0])
+}
+
+/// The most bytes of a module that one piece of it maps, where they are not mapped for all pieces together.
+pub(crate) fn mapped(module: &Module) -> u64 {
+    let [rows, columns] = module.shape();
+    if module.is_whole() {
+        return 0;
+    }
+    let height = height(columns);
+    // A piece that lies across two experts may map more than the first does.
+    let pieces = (0..rows).step_by(height).map(|start| start..(start + height).min(rows));
+    pieces.map(|piece| module.packed_size(piece)).max().unwrap_or(0) as u64
+}
+
+/// Bytes of one element of a computed weight.
+pub(crate) fn element(dtype: Dtype) -> u64 {
+    (dtype.bitsize() / 8) as u64
+}

@@ -1,0 +1,180 @@
+//! The files beside the weights: what is copied, the config, the index.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use serde_json::{Map, Value, json};
+
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::config::Config;
+use crate::commands::convert::record::CONVERSION;
+use crate::commands::convert::sharding::{OutTensor, Shard};
+use crate::durable::atomic_file::Draft;
+use crate::durable::checksums::B3SUMS;
+use crate::durable::digest::Written;
+use crate::durable::folder;
+use crate::{Error, Result};
+
+/// The config's name.
+pub(crate) const CONFIG: &str = "config.json";
+
+/// The index's name.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+/// Files that are written anew, or hold for the input alone.
+const NOT_COPIED: [&str; 5] = [CONFIG, "hf_quant_config.json", "quantize_config.json", B3SUMS, CONVERSION];
+
+/// Ends of the names of weights in whatever container, and of their indices.
+const WEIGHTS: [&str; 11] = [
+    ".safetensors",
+    ".index.json",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".ckpt",
+    ".safetensors.tmp",
+];
+
+/// A file that is copied.
+#[derive(Debug)]
+pub(crate) struct Copy {
+    /// Its name relative to the folder, with `/`.
+    pub name: String,
+    pub path: PathBuf,
+    pub bytes: u64,
+}
+
+/// The files of a checkpoint's folder that are copied: all but weights, their indices and what the quantization alone is described
+/// in. Of a checkpoint that was given as one file there are none: what else lies there need not belong to it.
+///
+/// # Errors
+/// A folder that cannot be listed.
+pub(crate) fn copies(checkpoint: &Checkpoint) -> Result<Vec<Copy>> {
+    let mut found = Vec::new();
+    if checkpoint.root().is_dir() {
+        walk(checkpoint.root(), "", &mut found)?;
+    }
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(found)
+}
+
+fn walk(folder: &Path, prefix: &str, found: &mut Vec<Copy>) -> Result<()> {
+    let failed = |e| Error::unexpected("cannot list").path(folder).because(e);
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        // A name that is no text cannot stand in the checksums.
+        let Ok(own) = entry.file_name().into_string() else { continue };
+        let name = format!("{prefix}{own}");
+        if own.starts_with('.')
+            || WEIGHTS.iter().any(|end| own.ends_with(end))
+            || NOT_COPIED.contains(&&*name)
+        {
+            continue;
+        }
+        let path = entry.path();
+        let linked = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+        // A cache is made of links to files; a link to a folder may lead in a circle.
+        match fs::metadata(&path) {
+            Ok(data) if data.is_file() => found.push(Copy { name, path, bytes: data.len() }),
+            Ok(data) if data.is_dir() && !linked => walk(&path, &format!("{name}/"), found)?,
+            Ok(_) => {}
+            Err(e) => return Err(Error::unexpected("cannot read").path(path).because(e)),
+        }
+    }
+    Ok(())
+}
+
+/// Copies one file, durably.
+///
+/// # Errors
+/// It cannot be read; a full disk.
+pub(crate) fn copy(file: &Copy, out: &Path) -> Result<Written> {
+    let to = out.join(&file.name);
+    folder::create(folder::parent(&to))?;
+    let failed = |e| Error::unexpected("cannot read").path(&file.path).because(e);
+    let mut from = File::open(&file.path).map_err(failed)?;
+    let mut draft = Draft::create(&to)?.expecting(file.bytes);
+    let mut piece = vec![0; 1 << 20];
+    loop {
+        match from.read(&mut piece).map_err(failed)? {
+            0 => return draft.finish(),
+            taken => draft.put(&piece[..taken])?,
+        }
+    }
+}
+
+/// What changes in the config.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Edits {
+    /// The type that loaders are told, where weights were computed.
+    pub dtype: Option<Dtype>,
+    /// The new `quantization_config`.
+    pub quantization: Option<Value>,
+    /// Whether the head is no longer the embedding.
+    pub untie: bool,
+}
+
+/// The config of the output, where the input has one: no quantization but the new one, and the type of the weights.
+pub(crate) fn config(config: &Config, edits: &Edits) -> Option<Value> {
+    let mut raw = config.raw()?.as_object()?.clone();
+    let nested = ["text_config", "language_config", "llm_config", "thinker_config"];
+    edit(&mut raw, edits, true);
+    for key in nested {
+        if let Some(Value::Object(inner)) = raw.get_mut(key) {
+            edit(inner, edits, false);
+        }
+    }
+    if let Some(quantization) = &edits.quantization {
+        raw.insert("quantization_config".to_owned(), quantization.clone());
+    }
+    Some(Value::Object(raw))
+}
+
+fn edit(raw: &mut Map<String, Value>, edits: &Edits, top: bool) {
+    raw.remove("quantization_config");
+    raw.remove("compression_config");
+    if let Some(dtype) = edits.dtype {
+        // transformers writes `dtype` since version 5 and reads both.
+        let known: Vec<&str> =
+            ["dtype", "torch_dtype"].into_iter().filter(|key| raw.contains_key(*key)).collect();
+        let keys = if known.is_empty() && top { vec!["torch_dtype"] } else { known };
+        let word = match dtype {
+            Dtype::F16 => "float16",
+            Dtype::F32 => "float32",
+            _ => "bfloat16",
+        };
+        keys.into_iter().for_each(|key| drop(raw.insert(key.to_owned(), json!(word))));
+    }
+    if edits.untie && (top || raw.contains_key("tie_word_embeddings")) {
+        raw.insert("tie_word_embeddings".to_owned(), json!(false));
+    }
+}
+
+/// The index of several files; of one there is none.
+pub(crate) fn index(shards: &[Shard]) -> Option<Value> {
+    if shards.len() < 2 {
+        return None;
+    }
+    let places = |shard: &Shard| -> Vec<(String, Value)> {
+        shard.tensors.iter().map(|tensor| (tensor.stored.name.clone(), json!(shard.name))).collect()
+    };
+    let map: BTreeMap<String, Value> = shards.iter().flat_map(places).collect();
+    let total: u64 = shards.iter().flat_map(|shard| &shard.tensors).map(OutTensor::bytes).sum();
+    Some(json!({"metadata": {"total_size": total}, "weight_map": map}))
+}
+
+/// Pretty JSON with a newline at its end.
+///
+/// # Errors
+/// A value that JSON cannot hold.
+pub(crate) fn text(value: &impl serde::Serialize) -> Result<String> {
+    let text = serde_json::to_string_pretty(value);
+    text.map(|text| text + "\n").map_err(|e| Error::unexpected("cannot write JSON").because(e))
+}

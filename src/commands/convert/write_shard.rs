@@ -1,0 +1,289 @@
+//! Makes the pieces of a file on several threads and writes them in order on one.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use safetensors::Dtype;
+
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::module::{Module, PackedRows};
+use crate::commands::convert::sharding::{Content, OutTensor, Piece, Shard, pieces};
+use crate::container::safetensors::writer::SafetensorsWriter;
+use crate::durable::digest::Written;
+use crate::lora::read::PeftAdapter;
+use crate::pipeline::ordered_panels;
+use crate::pipeline::progress::Progress;
+use crate::quant::encode::fp8::{FP8_BLOCK, encode_block_fp8};
+use crate::quant::number::rounding;
+use crate::quant::number::rounding::to_bytes;
+use crate::storage::mmap::Window;
+use crate::{Error, Result};
+
+/// Values that are decoded at a time, so that they are rounded while they are in the cache.
+const CHUNK: usize = 1 << 16;
+
+/// Pieces that the system is asked to read ahead.
+const AHEAD: usize = 12;
+
+/// What is added to the weights of a module, beside dequantizing them.
+pub(crate) trait Change: Sync {
+    /// Whether anything is added to `module`.
+    fn concerns(&self, module: &str) -> bool;
+
+    /// Adds to `rows` of `module`, in f32; what is given back has still to be rounded, once, to `dtype`.
+    fn add(&self, module: &str, rows: Range<usize>, dtype: Dtype, values: &mut [f32]) -> Result<()>;
+}
+
+/// Nothing is added.
+pub(crate) struct Unchanged;
+
+impl Change for Unchanged {
+    fn concerns(&self, _: &str) -> bool {
+        false
+    }
+
+    fn add(&self, _: &str, _: Range<usize>, _: Dtype, _: &mut [f32]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Where the bytes of a file come from.
+pub(crate) struct Producer<'a> {
+    pub base: &'a Checkpoint,
+    pub adapter: Option<&'a PeftAdapter>,
+    pub change: &'a dyn Change,
+    pub threads: usize,
+    idle: Mutex<Vec<Buffer>>,
+    /// Modules that are mapped whole, the last ones that were asked for.
+    kept: Mutex<VecDeque<(String, Arc<PackedRows>)>>,
+}
+
+/// What a piece is made in. Buffers are kept: fresh pages would have to be cleared for each piece.
+#[derive(Default)]
+struct Buffer {
+    bytes: Vec<u8>,
+    scales: Vec<f32>,
+    values: Vec<f32>,
+    non_finite: u64,
+}
+
+/// A piece that only has to be written.
+enum Made {
+    Mapped(Window),
+    Computed(Buffer),
+    /// The scales have been collected where they are written.
+    Scales,
+}
+
+/// A file that is written, and the values in it that are not finite, by module.
+pub(crate) struct Finished {
+    pub written: Written,
+    pub non_finite: BTreeMap<String, u64>,
+}
+
+impl<'a> Producer<'a> {
+    pub fn new(
+        base: &'a Checkpoint,
+        adapter: Option<&'a PeftAdapter>,
+        change: &'a dyn Change,
+        threads: usize,
+    ) -> Producer<'a> {
+        let (idle, kept) = (Mutex::default(), Mutex::default());
+        Producer { base, adapter, change, threads, idle, kept }
+    }
+
+    /// Writes one file, durably.
+    ///
+    /// # Errors
+    /// What reading, decoding or writing met; no file of that name is there then.
+    pub fn write(&self, path: &Path, shard: &Shard, progress: &dyn Progress) -> Result<Finished> {
+        let tensors = shard.tensors.iter().map(|tensor| tensor.stored.clone()).collect();
+        let mut writer = SafetensorsWriter::in_order(path, tensors)?;
+        let all: Vec<(&OutTensor, Piece)> = shard
+            .tensors
+            .iter()
+            .flat_map(|tensor| {
+                pieces(tensor, tensor.module(self.base)).into_iter().map(move |piece| (tensor, piece))
+            })
+            .collect();
+        all.iter().take(AHEAD).for_each(|(tensor, piece)| self.prefetch(tensor, piece));
+        let mut scales: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
+        let mut non_finite: BTreeMap<String, u64> = BTreeMap::new();
+        let make = |at: usize| {
+            if let Some((tensor, piece)) = all.get(at + AHEAD) {
+                self.prefetch(tensor, piece);
+            }
+            self.make(all[at].0, &all[at].1)
+        };
+        ordered_panels::in_order(all.len(), self.threads, make, |at, made| {
+            let tensor = all[at].0;
+            let name = &tensor.stored.name;
+            match made {
+                Made::Mapped(window) => {
+                    writer.put(name, &window)?;
+                    progress.written(window.len() as u64);
+                }
+                Made::Computed(mut buffer) => {
+                    writer.put(name, &buffer.bytes)?;
+                    progress.written(buffer.bytes.len() as u64);
+                    if let Content::Codes(module) = &tensor.content {
+                        scales.entry(module).or_default().append(&mut buffer.scales);
+                    }
+                    if buffer.non_finite > 0 {
+                        *non_finite.entry(name.trim_end_matches(".weight").to_owned()).or_default() +=
+                            buffer.non_finite;
+                    }
+                    self.give_back(buffer);
+                }
+                Made::Scales => {
+                    let Content::Scales(module) = &tensor.content else { return Ok(()) };
+                    let mine = scales.remove(module.as_str()).unwrap_or_default();
+                    let bytes: Vec<u8> = mine.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+                    writer.put(name, &bytes)?;
+                    progress.written(bytes.len() as u64);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(Finished { written: writer.finish()?, non_finite })
+    }
+
+    fn prefetch(&self, tensor: &OutTensor, piece: &Piece) {
+        match (piece, &tensor.content, tensor.module(self.base)) {
+            (Piece::Bytes(range), Content::Base(from), _) => self.base.prefetch(from, range.clone()),
+            // A module that is mapped whole is read when it is mapped.
+            (Piece::Rows(rows), _, Some(module)) if !module.is_whole() => {
+                module.prefetch(self.base, rows.clone());
+            }
+            _ => {}
+        }
+    }
+
+    fn make(&self, tensor: &OutTensor, piece: &Piece) -> Result<Made> {
+        match (piece, &tensor.content, self.adapter) {
+            (Piece::Bytes(range), Content::Base(from), _) => {
+                Ok(Made::Mapped(self.base.read(from, range.clone())?))
+            }
+            (Piece::Bytes(range), Content::Adapter(from), Some(adapter)) => {
+                Ok(Made::Mapped(adapter.window(from, range.clone())?))
+            }
+            (Piece::Scales, ..) => Ok(Made::Scales),
+            (Piece::Rows(rows), content, _) => {
+                let missing = || Error::unexpected("the module is gone").tensor(&tensor.stored.name);
+                let module = tensor.module(self.base).ok_or_else(missing)?;
+                let mut buffer =
+                    self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+                let name = match content {
+                    // Of a head that is the embedding, the head.
+                    Content::Weight(name) | Content::Codes(name) => name,
+                    _ => module.name(),
+                };
+                let encoded = matches!(content, Content::Codes(_));
+                self.compute(
+                    module,
+                    name,
+                    rows.clone(),
+                    (!encoded).then_some(tensor.stored.dtype),
+                    &mut buffer,
+                )?;
+                Ok(Made::Computed(buffer))
+            }
+            _ => {
+                Err(Error::unexpected("nothing says what this tensor is made from")
+                    .tensor(&tensor.stored.name))
+            }
+        }
+    }
+
+    fn give_back(&self, buffer: Buffer) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+    }
+
+    /// Rows of a weight, rounded to `dtype` or, without one, encoded.
+    fn compute(
+        &self,
+        module: &Module,
+        name: &str,
+        rows: Range<usize>,
+        dtype: Option<Dtype>,
+        buffer: &mut Buffer,
+    ) -> Result<()> {
+        let columns = module.shape()[1];
+        let at = |e: Error| e.tensor(name).path(self.base.path(module.tensors()[0].file));
+        let (whole, changed) = (module.is_whole(), self.change.concerns(name));
+        let packed = if whole { self.kept(module)? } else { Arc::new(module.read(self.base, rows.clone())?) };
+        // All at once where a row costs as much as all, as in a stack that is turned, or where more is done than rounding.
+        let costly =
+            whole || 2 * module.packed_size(rows.start..rows.start + 1) >= module.packed_size(rows.clone());
+        let step = match costly || changed || dtype.is_none() {
+            true => rows.len(),
+            false => (CHUNK / columns.max(1)).max(1),
+        };
+        let Buffer { bytes, scales, values, non_finite } = buffer;
+        let size = dtype.map_or(1, |dtype| dtype.bitsize() / 8);
+        bytes.resize(rows.len() * columns * size, 0);
+        *non_finite = 0;
+        for start in rows.clone().step_by(step.max(1)) {
+            let part = start..(start + step).min(rows.end);
+            values.resize(part.len() * columns, 0.0);
+            packed.decode_some(part.clone(), values).map_err(at)?;
+            if changed {
+                self.change.add(name, part.clone(), dtype.unwrap_or(Dtype::F32), values)?;
+            }
+            *non_finite += rounding::non_finite(values);
+            let out = &mut bytes
+                [(part.start - rows.start) * columns * size..(part.end - rows.start) * columns * size];
+            match dtype {
+                Some(dtype) => round(dtype, values, out).map_err(at)?,
+                None => {
+                    let bands = part.len().div_ceil(FP8_BLOCK[0]);
+                    scales.resize(bands * columns.div_ceil(FP8_BLOCK[1]), 0.0);
+                    encode_block_fp8(values, columns, FP8_BLOCK, out, scales);
+                }
+            }
+        }
+        if *non_finite > 0 && (dtype.is_none() || changed) {
+            let what = format!(
+                "{non_finite} of its values are NaN or infinite, in rows {} to {}",
+                rows.start, rows.end
+            );
+            let hint = "`trephine autopsy` looks for what is wrong with base and adapter";
+            return Err(at(Error::input(what).hint(hint)));
+        }
+        Ok(())
+    }
+
+    /// A module that is mapped whole, once for all pieces that need it.
+    fn kept(&self, module: &Module) -> Result<Arc<PackedRows>> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, packed)) = kept.iter().find(|(name, _)| name == module.name()) {
+            return Ok(Arc::clone(packed));
+        }
+        let packed = Arc::new(module.read(self.base, 0..module.shape()[0])?);
+        kept.push_back((module.name().to_owned(), Arc::clone(&packed)));
+        // The one before may still be in work.
+        if kept.len() > 2 {
+            kept.pop_front();
+        }
+        Ok(packed)
+    }
+}
+
+/// Rounds to nearest even.
+///
+/// # Errors
+/// A number that is too large for `dtype`.
+fn round(dtype: Dtype, values: &[f32], out: &mut [u8]) -> Result<()> {
+    /// From here on f16 rounds to infinity.
+    const F16: f32 = 65520.0;
+    if dtype == Dtype::F16
+        && let Some(value) = values.iter().find(|v| v.is_finite() && v.abs() >= F16)
+    {
+        let what = format!("a weight is {value}, which f16 does not hold");
+        return Err(Error::input(what).hint("--dtype bf16 has the range"));
+    }
+    to_bytes(dtype, values, out);
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! How much a tensor that the adapter cannot hold has changed.
+
+use crate::Result;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::module::Module;
+use crate::commands::extract::options::{NonFinite, RoundBase};
+use crate::commands::extract::output::manifest::{LeftOut, Reason, Side, TensorRecord};
+use crate::commands::extract::plan::Inputs;
+use crate::delta::difference::{Difference, Half, Survey};
+use crate::delta::pair::Leftover;
+
+/// Compares `leftover` where both checkpoints have it and its values can be decoded.
+///
+/// # Errors
+/// What reading met. Values that are not finite are no error here: they are left out of the sums.
+pub fn compare(
+    inputs: &Inputs,
+    leftover: &Leftover,
+    read: &(dyn Fn(u64) + Sync),
+) -> Result<(LeftOut, Vec<TensorRecord>)> {
+    let mut left_out = leftover.blank();
+    let (Some(base), Some(tuned)) = (&leftover.base, &leftover.tuned) else {
+        return Ok((left_out, Vec::new()));
+    };
+    if leftover.reason == Reason::ShapeDiffers {
+        return Ok((left_out, Vec::new()));
+    }
+    let matrices = matrix(&inputs.base, base).zip(matrix(&inputs.tuned, tuned));
+    let Some((base, tuned)) = matrices.filter(|(b, t)| b.shape() == t.shape()) else {
+        return Ok((left_out, Vec::new()));
+    };
+    let half = |side, checkpoint, module| Half { side, checkpoint, module };
+    let base = half(Side::Base, &inputs.base, &base);
+    let tuned = half(Side::Tuned, &inputs.tuned, &tuned);
+    let rows = base.module.shape()[0];
+    let difference = Difference::new(base, tuned, rows, RoundBase::None, NonFinite::Zero)?;
+    let Survey { norm2, base_norm2, tensors, .. } = difference.survey(None, read)?;
+    left_out.relative_change = match (norm2, base_norm2) {
+        (0.0, _) => Some(0.0),
+        (_, base) if base > 0.0 && base.is_finite() => Some((norm2 / base).sqrt()),
+        _ => None,
+    };
+    Ok((left_out, tensors))
+}
+
+/// A module, or any other dense tensor seen as a matrix.
+fn matrix(checkpoint: &Checkpoint, name: &str) -> Option<Module> {
+    let dense = || checkpoint.tensor(name).and_then(Module::flattened);
+    checkpoint.module(name).cloned().or_else(dense)
+}

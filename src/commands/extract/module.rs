@@ -1,0 +1,238 @@
+//! One module from its delta to its finished factors.
+
+use serde::{Deserialize, Serialize};
+
+use crate::commands::extract::options::Extraction;
+use crate::commands::extract::output::manifest::{
+    ModuleRecord, Quality, ServedError, Side, Spectrum, TensorRecord,
+};
+use crate::commands::extract::plan::{Inputs, PlannedModule, request};
+use crate::delta::difference::{Difference, Half, Recomputed, Survey};
+use crate::delta::tensor_digests::digests;
+use crate::factorize;
+use crate::factorize::in_memory::Held;
+use crate::factorize::residual;
+use crate::factorize::{Factors, Panels};
+use crate::lora::factor_dtype::FactorType;
+use crate::lora::names::Place;
+use crate::pipeline::buffer_pool::Slab;
+use crate::{Error, Result};
+
+/// Below this share of the delta the error is measured by one more pass: the difference of the two norms, which tells
+/// it for free, has lost its digits to cancellation.
+const MEASURE_BELOW: f64 = 3e-3;
+
+/// The name of `lora_A` in a shard.
+pub const A: &str = "lora_A";
+
+/// The name of `lora_B` in a shard.
+pub const B: &str = "lora_B";
+
+/// A module whose delta is ready.
+pub struct Loaded {
+    /// The delta in f32 where it is held.
+    pub held: Option<Held<Slab>>,
+    /// What the first reading found out.
+    pub survey: Survey,
+}
+
+/// What a shard says of its module, beside the factors.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShardRecord {
+    /// The module; its digest is filled in when the adapter is assembled.
+    pub module: ModuleRecord,
+    /// Its singular values.
+    pub spectrum: Spectrum,
+    /// What was read for it.
+    pub tensors: Vec<TensorRecord>,
+}
+
+/// The factors of one module as they will lie in the adapter, but for the padding to the uniform rank.
+pub struct Finished {
+    /// What is known of it.
+    pub record: ShardRecord,
+    /// `lora_A` `[rank, in]` and its bytes.
+    pub a: ([usize; 2], Vec<u8>),
+    /// `lora_B` `[out, rank]` and its bytes.
+    pub b: ([usize; 2], Vec<u8>),
+}
+
+/// The difference that a planned module is.
+pub fn difference<'a>(
+    inputs: &'a Inputs,
+    module: &PlannedModule,
+    job: &Extraction,
+) -> Result<Difference<'a>> {
+    let base = half(Side::Base, &inputs.base, &module.pair.name)?;
+    let tuned = half(Side::Tuned, &inputs.tuned, &module.pair.tuned)?;
+    let deciding = &job.deciding;
+    Difference::new(base, tuned, module.pair.rows, deciding.round_base, deciding.non_finite)
+}
+
+/// One side of a difference, by name.
+///
+/// # Errors
+/// No such module.
+pub fn half<'a>(side: Side, checkpoint: &'a crate::checkpoint::Checkpoint, name: &str) -> Result<Half<'a>> {
+    match checkpoint.module(name) {
+        Some(module) => Ok(Half { side, checkpoint, module }),
+        None => Err(Error::input("the checkpoint has no such module").tensor(name).path(checkpoint.root())),
+    }
+}
+
+/// Reads a module's delta for the first time, and holds it where the plan says so, in a `slab` of so many values.
+///
+/// # Errors
+/// What reading and decoding met; a weight that is not finite.
+pub fn load(
+    inputs: &Inputs,
+    module: &PlannedModule,
+    job: &Extraction,
+    slab: &dyn Fn(usize) -> Result<Slab>,
+    read: &(dyn Fn(u64) + Sync),
+) -> Result<Loaded> {
+    let difference = difference(inputs, module, job)?;
+    let (m, n) = (difference.rows(), difference.cols());
+    if !module.held {
+        return Ok(Loaded { held: None, survey: difference.survey(None, read)? });
+    }
+    let mut values = slab(m * n)?;
+    let survey = difference.survey(Some(&mut values), read)?;
+    Ok(Loaded { held: Some(Held::new(m, n, values)?), survey })
+}
+
+/// Factorizes a loaded module, rounds its factors, and measures them. The delta goes to `spent` when it is needed no more.
+///
+/// # Errors
+/// What recomputing the delta met; factors that do not fit in the type they are stored in.
+pub fn finish(
+    inputs: &Inputs,
+    module: &PlannedModule,
+    job: &Extraction,
+    loaded: Loaded,
+    spent: &dyn Fn(Slab),
+) -> Result<Finished> {
+    let Loaded { held, mut survey } = loaded;
+    let anew = || Ok(Recomputed::new(difference(inputs, module, job)?, module.visitors));
+    let mut recomputed = None;
+    let delta: &dyn Panels = match &held {
+        Some(held) => held,
+        None => recomputed.insert(anew()?),
+    };
+    let factors = factorize::factorize(delta, survey.norm2, &module.name, &request(job))?;
+    let spectrum = Spectrum {
+        module: module.name.clone(),
+        shape: module.shape,
+        delta_norm: survey.norm2.sqrt(),
+        converged: factors.converged,
+        singular_values: factors.singular_values.clone(),
+    };
+    let (stored, quality) = store(delta, &factors, survey.norm2, job.deciding.dtype, &module.name)?;
+    let mut record = ModuleRecord {
+        name: module.name.clone(),
+        shape: module.shape,
+        rank: factors.rank,
+        method: if factors.rank == 0 { "none".into() } else { factors.method.name().into() },
+        basis: factors.basis,
+        passes: factors.passes,
+        quality,
+        estimated_excess: factors.estimated_excess,
+        non_finite: survey.non_finite,
+        blake3: String::new(),
+    };
+    drop((factors, recomputed));
+    if let Some(held) = held {
+        spent(held.into_inner());
+    }
+    if let Some(served) = &inputs.served {
+        let served = half(Side::Served, served, &module.pair.name)?;
+        survey.tensors.extend(digests(served, &|_| ())?);
+        record.quality.served = Some(measure_served(inputs, module, job, served, &stored)?);
+    }
+    let (a, b) = lay_out(module, record.rank, stored, job.deciding.dtype);
+    Ok(Finished { record: ShardRecord { module: record, spectrum, tensors: survey.tensors }, a, b })
+}
+
+/// Rounded factors: `left` `[rows, rank]`, `right` `[rank, cols]`, row-major.
+struct StoredFactors {
+    left: Vec<f32>,
+    right: Vec<f32>,
+    left_bytes: Vec<u8>,
+    right_bytes: Vec<u8>,
+}
+
+fn store(
+    delta: &dyn Panels,
+    factors: &Factors,
+    norm2: f64,
+    dtype: FactorType,
+    name: &str,
+) -> Result<(StoredFactors, Quality)> {
+    let (mut left, mut right) = (factors.left.clone(), factors.right.clone());
+    let (left_bytes, right_bytes) = (dtype.round(&mut left), dtype.round(&mut right));
+    if left.iter().chain(&right).any(|v| !v.is_finite()) {
+        let what = "a factor does not fit in the type it is to be stored in";
+        return Err(Error::input(what)
+            .tensor(name)
+            .hint("--dtype bf16 has a wider range than f16, f32 the same"));
+    }
+    let mut error2 = residual::stored_error(factors, &left, &right, norm2)?;
+    if error2 < MEASURE_BELOW * MEASURE_BELOW * norm2 {
+        error2 = residual::residual(delta, &left, &right)?.residual2;
+    }
+    Ok((StoredFactors { left, right, left_bytes, right_bytes }, Quality::of(norm2, error2)))
+}
+
+fn measure_served(
+    inputs: &Inputs,
+    module: &PlannedModule,
+    job: &Extraction,
+    served: Half<'_>,
+    stored: &StoredFactors,
+) -> Result<ServedError> {
+    let tuned = half(Side::Tuned, &inputs.tuned, &module.pair.tuned)?;
+    // Whatever the base is rounded to, this one is served as it is.
+    let as_it_is = crate::commands::extract::options::RoundBase::None;
+    let difference = Difference::new(served, tuned, module.pair.rows, as_it_is, job.deciding.non_finite)?;
+    let delta = Recomputed::new(difference, module.visitors);
+    let measured = residual::residual(&delta, &stored.left, &stored.right)?;
+    Ok(ServedError { without_adapter: measured.norm2.sqrt(), with_adapter: measured.residual2.sqrt() })
+}
+
+type Laid = ([usize; 2], Vec<u8>);
+
+/// Turns factors `left · right` of the weight into `lora_A` and `lora_B`. An embedding's weight is `[vocab, dim]` and
+/// its LoRA is of the transpose. A trimmed vocabulary is filled up with rows of zeros.
+fn lay_out(module: &PlannedModule, rank: usize, stored: StoredFactors, dtype: FactorType) -> (Laid, Laid) {
+    let [rows, cols] = module.shape;
+    let StoredFactors { mut left_bytes, right_bytes, .. } = stored;
+    left_bytes.resize(rows * rank * dtype.bytes(), 0);
+    if module.pair.place != Place::Embedding {
+        return (([rank, cols], right_bytes), ([rows, rank], left_bytes));
+    }
+    let a = transpose(&left_bytes, rows, rank, dtype.bytes());
+    let b = transpose(&right_bytes, rank, cols, dtype.bytes());
+    (([rank, rows], a), ([cols, rank], b))
+}
+
+fn transpose(bytes: &[u8], rows: usize, cols: usize, size: usize) -> Vec<u8> {
+    let mut turned = Vec::with_capacity(bytes.len());
+    for col in 0..cols {
+        for row in 0..rows {
+            let at = (row * cols + col) * size;
+            turned.extend_from_slice(&bytes[at..at + size]);
+        }
+    }
+    turned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transposes_elements_not_bytes() {
+        let bytes = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+        assert_eq!(transpose(&bytes, 2, 3, 2), [1, 2, 7, 8, 3, 4, 9, 10, 5, 6, 11, 12]);
+    }
+}

@@ -1,0 +1,184 @@
+//! The model card: what the adapter is, how good it is, and how to serve it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use crate::commands::extract::options::Deciding;
+use crate::commands::extract::output::manifest::{Manifest, Spectrum};
+use crate::commands::extract::output::summary::{groups, kinds};
+
+/// The values of `--max-lora-rank` that vLLM knows.
+const VLLM_RANKS: [usize; 9] = [1, 8, 16, 32, 64, 128, 256, 320, 512];
+
+/// The least `--max-lora-rank` under which vLLM loads an adapter of rank `r`; `None` above all of them.
+pub fn smallest_vllm_rank(r: usize) -> Option<usize> {
+    VLLM_RANKS.into_iter().find(|&known| known >= r)
+}
+
+/// The card's text, in Markdown with the front matter of the hub.
+pub fn write(manifest: &Manifest, deciding: &Deciding, spectra: &[Spectrum]) -> String {
+    let base = &deciding.base_model_name;
+    let mut text =
+        format!("---\nlibrary_name: peft\ntags:\n- lora\n- trephine\n{}---\n\n", front_matter(base));
+    let quantized = manifest.base.scheme != "dense";
+    let method = if quantized {
+        "the corrective way (Method B): base and adapter together approach the tuned model, the base's quantization \
+         error included"
+    } else {
+        "the plain difference of two unquantized checkpoints (Method A)"
+    };
+    let (tuned, total) = (&manifest.tuned.name, &manifest.total);
+    // A path says nothing to whoever reads the card elsewhere.
+    let on = if front_matter(base).is_empty() { &manifest.base.name } else { base };
+    let _ = writeln!(
+        text,
+        "# {tuned} as a LoRA on {on}\n\nExtracted by Trephine {} from `{tuned}` and `{}` ({}): {method}.\n\n\
+         Rank {}, {} modules, factors in {}. Of the difference's energy {:.2} % is captured; the error that remains \
+         is {:.4} of its norm.",
+        manifest.trephine,
+        manifest.base.name,
+        manifest.base.scheme,
+        manifest.rank,
+        manifest.modules.len(),
+        format!("{:?}", deciding.dtype).to_lowercase(),
+        100.0 * total.captured_energy,
+        total.relative_error,
+    );
+    served(&mut text, manifest);
+    quality(&mut text, manifest);
+    lower_ranks(&mut text, manifest, spectra);
+    usage(&mut text, manifest, base);
+    not_held(&mut text, manifest);
+    text + "\n`extraction.json` has the figures of every module and the digest of every tensor that was read; \
+            `spectra.jsonl.zst` every module's singular values. `b3sum --check B3SUMS` or `trephine verify .` checks \
+            the files.\n"
+}
+
+/// The hub refuses a card whose `base_model` is no name of the hub.
+fn front_matter(base: &str) -> String {
+    let plain = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    };
+    match base.split_once('/') {
+        Some((owner, name)) if plain(owner) && plain(name) => format!("base_model: {base}\n"),
+        _ => String::new(),
+    }
+}
+
+fn served(text: &mut String, manifest: &Manifest) {
+    if let (Some(served), Some(error)) = (&manifest.served, manifest.total.served) {
+        let share = 100.0 * error.with_adapter / error.without_adapter.max(f64::MIN_POSITIVE);
+        let _ = writeln!(
+            text,
+            "\nOn `{}` ({}) the served weights are {:.4} from the tuned ones with this adapter and {:.4} without: \
+             {share:.1} % of the distance remains.",
+            served.name, served.scheme, error.with_adapter, error.without_adapter
+        );
+    }
+}
+
+fn quality(text: &mut String, manifest: &Manifest) {
+    let _ = writeln!(
+        text,
+        "\n## Quality by kind of module\n\n| kind | modules | rank | mean error | worst error | captured |\n\
+         |---|---:|---:|---:|---:|---:|"
+    );
+    for kind in kinds(manifest, &BTreeMap::new()) {
+        let rank = kind.ranks_text();
+        let _ = writeln!(
+            text,
+            "| {} | {} | {rank} | {:.4} | {:.4} | {:.2} % |",
+            kind.kind,
+            kind.modules,
+            kind.mean_error,
+            kind.worst_error,
+            100.0 * kind.captured_energy
+        );
+    }
+    text.push_str("\nErrors are `||delta - B·A|| / ||delta||` (Frobenius) of the factors as stored.\n");
+}
+
+/// What each lower rank would have given, from the singular values.
+fn lower_ranks(text: &mut String, manifest: &Manifest, spectra: &[Spectrum]) {
+    let ranks: Vec<usize> = (3..).map(|power| 1 << power).take_while(|&rank| rank < manifest.rank).collect();
+    let norm2: f64 = spectra.iter().map(|spectrum| spectrum.delta_norm.powi(2)).sum();
+    if ranks.is_empty() || norm2 == 0.0 {
+        return;
+    }
+    text.push_str("\n## What another rank would give\n\n| rank | error | captured |\n|---:|---:|---:|\n");
+    for rank in ranks {
+        let values = |s: &Spectrum| s.singular_values.iter().take(rank).map(|v| v * v).sum::<f64>();
+        let error2: f64 = spectra.iter().map(|s| (s.delta_norm.powi(2) - values(s)).max(0.0)).sum();
+        let (error, captured) = ((error2 / norm2).sqrt(), 100.0 * (1.0 - error2 / norm2));
+        let _ = writeln!(text, "| {rank} | {error:.4} | {captured:.2} % |");
+    }
+    let total = &manifest.total;
+    let (error, captured) = (total.relative_error, 100.0 * total.captured_energy);
+    let _ = writeln!(text, "| **{}** | {error:.4} | {captured:.2} % |", manifest.rank);
+}
+
+fn usage(text: &mut String, manifest: &Manifest, base: &str) {
+    text.push_str("\n## Use\n\n");
+    let on = manifest.served.as_ref().map_or(base, |served| &served.name);
+    match smallest_vllm_rank(manifest.rank) {
+        Some(rank) => {
+            let _ = writeln!(
+                text,
+                "```\nvllm serve {on} --enable-lora --max-lora-rank {rank} --lora-modules tuned=PATH_OF_THIS_FOLDER\n```"
+            );
+        }
+        None => {
+            let most = VLLM_RANKS[VLLM_RANKS.len() - 1];
+            let _ = writeln!(
+                text,
+                "vLLM loads adapters of rank {most} at most: this one is of rank {}.",
+                manifest.rank
+            );
+        }
+    }
+    let _ = writeln!(
+        text,
+        "\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\
+         model = AutoModelForCausalLM.from_pretrained({base:?}, dtype=\"bfloat16\")\n\
+         model = PeftModel.from_pretrained(model, \"PATH_OF_THIS_FOLDER\")\n```"
+    );
+}
+
+fn not_held(text: &mut String, manifest: &Manifest) {
+    let groups = groups(manifest);
+    if groups.is_empty() {
+        return;
+    }
+    text.push_str(
+        "\n## What it does not hold\n\n| kind | why | tensors | elements | largest relative change |\n\
+         |---|---|---:|---:|---:|\n",
+    );
+    for group in groups {
+        let change =
+            group.largest_change.map_or("unknown".into(), |change| format!("{:.2} %", 100.0 * change));
+        let (kind, why) = (&group.kind, group.reason.words());
+        let _ = writeln!(text, "| {kind} | {why} | {} | {} | {change} |", group.tensors, group.elements);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vllm_knows_some_ranks_only() {
+        assert_eq!(smallest_vllm_rank(4), Some(8));
+        assert_eq!(smallest_vllm_rank(256), Some(256));
+        assert_eq!(smallest_vllm_rank(257), Some(320));
+        assert_eq!(smallest_vllm_rank(513), None);
+    }
+
+    #[test]
+    fn only_hub_names_stand_in_the_front_matter() {
+        assert_eq!(front_matter("Qwen/Qwen3-32B"), "base_model: Qwen/Qwen3-32B\n");
+        assert_eq!(front_matter("tests/data/base"), "");
+        assert_eq!(front_matter("../Qwen3"), "");
+    }
+}

@@ -1,0 +1,121 @@
+//! What a run came to, for tables.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::commands::extract::output::manifest::{Manifest, ModuleRecord, Reason};
+use crate::commands::extract::output::write::total;
+use crate::commands::extract::plan::kind;
+use crate::lora::names::{group_of, place_of};
+
+/// The end of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// The folder of the adapter.
+    pub out: PathBuf,
+    /// Whether an earlier run had done all of it.
+    pub was_done: bool,
+    /// Quality by kind of module.
+    pub kinds: Vec<KindSummary>,
+    /// What the adapter does not hold, by kind and reason.
+    pub left_out: Vec<LeftOutGroup>,
+    /// The manifest.
+    #[serde(flatten)]
+    pub manifest: Manifest,
+}
+
+impl Outcome {
+    /// Sums up `manifest`; `times` are seconds by module, of those that this run has done.
+    pub fn new(out: PathBuf, manifest: Manifest, times: &BTreeMap<String, f64>, was_done: bool) -> Outcome {
+        Outcome { out, was_done, kinds: kinds(&manifest, times), left_out: groups(&manifest), manifest }
+    }
+}
+
+/// All modules of one kind.
+#[derive(Clone, Debug, Serialize)]
+pub struct KindSummary {
+    /// As `q_proj`.
+    pub kind: String,
+    /// How many.
+    pub modules: usize,
+    /// Least and greatest rank before padding.
+    pub ranks: (usize, usize),
+    /// Mean of the relative errors.
+    pub mean_error: f64,
+    /// The largest of them.
+    pub worst_error: f64,
+    /// Of the energy of all their deltas.
+    pub captured_energy: f64,
+    /// Seconds from the first byte read to the last computed, added up.
+    pub seconds: Option<f64>,
+}
+
+impl KindSummary {
+    /// The ranks as `16` or `3-16`.
+    pub fn ranks_text(&self) -> String {
+        match self.ranks {
+            (least, most) if least == most => most.to_string(),
+            (least, most) => format!("{least}-{most}"),
+        }
+    }
+}
+
+/// Tensors of one kind that are left out for one reason.
+#[derive(Clone, Debug, Serialize)]
+pub struct LeftOutGroup {
+    /// As `input_layernorm`.
+    pub kind: String,
+    /// Why.
+    pub reason: Reason,
+    /// How many.
+    pub tensors: usize,
+    /// Their elements together.
+    pub elements: u64,
+    /// The largest relative change; `None` where one of them could not be compared.
+    pub largest_change: Option<f64>,
+}
+
+/// Quality by kind of module, in the order of the kinds' names.
+pub fn kinds(manifest: &Manifest, times: &BTreeMap<String, f64>) -> Vec<KindSummary> {
+    let mut by_kind: BTreeMap<String, Vec<&ModuleRecord>> = BTreeMap::new();
+    for module in &manifest.modules {
+        by_kind.entry(kind(&module.name, place_of(&module.name))).or_default().push(module);
+    }
+    let summary = |(kind, modules): (String, Vec<&ModuleRecord>)| {
+        let errors = modules.iter().map(|module| module.quality.relative_error);
+        let ranks = modules.iter().map(|module| module.rank);
+        let seconds: Vec<f64> = modules.iter().filter_map(|m| times.get(&m.name)).copied().collect();
+        KindSummary {
+            kind,
+            modules: modules.len(),
+            ranks: (ranks.clone().min().unwrap_or(0), ranks.max().unwrap_or(0)),
+            mean_error: errors.clone().sum::<f64>() / modules.len() as f64,
+            worst_error: errors.fold(0.0, f64::max),
+            captured_energy: total(modules.iter().copied()).captured_energy,
+            seconds: (!seconds.is_empty()).then(|| seconds.iter().sum()),
+        }
+    };
+    by_kind.into_iter().map(summary).collect()
+}
+
+/// What is not in the adapter though it changed, or may have, by kind and reason.
+pub fn groups(manifest: &Manifest) -> Vec<LeftOutGroup> {
+    let mut groups: BTreeMap<(String, Reason), LeftOutGroup> = BTreeMap::new();
+    for tensor in manifest.not_represented.iter().filter(|tensor| tensor.matters()) {
+        let stem = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
+        let kind = group_of(stem);
+        let group = groups.entry((kind.clone(), tensor.reason)).or_insert_with(|| LeftOutGroup {
+            kind,
+            reason: tensor.reason,
+            tensors: 0,
+            elements: 0,
+            largest_change: Some(0.0),
+        });
+        group.tensors += 1;
+        group.elements += tensor.elements;
+        group.largest_change = group.largest_change.zip(tensor.relative_change).map(|(a, b)| a.max(b));
+    }
+    groups.into_values().collect()
+}

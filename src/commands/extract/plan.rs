@@ -1,0 +1,400 @@
+//! What a run will do, as a value that can be shown before any work is done.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::checkpoint::module::Module;
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::commands::extract::options::Extraction;
+use crate::commands::extract::output::manifest::{LeftOut, Reason};
+use crate::delta::difference::{PIECE_SCRATCH, VISIT_SCRATCH, slice_rows};
+use crate::delta::pair::{Leftover, Pair, Pairing, pair};
+use crate::delta::select::Selection;
+use crate::durable::folder;
+use crate::factorize::choose;
+use crate::factorize::kernel::tiling;
+use crate::factorize::{Method, Request};
+use crate::lora::names::{Place, group_of};
+use crate::{Error, Result};
+
+/// Resident memory of the process that no permit covers: code, catalogues, stacks, the allocator's own.
+pub const OVERHEAD: u64 = 40 * 1024 * 1024;
+
+/// What one entry of a checkpoint's catalogue takes, generously.
+pub const CATALOGUE_ENTRY: u64 = 1024;
+
+/// Packing buffers of the matrix products, and the stack, for each thread.
+pub const THREAD: u64 = 4 * 1024 * 1024;
+
+/// How many slices of a module are asked for what they map: enough to meet every way that slices and heads fall together.
+const SLICES_LOOKED_AT: usize = 16;
+
+/// The checkpoints of an extraction, opened.
+#[derive(Debug)]
+pub struct Inputs {
+    /// What the adapter is added to.
+    pub base: Checkpoint,
+    /// What it should become.
+    pub tuned: Checkpoint,
+    /// What will serve it, where that is measured.
+    pub served: Option<Checkpoint>,
+}
+
+impl Inputs {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// See [`Checkpoint::open`].
+    pub fn open(base: &str, tuned: &str, served: Option<&str>) -> Result<Inputs> {
+        Ok(Inputs {
+            base: Checkpoint::open(base)?,
+            tuned: Checkpoint::open(tuned)?,
+            served: served.map(Checkpoint::open).transpose()?,
+        })
+    }
+}
+
+/// One module's part of the work.
+#[derive(Clone, Debug, Serialize)]
+pub struct PlannedModule {
+    /// As the base names it.
+    pub name: String,
+    /// `[out, in]` in the base.
+    pub shape: [usize; 2],
+    /// How it will be factorized.
+    pub method: String,
+    /// Whether its delta is held in memory, or recomputed at every pass.
+    pub held: bool,
+    /// How many threads may hold a panel of it where it is recomputed.
+    pub visitors: usize,
+    /// Bytes that it takes while it is worked on.
+    pub memory: u64,
+    /// Floating-point operations of the cost model.
+    pub flops: f64,
+    /// Bytes of tensors to read, once.
+    pub read_bytes: u64,
+    /// The pair itself.
+    #[serde(skip)]
+    pub pair: Pair,
+}
+
+/// A tensor that the adapter will not hold.
+#[derive(Clone, Debug, Serialize)]
+pub struct PlannedLeftover {
+    /// Its name.
+    pub name: String,
+    /// Why it is left out.
+    pub reason: Reason,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Bytes to read for its comparison.
+    pub read_bytes: u64,
+    /// Bytes that the comparison keeps resident.
+    pub memory: u64,
+    /// By which names to compare it.
+    #[serde(skip)]
+    pub leftover: Leftover,
+}
+
+impl PlannedLeftover {
+    /// What tells it from every other, as [`LeftOut::key`] does.
+    pub fn key(&self) -> String {
+        self.blank().key()
+    }
+
+    /// As it will be reported, before its values are compared.
+    pub fn blank(&self) -> LeftOut {
+        self.leftover.blank()
+    }
+}
+
+/// The whole plan.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    /// Remarks for the user.
+    pub notes: Vec<String>,
+    /// The work, in the order in which it is begun.
+    pub modules: Vec<PlannedModule>,
+    /// Modules that get zero factors: servers fuse them with extracted ones.
+    pub zeros: Vec<(String, [usize; 2])>,
+    /// What the adapter will not hold.
+    pub not_represented: Vec<PlannedLeftover>,
+    /// The promise: peak resident memory of the process in bytes.
+    pub memory: u64,
+    /// The least promise that could be kept.
+    pub least_memory: u64,
+    /// What modules may hold together.
+    pub budget: u64,
+    /// Threads.
+    pub threads: usize,
+    /// Bytes of tensors to read.
+    pub read_bytes: u64,
+    /// Bytes that the output folder takes at its fullest.
+    pub disk_bytes: u64,
+    /// Estimate of the run's time in seconds.
+    pub seconds: f64,
+}
+
+/// The factorization that is asked of every module.
+pub fn request(job: &Extraction) -> Request {
+    let deciding = &job.deciding;
+    Request {
+        rank: deciding.rank,
+        energy: deciding.energy,
+        tolerance: deciding.tolerance,
+        method: deciding.method,
+        seed: deciding.seed,
+    }
+}
+
+impl Plan {
+    /// Plans the work.
+    ///
+    /// # Errors
+    /// Options that no run can be made with, checkpoints that do not belong together, a memory budget below what
+    /// would do.
+    pub fn make(inputs: &Inputs, job: &Extraction) -> Result<Plan> {
+        job.deciding.check()?;
+        let selection = Selection::parse(&job.deciding.include, &job.deciding.exclude)?;
+        let pairing = pair(&inputs.base, &inputs.tuned, &selection, job.deciding.trim_vocab)?;
+        check_served(inputs, &pairing)?;
+        let Pairing { pairs, zeros, leftovers, notes } = pairing;
+        let mut plan = Plan {
+            notes,
+            modules: Vec::new(),
+            zeros,
+            not_represented: leftovers.into_iter().map(|l| compared(inputs, l)).collect(),
+            memory: job.running.memory,
+            least_memory: 0,
+            budget: 0,
+            threads: job.running.threads,
+            read_bytes: 0,
+            disk_bytes: 0,
+            seconds: 0.0,
+        };
+        plan.notes.extend(padding(&pairs, job.deciding.rank));
+        plan.fit(inputs, job, pairs)?;
+        plan.add_up(job);
+        Ok(plan)
+    }
+
+    /// Chooses for each module whether its delta is held, within the memory that is promised.
+    fn fit(&mut self, inputs: &Inputs, job: &Extraction, pairs: Vec<Pair>) -> Result<()> {
+        let mut costs: Vec<Cost> = pairs.into_iter().map(|pair| Cost::of(pair, inputs, job)).collect();
+        // The largest first: what is left at the end is small, and no thread waits long for the last one.
+        costs.sort_by(|a, b| b.flops.total_cmp(&a.flops).then_with(|| a.pair.name.cmp(&b.pair.name)));
+        let entries = [Some(&inputs.base), Some(&inputs.tuned), inputs.served.as_ref()];
+        let entries = entries.into_iter().flatten();
+        let entries: usize = entries.map(|one| one.tensors().len().max(one.modules().len())).sum();
+        let served = inputs.served.as_ref().map_or(0, mapped);
+        let mapped = mapped(&inputs.base).max(served) + mapped(&inputs.tuned);
+        let whole =
+            costs.iter().any(|cost| cost.kept > 0) || self.not_represented.iter().any(|l| l.memory > 0);
+        let scratch = if whole { VISIT_SCRATCH } else { PIECE_SCRATCH };
+        // Those that read and those that factorize.
+        let threads = self.threads as u64 * (THREAD + 2 * (scratch + mapped));
+        let fixed = OVERHEAD + threads + entries as u64 * CATALOGUE_ENTRY;
+        let needed = costs.iter().map(|cost| cost.recomputed(1));
+        let needed = needed.chain(self.not_represented.iter().map(|l| l.memory)).max().unwrap_or(0);
+        self.least_memory = (fixed + needed).next_multiple_of(1 << 20);
+        if self.memory < self.least_memory {
+            let [given, least] = [self.memory, self.least_memory].map(|bytes| bytes >> 20);
+            let what = format!("{given} MiB of memory do not do: {least} MiB would");
+            let largest =
+                costs.iter().max_by_key(|cost| cost.recomputed(1)).map(|cost| cost.pair.name.clone());
+            let hint = format!("--memory {least}MiB; fewer --threads and a lower --rank need less");
+            return Err(Error::decide(what).tensor(largest.unwrap_or_default()).hint(hint));
+        }
+        self.budget = self.memory - fixed;
+        self.modules = costs.into_iter().map(|cost| cost.plan(self.budget, self.threads)).collect();
+        Ok(())
+    }
+
+    fn add_up(&mut self, job: &Extraction) {
+        let wide = (job.deciding.rank as u64).saturating_mul(job.deciding.dtype.bytes() as u64);
+        let factors = |[m, n]: [usize; 2]| ((m + n) as u64).saturating_mul(wide);
+        let shapes = self.modules.iter().map(|m| m.shape).chain(self.zeros.iter().map(|(_, shape)| *shape));
+        // The shards and the adapter stand beside each other until the adapter is whole.
+        let both = shapes.map(|shape| factors(shape).saturating_mul(2).saturating_add(1 << 14));
+        self.disk_bytes = both.fold(1 << 20, u64::saturating_add);
+        let modules = self.modules.iter().map(|m| m.read_bytes);
+        self.read_bytes = modules.chain(self.not_represented.iter().map(|l| l.read_bytes)).sum();
+        let flops: f64 = self.modules.iter().map(|m| m.flops).sum();
+        // Reading hides behind the products, but for what is read from a slow disk: that cannot be known here.
+        self.seconds = flops / (product_rate() * self.threads as f64) + self.read_bytes as f64 / 4e9;
+    }
+
+    /// Refuses a folder whose disk cannot take the output.
+    ///
+    /// # Errors
+    /// Too little room.
+    pub fn check_disk(&self, job: &Extraction, already: u64) -> Result<()> {
+        let needed = self.disk_bytes.saturating_sub(already);
+        let free = folder::free_space(&job.out)?;
+        if free >= needed {
+            return Ok(());
+        }
+        let what =
+            format!("the disk is too full: the run needs {} MiB, {} MiB are free", needed >> 20, free >> 20);
+        Err(Error::unexpected(what)
+            .path(&job.out)
+            .hint("make room, or give another --out; a lower --rank needs less"))
+    }
+}
+
+/// The costs of one module.
+struct Cost {
+    pair: Pair,
+    method: Method,
+    flops: f64,
+    /// The delta in f32.
+    delta: u64,
+    /// One panel.
+    panel: u64,
+    /// What the factorization and the finished factors take.
+    work: u64,
+    /// Stored bytes that are mapped as long as the delta is read: of formats packed along columns.
+    kept: u64,
+    /// Whether the delta from what will serve is measured after the factorization.
+    served: bool,
+    read_bytes: u64,
+}
+
+impl Cost {
+    fn of(pair: Pair, inputs: &Inputs, job: &Extraction) -> Cost {
+        let request = request(job);
+        let (m, n) = (pair.rows, pair.shape[1]);
+        let k = request.rank.min(m).min(n);
+        let served = if inputs.served.is_some() { 2.0 * (m * n * k) as f64 } else { 0.0 };
+        let (_, panel_rows) = tiling::panel_rows(m, n);
+        // After the factorization's own work is over: factors as computed, as rounded, as bytes, and the two blocks of
+        // twice their width that the rounding error is measured with.
+        let factors = (pair.shape[0] + n) * k * (4 + 4 + 8 + job.deciding.dtype.bytes());
+        let bytes = |checkpoint: &Checkpoint, name: &str| checkpoint.module(name).map_or(0, Module::size);
+        let kept_for = inputs.served.as_ref().map_or(0, |served| kept(served, &pair.name));
+        Cost {
+            kept: kept(&inputs.base, &pair.name).max(kept_for) + kept(&inputs.tuned, &pair.tuned),
+            served: inputs.served.is_some(),
+            method: choose::choose(m, n, &request),
+            flops: choose::flops(m, n, &request) + served,
+            delta: (m * n * 4) as u64,
+            panel: (panel_rows * n * 4) as u64,
+            work: choose::workspace(m, n, &request).max(factors) as u64,
+            read_bytes: bytes(&inputs.base, &pair.name) + bytes(&inputs.tuned, &pair.tuned),
+            pair,
+        }
+    }
+
+    /// Once the delta is held its sides are read no more, but for what will serve.
+    fn held(&self) -> u64 {
+        self.delta + if self.served { self.work + self.kept } else { self.work.max(self.kept) }
+    }
+
+    fn recomputed(&self, visitors: usize) -> u64 {
+        (self.panel * visitors as u64).min(self.delta) + self.work + self.kept
+    }
+
+    fn plan(self, budget: u64, threads: usize) -> PlannedModule {
+        let held = self.held() <= budget;
+        let visitors = (1..=threads).rev().find(|&v| self.recomputed(v) <= budget).unwrap_or(1);
+        PlannedModule {
+            name: self.pair.name.clone(),
+            shape: self.pair.shape,
+            method: self.method.name().to_owned(),
+            held,
+            visitors,
+            memory: if held { self.held() } else { self.recomputed(visitors) },
+            flops: self.flops,
+            read_bytes: self.read_bytes,
+            pair: self.pair,
+        }
+    }
+}
+
+/// A rank that no module can make use of costs disk, and the memory of whoever serves it, for nothing.
+fn padding(pairs: &[Pair], rank: usize) -> Option<String> {
+    let widest = pairs.iter().map(|pair| pair.rows.min(pair.shape[1])).max().unwrap_or(0);
+    (rank > widest).then(|| {
+        format!(
+            "no module has more than {widest} singular values: --rank {widest} holds all, the rest is zeros"
+        )
+    })
+}
+
+/// The most stored bytes that a thread maps for one slice of any module, extracted or only compared, beside what is kept of it.
+pub fn mapped(checkpoint: &Checkpoint) -> u64 {
+    let slice = |module: &Module| {
+        let [rows, cols] = module.shape();
+        let slice = slice_rows(cols);
+        // Mostly all the same, but where rows are permuted within heads a slice needs all heads that it touches.
+        let starts = (0..rows).step_by(slice).take(SLICES_LOOKED_AT);
+        starts.map(|start| module.packed_size(start..(start + slice).min(rows))).max().unwrap_or(0) as u64
+    };
+    checkpoint.modules().filter(|module| module.kept_size() == 0).map(slice).max().unwrap_or(0)
+}
+
+/// The stored bytes of a module that stay mapped while it is read.
+fn kept(checkpoint: &Checkpoint, name: &str) -> u64 {
+    checkpoint.module(name).map_or(0, Module::kept_size) as u64
+}
+
+/// What will be read for the comparison of a tensor that is left out.
+fn compared(inputs: &Inputs, leftover: Leftover) -> PlannedLeftover {
+    let both = leftover.base.is_some() && leftover.tuned.is_some() && leftover.reason != Reason::ShapeDiffers;
+    let of = |checkpoint: &Checkpoint, name: &Option<String>| {
+        let name = name.as_deref().unwrap_or_default();
+        match checkpoint.module(name) {
+            Some(module) => module.size(),
+            None => checkpoint.tensor(name).map_or(0, Tensor::size),
+        }
+    };
+    let (mut read_bytes, mut memory) = (0, 0);
+    if both {
+        for (checkpoint, name) in [(&inputs.base, &leftover.base), (&inputs.tuned, &leftover.tuned)] {
+            read_bytes += of(checkpoint, name);
+            memory += kept(checkpoint, name.as_deref().unwrap_or_default());
+        }
+    }
+    PlannedLeftover {
+        name: leftover.name.clone(),
+        reason: leftover.reason,
+        shape: leftover.shape.clone(),
+        read_bytes,
+        memory,
+        leftover,
+    }
+}
+
+/// The checkpoint that will serve the adapter must have every module of it, in the same shape and by the same name.
+fn check_served(inputs: &Inputs, pairing: &Pairing) -> Result<()> {
+    let Some(served) = &inputs.served else { return Ok(()) };
+    for pair in &pairing.pairs {
+        if served.module(&pair.name).is_none_or(|module| module.shape() != pair.shape) {
+            let what = "the served checkpoint has no such module of the base's shape";
+            let hint = "--served is for a quantized copy of the base, with the base's names";
+            return Err(Error::input(what).tensor(&pair.name).path(served.root()).hint(hint));
+        }
+    }
+    Ok(())
+}
+
+/// Floating-point operations a second of one thread in a product of the kind that a pass is made of, measured for some
+/// 50 ms.
+fn product_rate() -> f64 {
+    const SHAPE: (usize, usize, usize) = (512, 2048, 96);
+    const TIMES: usize = 16;
+    choose::trial_product(SHAPE, 1);
+    let started = Instant::now();
+    choose::trial_product(SHAPE, TIMES);
+    let (m, k, n) = SHAPE;
+    (2 * m * k * n * TIMES) as f64 / started.elapsed().as_secs_f64().max(1e-9)
+}
+
+/// By kind of module, for tables: embeddings, heads and experts stand by themselves.
+pub fn kind(name: &str, place: Place) -> String {
+    match place {
+        Place::Embedding => "embeddings".to_owned(),
+        _ => group_of(name),
+    }
+}

@@ -1,0 +1,280 @@
+//! A run: readers bring deltas, workers factorize them, one writer makes them safe.
+//!
+//! ```text
+//! readers ── Loaded ──▶ workers ── Finished ──▶ writer ── shard, then journal
+//!    ▲ a permit for the module's bytes goes along, and returns when its shard is written
+//! ```
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use safetensors::Dtype;
+
+use crate::commands::extract::completed::DoneModule;
+use crate::commands::extract::leftover::compare;
+use crate::commands::extract::module::{A, B, Finished, Loaded, finish, load};
+use crate::commands::extract::options::Extraction;
+use crate::commands::extract::output::manifest::{LeftOut, TensorRecord};
+use crate::commands::extract::plan::{Inputs, Plan, PlannedLeftover, PlannedModule};
+use crate::commands::extract::run_dir::{Entry, Ledger};
+use crate::lora::write::shard;
+use crate::pipeline::budget::{Budget, Permit};
+use crate::pipeline::buffer_pool::Slabs;
+use crate::pipeline::progress::Progress;
+use crate::quant::weight::Stored;
+use crate::run::log::Log;
+use crate::{Error, Result};
+
+/// Modules in flight: enough that one module's serial steps hide behind another's products.
+const WORKERS: usize = 4;
+
+/// One unit of work.
+enum Task<'a> {
+    Module(&'a PlannedModule),
+    Compare(&'a PlannedLeftover),
+}
+
+impl Task<'_> {
+    /// Bytes that it holds while it is worked on.
+    fn memory(&self) -> u64 {
+        match self {
+            Task::Module(module) => module.memory,
+            Task::Compare(planned) => planned.memory,
+        }
+    }
+}
+
+/// A unit whose first reading is done.
+enum Ready<'a> {
+    Module(&'a PlannedModule, Loaded, Instant),
+    Compared(LeftOut, Vec<TensorRecord>),
+}
+
+/// A unit that only has to be made safe.
+enum Done {
+    Module(Box<Finished>, Duration),
+    Compared(LeftOut, Vec<TensorRecord>),
+}
+
+/// What every stage sees.
+struct Shared<'a> {
+    inputs: &'a Inputs,
+    job: &'a Extraction,
+    /// Where deltas are read. In the pool where they are factorized a reading that waits for its other half would take up a whole
+    /// factorization meanwhile.
+    reading: rayon::ThreadPool,
+    factorizing: rayon::ThreadPool,
+    budget: Budget,
+    slabs: Slabs,
+    progress: &'a dyn Progress,
+    stop: AtomicBool,
+    failure: Mutex<Option<Error>>,
+}
+
+impl Shared<'_> {
+    /// Keeps the first error and lets every stage come to its end.
+    fn fail(&self, error: Error) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+}
+
+/// Does all work of `plan` that `ledger` has not seen done. Seconds by module go to the second value.
+///
+/// # Errors
+/// The first that any stage met; finished modules stay safe.
+pub fn run(
+    inputs: &Inputs,
+    job: &Extraction,
+    plan: &Plan,
+    ledger: &mut Ledger,
+    log: &Log,
+    progress: &dyn Progress,
+) -> Result<BTreeMap<String, f64>> {
+    let pool = || {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(plan.threads).build();
+        pool.map_err(|e| Error::unexpected("cannot start the threads").because(e))
+    };
+    let shared = Shared {
+        inputs,
+        job,
+        reading: pool()?,
+        factorizing: pool()?,
+        budget: Budget::new(plan.budget),
+        slabs: Slabs::default(),
+        progress,
+        stop: AtomicBool::new(false),
+        failure: Mutex::new(None),
+    };
+    let tasks = Mutex::new(remaining(plan, ledger, progress).into());
+    let mut times = BTreeMap::new();
+    thread::scope(|scope| {
+        let (to_workers, from_readers) = bounded(0);
+        let (to_writer, from_workers) = bounded(1);
+        let shared = &shared;
+        for _ in 0..plan.threads.min(2) {
+            let (tasks, ready) = (&tasks, to_workers.clone());
+            scope.spawn(move || read(shared, tasks, &ready));
+        }
+        for _ in 0..plan.threads.min(WORKERS) {
+            let (ready, done) = (from_readers.clone(), to_writer.clone());
+            scope.spawn(move || work(shared, &ready, &done));
+        }
+        drop((to_workers, from_readers, to_writer));
+        write(shared, ledger, &from_workers, log, &mut times);
+    });
+    match shared.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(times),
+    }
+}
+
+/// What is left to do: modules in the plan's order, then the comparisons, which are light.
+fn remaining<'a>(plan: &'a Plan, ledger: &Ledger, progress: &dyn Progress) -> Vec<Task<'a>> {
+    let (done, modules): (Vec<_>, Vec<_>) =
+        plan.modules.iter().partition(|m| ledger.done.modules.contains_key(&m.name));
+    let compared = |l: &&PlannedLeftover| ledger.done.compared.contains_key(&l.key());
+    let (compared, leftovers): (Vec<_>, Vec<_>) = plan.not_represented.iter().partition(compared);
+    let done_bytes = done.iter().map(|m| m.read_bytes).chain(compared.iter().map(|l| l.read_bytes)).sum();
+    progress.begin(plan.modules.len(), plan.read_bytes, done.len(), done_bytes);
+    modules.into_iter().map(Task::Module).chain(leftovers.into_iter().map(Task::Compare)).collect()
+}
+
+type Sent<'a, T> = (T, Permit<'a>);
+
+/// Reader: takes a task and the permit for its memory, brings the delta.
+fn read<'a>(shared: &'a Shared<'_>, tasks: &Mutex<VecDeque<Task<'a>>>, ready: &Sender<Sent<'a, Ready<'a>>>) {
+    let count = |bytes| shared.progress.read(bytes);
+    while let Some((task, permit)) = shared.budget.first_that_fits(tasks, Task::memory) {
+        if shared.stopped() {
+            return;
+        }
+        // Whoever obtains a slab makes room for it there.
+        if !matches!(task, Task::Module(module) if module.held) {
+            shared.slabs.trim(shared.budget.free());
+        }
+        let result = match task {
+            Task::Module(module) => {
+                let started = Instant::now();
+                let slab = |values| shared.slabs.obtain(values, shared.budget.free());
+                let load = || load(shared.inputs, module, shared.job, &slab, &count);
+                let loaded = shared.reading.install(load);
+                loaded.map(|loaded| Ready::Module(module, loaded, started))
+            }
+            Task::Compare(planned) => {
+                let compared = shared.reading.install(|| compare(shared.inputs, &planned.leftover, &count));
+                compared.map(|(left_out, tensors)| Ready::Compared(left_out, tensors))
+            }
+        };
+        match result {
+            // The receivers are gone only when the run has failed.
+            Ok(loaded) => drop(ready.send((loaded, permit))),
+            Err(error) => shared.fail(error),
+        }
+    }
+}
+
+/// Worker: delta in, factors out.
+fn work<'a>(shared: &'a Shared<'_>, ready: &Receiver<Sent<'a, Ready<'a>>>, done: &Sender<Sent<'a, Done>>) {
+    for (ready, mut permit) in ready {
+        if shared.stopped() {
+            continue;
+        }
+        let finished = match ready {
+            Ready::Compared(left_out, tensors) => Ok(Done::Compared(left_out, tensors)),
+            Ready::Module(module, loaded, started) => {
+                let spent = |slab| shared.slabs.give_back(slab);
+                let factorize = || finish(shared.inputs, module, shared.job, loaded, &spent);
+                let finished = shared.factorizing.install(factorize);
+                finished.map(|finished| Done::Module(Box::new(finished), started.elapsed()))
+            }
+        };
+        match finished {
+            Ok(finished) => {
+                if let Done::Module(module, _) = &finished {
+                    permit.shrink((module.a.1.len() + module.b.1.len()) as u64);
+                }
+                drop(done.send((finished, permit)));
+            }
+            Err(error) => shared.fail(error),
+        }
+    }
+}
+
+/// Writer: a shard, then the journal's word for it.
+fn write(
+    shared: &Shared<'_>,
+    ledger: &mut Ledger,
+    done: &Receiver<Sent<'_, Done>>,
+    log: &Log,
+    times: &mut BTreeMap<String, f64>,
+) {
+    for (done, permit) in done {
+        if shared.stopped() {
+            continue;
+        }
+        let written = match done {
+            Done::Module(finished, took) => {
+                times.insert(finished.record.module.name.clone(), took.as_secs_f64());
+                write_module(shared, ledger, *finished, took, log)
+            }
+            Done::Compared(left_out, tensors) => write_compared(shared, ledger, left_out, tensors),
+        };
+        drop(permit);
+        match written {
+            Ok(()) => shared.progress.journaled(),
+            Err(error) => shared.fail(error),
+        }
+    }
+}
+
+fn write_module(
+    shared: &Shared<'_>,
+    ledger: &mut Ledger,
+    finished: Finished,
+    took: Duration,
+    log: &Log,
+) -> Result<()> {
+    let Finished { record, a, b } = finished;
+    let name = record.module.name.clone();
+    let dtype: Dtype = shared.job.deciding.dtype.dtype();
+    let stored = |name: &str, shape: [usize; 2]| Stored { name: name.into(), dtype, shape: shape.into() };
+    let json = serde_json::to_string(&record);
+    let json = json
+        .map_err(|e| Error::unexpected("cannot write a module's record as JSON").tensor(&name).because(e))?;
+    let metadata = BTreeMap::from([("record".to_owned(), json)]);
+    let path: PathBuf = ledger.shards.join(shard::file_name(&name));
+    let tensors = [(stored(A, a.0), &*a.1), (stored(B, b.0), &*b.1)];
+    let written = shard::write(&path, &tensors, &metadata)?;
+    let (bytes, blake3) = (written.bytes, written.blake3.to_hex().to_string());
+    ledger.journal.append(&Entry::Module { name: name.clone(), bytes, blake3 })?;
+    let (method, basis, passes) = (&record.module.method, record.module.basis, record.module.passes);
+    let seconds = took.as_secs_f64();
+    log.line(&format!(
+        "{name}: {method}, basis {basis}, {passes} passes, {seconds:.3} s from the first byte"
+    ));
+    shared.progress.module(&record.module, took);
+    ledger.done.modules.insert(name, DoneModule { path, written, record });
+    Ok(())
+}
+
+fn write_compared(
+    shared: &Shared<'_>,
+    ledger: &mut Ledger,
+    left_out: LeftOut,
+    tensors: Vec<TensorRecord>,
+) -> Result<()> {
+    ledger.journal.append(&Entry::Compared { left_out: left_out.clone(), tensors: tensors.clone() })?;
+    shared.progress.compared(&left_out);
+    ledger.done.compared.insert(left_out.key(), (left_out, tensors));
+    Ok(())
+}

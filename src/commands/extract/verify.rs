@@ -1,0 +1,299 @@
+//! Verification of an adapter: its files against their checksums, and, with both checkpoints, its content.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::commands::extract::module::difference;
+use crate::commands::extract::options::{Extraction, Running};
+use crate::commands::extract::output::manifest::{Manifest, ModuleRecord, Quality, Side, TensorRecord};
+use crate::commands::extract::plan::{Inputs, Plan, PlannedModule};
+use crate::commands::extract::run_dir::{LOG, MANIFEST};
+use crate::delta::difference::Recomputed;
+use crate::durable::checksums::Checksums;
+use crate::durable::digest::hash_file;
+use crate::durable::verify;
+use crate::factorize::residual;
+use crate::lora;
+use crate::lora::names::{Place, place_of};
+use crate::lora::read::PeftAdapter;
+use crate::lora::rules;
+use crate::lora::write::expert_stacks::{ModuleFactors, read_factors};
+use crate::lora::write::shard::Shard;
+use crate::pipeline::progress::Progress;
+use crate::quant::format::dense::to_f32;
+use crate::{Error, Result};
+
+/// The checkpoints that an adapter's content is held against.
+#[derive(Clone, Debug)]
+pub struct Content {
+    /// What it is added to.
+    pub base: String,
+    /// What it should become.
+    pub tuned: String,
+}
+
+/// One thing that the content check found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Mismatch {
+    /// The module, tensor or file.
+    pub at: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+/// Everything that a verification found.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Verification {
+    /// Files that are as their checksums say.
+    pub files: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// What the checksums found; some are mere notes.
+    pub checksums: Vec<verify::Finding>,
+    /// Modules whose content was measured anew.
+    pub modules: usize,
+    /// What the content check found. Each is a failure.
+    pub content: Vec<Mismatch>,
+}
+
+impl Verification {
+    /// How many findings are failures.
+    pub fn failures(&self) -> usize {
+        self.content.len() + self.checksums.iter().filter(|f| f.level == verify::Level::Error).count()
+    }
+}
+
+impl fmt::Display for Verification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for finding in &self.checksums {
+            let word = if finding.level == verify::Level::Error { "error" } else { "note" };
+            writeln!(f, "{word}: {finding}")?;
+        }
+        self.content.iter().try_for_each(|found| writeln!(f, "error: {} {}", found.at, found.why))
+    }
+}
+
+/// Checks `folder` against its `B3SUMS`, and with `content` also an adapter's factors against the checkpoints.
+///
+/// # Errors
+/// A folder that cannot be checked at all. What the check finds is no error of this function.
+pub fn verify(
+    folder: &Path,
+    content: Option<&Content>,
+    running: &Running,
+    progress: &dyn Progress,
+) -> Result<Verification> {
+    let checksums = Checksums::read(folder)?;
+    let bytes = checksums.bytes();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(running.threads).build();
+    let pool = pool.map_err(|e| Error::unexpected("cannot start the threads").because(e))?;
+    let count = |bytes| progress.read(bytes);
+    if content.is_none() {
+        progress.begin(0, bytes, 0, 0);
+    }
+    let checked = pool.install(|| checksums.verify(&[LOG], &count));
+    let mut verification = Verification {
+        files: checked.matched,
+        bytes,
+        checksums: checked.findings,
+        ..Verification::default()
+    };
+    if let Some(content) = content {
+        pool.install(|| check_content(folder, content, running, progress, &mut verification))?;
+    }
+    Ok(verification)
+}
+
+fn check_content(
+    folder: &Path,
+    content: &Content,
+    running: &Running,
+    progress: &dyn Progress,
+    verification: &mut Verification,
+) -> Result<()> {
+    let manifest = read_manifest(folder)?;
+    let options = serde_json::Value::Object(manifest.options.clone());
+    let deciding = serde_json::from_value(options).map_err(|e| {
+        Error::input("the manifest's options cannot be read").path(folder.join(MANIFEST)).because(e)
+    })?;
+    let (base, tuned) = (content.base.clone(), content.tuned.clone());
+    let job =
+        Extraction { base, tuned, served: None, out: folder.to_owned(), deciding, running: running.clone() };
+    let inputs = Inputs::open(&job.base, &job.tuned, None)?;
+    let plan = Plan::make(&inputs, &job)?;
+    let weights = folder.join(lora::WEIGHTS);
+    let opened = hash_file(&weights).and_then(|written| Shard::open(&weights, written));
+    let adapter = match opened {
+        Ok(adapter) => adapter,
+        Err(why) => {
+            verification.content.push(mismatch(lora::WEIGHTS, why.to_string()));
+            return Ok(());
+        }
+    };
+    check_rules(folder, &mut verification.content);
+    check_digests(&manifest, &adapter, &mut verification.content);
+    let read = plan.modules.iter().map(|module| module.read_bytes).sum();
+    progress.begin(plan.modules.len(), read, 0, 0);
+    let recorded: BTreeMap<&str, &ModuleRecord> =
+        manifest.modules.iter().map(|m| (m.name.as_str(), m)).collect();
+    let planned: BTreeSet<&str> = plan
+        .modules
+        .iter()
+        .map(|m| m.name.as_str())
+        .chain(plan.zeros.iter().map(|(zero, _)| zero.as_str()))
+        .collect();
+    for name in recorded.keys().filter(|name| !planned.contains(**name)) {
+        let why = "is in the manifest, but these checkpoints have no such pair";
+        verification.content.push(mismatch(name, why));
+    }
+    let tensors = manifest.tensors.iter().map(|tensor| (key(tensor), tensor)).collect();
+    let count = |bytes| progress.read(bytes);
+    for module in &plan.modules {
+        match recorded.get(module.name.as_str()) {
+            None => verification.content.push(mismatch(&module.name, "is not in the adapter")),
+            Some(record) => {
+                let found =
+                    check_module(&inputs, &job, module, record, &tensors, (&adapter, manifest.rank), &count)?;
+                verification.content.extend(found);
+                verification.modules += 1;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What tells a tensor, or a part of one, from every other.
+type TensorKey<'a> = (Side, &'a str, Option<[u64; 2]>);
+
+fn key(tensor: &TensorRecord) -> TensorKey<'_> {
+    (tensor.checkpoint, &tensor.name, tensor.part)
+}
+
+fn mismatch(at: &str, why: impl Into<String>) -> Mismatch {
+    Mismatch { at: at.to_owned(), why: why.into() }
+}
+
+fn read_manifest(folder: &Path) -> Result<Manifest> {
+    let path = folder.join(MANIFEST);
+    let text = fs::read_to_string(&path).map_err(|e| {
+        let hint = "checkpoints can only be held against an adapter that Trephine has extracted";
+        Error::input("the folder has no manifest").path(&path).because(e).hint(hint)
+    })?;
+    serde_json::from_str(&text).map_err(|e| {
+        let hint = "check the folder alone, without --base and --tuned, for what was damaged";
+        Error::input("the manifest cannot be read").path(&path).because(e).hint(hint)
+    })
+}
+
+fn check_rules(folder: &Path, found: &mut Vec<Mismatch>) {
+    match PeftAdapter::open_folder(folder) {
+        Err(why) => found.push(mismatch(lora::CONFIG, why.to_string())),
+        Ok(adapter) => {
+            let broken = rules::portable(&adapter);
+            found.extend(broken.iter().map(|finding| mismatch(&finding.at, &*finding.why)));
+        }
+    }
+}
+
+/// The factors, zeros and padding included, are to be byte for byte those that the manifest tells of: their error alone
+/// would not show a small change.
+fn check_digests(manifest: &Manifest, adapter: &Shard, found: &mut Vec<Mismatch>) {
+    for module in &manifest.modules {
+        match read_factors(adapter, &module.name, place_of(&module.name), manifest.rank) {
+            Err(why) => found.push(mismatch(&module.name, format!("cannot be read: {why}"))),
+            Ok(ModuleFactors { a, b, .. }) => {
+                let digest = blake3::Hasher::new().update(&a.1).update(&b.1).finalize();
+                if digest.to_hex().as_str() != module.blake3 {
+                    found.push(mismatch(&module.name, "has other factors than the manifest tells of"));
+                }
+            }
+        }
+    }
+}
+
+/// Measures one module anew: the tensors' digests, the norm of the delta, the error of the stored factors.
+fn check_module(
+    inputs: &Inputs,
+    job: &Extraction,
+    module: &PlannedModule,
+    record: &ModuleRecord,
+    tensors: &BTreeMap<TensorKey<'_>, &TensorRecord>,
+    (adapter, rank): (&Shard, usize),
+    read: &(dyn Fn(u64) + Sync),
+) -> Result<Vec<Mismatch>> {
+    let mut found = Vec::new();
+    let difference = difference(inputs, module, job)?;
+    let survey = difference.survey(None, read)?;
+    let known = |now: &TensorRecord| tensors.get(&key(now)).copied();
+    for now in &survey.tensors {
+        match known(now) {
+            Some(then) if then.blake3 == now.blake3 => {}
+            Some(_) => found.push(mismatch(
+                &now.name,
+                format!("in the {} is not the tensor that was read", now.checkpoint),
+            )),
+            None => found.push(mismatch(
+                &now.name,
+                format!("in the {} was not read for this adapter", now.checkpoint),
+            )),
+        }
+    }
+    let (left, right) = match factors(adapter, module, rank) {
+        Ok(factors) => factors,
+        Err(why) => {
+            found.push(mismatch(&module.name, why.to_string()));
+            return Ok(found);
+        }
+    };
+    let delta = Recomputed::new(difference, module.visitors.max(1));
+    let measured = residual::residual(&delta, &left, &right)?;
+    let quality = Quality::of(survey.norm2, measured.residual2);
+    let (then, now) = (record.quality.relative_error, quality.relative_error);
+    if !close(then * then, now * now) {
+        found.push(mismatch(
+            &module.name,
+            format!("has an error of {now:.6} of its delta, the manifest says {then:.6}"),
+        ));
+    }
+    if (quality.delta_norm - record.quality.delta_norm).abs() > 1e-6 * quality.delta_norm {
+        let (then, now) = (record.quality.delta_norm, quality.delta_norm);
+        found.push(mismatch(&module.name, format!("has a delta of norm {now}, the manifest says {then}")));
+    }
+    Ok(found)
+}
+
+/// Squares of relative errors agree to what f32 sums can tell: the recorded one is mostly a difference of norms.
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 2e-6 + 0.005 * a.max(b)
+}
+
+/// `left` `[rows, r]` and `right` `[r, cols]` of the weight, from the adapter.
+fn factors(adapter: &Shard, module: &PlannedModule, rank: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+    let stored = read_factors(adapter, &module.name, module.pair.place, rank)?;
+    let ((a_shape, a), (b_shape, b)) = (stored.a, stored.b);
+    let (a, b) = (to_f32(stored.dtype, &a)?, to_f32(stored.dtype, &b)?);
+    let [rows, cols] = module.shape;
+    let embedding = module.pair.place == Place::Embedding;
+    let (out, inner) = if embedding { (cols, rows) } else { (rows, cols) };
+    let r = a_shape[0];
+    if a_shape != [r, inner] || b_shape != [out, r] {
+        let what = format!("the factors are {a_shape:?} and {b_shape:?} for a weight of {:?}", module.shape);
+        return Err(Error::input(what).tensor(&module.name));
+    }
+    let (mut left, right) = if embedding { (transpose(&a, r, rows), transpose(&b, cols, r)) } else { (b, a) };
+    left.truncate(module.pair.rows * r);
+    Ok((left, right))
+}
+
+fn transpose(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    let mut turned = vec![0.0; values.len()];
+    turned.par_chunks_mut(rows.max(1)).enumerate().for_each(|(col, out)| {
+        out.iter_mut().enumerate().for_each(|(row, out)| *out = values[row * cols + col]);
+    });
+    turned
+}

@@ -1,0 +1,312 @@
+//! How far the weights that are served are from the tuned ones: with each of several adapters, and with none.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::checkpoint::Checkpoint;
+use crate::commands::extract::options::{NonFinite, RoundBase, Running};
+use crate::commands::extract::output::manifest::Side;
+use crate::commands::extract::output::write::source;
+use crate::commands::extract::plan::{CATALOGUE_ENTRY, OVERHEAD, THREAD, mapped};
+use crate::commands::fidelity::record::{
+    Distances, FIDELITY, FIDELITY_VERSION, Fidelity, FidelityAdapter, FidelityGroup, FidelityModule,
+};
+use crate::delta::difference::{Difference, Half, Recomputed, VISIT_SCRATCH};
+use crate::delta::pair::{Pair, pair};
+use crate::delta::select::Selection;
+use crate::durable::checksums;
+use crate::durable::checksums::B3SUMS;
+use crate::durable::digest::hash_file;
+use crate::durable::{atomic_file, folder};
+use crate::factorize::kernel::tiling;
+use crate::factorize::residual;
+use crate::lora::names::{Place, kind_of, place_of};
+use crate::lora::read::PeftAdapter;
+use crate::lora::read::classify::{ExtraKind, PeftModule};
+use crate::pipeline::progress::Progress;
+use crate::{Error, Result};
+
+/// One measurement.
+#[derive(Clone, Debug)]
+pub struct Measuring {
+    /// Paths or hub names of adapters, at least one.
+    pub adapters: Vec<String>,
+    /// Path or hub name of the checkpoint that serves them.
+    pub served: String,
+    /// Path or hub name of what the weights should be.
+    pub tuned: String,
+    /// Where `fidelity.json` is written to, if anywhere.
+    pub out: Option<PathBuf>,
+    /// Threads and memory.
+    pub running: Running,
+}
+
+/// Measures every linear module of the model, and whatever else an adapter changes. The numbers are those that
+/// `extract --served` gives for its own adapter.
+///
+/// # Errors
+/// Bad input, an adapter that is more than a LoRA of plain factors, a budget that is too small, a failing disk.
+pub fn fidelity(job: &Measuring, progress: &dyn Progress) -> Result<Fidelity> {
+    let served = Checkpoint::open(&job.served)?;
+    let tuned = Checkpoint::open(&job.tuned)?;
+    let adapters = job.adapters.iter().map(|spec| PeftAdapter::open(spec)).collect::<Result<Vec<_>>>()?;
+    adapters.iter().try_for_each(refuse_more_than_lora)?;
+    if let Some(out) = &job.out {
+        folder::refuse_foreign(out, &[], &[], &[FIDELITY, B3SUMS])?;
+        folder::create(out)?;
+    }
+    let (pairs, notes) = pairs(&served, &tuned, &adapters)?;
+    notes.iter().for_each(|note| progress.note(note));
+    let visitors = visitors(job, [&served, &tuned], &pairs, &adapters)?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(job.running.threads).build();
+    let pool = pool.map_err(|e| Error::unexpected("cannot start the threads").because(e))?;
+    let bytes = |pair: &Pair| {
+        let sizes = [served.module(&pair.name), tuned.module(&pair.tuned)].map(|m| m.map_or(0, |m| m.size()));
+        sizes[0] + sizes[1]
+    };
+    progress.begin(pairs.len(), pairs.iter().map(bytes).sum(), 0, 0);
+    let mut modules = Vec::new();
+    for pair in &pairs {
+        let started = Instant::now();
+        modules.push(pool.install(|| measure(&served, &tuned, pair, &adapters, visitors))?);
+        progress.read(bytes(pair));
+        progress.analyzed(&pair.name, started.elapsed());
+    }
+    let record = Fidelity {
+        version: FIDELITY_VERSION,
+        trephine: env!("CARGO_PKG_VERSION").into(),
+        inputs: [("served", &served), ("tuned", &tuned)]
+            .map(|(word, checkpoint)| (word.to_owned(), checkpoint.identity().timeless()))
+            .into(),
+        served: source(&job.served, &served),
+        tuned: source(&job.tuned, &tuned),
+        adapters: described(&adapters, &job.adapters)?,
+        notes,
+        total: together(modules.iter(), adapters.len()),
+        kinds: kinds(&modules, adapters.len()),
+        modules,
+    };
+    if let Some(out) = &job.out {
+        write(out, &record)?;
+    }
+    Ok(record)
+}
+
+/// What changes weights by other means than `B·A` cannot be measured by it.
+fn refuse_more_than_lora(adapter: &PeftAdapter) -> Result<()> {
+    let hint = "`trephine sanitize` may turn it into a plain LoRA, or merge it and compare the checkpoints";
+    let refuse = |what: String| Error::input(what).path(adapter.root()).hint(hint);
+    if adapter.config().is("use_dora") {
+        return Err(refuse("the adapter uses DoRA, whose weights are not a base plus B·A".into()));
+    }
+    if let Some(init) = adapter.config().init_that_changes_the_base() {
+        return Err(refuse(format!(
+            "the adapter's init_lora_weights '{init}' changes the base's own weights"
+        )));
+    }
+    if let Some(stack) = adapter.modules().find(|module| module.experts() > 1) {
+        return Err(refuse("the adapter changes a stack of fused experts".into()).tensor(stack.name()));
+    }
+    Ok(())
+}
+
+/// The modules to measure, by name, and remarks.
+fn pairs(
+    served: &Checkpoint,
+    tuned: &Checkpoint,
+    adapters: &[PeftAdapter],
+) -> Result<(Vec<Pair>, Vec<String>)> {
+    let targets: BTreeSet<&str> =
+        adapters.iter().flat_map(PeftAdapter::modules).map(PeftModule::name).collect();
+    let more = targets.iter().filter(|name| !place_of(name).by_default()).map(|name| (*name).to_owned());
+    let include: Vec<String> = std::iter::once("linear".to_owned()).chain(more).collect();
+    let pairing = pair(served, tuned, &Selection::parse(&include, &[])?, true)?;
+    let mut notes = pairing.notes;
+    let mut pairs = pairing.pairs;
+    pairs.sort_by(|a, b| a.name.cmp(&b.name));
+    let known: BTreeSet<&str> = pairs.iter().map(|pair| pair.name.as_str()).collect();
+    for adapter in adapters {
+        let at = adapter.root().display();
+        let missing: Vec<&str> =
+            adapter.modules().map(PeftModule::name).filter(|name| !known.contains(name)).collect();
+        if let Some(first) = missing.first() {
+            let (count, all) = (missing.len(), adapter.modules().len());
+            notes.push(format!(
+                "{count} of {all} modules of {at} are not measured: no such pair, as '{first}'"
+            ));
+        }
+        let ignored = |kind| !matches!(kind, ExtraKind::BaseCopy | ExtraKind::Norm | ExtraKind::Bias);
+        if let Some(extra) = adapter.extras().iter().find(|extra| ignored(extra.kind)) {
+            let (name, words) = (extra.tensor.name(), extra.kind.words());
+            notes.push(format!("what {at} holds beside factors is not measured, as '{name}' ({words})"));
+        }
+    }
+    Ok((pairs, notes))
+}
+
+/// How many threads may hold a panel at once.
+fn visitors(
+    job: &Measuring,
+    checkpoints: [&Checkpoint; 2],
+    pairs: &[Pair],
+    adapters: &[PeftAdapter],
+) -> Result<usize> {
+    /// Rows that are compared at a time, by each thread.
+    const ROWS: u64 = 64;
+    let (threads, memory) = (job.running.threads, job.running.memory);
+    let entries: usize = checkpoints.iter().map(|c| c.tensors().len()).sum();
+    let pages: u64 = checkpoints.iter().map(|c| mapped(c)).sum();
+    let rank = adapters.iter().map(PeftAdapter::rank).max().unwrap_or(0) as u64;
+    let (mut panel, mut factors, mut row, mut kept) = (0, 0, 0, 0);
+    for pair in pairs {
+        let [m, n] = [pair.rows, pair.shape[1]];
+        panel = panel.max((4 * tiling::panel_rows(m, n).1 * n) as u64);
+        // As stored, and turned or scaled.
+        factors = factors.max(8 * (pair.shape[0] + n) as u64 * rank);
+        row = row.max(4 * n as u64);
+        let sides = [checkpoints[0].module(&pair.name), checkpoints[1].module(&pair.tuned)];
+        kept = kept.max(sides.into_iter().flatten().map(|module| module.kept_size() as u64).sum());
+    }
+    let fixed = OVERHEAD
+        + threads as u64 * (THREAD + VISIT_SCRATCH + ROWS * row + pages)
+        + entries as u64 * CATALOGUE_ENTRY
+        + factors
+        + kept;
+    crate::pipeline::ordered_panels::threads_within(threads, memory, fixed, panel)
+}
+
+fn measure(
+    served: &Checkpoint,
+    tuned: &Checkpoint,
+    pair: &Pair,
+    adapters: &[PeftAdapter],
+    visitors: usize,
+) -> Result<FidelityModule> {
+    let half = |side, checkpoint, name: &str| match Checkpoint::module(checkpoint, name) {
+        Some(module) => Ok(Half { side, checkpoint, module }),
+        None => Err(Error::unexpected("a paired module is gone").tensor(name)),
+    };
+    let (base, tuned) = (half(Side::Served, served, &pair.name)?, half(Side::Tuned, tuned, &pair.tuned)?);
+    let difference = Difference::new(base, tuned, pair.rows, RoundBase::None, NonFinite::Fail)?;
+    let delta = Recomputed::new(difference, visitors);
+    let (mut without, mut with, mut ranks) = (None, Vec::new(), Vec::new());
+    for adapter in adapters {
+        let Some(module) = adapter.module(&pair.name) else {
+            with.push(None);
+            ranks.push(0);
+            continue;
+        };
+        let (left, right) = factors(adapter, module, pair)?;
+        let measured = residual::residual(&delta, &left, &right)?;
+        without = Some(measured.norm2);
+        with.push(Some(measured.residual2));
+        ranks.push(module.rank());
+    }
+    let without = match without {
+        Some(norm2) => norm2,
+        None => residual::residual(&delta, &[], &[])?.norm2,
+    };
+    let with = with.into_iter().map(|residual2| residual2.unwrap_or(without)).collect();
+    Ok(FidelityModule {
+        name: pair.name.clone(),
+        kind: kind_of(&pair.name).to_owned(),
+        shape: pair.shape,
+        ranks,
+        distances: distances(without, with),
+    })
+}
+
+/// `left` `[rows, r]`, the scale in it, and `right` `[r, in]` of the weight, from the adapter.
+fn factors(adapter: &PeftAdapter, module: &PeftModule, pair: &Pair) -> Result<(Vec<f32>, Vec<f32>)> {
+    let read = adapter.factors(module)?;
+    let ([out, inner], r) = (module.shape(), module.rank());
+    let embedding = module.place() == Place::Embedding;
+    let shape = if embedding { [inner, out] } else { [out, inner] };
+    if shape != pair.shape {
+        let what = format!(
+            "the adapter's factors are for a weight of {shape:?}, the served one is {:?}",
+            pair.shape
+        );
+        return Err(Error::input(what)
+            .tensor(module.name())
+            .path(adapter.root())
+            .hint("the adapter belongs to another model"));
+    }
+    let (mut left, right) = match embedding {
+        true => (transposed(&read.a, r, inner), transposed(&read.b, out, r)),
+        false => (read.b, read.a),
+    };
+    left.truncate(pair.rows * r);
+    let scale = module.scale();
+    if scale != 1.0 {
+        left.iter_mut().for_each(|value| *value = (f64::from(*value) * scale) as f32);
+    }
+    Ok((left, right))
+}
+
+fn transposed(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    (0..cols).flat_map(|col| (0..rows).map(move |row| values[row * cols + col])).collect()
+}
+
+/// From squares of distances.
+fn distances(without2: f64, with2: Vec<f64>) -> Distances {
+    let ratio = |with2: &f64| match (without2 > 0.0, *with2 > 0.0) {
+        (true, _) => Some((with2 / without2).sqrt()),
+        (false, false) => Some(1.0),
+        (false, true) => None,
+    };
+    let ratio = with2.iter().map(ratio).collect();
+    Distances { without: without2.sqrt(), with: with2.into_iter().map(f64::sqrt).collect(), ratio }
+}
+
+fn together<'a>(modules: impl Iterator<Item = &'a FidelityModule>, adapters: usize) -> Distances {
+    let (mut without, mut with) = (0.0, vec![0.0; adapters]);
+    for module in modules {
+        without += module.distances.without.powi(2);
+        with.iter_mut().zip(&module.distances.with).for_each(|(sum, one)| *sum += one.powi(2));
+    }
+    distances(without, with)
+}
+
+fn kinds(modules: &[FidelityModule], adapters: usize) -> Vec<FidelityGroup> {
+    let mut kinds: BTreeMap<&str, Vec<&FidelityModule>> = BTreeMap::new();
+    modules.iter().for_each(|module| kinds.entry(&module.kind).or_default().push(module));
+    let group = |(kind, modules): (&str, Vec<&FidelityModule>)| FidelityGroup {
+        name: kind.to_owned(),
+        modules: modules.len(),
+        distances: together(modules.into_iter(), adapters),
+    };
+    kinds.into_iter().map(group).collect()
+}
+
+fn described(adapters: &[PeftAdapter], specs: &[String]) -> Result<Vec<FidelityAdapter>> {
+    let short = |adapter: &PeftAdapter, spec: &str| match adapter.root().file_name() {
+        Some(name) if Path::new(spec).exists() => name.to_string_lossy().into_owned(),
+        _ => spec.to_owned(),
+    };
+    let names: Vec<String> = adapters.iter().zip(specs).map(|(adapter, spec)| short(adapter, spec)).collect();
+    let one = |(at, adapter): (usize, &PeftAdapter)| {
+        let least = adapter.modules().map(PeftModule::rank).min();
+        let alone = names.iter().filter(|name| **name == names[at]).count() == 1;
+        Ok(FidelityAdapter {
+            name: if alone { names[at].clone() } else { specs[at].clone() },
+            blake3: hash_file(&adapter.root().join(crate::lora::WEIGHTS))?.blake3.to_hex().to_string(),
+            modules: adapter.modules().len(),
+            ranks: [least.unwrap_or(0), adapter.rank()],
+        })
+    };
+    adapters.iter().enumerate().map(one).collect()
+}
+
+fn write(out: &Path, record: &Fidelity) -> Result<()> {
+    folder::create(out)?;
+    let json = serde_json::to_string_pretty(record)
+        .map_err(|e| Error::unexpected("cannot write the measurement as JSON").because(e))?;
+    let written = atomic_file::write(&out.join(FIDELITY), |file| {
+        file.write_all(json.as_bytes())?;
+        file.write_all(b"\n")
+    })?;
+    checksums::write(out, &[(FIDELITY.to_owned(), written.blake3)].into())?;
+    Ok(())
+}

@@ -1,0 +1,8 @@
+//! How far served weights stay from the tuned ones, with each adapter and with none.
+
+pub(crate) mod measure;
+pub(crate) mod record;
+pub use self::measure::{Measuring, fidelity};
+pub use self::record::{
+    Distances, FIDELITY, FIDELITY_VERSION, Fidelity, FidelityAdapter, FidelityGroup, FidelityModule,
+};

@@ -1,0 +1,10 @@
+//! What each subcommand does, a folder each. None knows another: what two of them need lies below, in [`run`](crate::run),
+//! [`delta`](crate::delta), [`pipeline`](crate::pipeline) or further down.
+
+pub mod analyze;
+pub mod autopsy;
+pub mod convert;
+pub mod extract;
+pub mod fidelity;
+pub mod probe;
+pub mod sanitize;

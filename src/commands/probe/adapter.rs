@@ -1,0 +1,111 @@
+//! What is in an adapter, and which programs would load it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::Result;
+use crate::checkpoint::Tensor;
+use crate::lora::names::kind_of;
+use crate::lora::read::PeftAdapter;
+use crate::lora::read::classify::PeftModule;
+use crate::lora::read::config::Targets;
+use crate::lora::rules::{Consumer, Finding, Outcome, judge};
+
+/// What a probe found in an adapter.
+#[derive(Clone, Debug, Serialize)]
+pub struct AdapterProbe {
+    /// As given.
+    pub name: String,
+    /// Its folder.
+    pub root: PathBuf,
+    /// The base that it names.
+    pub base: Option<String>,
+    /// The config's `r`.
+    pub r: Option<usize>,
+    /// The config's `lora_alpha`.
+    pub lora_alpha: Option<f64>,
+    /// How many modules have each rank.
+    pub ranks: BTreeMap<usize, usize>,
+    /// The least and the largest factor before `B·A`.
+    pub scales: Option<[f64; 2]>,
+    /// The config's `target_modules`: names, or one pattern.
+    pub targets: Vec<String>,
+    /// How many modules of each kind it changes.
+    pub kinds: BTreeMap<String, usize>,
+    /// Stored bytes of all tensors.
+    pub bytes: u64,
+    /// Tensors that are no factors: name and what it is.
+    pub extras: BTreeMap<String, String>,
+    /// For each program, whether it would load.
+    pub consumers: Vec<Verdict>,
+    /// Everything that a program objects to, the worst first.
+    pub findings: Vec<Finding>,
+}
+
+/// What one program would do with an adapter.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verdict {
+    /// The program.
+    pub consumer: Consumer,
+    /// Whether it would load it.
+    pub loads: bool,
+    /// Whether all of it would then have the effect that it should have.
+    pub works: bool,
+    /// The gravest reason against it.
+    pub why: Option<String>,
+}
+
+/// Looks into an adapter. `model` is the base's `model_type`, where it is known: whether vLLM takes a LoRA on the embedding or the
+/// head depends on it.
+///
+/// # Errors
+/// See [`PeftAdapter::open`].
+pub fn probe_adapter(spec: &str, model: Option<&str>) -> Result<AdapterProbe> {
+    let adapter = PeftAdapter::open(spec)?;
+    let findings = judge(&adapter, model);
+    let (mut ranks, mut kinds) = (BTreeMap::new(), BTreeMap::new());
+    for module in adapter.modules() {
+        *ranks.entry(module.rank()).or_insert(0) += 1;
+        *kinds.entry(kind_of(module.name()).to_owned()).or_insert(0) += 1;
+    }
+    let scales = adapter.modules().map(PeftModule::scale);
+    let scales = scales.fold(None, |range: Option<[f64; 2]>, scale| {
+        let [low, high] = range.unwrap_or([scale; 2]);
+        Some([low.min(scale), high.max(scale)])
+    });
+    let extra = |extra: &crate::lora::read::classify::Extra| {
+        (extra.tensor.name().to_owned(), extra.kind.words().to_owned())
+    };
+    Ok(AdapterProbe {
+        name: spec.to_owned(),
+        root: adapter.root().to_owned(),
+        base: adapter.config().base().map(str::to_owned),
+        r: adapter.config().r(),
+        lora_alpha: adapter.config().lora_alpha(),
+        ranks,
+        scales,
+        targets: match adapter.config().targets() {
+            Targets::Names(names) => names.clone(),
+            Targets::Pattern(pattern) => vec![pattern.clone()],
+            Targets::None => Vec::new(),
+        },
+        kinds,
+        bytes: adapter.tensors().map(Tensor::size).sum(),
+        extras: adapter.extras().iter().map(extra).collect(),
+        consumers: Consumer::ALL.map(|consumer| verdict(consumer, &findings)).to_vec(),
+        findings,
+    })
+}
+
+fn verdict(consumer: Consumer, findings: &[Finding]) -> Verdict {
+    let against: Vec<&Finding> = findings.iter().filter(|finding| finding.concerns(&[consumer])).collect();
+    let why = against.iter().min_by_key(|finding| finding.outcome);
+    Verdict {
+        consumer,
+        loads: against.iter().all(|finding| finding.outcome != Outcome::Refused),
+        works: !against.iter().any(|finding| finding.is_failure()),
+        why: why.map(|finding| format!("{} {}", finding.at, finding.why)),
+    }
+}

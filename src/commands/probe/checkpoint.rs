@@ -1,0 +1,315 @@
+//! What is in a checkpoint, from its headers alone: each tensor, what belongs together, and everything that looks wrong.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use safetensors::Dtype;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::checkpoint::module::Module;
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::commands::probe::groups::{ProbedGroup, groups};
+use crate::delta::select::Selection;
+use crate::{Error, Result};
+
+/// What a probe found in a checkpoint.
+#[derive(Clone, Debug, Serialize)]
+pub struct Probe {
+    /// As given.
+    pub name: String,
+    /// The folder or file.
+    pub root: PathBuf,
+    /// The config's `model_type`.
+    pub model_type: Option<String>,
+    /// How its weights are stored.
+    pub scheme: String,
+    /// What the config declares of the quantization.
+    pub quantization: Option<Value>,
+    /// Files of weights.
+    pub files: usize,
+    /// Stored bytes of all tensors.
+    pub bytes: u64,
+    /// Values of all weights and other dense tensors, scales and codes not counted apart.
+    pub values: u64,
+    /// Totals by how they are stored, the largest first.
+    pub kinds: Vec<Kind>,
+    /// All tensors, those that differ by numbers in their names alone as one.
+    pub groups: Vec<ProbedGroup>,
+    /// The tensors that were asked for, one by one.
+    pub tensors: Vec<Probed>,
+    /// What looks wrong, the gravest first.
+    pub findings: Vec<Finding>,
+}
+
+/// Tensors that are stored the same way.
+#[derive(Clone, Debug, Serialize)]
+pub struct Kind {
+    /// `quantized weights`, `dense weights, BF16`, `other tensors, F32` ...
+    pub kind: String,
+    /// How many.
+    pub tensors: u64,
+    /// Their values.
+    pub values: u64,
+    /// Their stored bytes.
+    pub bytes: u64,
+}
+
+/// A weight with all that belongs to it, or another tensor.
+#[derive(Clone, Debug, Serialize)]
+pub struct Probed {
+    /// A module's name, or another tensor's.
+    pub name: String,
+    /// Whether it is a module: a weight that is read as `[out, in]`.
+    pub module: bool,
+    /// Whether it is stored as codes under scales.
+    pub quantized: bool,
+    /// Shape of its values.
+    pub shape: Vec<usize>,
+    /// Rows and columns under one scale.
+    pub block: Option<[usize; 2]>,
+    /// The stored tensors, the weight itself first.
+    pub parts: Vec<Part>,
+    /// Stored bytes of all of them.
+    pub bytes: u64,
+    /// A corner of its values after dequantization, where it was asked for; what is not finite is null.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub values: Option<Vec<Vec<f32>>>,
+}
+
+/// One stored tensor.
+#[derive(Clone, Debug, Serialize)]
+pub struct Part {
+    /// Its name.
+    pub name: String,
+    /// Element type.
+    pub dtype: String,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Its bytes.
+    pub bytes: u64,
+    /// The file that holds it.
+    pub file: String,
+}
+
+/// How grave a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// The checkpoint cannot be read as it is.
+    Error,
+    /// Something that few healthy checkpoints have.
+    Warning,
+}
+
+/// Something that looks wrong.
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    /// How grave it is.
+    pub level: Level,
+    /// What is wrong, with tensor and file.
+    pub what: String,
+    /// What would mend it.
+    pub cure: Option<String>,
+    /// How many more differ from it in numbers alone, as that of the next layer does.
+    pub alike: usize,
+}
+
+/// What to show beside the summary.
+#[derive(Clone, Debug, Default)]
+pub struct Showing {
+    /// Patterns of tensors to list one by one; empty for none.
+    pub tensors: Vec<String>,
+    /// The side of the corner of values to show of each; 0 for none.
+    pub values: usize,
+}
+
+/// Looks into a checkpoint.
+///
+/// # Errors
+/// Nothing is there to be opened; patterns that are none, or that match nothing; values that cannot be read. What looks wrong is no
+/// error of this function.
+pub fn probe(spec: &str, showing: &Showing) -> Result<Probe> {
+    let selection = Selection::of_all(&showing.tensors, &[])?;
+    let (checkpoint, met) = Checkpoint::inspect(spec)?;
+    let everything = everything(&checkpoint);
+    let mut found: Vec<Finding> = Vec::new();
+    met.iter().for_each(|error| {
+        let cure = error.cure().map(str::to_owned);
+        add(&mut found, Level::Error, error.to_string(), cure);
+    });
+    strays(&checkpoint, &mut found);
+    layers(&checkpoint, &mut found);
+    found.sort_by_key(|finding| finding.level);
+    let wanted = |probed: &&Probed| {
+        let short = probed.name.trim_end_matches(".weight");
+        !showing.tensors.is_empty()
+            && (selection.names(short) || probed.parts.iter().any(|part| selection.names(&part.name)))
+    };
+    let mut tensors: Vec<Probed> = everything.iter().filter(wanted).cloned().collect();
+    if !showing.tensors.is_empty() && tensors.is_empty() {
+        return Err(Error::decide("no tensor matches")
+            .path(checkpoint.root())
+            .hint("--tensor '*' shows all"));
+    }
+    if showing.values > 0 {
+        tensors.iter_mut().try_for_each(|probed| corner(&checkpoint, probed, showing.values))?;
+    }
+    Ok(Probe {
+        name: spec.to_owned(),
+        root: checkpoint.root().to_owned(),
+        model_type: checkpoint.config().model_type().map(str::to_owned),
+        scheme: checkpoint.scheme().label(),
+        quantization: checkpoint.config().quantization().map(|declared| declared.raw.clone()),
+        files: checkpoint.tensors().map(|tensor| tensor.file).collect::<BTreeSet<_>>().len(),
+        bytes: checkpoint.tensors().map(Tensor::size).sum(),
+        values: everything.iter().map(Probed::count).sum(),
+        kinds: kinds(&everything),
+        groups: groups(&everything),
+        tensors,
+        findings: found,
+    })
+}
+
+impl Probed {
+    /// How many values it has.
+    pub fn count(&self) -> u64 {
+        self.shape.iter().map(|&side| side as u64).product()
+    }
+
+    /// How it is stored, in a few words.
+    fn kind(&self) -> String {
+        let dtype = &self.parts[0].dtype;
+        match (self.module, self.quantized) {
+            (true, true) => format!("quantized weights, {dtype}"),
+            (true, false) => format!("dense weights, {dtype}"),
+            _ => format!("other tensors, {dtype}"),
+        }
+    }
+}
+
+/// Every module, and every tensor that is in none.
+fn everything(checkpoint: &Checkpoint) -> Vec<Probed> {
+    let part = |tensor: &Tensor| Part {
+        name: tensor.name().to_owned(),
+        dtype: tensor.stored.dtype.to_string(),
+        shape: tensor.stored.shape.clone(),
+        bytes: tensor.size(),
+        file: checkpoint.file_name(tensor.file).to_owned(),
+    };
+    let module = |module: &Module| Probed {
+        name: module.name().to_owned(),
+        module: true,
+        quantized: module.is_quantized(),
+        shape: module.shape().to_vec(),
+        block: module.weight().block(),
+        parts: module.tensors().iter().map(part).collect(),
+        bytes: module.size(),
+        values: None,
+    };
+    let other = |tensor: &Tensor| Probed {
+        name: tensor.name().to_owned(),
+        module: false,
+        quantized: false,
+        shape: tensor.stored.shape.clone(),
+        block: None,
+        parts: vec![part(tensor)],
+        bytes: tensor.size(),
+        values: None,
+    };
+    let modules = checkpoint.modules().map(module);
+    let mut all: Vec<Probed> = modules.chain(checkpoint.others().map(other)).collect();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
+}
+
+fn kinds(everything: &[Probed]) -> Vec<Kind> {
+    let mut kinds: BTreeMap<String, Kind> = BTreeMap::new();
+    for probed in everything {
+        let kind = probed.kind();
+        let blank = || Kind { kind: kind.clone(), tensors: 0, values: 0, bytes: 0 };
+        let sum = kinds.entry(kind.clone()).or_insert_with(blank);
+        sum.tensors += 1;
+        sum.values += probed.count();
+        sum.bytes += probed.bytes;
+    }
+    let mut kinds: Vec<Kind> = kinds.into_values().collect();
+    kinds.sort_by_key(|kind| std::cmp::Reverse(kind.bytes));
+    kinds
+}
+
+/// Adds a finding, or counts it to one that differs in numbers alone.
+fn add(found: &mut Vec<Finding>, level: Level, what: String, cure: Option<String>) {
+    let plain = |text: &str| text.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
+    match found.iter_mut().find(|known| known.level == level && plain(&known.what) == plain(&what)) {
+        Some(known) => known.alike += 1,
+        None => found.push(Finding { level, what, cure, alike: 0 }),
+    }
+}
+
+/// Tensors in no module that can only be parts of one: scales without a weight, codes that nothing explains.
+fn strays(checkpoint: &Checkpoint, found: &mut Vec<Finding>) {
+    const PARTS: [&str; 9] = [
+        ".weight_scale_inv",
+        ".weight_scale",
+        ".weight_scale_2",
+        ".weight_global_scale",
+        ".weight_zero_point",
+        ".weight_packed",
+        ".qweight",
+        ".qzeros",
+        ".SCB",
+    ];
+    for tensor in checkpoint.others() {
+        let (name, stored) = (tensor.name(), &tensor.stored);
+        let coded = matches!(stored.dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::F4 | Dtype::F8_E8M0);
+        if coded || PARTS.iter().any(|part| name.ends_with(part)) {
+            let what = format!("{} belongs to no weight: tensor '{name}'", stored.describe());
+            let cure = "its weight is missing, is dense, or is stored in a way that is not read".to_owned();
+            add(found, Level::Warning, what, Some(cure));
+        }
+    }
+}
+
+/// Layers that the config speaks of and the files do not hold.
+fn layers(checkpoint: &Checkpoint, found: &mut Vec<Finding>) {
+    let raw = checkpoint.config().raw();
+    let field = |key: &str| raw.and_then(|raw| raw.get(key).or_else(|| raw.get("text_config")?.get(key)));
+    let Some(asked) = field("num_hidden_layers").and_then(Value::as_u64) else { return };
+    let number = |name: &str| {
+        let after = name.split_once("layers.").filter(|(before, _)| !before.contains("vis"))?.1;
+        after.split('.').next()?.parse::<u64>().ok()
+    };
+    let held: BTreeSet<u64> = checkpoint.tensors().filter_map(|tensor| number(tensor.name())).collect();
+    if held.is_empty() {
+        return;
+    }
+    let absent: Vec<String> =
+        (0..asked).filter(|layer| !held.contains(layer)).map(|l| l.to_string()).collect();
+    if !absent.is_empty() {
+        let what = format!("the config has {asked} layers, and no tensor is of layer {}", absent.join(", "));
+        add(
+            found,
+            Level::Error,
+            what,
+            Some("the download is incomplete: fetch the checkpoint again".to_owned()),
+        );
+    }
+}
+
+/// Reads the first values of the first rows.
+fn corner(checkpoint: &Checkpoint, probed: &mut Probed, side: usize) -> Result<()> {
+    let lines = || checkpoint.tensor(&probed.name).and_then(Module::lines);
+    let module = if probed.module { checkpoint.module(&probed.name).cloned() } else { lines() };
+    let Some(module) = module.filter(|module| !module.shape().contains(&0)) else { return Ok(()) };
+    let [rows, columns] = module.shape();
+    let (rows, width) = (rows.min(side), columns.min(side));
+    let mut row = vec![0f32; columns];
+    let mut values = Vec::with_capacity(rows);
+    for at in 0..rows {
+        module.panel(checkpoint, at..at + 1, &mut row)?;
+        values.push(row[..width].to_vec());
+    }
+    probed.values = Some(values);
+    Ok(())
+}

@@ -1,0 +1,8 @@
+//! What is in a checkpoint or adapter, from headers alone, and what looks wrong.
+
+pub(crate) mod adapter;
+pub(crate) mod checkpoint;
+pub(crate) mod groups;
+pub use self::adapter::{AdapterProbe, probe_adapter};
+pub use self::checkpoint::{Finding, Kind, Level, Part, Probe, Probed, Showing, probe};
+pub use self::groups::ProbedGroup;

@@ -1,0 +1,153 @@
+//! One module's new factors, and how far their product is from the old one.
+
+use crate::commands::sanitize::plan::Planned;
+use crate::commands::sanitize::record::Refitted;
+use crate::factorize::truncate::{product_norm2, recompress};
+use crate::lora::factor_dtype::FactorType;
+use crate::lora::read::classify::PeftModule;
+use crate::lora::read::{Factors, PeftAdapter};
+use crate::{Error, Result};
+
+/// A module's factors as they are stored.
+pub(crate) struct Encoded {
+    /// `lora_A` `[rank · experts, in]`.
+    pub(crate) a: Vec<u8>,
+    /// `lora_B` `[out, rank · experts]`.
+    pub(crate) b: Vec<u8>,
+}
+
+/// The factors of `module` for the one `rank`, the scale multiplied into `lora_B`.
+///
+/// # Errors
+/// Factors that hold NaN or infinities, as read or, by the scale, as they would be stored; what cannot be read.
+pub(crate) fn refit(
+    adapter: &PeftAdapter,
+    module: &PeftModule,
+    rank: usize,
+    dtype: FactorType,
+) -> Result<(Encoded, Refitted)> {
+    let Factors { a, b } = adapter.factors(module)?;
+    for (factor, tensor) in [(&a, module.a()), (&b, module.b())] {
+        if factor.iter().any(|value| !value.is_finite()) {
+            return Err(Error::input("a factor holds NaN or infinities")
+                .tensor(tensor.name())
+                .path(adapter.root())
+                .hint(
+                    "the training that made it diverged, or its file is damaged: nothing can be made of it",
+                ));
+        }
+    }
+    let [out, inner] = module.shape();
+    let (width, scale) = (module.rank() * module.experts(), module.scale());
+    let old = Widths { a, b, rank: module.rank(), experts: module.experts() };
+    let norm2 = scale.powi(2) * old.norm2([out, inner]);
+    let Widths { a, b, .. } = old;
+    let (new, cut2) = if module.rank() > rank {
+        let cut = recompress(&b, &a, [out, width, inner], scale, rank)?;
+        let kept = cut.left.len() / out.max(1);
+        let (a, b) = (cut.right.clone(), cut.left.clone());
+        (Widths { a, b, rank: kept, experts: 1 }, cut.error2(rank))
+    } else {
+        let b: Vec<f32> = b.iter().map(|value| (f64::from(*value) * scale) as f32).collect();
+        (Widths { a, b, rank: module.rank(), experts: module.experts() }, 0.0)
+    };
+    let mut stored = [new.a.clone(), new.b.clone()];
+    stored.iter_mut().for_each(|factor| drop(dtype.round(factor)));
+    for (stored, tensor) in stored.iter().zip([module.a(), module.b()]) {
+        if stored.iter().any(|value| !value.is_finite()) {
+            return Err(Error::decide(format!(
+                "{} cannot hold this factor once the scale {scale} is multiplied in",
+                dtype.dtype()
+            ))
+            .tensor(tensor.name())
+            .path(adapter.root())
+            .hint("give --dtype f32"));
+        }
+    }
+    let [rounded_a, rounded_b] = &stored;
+    let rounding2 = new.distance2(rounded_a, rounded_b, [out, inner]);
+    let relative = |error2: f64| if norm2 > 0.0 { (error2 / norm2).sqrt() } else { 0.0 };
+    let refitted = Refitted {
+        name: module.name().to_owned(),
+        rank: module.rank(),
+        scale,
+        norm: norm2.sqrt(),
+        truncation_error: relative(cut2),
+        rounding_error: relative(rounding2),
+    };
+    let [a, b] = stored;
+    let mut padded = Widths { a, b, ..new }.padded(rank, out, inner);
+    Ok((Encoded { a: dtype.round(&mut padded.a), b: dtype.round(&mut padded.b) }, refitted))
+}
+
+/// Factors of zeros.
+pub(crate) fn zeros(planned: &Planned<'_>, rank: usize, dtype: FactorType) -> Encoded {
+    let ([out, inner], size) = (planned.shape, dtype.bytes());
+    Encoded { a: vec![0; rank * inner * size], b: vec![0; out * rank * size] }
+}
+
+/// Factors with what their common side consists of.
+struct Widths {
+    /// `[experts, rank, in]`.
+    a: Vec<f32>,
+    /// `[out, rank, experts]`.
+    b: Vec<f32>,
+    rank: usize,
+    experts: usize,
+}
+
+impl Widths {
+    /// Filled up with zeros to `rank`: rows of each expert's `lora_A`, columns of `lora_B`.
+    fn padded(self, rank: usize, out: usize, inner: usize) -> Widths {
+        let Widths { a, b, rank: old, experts } = self;
+        if old == rank {
+            return Widths { a, b, rank, experts };
+        }
+        let (mut wide_a, mut wide_b) = (vec![0.0; experts * rank * inner], vec![0.0; out * rank * experts]);
+        if old > 0 {
+            let blocks =
+                wide_a.chunks_exact_mut((rank * inner).max(1)).zip(a.chunks_exact((old * inner).max(1)));
+            blocks.for_each(|(to, from)| to[..from.len()].copy_from_slice(from));
+            let rows = wide_b.chunks_exact_mut(rank * experts).zip(b.chunks_exact(old * experts));
+            rows.for_each(|(to, from)| to[..from.len()].copy_from_slice(from));
+        }
+        Widths { a: wide_a, b: wide_b, rank, experts }
+    }
+
+    /// `||B·A||^2` (Frobenius), for fused experts the sum over each one's own product.
+    fn norm2(&self, [out, inner]: [usize; 2]) -> f64 {
+        let of_expert = |expert| {
+            let (a, b) = (self.rows_of(&self.a, expert, inner), self.columns_of(&self.b, expert));
+            product_norm2(&b, a, [out, self.rank, inner])
+        };
+        (0..self.experts).map(of_expert).sum()
+    }
+
+    /// The same of the difference from the factors `a` and `b`, as `(B - b)·A + b·(A - a)`, which does not cancel.
+    fn distance2(&self, a: &[f32], b: &[f32], [out, inner]: [usize; 2]) -> f64 {
+        let minus = |x: &[f32], y: &[f32]| -> Vec<f32> { x.iter().zip(y).map(|(x, y)| x - y).collect() };
+        let is_zero = |values: &[f32]| values.iter().all(|value| *value == 0.0);
+        let (more_a, more_b) = (minus(&self.a, a), minus(&self.b, b));
+        if is_zero(&more_a) && is_zero(&more_b) {
+            return 0.0;
+        }
+        let of_expert = |expert| {
+            let (more_b, whole_b) = (self.columns_of(&more_b, expert), self.columns_of(b, expert));
+            let pairs = more_b.chunks_exact(self.rank).zip(whole_b.chunks_exact(self.rank));
+            let left: Vec<f32> = pairs.flat_map(|(more, whole)| more.iter().chain(whole)).copied().collect();
+            let right = [self.rows_of(&self.a, expert, inner), self.rows_of(&more_a, expert, inner)].concat();
+            product_norm2(&left, &right, [out, 2 * self.rank, inner])
+        };
+        (0..self.experts).map(of_expert).sum()
+    }
+
+    /// One expert's rows of `lora_A`, `[rank, in]`.
+    fn rows_of<'a>(&self, a: &'a [f32], expert: usize, inner: usize) -> &'a [f32] {
+        &a[expert * self.rank * inner..(expert + 1) * self.rank * inner]
+    }
+
+    /// One expert's columns of `lora_B`, `[out, rank]`.
+    fn columns_of(&self, b: &[f32], expert: usize) -> Vec<f32> {
+        b.iter().skip(expert).step_by(self.experts).copied().collect()
+    }
+}

@@ -1,0 +1,103 @@
+//! Any LoRA adapter, made into one that a given program loads.
+//!
+//! What is written has one rank and `lora_alpha == r`: the scale is multiplied into `lora_B`, factors of a lower rank are filled up
+//! with zeros, and with a largest rank those above it are cut down to the best approximation of that rank. What the program
+//! does not take is left out, and told with the norm that is lost. Where nothing had to be left out or cut down,
+//! `scale · B·A` is what it was, but for one rounding of `lora_B` where the scale is no power of two.
+//!
+//! The order of the work: `plan` decides from headers alone what is kept, left out and filled in; `factors` computes one
+//! module's new factors and how far they are from the old; `write` streams them out, and the checksums last.
+
+pub(crate) mod factors;
+pub(crate) mod plan;
+pub(crate) mod pruned_norms;
+pub(crate) mod record;
+pub(crate) mod write;
+pub use self::record::{Completed, Pruned, Refitted, Sanitized};
+pub use self::write::RECORD;
+
+use std::path::PathBuf;
+
+use crate::checkpoint::Checkpoint;
+use crate::commands::sanitize::plan::Plan;
+use crate::lora::CONFIG;
+use crate::lora::factor_dtype::FactorType;
+use crate::lora::read::PeftAdapter;
+use crate::lora::rules;
+use crate::lora::rules::{Consumer, Finding, Mend};
+use crate::{Error, Result};
+
+/// What is to be sanitized, and for whom.
+#[derive(Clone, Debug)]
+pub struct Sanitizing {
+    /// The adapter: a folder, or a name in the Hugging Face cache.
+    pub adapter: String,
+    /// The folder to write to.
+    pub out: PathBuf,
+    /// The programs that are to load it.
+    pub consumers: Vec<Consumer>,
+    /// The rank that no module may be above.
+    pub max_rank: Option<usize>,
+    /// The base: its shapes, its kind, and what whole weights are held against. Needed only where the adapter does not tell.
+    pub base: Option<String>,
+    /// How the factors are stored; as they were, the widest of them, where nothing is said.
+    pub dtype: Option<FactorType>,
+    /// How much memory the whole process may use, in bytes.
+    pub memory: u64,
+    /// Whether an earlier result in `out` is thrown away.
+    pub overwrite: bool,
+}
+
+/// Holds an adapter against the rules of `consumers`, and writes nothing. `base` tells the model's kind, where it is given.
+///
+/// # Errors
+/// The adapter or the base cannot be read.
+pub fn check(adapter: &str, base: Option<&str>, consumers: &[Consumer]) -> Result<Vec<Finding>> {
+    let adapter = PeftAdapter::open(adapter)?;
+    let base = base.map(Checkpoint::open).transpose()?;
+    Ok(concerning(&adapter, base.as_ref(), consumers))
+}
+
+fn concerning(adapter: &PeftAdapter, base: Option<&Checkpoint>, consumers: &[Consumer]) -> Vec<Finding> {
+    let mut found = rules::judge(adapter, base.and_then(model_type));
+    found.retain(|finding| finding.concerns(consumers));
+    found
+}
+
+/// The kind of the model that speaks.
+fn model_type(base: &Checkpoint) -> Option<&str> {
+    base.config().text_model_type().or(base.config().model_type())
+}
+
+/// Sanitizes. `read` is told the bytes of the tensors as they are worked off.
+///
+/// # Errors
+/// An adapter that cannot be read, or that no plain LoRA can stand for (DoRA, PiSSA's changed base, …); factors that hold NaN
+/// or infinities; a rank, shape or budget that the user must decide; a folder that holds something else; a failing disk.
+pub fn sanitize(job: &Sanitizing, read: &dyn Fn(u64)) -> Result<Sanitized> {
+    let adapter = PeftAdapter::open(&job.adapter)?;
+    let base = job.base.as_deref().map(Checkpoint::open).transpose()?;
+    let judged = rules::judge(&adapter, base.as_ref().and_then(model_type));
+    if let Some(hopeless) = judged.iter().find(|finding| finding.mend == Mend::No) {
+        let is_another_method =
+            hopeless.at.starts_with(CONFIG) || hopeless.at.contains("lora_magnitude_vector");
+        return Err(Error::input(format!("{} {}, so it cannot be sanitized", hopeless.at, hopeless.why))
+            .path(adapter.root())
+            .hint(if is_another_method {
+                "let PEFT merge it into its base, and extract a LoRA from the two"
+            } else {
+                "export the adapter again"
+            }));
+    }
+    let found: Vec<Finding> = judged.into_iter().filter(|finding| finding.concerns(&job.consumers)).collect();
+    let plan = Plan::make(job, &adapter, base.as_ref(), &found)?;
+    write::refuse(job, &adapter)?;
+    let record = write::write(job, &adapter, base.as_ref(), &plan, found, read)?;
+    let left = concerning(&PeftAdapter::open_folder(&job.out)?, base.as_ref(), &job.consumers);
+    match left.iter().find(|finding| finding.is_failure()) {
+        None => Ok(record),
+        Some(left) => {
+            Err(Error::unexpected(format!("what was written still breaks a rule: {left}")).path(&job.out))
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! What becomes of each tensor, decided from headers alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use safetensors::Dtype;
+
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::commands::sanitize::Sanitizing;
+use crate::lora::factor_dtype::FactorType;
+use crate::lora::names::{Place, expert_of, fused_siblings, kind_of};
+use crate::lora::read::PeftAdapter;
+use crate::lora::read::classify::{Extra, ExtraKind, PeftModule};
+use crate::lora::rules::tensors::takes;
+use crate::lora::rules::{Consumer, Finding, Mend, Outcome};
+use crate::{Error, Result};
+
+/// What a process needs beside one module's factors.
+const FIXED: u64 = 64 << 20;
+
+/// One module of the new adapter.
+pub(crate) struct Planned<'a> {
+    /// As the base names it.
+    pub(crate) name: String,
+    pub(crate) place: Place,
+    /// `[out, in]`.
+    pub(crate) shape: [usize; 2],
+    /// Where its factors come from; `None` for zeros.
+    pub(crate) source: Option<&'a PeftModule>,
+}
+
+/// All decisions.
+pub(crate) struct Plan<'a> {
+    /// The one rank.
+    pub(crate) rank: usize,
+    pub(crate) dtype: FactorType,
+    /// By name.
+    pub(crate) modules: Vec<Planned<'a>>,
+    /// Whole tensors that the consumers take, and the names that they get.
+    pub(crate) kept: Vec<(&'a Extra, String)>,
+    pub(crate) pruned: Vec<&'a Extra>,
+    /// Modules that are left out.
+    pub(crate) dropped: Vec<&'a PeftModule>,
+    /// `lora_A` and `lora_B` that stand alone.
+    pub(crate) lone: Vec<&'a Tensor>,
+}
+
+impl<'a> Plan<'a> {
+    /// Decides. `found` is what the consumers object to.
+    ///
+    /// # Errors
+    /// A shape that nothing tells, a rank or budget that the user must decide, an adapter of which nothing is left.
+    pub(crate) fn make(
+        job: &Sanitizing,
+        adapter: &'a PeftAdapter,
+        base: Option<&Checkpoint>,
+        found: &[Finding],
+    ) -> Result<Plan<'a>> {
+        let refused = |module: &&PeftModule| {
+            found
+                .iter()
+                .any(|f| f.at == module.name() && f.mend == Mend::ByPruning && f.outcome == Outcome::Refused)
+        };
+        let (dropped, carried): (Vec<_>, Vec<_>) =
+            adapter.modules().filter(|module| module.rank() > 0).partition(refused);
+        let rank = rank(job, adapter, &carried)?;
+        let dtype = job.dtype.unwrap_or_else(|| widest(&carried));
+        let planned = |module: &&'a PeftModule| Planned {
+            name: module.name().to_owned(),
+            place: module.place(),
+            shape: module.shape(),
+            source: Some(*module),
+        };
+        let mut modules: Vec<Planned<'a>> = carried.iter().map(planned).collect();
+        modules.extend(complete(job, adapter, base, &carried)?);
+        modules.sort_by(|a, b| a.name.cmp(&b.name));
+        let all = |extra: &&Extra| job.consumers.iter().all(|consumer| takes(*consumer, adapter, extra));
+        let (kept, pruned): (Vec<_>, Vec<_>) = adapter.extras().iter().partition(all);
+        // A copy of the base's own weight matters to PEFT alone, which loads it: it may have more rows than the base.
+        let copies_matter = job.consumers.contains(&Consumer::Peft);
+        let (kept, copies): (Vec<_>, Vec<_>) =
+            kept.into_iter().partition(|extra| copies_matter || extra.kind != ExtraKind::BaseCopy);
+        let kept = kept.into_iter().map(|extra| (extra, key(adapter, extra))).collect();
+        let pruned = pruned.into_iter().chain(copies).collect();
+        let plan = Plan { rank, dtype, modules, kept, pruned, dropped, lone: lone(adapter) };
+        plan.check_memory(job.memory)?;
+        Ok(plan)
+    }
+
+    /// The largest module's factors as read, computed and encoded, in bytes.
+    fn check_memory(&self, memory: u64) -> Result<()> {
+        // f32 factors before and after, a difference, the bytes that are written; f64 copies where a rank is cut.
+        let module = |planned: &Planned<'_>| {
+            let [out, inner] = planned.shape.map(|side| side as u64);
+            let (old, new) = (planned.source.map_or(0, |m| m.rank() * m.experts()) as u64, self.rank as u64);
+            let experts = planned.source.map_or(1, PeftModule::experts) as u64;
+            let cut = if old > new * experts { 32 * old } else { 0 };
+            (out + inner) * (12 * old + 12 * new * experts + cut)
+        };
+        let need = FIXED + self.modules.iter().map(module).max().unwrap_or(0);
+        if need <= memory {
+            return Ok(());
+        }
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        Err(Error::decide(format!("{} MiB do not suffice: {} would", mib(memory), mib(need)))
+            .hint(format!("give --memory {}MiB or more", mib(need))))
+    }
+}
+
+/// The one rank: the largest that is left after the cut.
+fn rank(job: &Sanitizing, adapter: &PeftAdapter, carried: &[&PeftModule]) -> Result<usize> {
+    const VLLM_MOST: usize = 512;
+    let Some(largest) = carried.iter().map(|module| module.rank()).max() else {
+        return Err(Error::input("nothing of the adapter is left that these programs would take")
+            .path(adapter.root())
+            .hint("`trephine sanitize --check` tells what was left out"));
+    };
+    if job.max_rank == Some(0) {
+        return Err(Error::decide("a rank of 0 holds nothing").hint("give --max-rank 1 or more"));
+    }
+    let rank = largest.min(job.max_rank.unwrap_or(largest));
+    if rank > VLLM_MOST && job.consumers.contains(&Consumer::Vllm) {
+        return Err(Error::decide(format!(
+            "vLLM loads adapters of rank {VLLM_MOST} at most, this one has {largest}"
+        ))
+        .path(adapter.root())
+        .hint(format!("give --max-rank {VLLM_MOST} or less")));
+    }
+    if let Some(fused) = carried.iter().find(|module| module.experts() > 1 && module.rank() > rank) {
+        return Err(Error::decide(format!("fused experts of rank {} cannot be cut to {rank}", fused.rank()))
+            .tensor(fused.name())
+            .path(adapter.root())
+            .hint(format!("give --max-rank {} or more", fused.rank())));
+    }
+    Ok(rank)
+}
+
+/// The one type of all factors, or f32, which holds them all.
+fn widest(modules: &[&PeftModule]) -> FactorType {
+    let mut types = modules.iter().flat_map(|m| [m.a().stored.dtype, m.b().stored.dtype]);
+    let first = types.next();
+    match first.filter(|first| types.all(|dtype| dtype == *first)) {
+        Some(Dtype::BF16) => FactorType::Bf16,
+        Some(Dtype::F16) => FactorType::F16,
+        _ => FactorType::F32,
+    }
+}
+
+/// The modules of zeros that the consumers ask for.
+fn complete<'a>(
+    job: &Sanitizing,
+    adapter: &PeftAdapter,
+    base: Option<&Checkpoint>,
+    carried: &[&'a PeftModule],
+) -> Result<Vec<Planned<'a>>> {
+    let names: BTreeSet<&str> = carried.iter().map(|module| module.name()).collect();
+    let mut wanted = BTreeSet::new();
+    if job.consumers.contains(&Consumer::Sglang) {
+        wanted.extend(carried.iter().flat_map(|module| fused_siblings(module.name())));
+    }
+    if job.consumers.contains(&Consumer::Vllm) {
+        wanted.extend(all_experts(carried, base));
+    }
+    wanted.retain(|name| !names.contains(name.as_str()));
+    // A sibling that the base does not have need not be completed.
+    wanted.retain(|name| base.is_none_or(|base| base.module(name).is_some()));
+    let zeros = |name: String| {
+        let shape = shape(&name, adapter, base, carried).ok_or_else(|| {
+            Error::decide(format!(
+                "{} has to come along, as zeros, and nothing in the adapter tells its shape",
+                kind_of(&name)
+            ))
+            .tensor(&name)
+            .path(adapter.root())
+            .hint("give the model it belongs to as --base")
+        })?;
+        Ok(Planned { name, place: Place::Linear, shape, source: None })
+    };
+    wanted.into_iter().map(zeros).collect()
+}
+
+/// Every projection of every expert of each layer of which one is adapted.
+fn all_experts(carried: &[&PeftModule], base: Option<&Checkpoint>) -> Vec<String> {
+    let count = base.and_then(|base| base.config().raw()).and_then(|raw| {
+        let text = raw.get("text_config").unwrap_or(raw);
+        ["num_experts", "num_local_experts"].iter().find_map(|key| text.get(*key)?.as_u64())
+    });
+    let mut layers: BTreeMap<&str, (usize, [&str; 3])> = BTreeMap::new();
+    for (layer, expert, projection) in carried.iter().filter_map(|module| expert_of(module.name())) {
+        let names = match projection {
+            "w1" | "w2" | "w3" => ["w1", "w2", "w3"],
+            _ => ["gate_proj", "up_proj", "down_proj"],
+        };
+        let most = &mut layers.entry(layer).or_insert((count.unwrap_or(0) as usize, names)).0;
+        *most = (*most).max(expert + 1);
+    }
+    let of_layer = |(layer, (most, names)): (&str, (usize, [&str; 3]))| {
+        let name = move |expert: usize, kind: &str| format!("{layer}.{expert}.{kind}");
+        let names: Vec<String> = (0..most).flat_map(|e| names.map(|kind| name(e, kind))).collect();
+        names
+    };
+    layers.into_iter().flat_map(of_layer).collect()
+}
+
+/// `[out, in]` of a module that has to be filled in: as the adapter's own factors of rank 0 say, or the base, or its twin
+/// (`gate` and `up`, `k` and `v` are of one shape), or the same projection elsewhere where all of those agree.
+fn shape(
+    name: &str,
+    adapter: &PeftAdapter,
+    base: Option<&Checkpoint>,
+    carried: &[&PeftModule],
+) -> Option<[usize; 2]> {
+    if let Some(module) = adapter.module(name) {
+        return Some(module.shape());
+    }
+    if let Some(module) = base.and_then(|base| base.module(name)) {
+        return Some(module.shape());
+    }
+    let kind = kind_of(name);
+    let twin = match kind {
+        "gate_proj" => "up_proj",
+        "up_proj" => "gate_proj",
+        "k_proj" => "v_proj",
+        "v_proj" => "k_proj",
+        "w1" => "w3",
+        "w3" => "w1",
+        _ => "",
+    };
+    let stem = &name[..name.len() - kind.len()];
+    if let Some(twin) = adapter.module(&format!("{stem}{twin}")) {
+        return Some(twin.shape());
+    }
+    let is_expert = expert_of(name).is_some();
+    let same = |module: &&&PeftModule| {
+        kind_of(module.name()) == kind && expert_of(module.name()).is_some() == is_expert
+    };
+    let shapes: BTreeSet<[usize; 2]> = carried.iter().filter(same).map(|module| module.shape()).collect();
+    shapes.first().copied().filter(|_| shapes.len() == 1)
+}
+
+/// The name that a whole tensor gets. PEFT finds the bias of a layer that has a LoRA inside its wrapper.
+fn key(adapter: &PeftAdapter, extra: &Extra) -> String {
+    let wrapped = extra.target.strip_suffix(".bias").filter(|module| adapter.module(module).is_some());
+    match (extra.kind, wrapped) {
+        (ExtraKind::LoraBias, _) => format!("base_model.model.{}.lora_B.bias", extra.target),
+        (ExtraKind::BaseCopy, _) => {
+            let name = extra.tensor.name();
+            format!("base_model.model.{}", name.strip_prefix("base_model.model.").unwrap_or(name))
+        }
+        (ExtraKind::Bias, Some(module)) => format!("base_model.model.{module}.base_layer.bias"),
+        _ => format!("base_model.model.{}", extra.target),
+    }
+}
+
+/// The tensors of modules that lack one factor.
+fn lone(adapter: &PeftAdapter) -> Vec<&Tensor> {
+    let known: BTreeSet<&str> = adapter
+        .modules()
+        .flat_map(|module| [module.a().name(), module.b().name()])
+        .chain(adapter.extras().iter().map(|extra| extra.tensor.name()))
+        .collect();
+    adapter.tensors().filter(|tensor| !known.contains(tensor.name())).collect()
+}

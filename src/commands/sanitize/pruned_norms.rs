@@ -1,0 +1,105 @@
+//! What is lost by what is left out.
+
+use crate::Result;
+use crate::checkpoint::module::Module;
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::commands::sanitize::plan::Plan;
+use crate::commands::sanitize::record::Pruned;
+use crate::factorize::truncate::product_norm2;
+use crate::lora::read::classify::{Extra, ExtraKind, PeftModule};
+use crate::lora::read::{Factors, PeftAdapter};
+
+/// Measures everything that `plan` leaves out.
+///
+/// # Errors
+/// What cannot be read.
+pub(crate) fn measure(
+    adapter: &PeftAdapter,
+    base: Option<&Checkpoint>,
+    plan: &Plan<'_>,
+    read: &dyn Fn(u64),
+) -> Result<Vec<Pruned>> {
+    let mut lost = Vec::new();
+    for extra in &plan.pruned {
+        let own = base.and_then(|base| Some((base, counterpart(base, extra)?)));
+        lost.push(whole(
+            adapter,
+            &extra.tensor,
+            Some(extra.kind),
+            own.as_ref().map(|(base, own)| (*base, own)),
+        )?);
+        read(extra.tensor.size());
+    }
+    for tensor in &plan.lone {
+        lost.push(whole(adapter, tensor, None, None)?);
+        read(tensor.size());
+    }
+    for module in &plan.dropped {
+        lost.push(product(adapter, module)?);
+        read(module.a().size() + module.b().size());
+    }
+    lost.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(lost)
+}
+
+/// The base's own tensor of the same shape.
+fn counterpart(base: &Checkpoint, extra: &Extra) -> Option<Module> {
+    if matches!(extra.kind, ExtraKind::LoraBias | ExtraKind::Magnitude | ExtraKind::Unknown) {
+        return None;
+    }
+    let shape = &extra.tensor.stored.shape;
+    let module = extra.target.strip_suffix(".weight").and_then(|name| base.module(name));
+    if let Some(module) = module.filter(|module| module.shape()[..] == shape[..]) {
+        return Some(module.clone());
+    }
+    let tensor = base.tensor(&extra.target).filter(|tensor| tensor.stored.shape == *shape)?;
+    Module::flattened(tensor)
+}
+
+/// The norm of one tensor, and of its difference from the base's own.
+fn whole(
+    adapter: &PeftAdapter,
+    tensor: &Tensor,
+    kind: Option<ExtraKind>,
+    own: Option<(&Checkpoint, &Module)>,
+) -> Result<Pruned> {
+    let (mut norm2, mut change2, mut own2) = (0.0, 0.0, 0.0);
+    let mut theirs = Vec::new();
+    adapter.panels(tensor, |rows, values| {
+        norm2 += values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
+        if let Some((base, module)) = own {
+            theirs.resize(values.len(), 0.0);
+            module.panel(base, rows, &mut theirs)?;
+            let pairs = values.iter().zip(&theirs).map(|(new, old)| (f64::from(*new), f64::from(*old)));
+            for (new, old) in pairs {
+                change2 += (new - old).powi(2);
+                own2 += old.powi(2);
+            }
+        }
+        Ok(())
+    })?;
+    let change: Option<f64> = own.map(|_| f64::sqrt(change2));
+    Ok(Pruned {
+        name: tensor.name().to_owned(),
+        kind,
+        elements: tensor.stored.shape.iter().product(),
+        norm: norm2.sqrt(),
+        change,
+        relative_change: change.filter(|_| own2 > 0.0).map(|change| change / own2.sqrt()),
+    })
+}
+
+/// The norm of a whole module's product.
+fn product(adapter: &PeftAdapter, module: &PeftModule) -> Result<Pruned> {
+    let Factors { a, b } = adapter.factors(module)?;
+    let [out, inner] = module.shape();
+    let norm2 = product_norm2(&b, &a, [out, module.rank() * module.experts(), inner]);
+    Ok(Pruned {
+        name: module.name().to_owned(),
+        kind: None,
+        elements: a.len() + b.len(),
+        norm: module.scale().abs() * norm2.sqrt(),
+        change: None,
+        relative_change: None,
+    })
+}

@@ -1,0 +1,300 @@
+//! A GGUF file's header: magic, version, metadata, a list of tensors; then their bytes, each padded to an alignment.
+//!
+//! The layout is that of ggml's `docs/gguf.md`, versions 2 and 3. A header is read once, front to back, without trusting any count
+//! or length in it: nothing is allocated for what has not been read, and every offset is held against the file's size. As in
+//! safetensors, tensors have to follow one another; only padding may lie between.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
+
+use serde_json::Value;
+
+use crate::container::safetensors::header::{AGAIN, LARGEST, is_lfs_pointer, lfs_pointer};
+use crate::quant::format::gguf::GgmlType;
+use crate::storage::mmap::DataFile;
+use crate::{Error, Result};
+
+/// Metadata longer than this is passed over: vocabularies, chat templates.
+const LONGEST: u64 = 4096;
+/// What ggml allows.
+const DIMENSIONS: u32 = 4;
+const NESTED: usize = 4;
+const PIECE: usize = 1 << 16;
+
+/// What a file's header says.
+#[derive(Debug)]
+pub(crate) struct Header {
+    /// Numbers, flags and short texts, by key.
+    pub(crate) metadata: BTreeMap<String, Value>,
+    /// The tensors, in the order of their bytes.
+    pub(crate) tensors: Vec<Entry>,
+    /// The blake3 of all of the header.
+    pub(crate) digest: blake3::Hash,
+}
+
+/// One tensor.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// Its name in the file.
+    pub(crate) name: String,
+    pub(crate) kind: GgmlType,
+    /// Outermost dimension first: the file has them the other way round.
+    pub(crate) shape: Vec<usize>,
+    /// Its bytes, from the start of the file.
+    pub(crate) bytes: Range<u64>,
+}
+
+/// Reads and checks the header of a file.
+pub(crate) fn read(file: &DataFile) -> Result<Header> {
+    let mut cursor = Cursor::new(file);
+    header(&mut cursor).map_err(|e| e.path(file.path()).hint(AGAIN))
+}
+
+fn header(cursor: &mut Cursor) -> Result<Header> {
+    let start = cursor.peek(64)?;
+    if start.is_empty() {
+        return Err(Error::input("the file is empty"));
+    }
+    if is_lfs_pointer(start) {
+        return Err(lfs_pointer());
+    }
+    if !start.starts_with(b"GGUF") {
+        return Err(Error::input("the file does not begin as a GGUF file does"));
+    }
+    cursor.take(4)?;
+    match cursor.u32()? {
+        2 | 3 => {}
+        version if version.swap_bytes() < 16 => {
+            return Err(Error::input("the GGUF file is of big-endian numbers, which are not supported")
+                .hint("give one of the usual, little-endian kind"));
+        }
+        version => {
+            return Err(Error::input(format!("version {version} of GGUF is not supported"))
+                .hint("versions 2 and 3 are: convert the model again"));
+        }
+    }
+    let (tensors, entries) = (cursor.u64()?, cursor.u64()?);
+    let mut metadata = BTreeMap::new();
+    for _ in 0..entries {
+        let key = cursor.text()?;
+        let kind = cursor.u32()?;
+        let value = value(cursor, kind, 0)
+            .map_err(|e| Error::input(format!("the value of '{key}' cannot be read")).because(e))?;
+        if metadata.insert(key.clone(), value).is_some() {
+            return Err(Error::input(format!("the header has the key '{key}' twice")));
+        }
+    }
+    let alignment = match metadata.get("general.alignment") {
+        None => 32,
+        Some(value) => value
+            .as_u64()
+            .filter(|n| n.is_power_of_two() && *n <= 1 << 20)
+            .ok_or_else(|| Error::input(format!("general.alignment is {value}, not a power of two")))?,
+    };
+    let (mut found, mut names) = (Vec::new(), HashSet::new());
+    for _ in 0..tensors {
+        let name = cursor.text()?;
+        if !names.insert(name.clone()) {
+            return Err(Error::input("the header names a tensor twice").tensor(name));
+        }
+        found.push(entry(cursor, &name, alignment).map_err(|e| e.tensor(&name))?);
+    }
+    let (digest, data) = (cursor.hasher.finalize(), cursor.read.next_multiple_of(alignment));
+    let tensors = place(found, data, alignment, cursor.file.size())?;
+    Ok(Header { metadata, tensors, digest })
+}
+
+/// A tensor's entry; its bytes still count from the end of the header.
+fn entry(cursor: &mut Cursor, name: &str, alignment: u64) -> Result<Entry> {
+    let dimensions = cursor.u32()?;
+    if dimensions > DIMENSIONS {
+        return Err(Error::input(format!("{dimensions} dimensions; the format allows {DIMENSIONS}")));
+    }
+    let mut shape = Vec::new();
+    for _ in 0..dimensions {
+        shape.push(cursor.u64()?);
+    }
+    let (kind, start) = (cursor.u32()?, cursor.u64()?);
+    let kind = GgmlType::from_id(kind)?;
+    let (values, bytes) = kind.block();
+    let inner = shape.first().copied().unwrap_or(1);
+    if inner % values as u64 != 0 {
+        return Err(Error::input(format!(
+            "rows of {inner} values are no whole number of {kind} blocks of {values}"
+        )));
+    }
+    let count = shape.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim));
+    let size = count.and_then(|n| (n / values as u64).checked_mul(bytes as u64));
+    let end = size.and_then(|size| start.checked_add(size)).filter(|&end| end < 1 << 62);
+    let dims = shape.iter().rev().map(|&dim| usize::try_from(dim).ok()).collect::<Option<Vec<_>>>();
+    let (Some(end), Some(dims)) = (end, dims) else {
+        return Err(Error::input(format!("shape {shape:?} at offset {start} overflows")));
+    };
+    if start % alignment != 0 {
+        return Err(Error::input(format!(
+            "the bytes of a tensor begin at {start}, no multiple of {alignment}"
+        )));
+    }
+    Ok(Entry { name: name.to_owned(), kind, shape: dims, bytes: start..end })
+}
+
+/// Checks that the tensors cover the data but for padding, and moves their bytes behind the header.
+fn place(mut tensors: Vec<Entry>, data: u64, alignment: u64, size: u64) -> Result<Vec<Entry>> {
+    tensors.sort_by_key(|entry| (entry.bytes.start, entry.bytes.end));
+    let (mut end, mut last) = (0u64, String::new());
+    for entry in &mut tensors {
+        let Range { start, end: stop } = entry.bytes;
+        if start < end {
+            let what = format!("the bytes of a tensor, from {start}, overlap those of '{last}', up to {end}");
+            return Err(Error::input(what).tensor(&entry.name));
+        }
+        if start > end.next_multiple_of(alignment) {
+            let what = format!("bytes {end} to {start}, before a tensor, belong to none");
+            return Err(Error::input(what).tensor(&entry.name));
+        }
+        if data + stop > size {
+            let held = size.saturating_sub(data);
+            let what = format!(
+                "the bytes of a tensor are {start} to {stop}, but the file holds only {held} after its header"
+            );
+            return Err(Error::input(what).tensor(&entry.name));
+        }
+        entry.bytes = data + start..data + stop;
+        end = stop;
+        last.clone_from(&entry.name);
+    }
+    if size > data + end.next_multiple_of(alignment) {
+        let what = format!("bytes {end} to {}, after the last tensor, belong to none", size - data);
+        return Err(Error::input(what));
+    }
+    Ok(tensors)
+}
+
+/// A value of metadata. Lists and long texts are passed over and come back as null.
+fn value(cursor: &mut Cursor, kind: u32, depth: usize) -> Result<Value> {
+    Ok(match kind {
+        0 => cursor.array().map(u8::from_le_bytes)?.into(),
+        1 => cursor.array().map(i8::from_le_bytes)?.into(),
+        2 => cursor.array().map(u16::from_le_bytes)?.into(),
+        3 => cursor.array().map(i16::from_le_bytes)?.into(),
+        4 => cursor.u32()?.into(),
+        5 => cursor.array().map(i32::from_le_bytes)?.into(),
+        6 => f64::from(cursor.array().map(f32::from_le_bytes)?).into(),
+        7 => (cursor.take(1)?[0] != 0).into(),
+        8 => match cursor.u64()? {
+            length if length <= LONGEST => String::from_utf8_lossy(cursor.take(length as usize)?).into(),
+            length => {
+                cursor.skip(length)?;
+                Value::Null
+            }
+        },
+        9 => {
+            let (kind, count) = (cursor.u32()?, cursor.u64()?);
+            list(cursor, kind, count, depth)?;
+            Value::Null
+        }
+        10 => cursor.u64()?.into(),
+        11 => cursor.array().map(i64::from_le_bytes)?.into(),
+        12 => cursor.array().map(f64::from_le_bytes)?.into(),
+        _ => return Err(Error::input(format!("a value's type has the number {kind}, which is not known"))),
+    })
+}
+
+fn list(cursor: &mut Cursor, kind: u32, count: u64, depth: usize) -> Result<()> {
+    let size = match kind {
+        0 | 1 | 7 => 1,
+        2 | 3 => 2,
+        4..=6 => 4,
+        10..=12 => 8,
+        _ if depth == NESTED => return Err(Error::input("lists lie too deep within lists")),
+        _ => {
+            for _ in 0..count {
+                value(cursor, kind, depth + 1)?;
+            }
+            return Ok(());
+        }
+    };
+    let bytes =
+        count.checked_mul(size).ok_or_else(|| Error::input(format!("a list of {count} overflows")))?;
+    cursor.skip(bytes)
+}
+
+/// Reads a file front to back, hashing what it takes.
+struct Cursor<'a> {
+    file: &'a DataFile,
+    buffer: Vec<u8>,
+    at: usize,
+    /// Bytes that were taken.
+    read: u64,
+    hasher: blake3::Hasher,
+}
+
+impl<'a> Cursor<'a> {
+    fn new(file: &'a DataFile) -> Cursor<'a> {
+        Cursor { file, buffer: Vec::new(), at: 0, read: 0, hasher: blake3::Hasher::new() }
+    }
+
+    /// What of the next `count` bytes, at most a piece, the file still has.
+    fn peek(&mut self, count: usize) -> Result<&[u8]> {
+        let held = self.buffer.len() - self.at;
+        if held < count {
+            let left = self.file.size() - self.read - held as u64;
+            self.buffer.drain(..self.at);
+            self.at = 0;
+            self.buffer.resize(held + left.min(PIECE as u64) as usize, 0);
+            self.file.read_exact(&mut self.buffer[held..])?;
+        }
+        let end = self.buffer.len().min(self.at + count);
+        Ok(&self.buffer[self.at..end])
+    }
+
+    fn take(&mut self, count: usize) -> Result<&[u8]> {
+        if self.read + count as u64 > LARGEST {
+            return Err(Error::input(format!("the header has more than {LARGEST} bytes")));
+        }
+        if self.peek(count)?.len() < count {
+            return Err(Error::input(format!(
+                "the file ends after {} bytes, within its header",
+                self.file.size()
+            )));
+        }
+        let taken = &self.buffer[self.at..self.at + count];
+        self.hasher.update(taken);
+        self.at += count;
+        self.read += count as u64;
+        Ok(taken)
+    }
+
+    fn skip(&mut self, mut count: u64) -> Result<()> {
+        while count > 0 {
+            let piece = count.min(PIECE as u64);
+            self.take(piece as usize)?;
+            count -= piece;
+        }
+        Ok(())
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(self.take(N)?);
+        Ok(bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    /// A name.
+    fn text(&mut self) -> Result<String> {
+        let length = self.u64()?;
+        if length > LONGEST {
+            return Err(Error::input(format!("a name of {length} bytes")));
+        }
+        String::from_utf8(self.take(length as usize)?.to_vec())
+            .map_err(|e| Error::input("a name is not UTF-8").because(e))
+    }
+}

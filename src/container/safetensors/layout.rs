@@ -1,0 +1,190 @@
+//! The header of a safetensors file, built byte for byte the same every time, and read with every number
+//! checked.
+//!
+//! The crate's own writer keeps metadata in a `HashMap`, so two runs would differ in the order of its keys;
+//! reading is the crate's.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::Range;
+
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde::{Serialize, Serializer};
+
+use crate::quant::weight::Stored;
+use crate::{Error, Result};
+
+/// The longest header that readers accept.
+const LONGEST: u64 = 100_000_000;
+
+/// The key that no tensor can have.
+const METADATA: &str = "__metadata__";
+
+/// A tensor and its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// Name, element type, shape.
+    pub stored: Stored,
+    /// Its bytes, from the beginning of the file.
+    pub range: Range<u64>,
+}
+
+impl Placed {
+    /// Its length in bytes.
+    pub fn len(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    /// Whether it has no bytes, as an array with a dimension of zero.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+}
+
+/// What a file begins with, and what follows in which order.
+#[derive(Debug)]
+pub(crate) struct Header {
+    /// The length, the JSON, the padding.
+    pub bytes: Vec<u8>,
+    /// In the order of the data.
+    pub layout: Vec<Placed>,
+}
+
+impl Header {
+    /// Bytes of the whole file.
+    pub fn length(&self) -> u64 {
+        self.layout.last().map_or(self.bytes.len() as u64, |last| last.range.end)
+    }
+}
+
+/// Serialized in order: the metadata first, as readers by eye expect, then the tensors by name.
+struct Document<'a> {
+    metadata: &'a BTreeMap<String, String>,
+    tensors: BTreeMap<&'a str, TensorInfo>,
+}
+
+impl Serialize for Document<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let metadata = (!self.metadata.is_empty()).then_some((METADATA, Entry::Metadata(self.metadata)));
+        let tensors = self.tensors.iter().map(|(&name, info)| (name, Entry::Tensor(info)));
+        serializer.collect_map(metadata.into_iter().chain(tensors))
+    }
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Entry<'a> {
+    Metadata(&'a BTreeMap<String, String>),
+    Tensor(&'a TensorInfo),
+}
+
+/// Builds the header of `tensors`. The data lie wide elements first, so that each is aligned, then by name;
+/// for one dtype that is by name alone.
+///
+/// # Errors
+/// A name given twice or not allowed, a length that overflows or ends inside a byte, a header that is too
+/// long.
+pub(crate) fn build(mut tensors: Vec<Stored>, metadata: &BTreeMap<String, String>) -> Result<Header> {
+    tensors.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then_with(|| a.name.cmp(&b.name)));
+    build_in_order(tensors, metadata)
+}
+
+/// The same with the data in the order of `tensors`.
+///
+/// # Errors
+/// As [`build`], and a tensor that would not be aligned.
+pub(crate) fn build_in_order(tensors: Vec<Stored>, metadata: &BTreeMap<String, String>) -> Result<Header> {
+    let mut infos = BTreeMap::new();
+    let mut end = 0u64;
+    for tensor in &tensors {
+        let refuse =
+            |why: &str| Error::unexpected(format!("cannot store the tensor, {why}")).tensor(&tensor.name);
+        let start = end;
+        end = bytes(tensor).and_then(|n| start.checked_add(n)).ok_or_else(|| {
+            refuse(&format!("{:?} {:?} has no whole number of bytes", tensor.dtype, tensor.shape))
+        })?;
+        let data_offsets = (index(start)?, index(end)?);
+        let info = TensorInfo { dtype: tensor.dtype, shape: tensor.shape.clone(), data_offsets };
+        if !start.is_multiple_of((tensor.dtype.bitsize() as u64 / 8).max(1)) {
+            return Err(refuse("its bytes would not be aligned"));
+        }
+        if tensor.name == METADATA || infos.insert(tensor.name.as_str(), info).is_some() {
+            return Err(refuse("its name is taken"));
+        }
+    }
+    let bytes = encode(&Document { metadata, tensors: infos })?;
+    let mut at = bytes.len() as u64;
+    let place = |stored: Stored| {
+        let start = at;
+        at += self::bytes(&stored).unwrap_or_default();
+        Placed { stored, range: start..at }
+    };
+    Ok(Header { layout: tensors.into_iter().map(place).collect(), bytes })
+}
+
+fn encode(document: &Document<'_>) -> Result<Vec<u8>> {
+    let mut json = serde_json::to_vec(document)
+        .map_err(|e| Error::unexpected("cannot encode the safetensors header").because(e))?;
+    // Padded, so that the data begin at a multiple of eight.
+    json.resize(json.len().next_multiple_of(8), b' ');
+    let length = json.len() as u64;
+    if length > LONGEST {
+        return Err(Error::unexpected(format!(
+            "a safetensors header of {length} bytes is too long to be read"
+        )));
+    }
+    Ok([&length.to_le_bytes()[..], &json].concat())
+}
+
+/// Length of a tensor in bytes; `None` where it overflows or ends inside a byte.
+fn bytes(tensor: &Stored) -> Option<u64> {
+    let bits =
+        tensor.shape.iter().try_fold(tensor.dtype.bitsize() as u64, |n, &d| n.checked_mul(d as u64))?;
+    bits.is_multiple_of(8).then_some(bits / 8)
+}
+
+fn index(offset: u64) -> Result<usize> {
+    usize::try_from(offset).map_err(|e| Error::unexpected("the file is too long for this machine").because(e))
+}
+
+/// What a header says, in the order of the data.
+pub(crate) struct Parsed {
+    pub layout: Vec<Placed>,
+    pub metadata: HashMap<String, String>,
+}
+
+/// Reads the header of `file`, `length` bytes long, from its beginning.
+///
+/// # Errors
+/// [`Kind::Input`](crate::Kind::Input) for a header that is no header or does not fit the file.
+pub(crate) fn parse(mut file: &File, length: u64) -> Result<Parsed> {
+    let bad = |why: String| Error::input(format!("the safetensors header is damaged: {why}"));
+    let failed = |e: io::Error| Error::unexpected("cannot read the safetensors header").because(e);
+    let after = length.checked_sub(8).ok_or_else(|| bad(format!("the file has only {length} bytes")))?;
+    let mut size = [0; 8];
+    file.read_exact(&mut size).map_err(failed)?;
+    let size = u64::from_le_bytes(size);
+    if size > after.min(LONGEST) {
+        return Err(bad(format!("it claims {size} bytes of a file of {length}")));
+    }
+    let mut json = vec![0; index(size)?];
+    file.read_exact(&mut json).map_err(failed)?;
+    // Checks shapes against offsets, and that the offsets leave neither gap nor overlap.
+    let found: Metadata = serde_json::from_slice(&json).map_err(|e| bad(e.to_string()))?;
+    if found.data_len() as u64 != after - size {
+        return Err(bad(format!(
+            "it describes {} bytes of data, the file has {}",
+            found.data_len(),
+            after - size
+        )));
+    }
+    let place = |name: String| {
+        let info = found.info(&name)?;
+        let (start, end) = info.data_offsets;
+        let range = 8 + size + start as u64..8 + size + end as u64;
+        Some(Placed { stored: Stored { name, dtype: info.dtype, shape: info.shape.clone() }, range })
+    };
+    let layout = found.offset_keys().into_iter().filter_map(place).collect();
+    Ok(Parsed { layout, metadata: found.metadata().clone().unwrap_or_default() })
+}

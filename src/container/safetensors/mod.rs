@@ -1,0 +1,7 @@
+//! The safetensors container: reading a header, laying one out, writing a file as a stream.
+
+pub(crate) mod header;
+pub(crate) mod layout;
+pub mod writer;
+pub use self::layout::Placed;
+pub use self::writer::SafetensorsWriter;

@@ -1,0 +1,354 @@
+//! The difference of one pair of modules, `tuned - base`, in slices of rows: held whole in f32, or computed anew at
+//! every visit. Both give the same bits.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use faer::MatRef;
+use rayon::prelude::*;
+
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::module::Module;
+use crate::checkpoint::reader::{MappedRows, ModuleReader};
+use crate::commands::extract::options::{NonFinite, RoundBase};
+use crate::commands::extract::output::manifest::{Side, TensorRecord};
+use crate::delta::tensor_digests::Hashers;
+use crate::factorize::Panels;
+use crate::factorize::kernel::block_ops::square_sum;
+use crate::quant::number::rounding::round_to_bf16;
+use crate::{Error, Result};
+
+/// Elements in a slice: what one thread maps at a time. A slice's bytes are the most of a mapped file that one thread keeps
+/// resident.
+const SLICE: usize = 1 << 19;
+
+/// Elements that are decoded, subtracted and added up together.
+const PIECE: usize = 1 << 14;
+
+/// Slices that are decoded between two pieces of hashing.
+const SLICES: usize = 16;
+
+/// Bytes that a visit takes beside its panel and the pages mapped for it, for each thread: decoded slices of both sides, in f64 at
+/// worst.
+pub const VISIT_SCRATCH: u64 = 12 * 1024 * 1024;
+
+/// The same where rows are decoded in pieces: of formats that are not kept whole. A slice for those that are not held.
+pub const PIECE_SCRATCH: u64 = 4 * 1024 * 1024;
+
+/// Rows of a slice of a matrix with so many columns.
+pub fn slice_rows(cols: usize) -> usize {
+    (SLICE / cols.max(1)).max(1)
+}
+
+/// One side of a difference.
+#[derive(Clone, Copy, Debug)]
+pub struct Half<'a> {
+    /// Which side it is.
+    pub side: Side,
+    /// Where it lies.
+    pub checkpoint: &'a Checkpoint,
+    /// The weight.
+    pub module: &'a Module,
+}
+
+impl<'a> Half<'a> {
+    /// The file of the weight itself.
+    fn path(&self) -> &'a std::path::Path {
+        self.checkpoint.path(self.module.tensors()[0].file)
+    }
+}
+
+/// The difference `tuned - base`, `[rows, cols]`; `rows` may be fewer than either side has.
+///
+/// While it lives, the bytes of a side whose rows cannot be had one by one are resident: see [`ModuleReader`].
+#[derive(Debug)]
+pub struct Difference<'a> {
+    base: Half<'a>,
+    tuned: Half<'a>,
+    readers: [ModuleReader<'a>; 2],
+    rows: usize,
+    round_base: RoundBase,
+    non_finite: NonFinite,
+}
+
+/// What the first reading of a difference finds out.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    /// Square of the Frobenius norm, summed in f64.
+    pub norm2: f64,
+    /// Square of the base's norm.
+    pub base_norm2: f64,
+    /// Elements that were taken as zero because a weight is not finite.
+    pub non_finite: u64,
+    /// Digests of the tensors that were read.
+    pub tensors: Vec<TensorRecord>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    norm2: f64,
+    base_norm2: f64,
+    non_finite: u64,
+}
+
+impl Sums {
+    fn add(&mut self, other: Sums) {
+        self.norm2 += other.norm2;
+        self.base_norm2 += other.base_norm2;
+        self.non_finite += other.non_finite;
+    }
+}
+
+/// Buffers of one thread.
+#[derive(Default)]
+struct Scratch {
+    narrow: Vec<f32>,
+    wide: [Vec<f64>; 2],
+    out: Vec<f32>,
+}
+
+/// Lends the thread's buffers, which are kept: fresh pages would have to be cleared for every slice.
+fn with_scratch<T>(work: impl FnOnce(&mut Scratch) -> T) -> T {
+    thread_local! { static SCRATCH: RefCell<Scratch> = RefCell::default(); }
+    SCRATCH.with_borrow_mut(work)
+}
+
+impl<'a> Difference<'a> {
+    /// The difference of the first `rows` of one pair: whether the base is rounded first, and what NaN and infinities do.
+    ///
+    /// # Errors
+    /// A side that cannot be opened.
+    pub fn new(
+        base: Half<'a>,
+        tuned: Half<'a>,
+        rows: usize,
+        round_base: RoundBase,
+        non_finite: NonFinite,
+    ) -> Result<Difference<'a>> {
+        let open = |half: Half<'a>| ModuleReader::open(half.checkpoint, half.module);
+        Ok(Difference { base, tuned, readers: [open(base)?, open(tuned)?], rows, round_base, non_finite })
+    }
+
+    /// Rows that count.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns.
+    pub fn cols(&self) -> usize {
+        self.base.module.shape()[1]
+    }
+
+    fn slice_rows(&self) -> usize {
+        slice_rows(self.cols())
+    }
+
+    /// Decodes, subtracts and adds up `rows`, no more than a slice, into `out`, in pieces that stay in the cache. The base's norm is
+    /// added up where it is `surveyed`; every later pass would do it for nothing.
+    fn slice(
+        &self,
+        rows: Range<usize>,
+        out: &mut [f32],
+        scratch: &mut Scratch,
+        surveyed: bool,
+    ) -> Result<Sums> {
+        let [base, tuned] = &self.readers;
+        let (base, tuned) = (base.rows(rows.clone())?, tuned.rows(rows.clone())?);
+        let step = self.piece_rows();
+        let mut total = Sums::default();
+        for (out, start) in out.chunks_mut((step * self.cols()).max(1)).zip(rows.clone().step_by(step)) {
+            let rows = start..(start + step).min(rows.end);
+            total.add(self.piece([&base, &tuned], rows, out, scratch, surveyed)?);
+        }
+        Ok(total)
+    }
+
+    /// Rows of a piece: few, but for formats of which single rows are dear.
+    fn piece_rows(&self) -> usize {
+        let dear = self.readers.iter().any(ModuleReader::is_kept);
+        if dear { self.slice_rows() } else { (PIECE / self.cols().max(1)).max(1) }
+    }
+
+    fn piece(
+        &self,
+        [base, tuned]: [&MappedRows<'_>; 2],
+        rows: Range<usize>,
+        out: &mut [f32],
+        scratch: &mut Scratch,
+        surveyed: bool,
+    ) -> Result<Sums> {
+        let wide = self.readers.iter().any(|reader| reader.module().weight().is_wide());
+        let mut base_norm2 = 0.0;
+        if wide {
+            let [b, t] = &mut scratch.wide;
+            b.resize(out.len(), 0.0);
+            t.resize(out.len(), 0.0);
+            base.decode_f64(rows.clone(), b)?;
+            tuned.decode_f64(rows.clone(), t)?;
+            if self.round_base == RoundBase::Bf16 {
+                b.iter_mut().for_each(|b| *b = half::bf16::from_f64(*b).to_f64());
+            }
+            for ((out, b), t) in out.iter_mut().zip(b.iter()).zip(t.iter()) {
+                base_norm2 += b * b;
+                *out = (t - b) as f32;
+            }
+        } else {
+            let b = &mut scratch.narrow;
+            b.resize(out.len(), 0.0);
+            base.decode(rows.clone(), b)?;
+            tuned.decode(rows.clone(), out)?;
+            if self.round_base == RoundBase::Bf16 {
+                round_to_bf16(b);
+            }
+            if surveyed {
+                base_norm2 = square_sum(b);
+            }
+            out.iter_mut().zip(b.iter()).for_each(|(out, b)| *out -= b);
+        }
+        let norm2 = square_sum(out);
+        if norm2.is_finite() {
+            return Ok(Sums { norm2, base_norm2, non_finite: 0 });
+        }
+        let non_finite = self.mend(rows, out)?;
+        Ok(Sums { norm2: square_sum(out), base_norm2, non_finite })
+    }
+
+    /// Sets differences that are not finite to zero and counts them, or says where the first one is.
+    fn mend(&self, rows: Range<usize>, out: &mut [f32]) -> Result<u64> {
+        let mut count = 0;
+        for (at, value) in out.iter_mut().enumerate() {
+            if value.is_finite() {
+                continue;
+            }
+            if self.non_finite == NonFinite::Fail {
+                return Err(self.not_finite(rows.start + at / self.cols(), at % self.cols()));
+            }
+            *value = 0.0;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    fn not_finite(&self, row: usize, col: usize) -> Error {
+        let mut values = vec![0f64; self.cols()];
+        for (half, reader) in [self.base, self.tuned].iter().zip(&self.readers) {
+            let read =
+                reader.rows(row..row + 1).and_then(|mapped| mapped.decode_f64(row..row + 1, &mut values));
+            if let Err(e) = read {
+                return e;
+            }
+            if !values[col].is_finite() {
+                let what = format!("a weight is not finite ({} at row {row}, column {col})", values[col]);
+                return Error::input(what)
+                    .tensor(half.module.name())
+                    .path(half.path())
+                    .hint("--non-finite zero takes the difference there as zero, and counts it");
+            }
+        }
+        let what = format!("the difference at row {row}, column {col} does not fit in f32");
+        Error::input(what).tensor(self.base.module.name()).path(self.base.path())
+    }
+
+    /// Reads everything once: sums, digests, and the values themselves where `hold` takes them.
+    ///
+    /// # Errors
+    /// What reading and decoding met; a weight that is not finite.
+    pub fn survey(&self, mut hold: Option<&mut [f32]>, read: &(dyn Fn(u64) + Sync)) -> Result<Survey> {
+        let step = self.slice_rows();
+        let starts: Vec<usize> = (0..self.rows).step_by(step).collect();
+        let mut hashers = Hashers::new(&[self.base, self.tuned]);
+        let mut total = Sums::default();
+        let chunks = starts.len().div_ceil(SLICES).max(1);
+        for chunk in 0..chunks {
+            let starts =
+                &starts[(chunk * SLICES).min(starts.len())..((chunk + 1) * SLICES).min(starts.len())];
+            let decode = || self.decode(starts, hold.as_deref_mut());
+            let (hashed, sums) = rayon::join(|| hashers.advance(chunk + 1, chunks, read), decode);
+            hashed?;
+            for sum in sums? {
+                total.add(sum);
+            }
+        }
+        Ok(Survey {
+            norm2: total.norm2,
+            base_norm2: total.base_norm2,
+            non_finite: total.non_finite,
+            tensors: hashers.finish(),
+        })
+    }
+
+    /// The slices that begin at `starts`, all threads at once, into their place in `hold`, or to be added up alone.
+    fn decode(&self, starts: &[usize], hold: Option<&mut [f32]>) -> Result<Vec<Sums>> {
+        let (cols, step) = (self.cols(), self.slice_rows());
+        let rows = |start: usize| start..(start + step).min(self.rows);
+        let first = starts.first().map_or(0, |start| start * cols);
+        match hold {
+            Some(hold) => {
+                let parts = hold[first..].par_chunks_mut((step * cols).max(1)).zip(starts.par_iter());
+                parts
+                    .map(|(out, &start)| with_scratch(|scratch| self.slice(rows(start), out, scratch, true)))
+                    .collect()
+            }
+            None => {
+                let one = |scratch: &mut Scratch, start: usize| {
+                    let mut out = std::mem::take(&mut scratch.out);
+                    out.resize(rows(start).len() * cols, 0.0);
+                    let sums = self.slice(rows(start), &mut out, scratch, true);
+                    scratch.out = out;
+                    sums
+                };
+                starts.par_iter().map(|&start| with_scratch(|scratch| one(scratch, start))).collect()
+            }
+        }
+    }
+
+    /// `rows` of the difference into `out`.
+    fn fill(&self, rows: Range<usize>, out: &mut [f32], scratch: &mut Scratch) -> Result<()> {
+        let (cols, step) = (self.cols(), self.slice_rows());
+        for (part, start) in out.chunks_mut(step * cols.max(1)).zip(rows.clone().step_by(step)) {
+            self.slice(start..(start + step).min(rows.end), part, scratch, false)?;
+        }
+        Ok(())
+    }
+}
+
+/// A difference that is computed anew at every visit, by at most `visitors` threads at once.
+pub struct Recomputed<'a> {
+    difference: Difference<'a>,
+    idle: Mutex<Vec<Vec<f32>>>,
+    returned: Condvar,
+}
+
+impl<'a> Recomputed<'a> {
+    /// Buffers for `visitors` concurrent visits; they grow to the panels that are asked for.
+    pub fn new(difference: Difference<'a>, visitors: usize) -> Recomputed<'a> {
+        let idle = vec![Vec::new(); visitors.max(1)];
+        Recomputed { difference, idle: Mutex::new(idle), returned: Condvar::new() }
+    }
+}
+
+impl Panels for Recomputed<'_> {
+    fn rows(&self) -> usize {
+        self.difference.rows
+    }
+
+    fn cols(&self) -> usize {
+        self.difference.cols()
+    }
+
+    fn visit(&self, rows: Range<usize>, look: &mut dyn FnMut(MatRef<'_, f32>) -> Result<()>) -> Result<()> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle =
+            self.returned.wait_while(idle, |idle| idle.is_empty()).unwrap_or_else(PoisonError::into_inner);
+        let mut panel = idle.pop().unwrap_or_default();
+        drop(idle);
+        let (height, cols) = (rows.len(), self.cols());
+        panel.resize(height * cols, 0.0);
+        let looked = with_scratch(|scratch| self.difference.fill(rows, &mut panel, scratch))
+            .and_then(|()| look(MatRef::from_row_major_slice(&panel, height, cols)));
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(panel);
+        self.returned.notify_one();
+        looked
+    }
+}

@@ -1,0 +1,320 @@
+//! Which tensor of the tuned checkpoint belongs to which of the base, and what is left over.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::checkpoint::Checkpoint;
+use crate::commands::extract::output::manifest::{LeftOut, Reason, Side};
+use crate::delta::prefix_map::Renaming;
+use crate::delta::select::Selection;
+use crate::lora::names::{Place, experts_of, fused_siblings, kind_of, place_of};
+use crate::{Error, Result};
+
+/// A module that both checkpoints have and that was selected.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// Its name in the base, which is its name in the adapter.
+    pub name: String,
+    /// Its name in the tuned checkpoint.
+    pub tuned: String,
+    /// What it is to a LoRA.
+    pub place: Place,
+    /// `[out, in]` in the base.
+    pub shape: [usize; 2],
+    /// Rows that both have: fewer than `shape[0]` only where a vocabulary was trimmed.
+    pub rows: usize,
+}
+
+/// A tensor or module that the adapter will not hold, with the names to compare it by.
+#[derive(Clone, Debug)]
+pub struct Leftover {
+    /// Its name in the checkpoint that has it, in the base where both have.
+    pub name: String,
+    /// Why it is left out.
+    pub reason: Reason,
+    /// Its name in the base.
+    pub base: Option<String>,
+    /// Its name in the tuned checkpoint.
+    pub tuned: Option<String>,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Where only the rows from here on are left over.
+    pub from_row: usize,
+}
+
+impl Leftover {
+    /// As it will be reported, before its values are compared.
+    pub fn blank(&self) -> LeftOut {
+        LeftOut {
+            name: self.name.clone(),
+            reason: self.reason,
+            only_in: self.only_in(),
+            shape: self.shape.clone(),
+            elements: self.shape.iter().map(|&n| n as u64).product(),
+            relative_change: None,
+        }
+    }
+
+    /// The checkpoint that has it, where only one has.
+    pub fn only_in(&self) -> Option<Side> {
+        match (&self.base, &self.tuned) {
+            (Some(_), None) => Some(Side::Base),
+            (None, Some(_)) => Some(Side::Tuned),
+            _ => None,
+        }
+    }
+}
+
+/// Everything that pairing found out.
+#[derive(Clone, Debug, Default)]
+pub struct Pairing {
+    /// Modules to extract, in the order of the base's names.
+    pub pairs: Vec<Pair>,
+    /// Modules that get zero factors because servers fuse them with extracted ones: name and `[out, in]`.
+    pub zeros: Vec<(String, [usize; 2])>,
+    /// What stays behind.
+    pub leftovers: Vec<Leftover>,
+    /// Remarks for the user.
+    pub notes: Vec<String>,
+}
+
+/// Pairs `base` with `tuned`.
+///
+/// # Errors
+/// Checkpoints of different architectures, or that share no selected module; vocabularies that differ, unless
+/// `trim_vocab`.
+pub fn pair(
+    base: &Checkpoint,
+    tuned: &Checkpoint,
+    selection: &Selection,
+    trim_vocab: bool,
+) -> Result<Pairing> {
+    same_architecture(base, tuned)?;
+    no_transposed_weights(base)?;
+    let mut names = Renaming::default();
+    let mut pairing = Pairing::default();
+    if let Some(found) = Renaming::detect(base, tuned) {
+        let (b, t) = (&found.base, &found.tuned);
+        pairing
+            .notes
+            .push(format!("names are paired by prefix: '{b}' in the base is '{t}' in the tuned checkpoint"));
+        names = found;
+    }
+    vocabulary(base, tuned, &names, trim_vocab, &mut pairing.notes)?;
+    let (mut taken, modules) = (BTreeSet::new(), base_names(base, selection));
+    pairing
+        .notes
+        .extend(selection.idle(&modules).iter().map(|idle| format!("{idle} matches no module of the base")));
+    for name in &modules {
+        pair_module(base, tuned, &names, selection, name, &mut taken, &mut pairing);
+    }
+    others(base, tuned, &names, &mut taken, &mut pairing);
+    pairing.zeros = complete_fused(base, &pairing.pairs);
+    pairing.leftovers.sort_by(|a, b| a.name.cmp(&b.name));
+    belong_together(base, tuned, selection, &pairing)?;
+    Ok(pairing)
+}
+
+/// The base's modules, and the head where it is asked for and tied to the embedding.
+fn base_names(base: &Checkpoint, selection: &Selection) -> BTreeSet<String> {
+    let mut names: BTreeSet<String> = base.modules().map(|module| module.name().to_owned()).collect();
+    if selection.takes("lm_head") && base.module("lm_head").is_some() {
+        names.insert("lm_head".into());
+    }
+    names
+}
+
+fn pair_module(
+    base: &Checkpoint,
+    tuned: &Checkpoint,
+    names: &Renaming,
+    selection: &Selection,
+    name: &str,
+    taken: &mut BTreeSet<String>,
+    pairing: &mut Pairing,
+) {
+    let Some(module) = base.module(name) else { return };
+    let shape = module.shape();
+    let place = place_of(name);
+    let partner = names.candidates(name).into_iter().find_map(|n| tuned.module(&n).map(|m| (n, m.shape())));
+    let mut leave = |reason, tuned: Option<String>, from_row| {
+        let shape = vec![shape[0] - from_row, shape[1]];
+        let (name, base) = (name.to_owned(), Some(name.to_owned()));
+        pairing.leftovers.push(Leftover { name, reason, base, tuned, shape, from_row });
+    };
+    let Some((tuned_name, tuned_shape)) = partner else { return leave(Reason::NoPartner, None, 0) };
+    taken.insert(tuned_name.clone());
+    if shape.contains(&0) {
+        return leave(Reason::NotLinear, Some(tuned_name), 0);
+    }
+    let trimmed = place.is_vocabulary() && tuned_shape[1] == shape[1];
+    if tuned_shape != shape && !trimmed {
+        return leave(Reason::ShapeDiffers, Some(tuned_name), 0);
+    }
+    if !selection.takes(name) {
+        return leave(Reason::NotSelected, Some(tuned_name), 0);
+    }
+    let rows = shape[0].min(tuned_shape[0]);
+    if rows < shape[0] {
+        leave(Reason::TrimmedVocabulary, None, rows);
+    }
+    if rows < tuned_shape[0] {
+        let (reason, shape) = (Reason::TrimmedVocabulary, vec![tuned_shape[0] - rows, shape[1]]);
+        let (name, tuned) = (tuned_name.clone(), Some(tuned_name.clone()));
+        pairing.leftovers.push(Leftover { name, reason, base: None, tuned, shape, from_row: rows });
+    }
+    pairing.pairs.push(Pair { name: name.to_owned(), tuned: tuned_name, place, shape, rows });
+}
+
+/// What is no module of the base: norms, biases, stacks of experts, and whatever only the tuned checkpoint has.
+fn others(
+    base: &Checkpoint,
+    tuned: &Checkpoint,
+    names: &Renaming,
+    taken: &mut BTreeSet<String>,
+    pairing: &mut Pairing,
+) {
+    for tensor in base.others() {
+        let name = &tensor.stored.name;
+        let partner = names.candidates(name).into_iter().find_map(|n| tuned.tensor(&n));
+        let reason = match partner {
+            None => Reason::NoPartner,
+            Some(partner) if partner.stored.shape != tensor.stored.shape => Reason::ShapeDiffers,
+            Some(_) => Reason::NotLinear,
+        };
+        let partner = partner.map(|p| p.stored.name.clone());
+        taken.extend(partner.clone());
+        let (name, base, shape) = (name.clone(), Some(name.clone()), tensor.stored.shape.clone());
+        pairing.leftovers.push(Leftover { name, reason, base, tuned: partner, shape, from_row: 0 });
+    }
+    let alone = |name: &str, shape: &[usize]| Leftover {
+        name: name.to_owned(),
+        reason: Reason::NoPartner,
+        base: None,
+        tuned: Some(name.to_owned()),
+        shape: shape.to_vec(),
+        from_row: 0,
+    };
+    for module in tuned.modules().filter(|module| !taken.contains(module.name())) {
+        let name = module.name();
+        let tied_copy = place_of(name) == Place::Head && tuned.config().tie_word_embeddings();
+        if !tied_copy {
+            pairing.leftovers.push(alone(name, &module.shape()));
+        }
+    }
+    for tensor in tuned.others().filter(|tensor| !taken.contains(&tensor.stored.name)) {
+        pairing.leftovers.push(alone(&tensor.stored.name, &tensor.stored.shape));
+    }
+}
+
+/// Servers fuse `q`, `k`, `v` and `gate`, `up`, and all experts of a layer: where one is extracted, the others of the base come
+/// along as zeros.
+fn complete_fused(base: &Checkpoint, pairs: &[Pair]) -> Vec<(String, [usize; 2])> {
+    let extracted: BTreeSet<&str> = pairs.iter().map(|pair| pair.name.as_str()).collect();
+    let siblings = pairs.iter().flat_map(|pair| fused_siblings(&pair.name));
+    let siblings =
+        siblings.filter_map(|sibling| base.module(&sibling).map(|module| (sibling, module.shape())));
+    let layers: BTreeSet<&str> = pairs.iter().filter_map(|pair| experts_of(&pair.name)).collect();
+    let experts = base.modules().filter(|m| experts_of(m.name()).is_some_and(|path| layers.contains(path)));
+    let experts = experts.map(|module| (module.name().to_owned(), module.shape()));
+    let mut missing: BTreeMap<String, [usize; 2]> = siblings.chain(experts).collect();
+    missing.retain(|name, _| !extracted.contains(name.as_str()));
+    missing.into_iter().collect()
+}
+
+/// `model_type` decides, not `architectures`: a head for another task does not change the layers. A text model inside
+/// a multimodal one counts by its own type.
+fn same_architecture(base: &Checkpoint, tuned: &Checkpoint) -> Result<()> {
+    let types = |checkpoint: &Checkpoint| -> Vec<String> {
+        let config = checkpoint.config();
+        let known = [config.model_type(), config.text_model_type()];
+        known.into_iter().flatten().map(|t| t.trim_end_matches("_text").to_owned()).collect()
+    };
+    let (b, t) = (types(base), types(tuned));
+    if b.is_empty() || t.is_empty() || b.iter().any(|one| t.contains(one)) {
+        return Ok(());
+    }
+    let what =
+        format!("base and tuned do not belong together: their model_type is '{}' and '{}'", b[0], t[0]);
+    Err(Error::input(what).path(tuned.root()).hint("give the very model that the tuned one was trained from"))
+}
+
+/// GPT-2 and its kin store `[in, out]`: a LoRA made as for `[out, in]` would not fit.
+fn no_transposed_weights(base: &Checkpoint) -> Result<()> {
+    const TRANSPOSED: [&str; 4] = ["gpt2", "imagegpt", "openai-gpt", "decision_transformer"];
+    match base.config().model_type().filter(|model| TRANSPOSED.contains(model)) {
+        None => Ok(()),
+        Some(model) => {
+            let what =
+                format!("models of type '{model}' store their weights transposed, which is not supported");
+            Err(Error::input(what).path(base.root()).hint("linear layers stored as [out, in] are needed"))
+        }
+    }
+}
+
+/// Tells of vocabularies that differ before any work is done.
+fn vocabulary(
+    base: &Checkpoint,
+    tuned: &Checkpoint,
+    names: &Renaming,
+    trim: bool,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    for module in base.modules().filter(|module| place_of(module.name()).is_vocabulary()) {
+        let name = module.name();
+        let partner = names.candidates(name).into_iter().find_map(|n| tuned.module(&n));
+        let Some(partner) = partner else { continue };
+        let (ours, theirs) = (module.shape(), partner.shape());
+        if ours[0] == theirs[0] || ours[1] != theirs[1] {
+            continue;
+        }
+        let what = format!(
+            "the vocabularies differ: {} rows in the base, {} in the tuned checkpoint",
+            ours[0], theirs[0]
+        );
+        if !trim {
+            let hint =
+                "--trim-vocab goes on with the common rows; the others are reported as not represented";
+            return Err(Error::decide(what).tensor(name).path(tuned.root()).hint(hint));
+        }
+        notes.push(format!("{what}: going on with the common rows of {name}"));
+    }
+    Ok(())
+}
+
+/// Refuses pairs of checkpoints that only a mistake can have brought together.
+fn belong_together(
+    base: &Checkpoint,
+    tuned: &Checkpoint,
+    selection: &Selection,
+    pairing: &Pairing,
+) -> Result<()> {
+    let selected = |leftover: &&Leftover| {
+        leftover.base.as_deref().is_some_and(|name| base.module(name).is_some() && selection.takes(name))
+    };
+    let lost: Vec<&Leftover> = pairing.leftovers.iter().filter(selected).collect();
+    let of_shape = lost.iter().find(|l| l.reason == Reason::ShapeDiffers);
+    if pairing.pairs.is_empty() && lost.is_empty() {
+        return Err(Error::decide("no module of the base is selected")
+            .path(base.root())
+            .hint(hint_of_names(base)));
+    }
+    if pairing.pairs.len() >= lost.len() {
+        return Ok(());
+    }
+    let what = format!(
+        "base and tuned do not belong together: {} of {} selected modules have no partner of the same shape",
+        lost.len(),
+        lost.len() + pairing.pairs.len()
+    );
+    let name = of_shape.or(lost.first()).map(|l| l.name.clone()).unwrap_or_default();
+    Err(Error::input(what)
+        .tensor(name)
+        .path(tuned.root())
+        .hint("give the very model that the tuned one was trained from"))
+}
+
+fn hint_of_names(base: &Checkpoint) -> String {
+    let kinds: BTreeSet<&str> = base.modules().map(|module| kind_of(module.name())).collect();
+    let kinds: Vec<&str> = kinds.into_iter().take(12).collect();
+    format!("the base has modules of these kinds: {}", kinds.join(", "))
+}

@@ -1,0 +1,94 @@
+//! Digests of tensors, or of those parts of them that are a module's, brought forward together with the decoding so that each page is read from disk once.
+
+use std::ops::Range;
+
+use crate::Result;
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::commands::extract::output::manifest::{Side, TensorRecord};
+use crate::delta::difference::Half;
+
+/// Bytes of a tensor that are mapped at a time to be hashed.
+const HASH_WINDOW: u64 = 2 << 20;
+
+/// The digests of all tensors of some modules, part done.
+pub struct Hashers<'a>(Vec<Hasher<'a>>);
+
+struct Hasher<'a> {
+    half: (Side, &'a Checkpoint),
+    tensor: &'a Tensor,
+    state: blake3::Hasher,
+    range: Range<u64>,
+    at: u64,
+}
+
+impl<'a> Hashers<'a> {
+    /// Of every tensor of these modules.
+    pub fn new(halves: &[Half<'a>]) -> Hashers<'a> {
+        let of = |half: &Half<'a>| {
+            let (side, checkpoint) = (half.side, half.checkpoint);
+            let hasher = move |(tensor, range): (&'a Tensor, Range<u64>)| Hasher {
+                half: (side, checkpoint),
+                tensor,
+                state: blake3::Hasher::new(),
+                at: range.start,
+                range,
+            };
+            half.module.extents().map(hasher)
+        };
+        Hashers(halves.iter().flat_map(of).collect())
+    }
+
+    /// Hashes up to `step` of `steps` equal parts of every tensor.
+    pub fn advance(&mut self, step: usize, steps: usize, read: &(dyn Fn(u64) + Sync)) -> Result<()> {
+        for hasher in &mut self.0 {
+            let size = hasher.range.end - hasher.range.start;
+            let to = hasher.range.start + (u128::from(size) * step as u128 / steps as u128) as u64;
+            while hasher.at < to {
+                let end = (hasher.at + HASH_WINDOW).min(to);
+                let window = hasher.half.1.read(hasher.tensor, hasher.at..end)?;
+                hasher.state.update(&window);
+                read(end - hasher.at);
+                hasher.at = end;
+            }
+        }
+        Ok(())
+    }
+
+    /// The records of all, as far as they were advanced.
+    pub fn finish(self) -> Vec<TensorRecord> {
+        let record = |hasher: Hasher<'_>| {
+            let (side, checkpoint) = hasher.half;
+            tensor_record(side, checkpoint, hasher.tensor, hasher.range, hasher.state.finalize())
+        };
+        self.0.into_iter().map(record).collect()
+    }
+}
+
+/// The manifest's entry of a tensor, these bytes of which have this digest.
+pub fn tensor_record(
+    side: Side,
+    checkpoint: &Checkpoint,
+    tensor: &Tensor,
+    range: Range<u64>,
+    digest: blake3::Hash,
+) -> TensorRecord {
+    TensorRecord {
+        checkpoint: side,
+        name: tensor.name().to_owned(),
+        file: checkpoint.file_name(tensor.file).to_owned(),
+        dtype: tensor.stored.dtype.to_string(),
+        shape: tensor.stored.shape.clone(),
+        part: (range != (0..tensor.size())).then_some([range.start, range.end]),
+        blake3: digest.to_hex().to_string(),
+    }
+}
+
+/// Hashes a module's tensors without decoding them.
+///
+/// # Errors
+/// What reading met.
+pub fn digests(half: Half<'_>, read: &(dyn Fn(u64) + Sync)) -> Result<Vec<TensorRecord>> {
+    let mut hashers = Hashers::new(&[half]);
+    hashers.advance(1, 1, read)?;
+    Ok(hashers.finish())
+}

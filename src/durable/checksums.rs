@@ -1,0 +1,221 @@
+//! `B3SUMS`: the digests of a folder's files, as `b3sum` writes them and `b3sum --check` reads them.
+//!
+//! A line is 64 lowercase hex digits, two spaces, the name relative to the folder with `/` between its parts.
+//! A name with a backslash or a newline is escaped (`\\`, `\n`) and its line begins with a backslash.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use crate::durable::atomic_file;
+use crate::durable::digest::Written;
+use crate::durable::verify::{Finding, Problem};
+use crate::{Error, Result};
+
+/// The name of the file.
+pub const B3SUMS: &str = "B3SUMS";
+
+/// A `B3SUMS` is text about files; one this long is something else, and must not fill the memory.
+const LONGEST: u64 = 256 << 20;
+
+/// One line: a file and the digest it should have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Number of the line, from 1.
+    pub line: usize,
+    /// The name as listed, without escapes.
+    pub name: String,
+    /// The digest as listed.
+    pub blake3: blake3::Hash,
+}
+
+/// A `B3SUMS` that was read: what it lists, and what is wrong with it as a text.
+#[derive(Clone, Debug)]
+pub struct Checksums {
+    pub(crate) folder: PathBuf,
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) findings: Vec<Finding>,
+}
+
+impl Checksums {
+    /// Reads the `B3SUMS` of `folder`. Bad lines are findings, told by [`verify`](Checksums::verify); nothing
+    /// else is opened yet.
+    ///
+    /// # Errors
+    /// [`Kind::Input`](crate::Kind::Input) when there is none; one that cannot be read.
+    pub fn read(folder: &Path) -> Result<Checksums> {
+        let path = folder.join(B3SUMS);
+        let failed = |e: io::Error| match e.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory if !folder.is_dir() => {
+                let what = if folder.exists() { "this is a file, not a folder" } else { "no such folder" };
+                Error::input(what).path(folder).hint("give a folder with a B3SUMS, as a command's --out is")
+            }
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                Error::input("the folder has no B3SUMS")
+                    .path(folder)
+                    .hint("only a folder with checksums can be verified; `b3sum * > B3SUMS` makes some")
+            }
+            _ => Error::unexpected("cannot read the checksums").path(&path).because(e),
+        };
+        if fs::metadata(&path).map_err(failed)?.len() > LONGEST {
+            return Err(Error::input("the checksums are far too long to be any").path(&path));
+        }
+        Ok(parse(folder, &fs::read(&path).map_err(failed)?))
+    }
+
+    /// What is listed, each name once, in the order of the lines.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// Bytes of the listed files as far as they exist: what [`verify`](Checksums::verify) will read.
+    pub fn bytes(&self) -> u64 {
+        let length = |e: &Entry| fs::metadata(self.folder.join(&e.name)).ok().filter(fs::Metadata::is_file);
+        self.entries.iter().filter_map(length).map(|m| m.len()).sum()
+    }
+}
+
+fn parse(folder: &Path, bytes: &[u8]) -> Checksums {
+    let mut sums = Checksums { folder: folder.to_path_buf(), entries: Vec::new(), findings: Vec::new() };
+    let mut lines = BTreeMap::new();
+    for (index, line) in bytes.split_inclusive(|&b| b == b'\n').enumerate() {
+        let number = index + 1;
+        let at =
+            |problem, name: Option<&str>, detail: String| Finding::new(problem, name, Some(number), detail);
+        match parse_line(line) {
+            Err(why) => sums.findings.push(at(Problem::Malformed, None, why.to_owned())),
+            Ok((name, _)) if !is_inside(&name) => {
+                sums.findings.push(at(
+                    Problem::Outside,
+                    Some(&name),
+                    "is not a name inside the folder".to_owned(),
+                ));
+            }
+            Ok((name, blake3)) => match lines.insert(tidy(&name).to_owned(), number) {
+                None => sums.entries.push(Entry { line: number, name, blake3 }),
+                Some(first) => {
+                    let why = format!("was listed before, in line {first}");
+                    sums.findings.push(at(Problem::Duplicate, Some(&name), why));
+                    lines.insert(tidy(&name).to_owned(), first);
+                }
+            },
+        }
+    }
+    if bytes.is_empty() {
+        let why = "lists nothing, so nothing was checked".to_owned();
+        sums.findings.push(Finding::new(Problem::Empty, None, None, why));
+    }
+    sums
+}
+
+/// A line with its newline, strictly: whatever `b3sum` would not have written is refused, so that no flipped
+/// bit passes.
+fn parse_line(line: &[u8]) -> std::result::Result<(String, blake3::Hash), &'static str> {
+    let line = std::str::from_utf8(line).map_err(|_| "is not UTF-8")?;
+    let line = line.strip_suffix('\n').ok_or("has no newline at its end")?;
+    let (escaped, line) = line.strip_prefix('\\').map_or((false, line), |rest| (true, rest));
+    let (digits, rest) = line.split_at_checked(64).ok_or("is too short")?;
+    if !digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err("does not begin with 64 lowercase hex digits");
+    }
+    let blake3 = blake3::Hash::from_hex(digits).map_err(|_| "does not begin with 64 hex digits")?;
+    let name = rest.strip_prefix("  ").ok_or("has no two spaces after the digest")?;
+    let name = if escaped { unescape(name).ok_or("has a wrong escape")? } else { name.to_owned() };
+    if name.is_empty() {
+        return Err("has no name");
+    }
+    // As b3sum: the one cuts a name short, the other stands for any bytes that were not UTF-8.
+    if name.contains(['\0', '\u{fffd}']) {
+        return Err("has a character that no name can have");
+    }
+    Ok((name, blake3))
+}
+
+fn escape(name: &str) -> Option<String> {
+    name.contains(['\\', '\n']).then(|| name.replace('\\', "\\\\").replace('\n', "\\n"))
+}
+
+fn unescape(text: &str) -> Option<String> {
+    let (mut name, mut chars) = (String::with_capacity(text.len()), text.chars());
+    while let Some(c) = chars.next() {
+        name.push(match c {
+            '\\' => match chars.next()? {
+                '\\' => '\\',
+                'n' => '\n',
+                _ => return None,
+            },
+            c => c,
+        });
+    }
+    Some(name)
+}
+
+/// Whether `name` stays inside the folder by its own letters: relative, never upwards. Links are followed.
+fn is_inside(name: &str) -> bool {
+    // Nor are `a//b` and `a/./b` taken: one file has one name. A leading `./` is what `b3sum ./*` writes.
+    let plain = !tidy(name).split('/').any(|part| part.is_empty() || part == "." || part == "..");
+    plain && Path::new(tidy(name)).components().all(|c| matches!(c, Component::Normal(_)))
+}
+
+/// The name without a leading `./`.
+pub(crate) fn tidy(name: &str) -> &str {
+    name.strip_prefix("./").unwrap_or(name)
+}
+
+/// Writes the `B3SUMS` of `folder`, sorted by name, durably.
+///
+/// # Errors
+/// No file at all, a name that `B3SUMS` cannot hold or that leaves the folder; a full disk.
+pub fn write(folder: &Path, files: &BTreeMap<String, blake3::Hash>) -> Result<Written> {
+    let path = folder.join(B3SUMS);
+    let bad = |name: &&String| !is_inside(name) || name.contains(['\0', '\r', '\u{fffd}']) || *name == B3SUMS;
+    if let Some(name) = files.keys().find(bad) {
+        return Err(Error::unexpected(format!("checksums cannot list a file named {name:?}")).path(&path));
+    }
+    if files.is_empty() {
+        return Err(Error::unexpected("checksums of no file would check nothing").path(&path));
+    }
+    atomic_file::write(&path, |out| {
+        files.iter().try_for_each(|(name, blake3)| match escape(name) {
+            None => writeln!(out, "{}  {name}", blake3.to_hex()),
+            Some(escaped) => writeln!(out, "\\{}  {escaped}", blake3.to_hex()),
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_those_of_b3sum() {
+        let home = tempfile::tempdir().unwrap();
+        let hash = blake3::hash(b"");
+        let names = ["z", "a b", "back\\slash", "new\nline", "sub/file"];
+        let files: BTreeMap<_, _> = names.iter().map(|n| ((*n).to_owned(), hash)).collect();
+        write(home.path(), &files).unwrap();
+        let text = fs::read_to_string(home.path().join(B3SUMS)).unwrap();
+        let h = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
+        assert_eq!(
+            text,
+            format!("{h}  a b\n\\{h}  back\\\\slash\n\\{h}  new\\nline\n{h}  sub/file\n{h}  z\n")
+        );
+        let sums = Checksums::read(home.path()).unwrap();
+        assert!(sums.findings.is_empty());
+        let found: BTreeMap<_, _> = sums.entries.into_iter().map(|e| (e.name, e.blake3)).collect();
+        assert_eq!(found, files);
+    }
+
+    #[test]
+    fn names_that_leave_the_folder_are_not_written() {
+        let home = tempfile::tempdir().unwrap();
+        for name in ["/etc/passwd", "../up", "a/../../up", "", "a//b", "a/./b", "a/", "cr\r", "nul\0", B3SUMS]
+        {
+            let files = BTreeMap::from([(name.to_owned(), blake3::hash(b""))]);
+            assert!(write(home.path(), &files).is_err(), "{name:?}");
+        }
+        assert!(write(home.path(), &BTreeMap::new()).is_err());
+        assert!(!home.path().join(B3SUMS).exists());
+    }
+}

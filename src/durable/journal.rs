@@ -1,0 +1,261 @@
+//! An append-only journal: one record a line, every line on the disk before the run goes on, replayed on
+//! resume.
+//!
+//! A line is 16 hex digits, a space, the record as JSON, a newline. The digits are a BLAKE3 over the line
+//! before's digits and this line's JSON, so a line that was changed, removed, doubled or moved breaks the
+//! chain. What a kill may leave is one torn line at the end: it is dropped, and its work is done again.
+//! Damage anywhere else is no kill's doing, and nothing after it is believed.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::durable::atomic_file::write_failed;
+use crate::durable::folder;
+use crate::durable::lock::{Hold, hold};
+use crate::{Error, Result};
+
+/// What the first line is chained to; a new format of lines takes another.
+const SEED: [u8; 16] = *b"trephine.journal";
+
+/// The longest line: a damaged or foreign file must not fill the memory.
+const LONGEST: usize = 64 << 20;
+
+/// A journal that is open for writing, its only writer. `T` is the record.
+#[derive(Debug)]
+pub struct Journal<T> {
+    file: File,
+    path: PathBuf,
+    end: End,
+    torn: u64,
+    broken: bool,
+    // Holds no `T`, so it is Send and Sync whatever `T` is.
+    record: PhantomData<fn(T)>,
+}
+
+/// The last whole record: where it ends, and the digits that the next line is chained to.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    bytes: u64,
+    lines: u64,
+    chain: [u8; 16],
+}
+
+const BEGINNING: End = End { bytes: 0, lines: 0, chain: SEED };
+
+impl<T: Serialize + DeserializeOwned> Journal<T> {
+    /// Opens the journal at `path`, empty if there is none, and replays its records. A torn last line is cut
+    /// off.
+    ///
+    /// # Errors
+    /// [`Kind::Input`](crate::Kind::Input) for damage before the last line and for a record of another
+    /// version; [`Kind::Decide`](crate::Kind::Decide) when another writer has it open; what the file system
+    /// refuses.
+    pub fn open(path: &Path) -> Result<(Journal<T>, Vec<T>)> {
+        let failed = |e: io::Error| Error::unexpected("cannot open the journal").path(path).because(e);
+        let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
+        if hold(&file, path).map_err(failed)? != Hold::Mine {
+            return Err(Error::decide("another run writes to this journal")
+                .path(path)
+                .hint("wait until it has ended"));
+        }
+        folder::sync(folder::parent(path))?;
+        let (records, end) = read(&file, path)?.whole()?;
+        let torn = file.metadata().map_err(failed)?.len().saturating_sub(end.bytes);
+        if torn > 0 {
+            file.set_len(end.bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+        }
+        Ok((
+            Journal { file, path: path.to_path_buf(), end, torn, broken: false, record: PhantomData },
+            records,
+        ))
+    }
+
+    /// Begins a journal at `path`, where none may be. Takes no lock: the name is this writer's alone, which holds on
+    /// file systems too that have no locks, or several machines on them.
+    ///
+    /// # Errors
+    /// A file of that name; what the file system refuses.
+    pub fn create(path: &Path) -> Result<Journal<T>> {
+        let failed = |e: io::Error| Error::unexpected("cannot begin the journal").path(path).because(e);
+        let file = OpenOptions::new().append(true).create_new(true).open(path).map_err(failed)?;
+        folder::sync(folder::parent(path))?;
+        Ok(Journal {
+            file,
+            path: path.to_path_buf(),
+            end: BEGINNING,
+            torn: 0,
+            broken: false,
+            record: PhantomData,
+        })
+    }
+
+    /// Appends `record`. When it returns, the record is on the disk.
+    ///
+    /// # Errors
+    /// A full disk and whatever else the file system refuses; a record that could not be read again (a NaN
+    /// has no JSON), of which nothing is written. After a failed write every further one fails too, since
+    /// what the disk holds is not known until the journal is opened anew.
+    pub fn append(&mut self, record: &T) -> Result<()> {
+        let what = "cannot append to the journal";
+        if self.broken {
+            return Err(Error::unexpected("a write to the journal failed before").path(&self.path));
+        }
+        let json = encode(record).map_err(|e| Error::unexpected(what).path(&self.path).because(e))?;
+        let chain = chained(&self.end.chain, &json);
+        let line = [&chain[..], b" ", &json, b"\n"].concat();
+        // One write, so that a kill tears at most this line.
+        if let Err(e) = self.file.write_all(&line).and_then(|()| self.file.sync_data()) {
+            self.broken = true;
+            // Best effort: a torn line is dropped by the next run as well.
+            let _ = self.file.set_len(self.end.bytes);
+            return Err(write_failed(what, &self.path, line.len() as u64, e));
+        }
+        self.end = End { bytes: self.end.bytes + line.len() as u64, lines: self.end.lines + 1, chain };
+        Ok(())
+    }
+
+    /// Number of records in it.
+    pub fn len(&self) -> u64 {
+        self.end.lines
+    }
+
+    /// Whether it holds no record.
+    pub fn is_empty(&self) -> bool {
+        self.end.lines == 0
+    }
+
+    /// Bytes of the torn last line that was cut off when the journal was opened; 0 if it was whole.
+    pub fn torn(&self) -> u64 {
+        self.torn
+    }
+
+    /// The journal's file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The records of the journal at `path`, which may be in use by a writer; nothing is changed. A torn last
+/// line is left out.
+///
+/// # Errors
+/// As [`Journal::open`], and a journal that is missing.
+pub fn replay<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    Ok(replay_prefix(path)?.whole()?.0)
+}
+
+/// As [`replay`], but damage is told beside the records before it, which the chain of checksums still vouches for.
+///
+/// # Errors
+/// A journal that is missing or cannot be read.
+pub fn replay_prefix<T: DeserializeOwned>(path: &Path) -> Result<Prefix<T>> {
+    let file =
+        File::open(path).map_err(|e| Error::unexpected("cannot open the journal").path(path).because(e))?;
+    read(&file, path)
+}
+
+/// What a journal holds up to its end, or up to where it is damaged.
+#[derive(Debug)]
+pub struct Prefix<T> {
+    /// The records.
+    pub records: Vec<T>,
+    /// What is wrong behind them.
+    pub damage: Option<Error>,
+    end: End,
+}
+
+impl<T> Prefix<T> {
+    fn whole(self) -> Result<(Vec<T>, End)> {
+        self.damage.map_or(Ok((self.records, self.end)), Err)
+    }
+}
+
+fn read<T: DeserializeOwned>(file: &File, path: &Path) -> Result<Prefix<T>> {
+    let failed = |e: io::Error| Error::unexpected("cannot read the journal").path(path).because(e);
+    let mut reader = BufReader::new(file);
+    let mut line = Vec::new();
+    let mut read = Prefix { records: Vec::new(), damage: None, end: BEGINNING };
+    loop {
+        line.clear();
+        reader.by_ref().take(LONGEST as u64).read_until(b'\n', &mut line).map_err(failed)?;
+        let number = read.end.lines + 1;
+        let Some(json) = checked(&line, &read.end.chain) else {
+            // Nothing, or a torn line, and nothing behind it: the end.
+            if !reader.fill_buf().map_err(failed)?.is_empty() {
+                read.damage = Some(damaged(path, number, "does not match its checksum"));
+            }
+            return Ok(read);
+        };
+        match serde_json::from_slice(json) {
+            Ok(record) => read.records.push(record),
+            Err(e) => {
+                let how = "was written by another version of trephine";
+                read.damage = Some(damaged(path, number, how).because(e));
+                return Ok(read);
+            }
+        }
+        read.end = End {
+            bytes: read.end.bytes + line.len() as u64,
+            lines: number,
+            chain: chained(&read.end.chain, json),
+        };
+    }
+}
+
+/// The JSON of a line that is whole and follows the line with the digits `before`.
+fn checked<'a>(line: &'a [u8], before: &[u8; 16]) -> Option<&'a [u8]> {
+    let (digits, rest) = line.split_first_chunk::<16>()?;
+    let json = rest.strip_prefix(b" ")?.strip_suffix(b"\n")?;
+    (chained(before, json) == *digits).then_some(json)
+}
+
+fn chained(before: &[u8; 16], json: &[u8]) -> [u8; 16] {
+    let hash = blake3::Hasher::new().update(before).update(json).finalize();
+    let mut digits = [0; 16];
+    digits.copy_from_slice(&hash.to_hex().as_bytes()[..16]);
+    digits
+}
+
+/// The record as JSON, read again at once: what could not be replayed is refused now, not when the run is
+/// resumed.
+fn encode<T: Serialize + DeserializeOwned>(record: &T) -> std::result::Result<Vec<u8>, serde_json::Error> {
+    let json = serde_json::to_vec(record)?;
+    serde_json::from_slice::<T>(&json)?;
+    if json.len() > LONGEST - 32 {
+        return Err(serde::ser::Error::custom(format!("a record of {} bytes is too long", json.len())));
+    }
+    Ok(json)
+}
+
+fn damaged(path: &Path, line: u64, how: &str) -> Error {
+    Error::input(format!("the journal is damaged: line {line} {how}"))
+        .path(path)
+        .hint("the finished work cannot be trusted: start anew with --overwrite")
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_ends_the_writing_and_loses_no_record() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("journal");
+        let (mut journal, _) = Journal::<u32>::open(&path).unwrap();
+        journal.append(&1).unwrap();
+        let real =
+            std::mem::replace(&mut journal.file, OpenOptions::new().write(true).open("/dev/full").unwrap());
+        let error = journal.append(&2).unwrap_err();
+        assert!(error.to_string().contains("the disk is full: 19 bytes were wanted"), "{error}");
+        journal.file = real;
+        // Room again, but this writer does not know what the disk holds.
+        assert!(journal.append(&3).unwrap_err().to_string().contains("failed before"));
+        drop(journal);
+        assert_eq!(Journal::<u32>::open(&path).unwrap().1, [1]);
+    }
+}

@@ -1,0 +1,195 @@
+//! Locks of the operating system: gone with the process that held them, however it ended.
+//!
+//! A lock file's existence means nothing; only the lock on it does. So a run that was killed never has to be
+//! cleaned up after, and two runs never write one journal.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::durable::folder;
+use crate::{Error, Result};
+
+/// The folder, inside an output folder, of all that only an unfinished run needs.
+pub const STATE: &str = ".trephine";
+
+/// The right to write to one output folder, as long as this value lives.
+#[derive(Debug)]
+pub struct Lock {
+    // Never read again: the lock is the open file's, and goes when it is closed.
+    _file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Takes the lock of the output folder `out`, `OUT/.trephine/lock`; makes the folder if need be.
+    ///
+    /// # Errors
+    /// [`Kind::Decide`](crate::Kind::Decide) when another run holds it, with that run's process id if it is
+    /// known; a folder that cannot be written, or whose file system has no locks.
+    pub fn acquire(out: &Path) -> Result<Lock> {
+        Lock::take(out, false)
+    }
+
+    /// As [`acquire`](Self::acquire), but where the file system has no locks, goes on without: for work that two may
+    /// do at once without harm, which a lock only spares.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire), but for a missing lock.
+    pub fn acquire_where_there_is_one(out: &Path) -> Result<Lock> {
+        Lock::take(out, true)
+    }
+
+    fn take(out: &Path, without: bool) -> Result<Lock> {
+        let state = out.join(STATE);
+        folder::create(&state)?;
+        let path = state.join("lock");
+        let failed = |e: io::Error| Error::unexpected("cannot lock the output folder").path(&path).because(e);
+        loop {
+            let mut file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path)
+                .map_err(failed)?;
+            let held = match hold(&file, &path) {
+                Err(e) if without && has_no_locks(&e) => Hold::Mine,
+                held => held.map_err(failed)?,
+            };
+            match held {
+                Hold::Mine => {
+                    // For people only: nothing is ever decided by this number.
+                    file.set_len(0)
+                        .and_then(|()| writeln!(file, "{}", std::process::id()))
+                        .map_err(failed)?;
+                    return Ok(Lock { _file: file, path });
+                }
+                Hold::Replaced => {}
+                Hold::Theirs => return Err(held_by(out, &file)),
+            }
+        }
+    }
+
+    /// Ends the lock and leaves no trace of it: removes its file, and the folder where that holds nothing else.
+    ///
+    /// # Errors
+    /// A file that cannot be removed.
+    pub fn remove(self) -> Result<()> {
+        // While the lock is held: whoever has the file open already finds it replaced and tries anew.
+        match fs::remove_file(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(Error::unexpected("cannot remove the lock").path(&self.path).because(e))
+            }
+            _ => {
+                let _ = fs::remove_dir(folder::parent(&self.path));
+                Ok(())
+            }
+        }
+    }
+
+    /// The locked file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Whether a file system answered that it has no locks, as Lustre does unless it is mounted with them.
+fn has_no_locks(e: &io::Error) -> bool {
+    use rustix::io::Errno;
+    // ENOSYS, EOPNOTSUPP, ENOLCK.
+    let none = [Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOLCK].map(|errno| errno.raw_os_error());
+    e.raw_os_error().is_some_and(|code| none.contains(&code))
+}
+
+fn held_by(out: &Path, file: &File) -> Error {
+    let mut text = String::new();
+    // At most a number is expected, and the file may hold anything.
+    let pid = file.take(32).read_to_string(&mut text).ok().and_then(|_| text.trim().parse::<u32>().ok());
+    let who = pid.map_or(String::new(), |pid| format!(" (process {pid})"));
+    Error::decide(format!("another run{who} writes to this folder"))
+        .path(out)
+        .hint("wait until it has ended, stop it, or give another --out")
+}
+
+/// Who holds the lock of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// This open file does, from now on.
+    Mine,
+    /// Another open file does.
+    Theirs,
+    /// The path no longer leads to this file: somebody removed or replaced it between opening and locking,
+    /// and a lock on it would keep nobody out.
+    Replaced,
+}
+
+/// Tries to lock `file`, that was opened at `path`.
+///
+/// # Errors
+/// What the operating system answers, `Unsupported` where the file system has no locks.
+pub(crate) fn hold(file: &File, path: &Path) -> io::Result<Hold> {
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(Hold::Theirs),
+        Err(TryLockError::Error(e)) => return Err(e),
+    }
+    let mine = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(there) if (there.dev(), there.ino()) == (mine.dev(), mine.ino()) => Ok(Hold::Mine),
+        Ok(_) => Ok(Hold::Replaced),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Hold::Replaced),
+        Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Kind;
+
+    #[test]
+    fn a_held_lock_names_its_holder_and_a_file_alone_means_nothing() {
+        let out = tempfile::tempdir().unwrap();
+        let first = Lock::acquire(out.path()).unwrap();
+        let error = Lock::acquire(out.path()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Decide);
+        assert!(error.to_string().contains(&format!("(process {})", std::process::id())), "{error}");
+        let path = first.path().to_path_buf();
+        drop(first);
+        assert!(path.exists());
+        fs::write(&path, "no number").unwrap();
+        drop(Lock::acquire(out.path()).unwrap());
+    }
+
+    #[test]
+    fn a_holder_that_wrote_nothing_still_holds() {
+        let out = tempfile::tempdir().unwrap();
+        let first = Lock::acquire(out.path()).unwrap();
+        fs::write(first.path(), b"\xff\xfe").unwrap();
+        let error = Lock::acquire(out.path()).unwrap_err().to_string();
+        assert!(error.contains("another run writes"), "{error}");
+    }
+
+    #[test]
+    fn file_systems_without_locks_are_told_from_other_failures() {
+        use rustix::io::Errno;
+        let answers =
+            [(Errno::NOSYS, true), (Errno::OPNOTSUPP, true), (Errno::NOLCK, true), (Errno::IO, false)];
+        for (errno, none) in answers {
+            assert_eq!(has_no_locks(&errno.into()), none, "{errno}");
+        }
+    }
+
+    #[test]
+    fn a_lock_on_a_removed_file_is_no_lock() {
+        let out = tempfile::tempdir().unwrap();
+        let path = out.path().join("lock");
+        let file = File::create(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(hold(&file, &path).unwrap(), Hold::Replaced);
+        File::create(&path).unwrap();
+        assert_eq!(hold(&file, &path).unwrap(), Hold::Replaced);
+    }
+}

@@ -1,0 +1,204 @@
+//! Verification of a folder against its `B3SUMS`: everything that is wrong, not the first of it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::durable::checksums::{B3SUMS, Checksums, Entry, tidy};
+use crate::durable::digest::digest;
+
+/// How grave a [`Finding`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// Worth knowing; the check passes.
+    Note,
+    /// The check fails.
+    Error,
+}
+
+/// What is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Problem {
+    /// `B3SUMS` lists nothing at all.
+    Empty,
+    /// A line that is not one.
+    Malformed,
+    /// A name that was listed before.
+    Duplicate,
+    /// A name that points outside the folder. Its file is not opened.
+    Outside,
+    /// A listed file that is not there.
+    Missing,
+    /// A listed file, or a folder, that cannot be read.
+    Unreadable,
+    /// A file with another digest than the listed one.
+    Mismatch,
+    /// A file that is not listed: a note.
+    Unlisted,
+}
+
+/// One thing that a check found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// How grave it is.
+    pub level: Level,
+    /// What is wrong.
+    pub problem: Problem,
+    /// The file, relative to the folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The line of `B3SUMS`, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
+    /// The rest of the sentence that begins with the name or the line.
+    pub detail: String,
+}
+
+impl Finding {
+    pub(crate) fn new(problem: Problem, name: Option<&str>, line: Option<usize>, detail: String) -> Finding {
+        let level = if problem == Problem::Unlisted { Level::Note } else { Level::Error };
+        Finding { level, problem, name: name.map(str::to_owned), line, detail }
+    }
+
+    fn of(problem: Problem, entry: &Entry, detail: impl Into<String>) -> Finding {
+        Finding::new(problem, Some(&entry.name), Some(entry.line), detail.into())
+    }
+}
+
+impl fmt::Display for Finding {
+    /// The name is quoted with its control characters escaped: it comes from a file and goes to a terminal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.name, self.line) {
+            (Some(name), _) => write!(f, "{name:?} {}", self.detail),
+            (None, Some(line)) => write!(f, "line {line} of {B3SUMS} {}", self.detail),
+            (None, None) => write!(f, "{B3SUMS} {}", self.detail),
+        }
+    }
+}
+
+/// What a check found.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Verification {
+    /// Files that were read whole and have the listed digest.
+    pub matched: usize,
+    /// Everything that was found: what is wrong with `B3SUMS` first, by line, then the files as listed, then
+    /// notes.
+    pub findings: Vec<Finding>,
+}
+
+impl Verification {
+    /// Whether nothing graver than a note was found.
+    pub fn passed(&self) -> bool {
+        self.findings.iter().all(|f| f.level == Level::Note)
+    }
+}
+
+impl Checksums {
+    /// Reads every listed file and compares its digest; files are read in parallel, 1 MiB at a time each.
+    /// Files that are not listed are noted, except `B3SUMS` itself, those in `ignored` and whatever is in a
+    /// folder whose name begins with a dot. `progress` is told the bytes of each piece, from any thread.
+    ///
+    /// Links to files are followed, for the Hugging Face cache is made of them.
+    pub fn verify(&self, ignored: &[&str], progress: &(dyn Fn(u64) + Sync)) -> Verification {
+        let mut walk = Walk::default();
+        walk.folder(&self.folder, "");
+        let checks: Vec<_> = self.entries.par_iter().map(|e| self.check(e, &walk, progress)).collect();
+        let matched = checks.iter().filter(|c| c.is_none()).count();
+        let listed: BTreeSet<&str> = self.entries.iter().map(|e| tidy(&e.name)).collect();
+        let unlisted = |name: &&String| {
+            let name = name.as_str();
+            !listed.contains(name) && name != B3SUMS && !ignored.contains(&name)
+        };
+        let notes = walk.files.iter().filter(unlisted).map(|name| {
+            Finding::new(Problem::Unlisted, Some(name), None, format!("is not listed in {B3SUMS}"))
+        });
+        let mut findings = self.findings.clone();
+        findings.extend(checks.into_iter().flatten());
+        findings.extend(walk.unreadable.iter().cloned());
+        findings.extend(notes);
+        Verification { matched, findings }
+    }
+
+    fn check(&self, entry: &Entry, walk: &Walk, progress: &(dyn Fn(u64) + Sync)) -> Option<Finding> {
+        let path = self.folder.join(&entry.name);
+        let unreadable =
+            |e: io::Error| Finding::of(Problem::Unreadable, entry, format!("cannot be read: {e}"));
+        match fs::metadata(&path) {
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Some(Finding::of(Problem::Missing, entry, "is missing"));
+            }
+            Err(e) => return Some(unreadable(e)),
+            // Not opened: a pipe would wait for ever.
+            Ok(m) if !m.is_file() => {
+                return Some(Finding::of(Problem::Unreadable, entry, "is not a regular file"));
+            }
+            // A file system that ignores case finds a file by a name that it does not bear.
+            Ok(_) if !walk.bears(tidy(&entry.name)) => {
+                return Some(Finding::of(Problem::Missing, entry, "is missing by exactly this name"));
+            }
+            Ok(_) => {}
+        }
+        match File::open(&path).and_then(|file| digest(&file, &|n| progress(n))) {
+            Err(e) => Some(unreadable(e)),
+            Ok(found) if found.blake3 == entry.blake3 => None,
+            Ok(found) => {
+                let (found, listed) = (found.blake3.to_hex(), entry.blake3.to_hex());
+                Some(Finding::of(
+                    Problem::Mismatch,
+                    entry,
+                    format!("has the BLAKE3 {found}, listed is {listed}"),
+                ))
+            }
+        }
+    }
+}
+
+/// The names that the folder itself gives its files.
+#[derive(Default)]
+struct Walk {
+    files: BTreeSet<String>,
+    // Folders that were not entered, each with a slash at its end: links (which may lead anywhere, also in a
+    // circle) and those that begin with a dot.
+    skipped: Vec<String>,
+    unreadable: Vec<Finding>,
+}
+
+impl Walk {
+    fn folder(&mut self, folder: &Path, prefix: &str) {
+        let entries = match fs::read_dir(folder).and_then(Iterator::collect::<io::Result<Vec<_>>>) {
+            Ok(entries) => entries,
+            Err(e) => {
+                let name = if prefix.is_empty() { "." } else { prefix };
+                let why = format!("cannot be listed: {e}");
+                self.unreadable.push(Finding::new(Problem::Unreadable, Some(name), None, why));
+                self.skipped.push(prefix.to_owned());
+                return;
+            }
+        };
+        for entry in entries {
+            let path = entry.path();
+            // A name that is not UTF-8 cannot be listed; it can still be noted.
+            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+            let linked = entry.file_type().is_ok_and(|t| t.is_symlink());
+            if !path.is_dir() {
+                self.files.insert(name);
+            } else if linked || entry.file_name().as_encoded_bytes().starts_with(b".") {
+                self.skipped.push(format!("{name}/"));
+            } else {
+                self.folder(&path, &format!("{name}/"));
+            }
+        }
+    }
+
+    /// Whether `name` is a file's very name, as far as its folder was looked at.
+    fn bears(&self, name: &str) -> bool {
+        self.files.contains(name) || self.skipped.iter().any(|folder| name.starts_with(folder))
+    }
+}

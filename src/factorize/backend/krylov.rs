@@ -1,0 +1,234 @@
+//! Randomized block Krylov with full reorthogonalization.
+//!
+//! The basis is that of `delta^T·delta` started from a Gaussian block (Musco and Musco, *Randomized block Krylov methods for
+//! stronger and faster approximate singular value decomposition*, 2015; Tropp and Webber, *Randomized algorithms for low-rank
+//! matrix approximation: design, analysis, and applications*, 2023). Each step visits the delta once and adds a block.
+
+use faer::Accum;
+use faer::prelude::*;
+
+use crate::Result;
+use crate::factorize::choose::Plan;
+use crate::factorize::kernel::block_ops::{append, cross_gram, eigenvalues, multiply, narrow};
+use crate::factorize::kernel::convergence::{Estimate, History};
+use crate::factorize::kernel::orthonormalize::orthonormalize;
+use crate::factorize::kernel::passes::{Scratch, sweep};
+use crate::factorize::kernel::ritz;
+use crate::factorize::kernel::ritz::{Coefficients, Left, flat_enough};
+use crate::factorize::kernel::rng::Stream;
+use crate::factorize::{Factors, Method, Panels, Request, kept_rank, unit_scale};
+
+/// Share of the energy that f32 arithmetic cannot tell from nothing.
+const ROUNDING: f64 = 1e-6;
+
+/// Share of the tolerance that the estimate may use up: it leans upward, but not always.
+const MARGIN: f64 = 0.9;
+
+/// The growing basis and what is known of the delta on it. All is in units of `1 / scale`.
+struct Basis {
+    /// `V` `[n, d + next]`: orthonormal; the last block has not been multiplied yet.
+    v: Mat<f32>,
+    /// `W = delta·V` `[m, d]`.
+    w: Mat<f32>,
+    /// `W^T·W` `[d, d]`.
+    gram: Mat<f64>,
+    /// `S = N^T·delta^T·W` of the last block of `W`, `[next, last]`, with `N` the last block of `V`.
+    link: Mat<f64>,
+    /// The last step found nothing new: the basis holds an invariant subspace.
+    closed: bool,
+    flops: u64,
+    passes: usize,
+    scratch: Scratch,
+}
+
+/// Where the iteration ended.
+struct End {
+    rank: usize,
+    estimate: Estimate,
+    left: Option<Left>,
+}
+
+/// Factors of `delta` `[m, n]` with squared norm `norm2`, which is neither zero nor infinite.
+pub(crate) fn factorize(
+    delta: &dyn Panels,
+    norm2: f64,
+    module: &str,
+    request: &Request,
+    plan: Plan,
+) -> Result<Factors> {
+    let (m, n) = (delta.rows(), delta.cols());
+    let scale = unit_scale(norm2);
+    let total = norm2 * scale * scale;
+    let mut fresh = Stream::new(request.seed, module);
+    let mut basis = Basis::start(m, n, &plan, &mut fresh)?;
+    let mut history = History::default();
+    let end = loop {
+        let was_closed = basis.closed;
+        basis.step(delta, scale as f32, &plan, &mut fresh)?;
+        // A restart from random directions begins a new history; a random block that is invariant itself does not: the
+        // matrix is a multiple of an isometry as far as it can be seen.
+        if basis.closed && !was_closed {
+            history.clear();
+        }
+        if let Some(end) = basis.judge(total, &mut history, &plan, request)? {
+            break end;
+        }
+    };
+    basis.finish(end, scale)
+}
+
+impl Basis {
+    fn start(m: usize, n: usize, plan: &Plan, fresh: &mut Stream) -> Result<Basis> {
+        let mut v = Mat::with_capacity(n, (plan.most + plan.block).min(n));
+        let mut first = fresh.gaussian(n, plan.block);
+        orthonormalize(v.as_ref(), 0, &mut first, fresh)?;
+        append(&mut v, first.as_ref());
+        Ok(Basis {
+            v,
+            w: Mat::with_capacity(m, plan.most),
+            gram: Mat::new(),
+            link: Mat::new(),
+            closed: false,
+            flops: 0,
+            passes: 0,
+            scratch: Scratch::default(),
+        })
+    }
+
+    /// Columns that have been multiplied.
+    fn size(&self) -> usize {
+        self.w.ncols()
+    }
+
+    /// Multiplies the newest block and adds the next one.
+    fn step(&mut self, delta: &dyn Panels, scale: f32, plan: &Plan, fresh: &mut Stream) -> Result<()> {
+        let (m, n, old) = (delta.rows(), delta.cols(), self.size());
+        let b = self.v.ncols() - old;
+        self.w.resize_with(m, old + b, |_, _| 0.0);
+        let newest = self.v.as_ref().subcols(old, b);
+        let z = sweep(delta, newest, self.w.as_mut().subcols_mut(old, b), scale, &mut self.scratch)?;
+        self.passes += 1;
+        self.extend_gram(old, b);
+        let d = old + b;
+        self.flops += 2 * ((2 * m * n * b) + (m * d * b) + 4 * n * d * b) as u64;
+        let next = plan.block.min(n - d);
+        if next == 0 {
+            self.link = Mat::zeros(0, b);
+            return Ok(());
+        }
+        // Where fewer directions are left than a block has, any basis of them will do.
+        let mut block = if next < b { fresh.gaussian(n, next) } else { z.clone() };
+        // What was multiplied lies mostly along the last two blocks.
+        let near = b + self.link.ncols();
+        let spent = orthonormalize(self.v.as_ref(), near, &mut block, fresh)?;
+        self.link = cross_gram(block.as_ref(), z.as_ref());
+        append(&mut self.v, block.as_ref());
+        self.closed = spent == next && next == b;
+        Ok(())
+    }
+
+    /// `W^T·W` is block tridiagonal: `delta^T·W` of a block lies in the span of the basis up to the block after it, to which
+    /// all later ones are orthogonal. So the newest block meets itself and the one before.
+    fn extend_gram(&mut self, old: usize, b: usize) {
+        let from = old.saturating_sub(self.link.ncols());
+        let newest =
+            cross_gram(self.w.as_ref().subcols(from, old + b - from), self.w.as_ref().subcols(old, b));
+        let gram = &self.gram;
+        let at = |i: usize, j: usize| if i < from { 0.0 } else { newest[(i - from, j - old)] };
+        self.gram = Mat::from_fn(old + b, old + b, |i, j| match (i < old, j < old) {
+            (true, true) => gram[(i, j)],
+            (false, true) => at(j, i),
+            (_, false) => at(i, j),
+        });
+    }
+
+    /// Whether it is enough.
+    fn judge(
+        &self,
+        total: f64,
+        history: &mut History,
+        plan: &Plan,
+        request: &Request,
+    ) -> Result<Option<End>> {
+        let d = self.size();
+        let full = self.v.nrows() == d;
+        if d < plan.rank && !full && !self.closed {
+            return Ok(None);
+        }
+        // Two squares, one thread each; the left one may turn out not to be of use.
+        let (values, further) = rayon::join(|| eigenvalues(self.gram.as_ref()), || self.left(plan.rank));
+        let (values, further) = (values?, further?);
+        let outside = total - values.iter().sum::<f64>();
+        if full || (self.closed && outside <= ROUNDING * total) {
+            let rank = kept_rank(&values, plan.rank, request.energy, total);
+            let captured = values[..rank].iter().sum();
+            return Ok(Some(End { rank, estimate: Estimate::of(0.0, captured, total), left: None }));
+        }
+        if d < plan.rank {
+            return Ok(None);
+        }
+        let further = further.filter(|_| flat_enough(&values));
+        let (left, further) = further.unzip();
+        history.push(&values, further.as_deref());
+        let best = further.unwrap_or(values);
+        let rank = kept_rank(&best, plan.rank, request.energy, total);
+        let estimate = history.estimate(rank, total, outside);
+        let tolerance = MARGIN * request.tolerance;
+        let enough = |e: &Estimate| e.excess <= tolerance && e.share <= 10.0 * tolerance;
+        let out_of_room = d + plan.block > plan.most;
+        if !out_of_room && !estimate.as_ref().is_some_and(enough) {
+            return Ok(None);
+        }
+        // Without an estimate nothing better is known than that all outside the basis may be missing.
+        let captured = best[..rank].iter().sum();
+        let estimate = estimate.unwrap_or_else(|| Estimate::of(outside.max(0.0), captured, total));
+        Ok(Some(End { rank, estimate, left }))
+    }
+
+    /// The left projection and its eigenvalues, where the basis has room for `rank` and the Gram matrix allows it.
+    fn left(&self, rank: usize) -> Result<Option<(Left, Vec<f64>)>> {
+        if self.size() < rank || self.size() == self.v.nrows() {
+            return Ok(None);
+        }
+        let Some(left) = Left::of(self.gram.as_ref(), self.link.as_ref()) else { return Ok(None) };
+        let values = eigenvalues(left.square.as_ref())?;
+        Ok(Some((left, values)))
+    }
+
+    /// The factors, in the delta's own units.
+    fn finish(self, end: End, scale: f64) -> Result<Factors> {
+        let (m, n, d, k) = (self.w.nrows(), self.v.nrows(), self.size(), end.rank);
+        drop(self.scratch);
+        let Coefficients { squares, on_w, on_v, on_next } = match &end.left {
+            Some(left) => left.coefficients(k)?,
+            None => ritz::right(self.gram.as_ref(), k)?,
+        };
+        let unit = scale.sqrt().recip() as f32;
+        let mut left = vec![0.0; m * k];
+        let out = MatMut::from_row_major_slice_mut(&mut left, m, k);
+        multiply(out, Accum::Replace, self.w.as_ref(), narrow(on_w.as_ref()).as_ref(), unit);
+        drop(self.w);
+        // Column-major [n, k] is row-major [k, n].
+        let mut right = vec![0.0; k * n];
+        let mut out = MatMut::from_column_major_slice_mut(&mut right, n, k);
+        let (known, next) = (self.v.as_ref().subcols(0, d), self.v.as_ref().subcols(d, self.v.ncols() - d));
+        multiply(out.rb_mut(), Accum::Replace, known, narrow(on_v.as_ref()).as_ref(), unit);
+        if let Some(c) = on_next {
+            multiply(out, Accum::Add, next, narrow(c.as_ref()).as_ref(), unit);
+        }
+        let singular_values: Vec<f64> = squares.iter().map(|s| s.max(0.0).sqrt() / scale).collect();
+        Ok(Factors {
+            left,
+            right,
+            rank: k,
+            method: Method::Krylov,
+            converged: k,
+            captured: singular_values[..k].iter().map(|s| s * s).sum(),
+            singular_values,
+            estimated_excess: end.estimate.excess,
+            basis: d,
+            passes: self.passes,
+            flops: self.flops + 2 * ((m + n) * d * k) as u64,
+        })
+    }
+}

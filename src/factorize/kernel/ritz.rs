@@ -1,0 +1,107 @@
+//! Rayleigh-Ritz on a Krylov basis: what the best factors within it are, and what they capture.
+//!
+//! With `V` `[n, d]` the orthonormal basis, `W = delta·V` and `G = W^T·W` there are two ways to project:
+//!
+//! - *right*: `delta·V·V^T`. The eigenvectors `Q` of `G` give the factors `W·Q` and `V·Q`. Always robust.
+//! - *left*: `U·U^T·delta` with `U = W·R^{-1}` orthonormal, `G = R^T·R`. It is half a Krylov step ahead, for nothing:
+//!   `delta^T·W = V·G + N·S`, where `N` is the next block of the basis and only the last block of columns has an `S`, so
+//!   `delta^T·U = V·R^T + N·S·R^{-1}`, and `delta` need not be visited. This is block Golub-Kahan bidiagonalization,
+//!   written with Gram matrices. It divides by the small singular values of `W` and is for spectra without them.
+
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
+use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
+use faer::prelude::*;
+use faer::{Par, Spec};
+
+use crate::Result;
+use crate::factorize::kernel::block_ops::{eigen, product};
+
+/// The left projection is used where no direction of `W` is below this share of the largest.
+const FLATNESS: f64 = 1e-2;
+
+/// The left projection's square `M = (delta^T·U)^T·(delta^T·U)` `[d, d]` and what leads back from its eigenvectors.
+pub(crate) struct Left {
+    /// `R^T`, lower triangular, `[d, d]`.
+    lower: Mat<f64>,
+    /// `S·R^{-1}` of the last block, `[next, last]`.
+    link: Mat<f64>,
+    /// `M`.
+    pub(crate) square: Mat<f64>,
+}
+
+/// Coefficients of the factors: `left = W·on_w`, `right^T = V·on_v + N·on_next`, unbalanced.
+pub(crate) struct Coefficients {
+    /// Squares of the singular values.
+    pub(crate) squares: Vec<f64>,
+    /// `[d, k]`.
+    pub(crate) on_w: Mat<f64>,
+    /// `[d, k]`.
+    pub(crate) on_v: Mat<f64>,
+    /// `[next, k]`, for the left projection.
+    pub(crate) on_next: Option<Mat<f64>>,
+}
+
+impl Left {
+    /// The left projection of `gram` = `G` `[d, d]` and `link` = `S` `[next, last]`, or none where it is not safe.
+    pub(crate) fn of(gram: MatRef<'_, f64>, link: MatRef<'_, f64>) -> Option<Left> {
+        let (d, last) = (gram.nrows(), link.ncols());
+        let mut lower = gram.to_owned();
+        let scratch = cholesky_in_place_scratch::<f64>(d, Par::Seq, Spec::default());
+        let mut memory = MemBuffer::new(scratch);
+        let stack = MemStack::new(&mut memory);
+        cholesky_in_place(lower.as_mut(), Default::default(), Par::Seq, stack, Spec::default()).ok()?;
+        for j in 1..d {
+            lower.col_mut(j).subrows_mut(0, j).fill(0.0);
+        }
+        let corner = lower.as_ref().submatrix(d - last, d - last, last, last);
+        let mut turned = link.transpose().to_owned();
+        solve_lower_triangular_in_place(corner, turned.as_mut(), Par::Seq);
+        let mut square = product(lower.transpose(), lower.as_ref());
+        let mut end = square.as_mut().submatrix_mut(d - last, d - last, last, last);
+        end += product(turned.as_ref(), turned.transpose());
+        Some(Left { lower, link: turned.transpose().to_owned(), square })
+    }
+
+    /// The `k` leading factors: `U·Y` and `delta^T·U·Y`, with `Y` the eigenvectors of the square.
+    pub(crate) fn coefficients(&self, k: usize) -> Result<Coefficients> {
+        let (squares, y) = eigen(self.square.as_ref())?;
+        let (d, last) = (y.nrows(), self.link.ncols());
+        let y = y.as_ref().subcols(0, k);
+        let mut on_w = y.to_owned();
+        solve_upper_triangular_in_place(self.lower.transpose(), on_w.as_mut(), Par::Seq);
+        let on_v = product(self.lower.as_ref(), y);
+        let on_next = product(self.link.as_ref(), y.subrows(d - last, last));
+        Ok(balanced(Coefficients { squares, on_w, on_v, on_next: Some(on_next) }, 1.0))
+    }
+}
+
+/// Whether the spectrum of `W`, given by the eigenvalues of its Gram matrix, allows the left projection.
+pub(crate) fn flat_enough(eigenvalues: &[f64]) -> bool {
+    match (eigenvalues.first(), eigenvalues.last()) {
+        (Some(first), Some(last)) => *last > first * FLATNESS * FLATNESS,
+        _ => false,
+    }
+}
+
+/// The `k` leading factors of the right projection: `W·Q` and `V·Q`.
+pub(crate) fn right(gram: MatRef<'_, f64>, k: usize) -> Result<Coefficients> {
+    let (squares, q) = eigen(gram)?;
+    let q = q.as_ref().subcols(0, k);
+    Ok(balanced(Coefficients { squares, on_w: q.to_owned(), on_v: q.to_owned(), on_next: None }, -1.0))
+}
+
+/// Shares the singular values `s` equally. `side` tells where they are: +1 with the right factor, -1 with the left.
+fn balanced(mut c: Coefficients, side: f64) -> Coefficients {
+    for j in 0..c.on_w.ncols() {
+        let root = c.squares[j].max(0.0).powf(0.25 * side);
+        let (to_left, to_right) =
+            if root > 0.0 && root.is_finite() { (root, 1.0 / root) } else { (0.0, 0.0) };
+        c.on_w.col_mut(j).iter_mut().for_each(|x| *x *= to_left);
+        c.on_v.col_mut(j).iter_mut().for_each(|x| *x *= to_right);
+        if let Some(next) = &mut c.on_next {
+            next.col_mut(j).iter_mut().for_each(|x| *x *= to_right);
+        }
+    }
+    c
+}

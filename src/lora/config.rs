@@ -1,0 +1,105 @@
+//! `adapter_config.json`: the values that every consumer accepts, spelled out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::lora::names::{expert_of_stack, kind_of};
+
+/// The part of PEFT's `LoraConfig` that the portable adapter needs. `lora_alpha == r`, so that the scale is one and
+/// multiplying it into `lora_B` costs no rounding.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdapterConfig {
+    /// Always `LORA`.
+    pub peft_type: String,
+    /// Always `CAUSAL_LM`.
+    pub task_type: Option<String>,
+    /// What the adapter is added to.
+    pub base_model_name_or_path: Option<String>,
+    /// The uniform rank.
+    pub r: usize,
+    /// Equal to `r`.
+    pub lora_alpha: f64,
+    /// Kinds of module, sorted.
+    pub target_modules: BTreeSet<String>,
+    /// Stacks of experts, as `mlp.experts.down_proj`: PEFT adapts these parameters without a module of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_parameters: Option<BTreeSet<String>>,
+    /// Always 0: the adapter is for inference.
+    #[serde(default)]
+    pub lora_dropout: f64,
+    /// Always `none`.
+    #[serde(default)]
+    pub bias: String,
+    /// Always false: weights are `[out, in]`.
+    #[serde(default)]
+    pub fan_in_fan_out: bool,
+    /// Always true.
+    #[serde(default)]
+    pub inference_mode: bool,
+    /// Always null: no full weights.
+    #[serde(default)]
+    pub modules_to_save: Option<Vec<String>>,
+    /// Always empty: the rank is uniform.
+    #[serde(default)]
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// Always empty.
+    #[serde(default)]
+    pub alpha_pattern: BTreeMap<String, f64>,
+    /// Always false.
+    #[serde(default)]
+    pub use_rslora: bool,
+    /// Always false.
+    #[serde(default)]
+    pub use_dora: bool,
+}
+
+impl AdapterConfig {
+    /// The portable config of rank `r` for an adapter of these modules.
+    pub fn for_modules<'a>(base: &str, r: usize, modules: impl Iterator<Item = &'a str>) -> AdapterConfig {
+        let (mut kinds, mut stacks) = (BTreeSet::new(), BTreeSet::new());
+        for module in modules {
+            match expert_of_stack(module) {
+                None => drop(kinds.insert(kind_of(module).to_owned())),
+                // The name from the part before `experts` on: whatever layer it is in.
+                Some((stack, _)) => {
+                    let tail = stack.rmatch_indices('.').nth(2).map_or(stack, |(at, _)| &stack[at + 1..]);
+                    stacks.insert(tail.to_owned());
+                }
+            }
+        }
+        let target_parameters = (!stacks.is_empty()).then_some(stacks);
+        AdapterConfig { target_parameters, ..AdapterConfig::portable(base, r, kinds) }
+    }
+
+    /// The portable config of rank `r` for these kinds of module.
+    pub fn portable(base: &str, r: usize, kinds: BTreeSet<String>) -> AdapterConfig {
+        AdapterConfig {
+            peft_type: "LORA".into(),
+            task_type: Some("CAUSAL_LM".into()),
+            base_model_name_or_path: Some(base.into()),
+            r,
+            lora_alpha: r as f64,
+            target_modules: kinds,
+            target_parameters: None,
+            lora_dropout: 0.0,
+            bias: "none".into(),
+            fan_in_fan_out: false,
+            inference_mode: true,
+            modules_to_save: None,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            use_rslora: false,
+            use_dora: false,
+        }
+    }
+}
+
+/// The config as JSON text. `lora_alpha` is written as an integer where it is one: old loaders parse it as `int`.
+pub fn write_config(config: &AdapterConfig) -> serde_json::Result<String> {
+    let mut value = serde_json::to_value(config)?;
+    if config.lora_alpha.fract() == 0.0 {
+        value["lora_alpha"] = serde_json::json!(config.lora_alpha as u64);
+    }
+    serde_json::to_string_pretty(&value).map(|text| text + "\n")
+}

@@ -1,0 +1,23 @@
+//! LoRA adapters as PEFT lays them on disk, and what each program that loads them asks for.
+//!
+//! An adapter for a weight `[out, in]` is `lora_A` `[r, in]` and `lora_B` `[out, r]`; the served weight is
+//! `W + (lora_alpha / r) · lora_B · lora_A`. What Trephine writes is the portable subset that PEFT, vLLM, SGLang and
+//! llama.cpp all load; [`rules`] states it as checks. [`PeftAdapter`] reads whatever adapter there is.
+
+pub(crate) mod config;
+pub(crate) mod factor_dtype;
+pub(crate) mod names;
+pub mod read;
+pub mod rules;
+pub mod write;
+pub use self::config::{AdapterConfig, write_config};
+pub use self::factor_dtype::FactorType;
+pub use self::names::{
+    Keys, Place, expert_of, expert_of_stack, experts_of, fused_siblings, group_of, kind_of, place_of,
+};
+
+/// File name of the adapter's weights.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// File name of the adapter's config.
+pub const CONFIG: &str = "adapter_config.json";

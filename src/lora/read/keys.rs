@@ -1,0 +1,175 @@
+//! What the names of an adapter's tensors say: which weight of the base each belongs to, and what it is to it.
+//!
+//! PEFT stores `base_model.model.<module>.lora_A.weight`. What has been saved by other ways may lack the prefix, or keep
+//! the adapter's own name (`lora_A.default.weight`), which PEFT leaves out when it saves and puts in when it loads.
+
+use crate::lora::names::kind_of;
+
+/// What PEFT puts before the base's own names.
+pub(crate) const PREFIX: &str = "base_model.model.";
+
+/// What a tensor is to the weight it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// `lora_A` `[r, in]`.
+    A,
+    /// `lora_B` `[out, r]`.
+    B,
+    /// `lora_embedding_A` `[r, vocab]`.
+    EmbeddingA,
+    /// `lora_embedding_B` `[dim, r]`.
+    EmbeddingB,
+    /// `lora_B.bias` `[out]`.
+    LoraBias,
+    /// `lora_magnitude_vector`, DoRA's.
+    Magnitude,
+    /// A whole parameter of the base, as it is to become.
+    Whole,
+    /// A parameter of the base as it is: PEFT's `base_layer` and `original_module`.
+    Original,
+    /// Nothing that is known here.
+    Unknown,
+}
+
+/// A tensor's name, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Key<'a> {
+    /// The module as the base names it; for a whole parameter with the parameter's name, as `model.norm.weight`.
+    pub(crate) target: String,
+    /// What the tensor is to it.
+    pub(crate) part: Part,
+    /// Whether [`PREFIX`] stood before it.
+    pub(crate) prefixed: bool,
+    /// The adapter's own name, where the key still has it: `default`.
+    pub(crate) adapter: Option<&'a str>,
+}
+
+impl Key<'_> {
+    /// Takes `name` apart.
+    pub(crate) fn of(name: &str) -> Key<'_> {
+        let bare = name.strip_prefix(PREFIX);
+        let parts: Vec<&str> = bare.unwrap_or(name).split('.').collect();
+        let (target, part, adapter) = take_apart(&parts);
+        Key { target, part, prefixed: bare.is_some(), adapter }
+    }
+}
+
+fn take_apart<'a>(parts: &[&'a str]) -> (String, Part, Option<&'a str>) {
+    let whole = |part| (parts.join("."), part, None);
+    let marked = parts.iter().rposition(|part| marker(part).is_some());
+    let Some((at, found)) = marked.and_then(|at| Some((at, marker(parts[at])?))) else {
+        // LoRA's kin (LoHa, VeRA, trainable tokens) mark their tensors by words of their own.
+        let foreign = |part: &&str| part.starts_with("lora_") || *part == "token_adapter";
+        return whole(if parts.iter().any(foreign) { Part::Unknown } else { Part::Whole });
+    };
+    let (module, rest) = (parts[..at].join("."), &parts[at + 1..]);
+    match (found, rest) {
+        (Part::A | Part::B, ["weight"]) => (module, found, None),
+        (Part::A | Part::B, [name, "weight"]) => (module, found, Some(name)),
+        (Part::B, ["bias"]) => (module, Part::LoraBias, None),
+        (Part::B, [name, "bias"]) => (module, Part::LoraBias, Some(name)),
+        (Part::EmbeddingA | Part::EmbeddingB, []) => (module, found, None),
+        (Part::EmbeddingA | Part::EmbeddingB, [name]) if *name != "weight" => (module, found, Some(name)),
+        (Part::Magnitude, [] | ["weight"]) => (module, found, None),
+        (Part::Magnitude, [name] | [name, "weight"]) => (module, found, Some(name)),
+        (Part::Whole, [name, parameter]) => (format!("{module}.{parameter}"), found, Some(name)),
+        // PEFT freezes the weight that it wraps, but its bias is trained where the config asks for it.
+        (Part::Original, ["bias"]) if parts[at] == "base_layer" => {
+            (format!("{module}.bias"), Part::Whole, None)
+        }
+        (Part::Original, [parameter]) => (format!("{module}.{parameter}"), found, None),
+        _ => whole(Part::Unknown),
+    }
+}
+
+fn marker(part: &str) -> Option<Part> {
+    Some(match part {
+        "lora_A" => Part::A,
+        "lora_B" => Part::B,
+        "lora_embedding_A" => Part::EmbeddingA,
+        "lora_embedding_B" => Part::EmbeddingB,
+        "lora_magnitude_vector" => Part::Magnitude,
+        "modules_to_save" => Part::Whole,
+        "base_layer" | "original_module" => Part::Original,
+        _ => return None,
+    })
+}
+
+/// Whether a whole parameter, as `model.layers.0.input_layernorm.weight`, is a norm's, by its name or for having one
+/// dimension only.
+pub(crate) fn is_norm(parameter: &str, shape: &[usize]) -> bool {
+    let module = parameter.rsplit_once('.').map_or(parameter, |(module, _)| module);
+    shape.len() == 1 && parameter.ends_with(".weight") || kind_of(module).contains("norm")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> (String, Part, bool, Option<&str>) {
+        let Key { target, part, prefixed, adapter } = Key::of(name);
+        (target, part, prefixed, adapter)
+    }
+
+    #[test]
+    fn every_name_that_peft_writes_is_known() {
+        let q = "model.layers.0.self_attn.q_proj";
+        for (tail, target, part) in [
+            ("q_proj.lora_A.weight", q, Part::A),
+            ("q_proj.lora_B.weight", q, Part::B),
+            ("q_proj.lora_B.bias", q, Part::LoraBias),
+            ("q_proj.lora_magnitude_vector", q, Part::Magnitude),
+            ("q_proj.lora_magnitude_vector.weight", q, Part::Magnitude),
+            ("q_proj.bias", &format!("{q}.bias"), Part::Whole),
+            ("q_proj.base_layer.weight", &format!("{q}.weight"), Part::Original),
+            ("q_proj.base_layer.bias", &format!("{q}.bias"), Part::Whole),
+        ] {
+            let name = format!("base_model.model.model.layers.0.self_attn.{tail}");
+            assert_eq!(key(&name), (target.to_owned(), part, true, None), "{name}");
+        }
+        let table = "base_model.model.model.embed_tokens.lora_embedding_A";
+        assert_eq!(key(table), ("model.embed_tokens".into(), Part::EmbeddingA, true, None));
+        let norm = "base_model.model.model.norm.weight";
+        assert_eq!(key(norm), ("model.norm.weight".into(), Part::Whole, true, None));
+        let experts = "base_model.model.model.layers.0.mlp.experts.base_layer.lora_A.weight";
+        assert_eq!(key(experts), ("model.layers.0.mlp.experts.base_layer".into(), Part::A, true, None));
+    }
+
+    #[test]
+    fn an_adapters_own_name_is_taken_out() {
+        for (name, target, part) in [
+            ("base_model.model.a.q_proj.lora_A.default.weight", "a.q_proj", Part::A),
+            ("base_model.model.a.q_proj.lora_B.default.bias", "a.q_proj", Part::LoraBias),
+            ("base_model.model.wte.lora_embedding_B.default", "wte", Part::EmbeddingB),
+            ("base_model.model.a.q_proj.lora_magnitude_vector.default.weight", "a.q_proj", Part::Magnitude),
+            ("base_model.model.lm_head.modules_to_save.default.weight", "lm_head.weight", Part::Whole),
+        ] {
+            assert_eq!(key(name), (target.to_owned(), part, true, Some("default")), "{name}");
+        }
+        let original = "base_model.model.lm_head.original_module.weight";
+        assert_eq!(key(original), ("lm_head.weight".into(), Part::Original, true, None));
+    }
+
+    #[test]
+    fn a_missing_prefix_and_foreign_words_are_seen() {
+        assert_eq!(key("model.a.lora_A.weight"), ("model.a".into(), Part::A, false, None));
+        for name in [
+            "base_model.model.a.lora_A",
+            "base_model.model.a.lora_A.x.y.weight",
+            "base_model.model.a.lora_embedding_A.weight",
+            "base_model.model.a.lora_diag.weight",
+            "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",
+        ] {
+            assert_eq!(key(name).1, Part::Unknown, "{name}");
+        }
+    }
+
+    #[test]
+    fn norms_are_known_by_name_or_shape() {
+        assert!(is_norm("model.layers.0.input_layernorm.weight", &[8]));
+        assert!(is_norm("model.layers.0.ln_1.weight", &[8]));
+        assert!(is_norm("model.norm.bias", &[8]));
+        assert!(!is_norm("lm_head.weight", &[8, 4]));
+        assert!(!is_norm("model.layers.0.self_attn.q_proj.bias", &[8]));
+    }
+}

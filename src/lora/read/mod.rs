@@ -1,0 +1,270 @@
+//! Reads any LoRA adapter that PEFT, or a program that writes as PEFT does, has left in a folder.
+//!
+//! [`PeftAdapter::open`] reads the config and the header of the weights, no more. Every tensor is then one of three things:
+//! a factor of a [`PeftModule`], which pairs `lora_A` `[r, in]` with `lora_B` `[out, r]`; an [`Extra`], as a norm that
+//! was saved whole; or part of a [`Problem`], as a `lora_A` without its `lora_B`. What the adapter adds to a weight is
+//! `scale · B·A`, for an embedding its transpose.
+//!
+//! ```no_run
+//! # fn main() -> trephine::Result<()> {
+//! let adapter = trephine::lora::read::PeftAdapter::open("path/to/adapter")?;
+//! for module in adapter.modules() {
+//!     let factors = adapter.factors(module)?;
+//!     println!("{} {:?} {} {}", module.name(), module.shape(), module.rank(), factors.a.len());
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+pub(crate) mod classify;
+pub(crate) mod config;
+pub(crate) mod keys;
+pub use self::classify::{Extra, ExtraKind, Fault, PeftModule, Problem};
+pub use self::config::{PeftConfig, Targets};
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint;
+use crate::checkpoint::module::Module;
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::durable::folder;
+use crate::lora::read::classify::sort;
+use crate::lora::{CONFIG, WEIGHTS};
+use crate::storage::mmap::Window;
+use crate::{Error, Result};
+
+/// How many bytes of a factor are mapped and decoded at once.
+const WINDOW: u64 = 4 << 20;
+
+/// An open adapter. Safe to use from several threads.
+#[derive(Debug)]
+pub struct PeftAdapter {
+    root: PathBuf,
+    files: Vec<String>,
+    config: PeftConfig,
+    file: Checkpoint,
+    modules: BTreeMap<String, PeftModule>,
+    extras: Vec<Extra>,
+    problems: Vec<Problem>,
+}
+
+/// Both factors of a module in f32, without the scale.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Factors {
+    /// `[r, in]`, row-major.
+    pub a: Vec<f32>,
+    /// `[out, r]`, row-major.
+    pub b: Vec<f32>,
+}
+
+impl PeftAdapter {
+    /// Whether `folder` is one that [`open`](Self::open) would take for an adapter, good or bad.
+    pub fn is_at(folder: &Path) -> bool {
+        folder.join(CONFIG).is_file()
+    }
+
+    /// Opens a folder, the weight file in it, or a name as `owner/adapter` that is in the Hugging Face cache.
+    ///
+    /// What is wrong with single tensors is no error but a [`Problem`].
+    ///
+    /// # Errors
+    /// No adapter is there; its weights are in several files or not in safetensors; its file is damaged; its config cannot
+    /// be read, or is of another kind than LoRA; two of its tensors are the same factor.
+    pub fn open(spec: &str) -> Result<PeftAdapter> {
+        let found = checkpoint::find(spec)?;
+        Self::open_folder(if found.is_dir() { &found } else { folder::parent(&found) })
+    }
+
+    /// Opens the folder `root` itself.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_folder(root: &Path) -> Result<PeftAdapter> {
+        let files = names(root)?;
+        let weights = weights(root, &files)?;
+        let path = root.join(CONFIG);
+        let text = std::fs::read_to_string(&path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::input("the adapter has no config")
+                .path(&path)
+                .hint("its rank and lora_alpha stand there: fetch the adapter again, whole"),
+            std::io::ErrorKind::InvalidData => Error::input("the adapter's config is no text").path(&path),
+            _ => Error::unexpected("cannot read the adapter's config").path(&path).because(e),
+        })?;
+        let config = PeftConfig::parse(&text, &path)?;
+        let file = Checkpoint::open_file(&weights)?;
+        let sorted = sort(file.tensors(), &config).map_err(|e| e.path(&weights))?;
+        let classify::Sorted { modules, extras, problems } = sorted;
+        Ok(PeftAdapter { root: root.to_owned(), files, config, file, modules, extras, problems })
+    }
+
+    /// The folder it was opened from.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The names of all that lies in the folder, sorted.
+    pub fn files(&self) -> &[String] {
+        &self.files
+    }
+
+    /// Its config.
+    pub fn config(&self) -> &PeftConfig {
+        &self.config
+    }
+
+    /// The modules whose factors are a pair, by name.
+    pub fn modules(&self) -> impl ExactSizeIterator<Item = &PeftModule> {
+        self.modules.values()
+    }
+
+    /// The module that the base calls `name` (without `.weight`).
+    pub fn module(&self, name: &str) -> Option<&PeftModule> {
+        self.modules.get(name)
+    }
+
+    /// The tensors that are no factors, by name.
+    pub fn extras(&self) -> &[Extra] {
+        &self.extras
+    }
+
+    /// What is wrong with its tensors, in the order of their names.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// Every tensor of the weight file, by name.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = &Tensor> {
+        self.file.tensors()
+    }
+
+    /// The largest rank of a module, zero where there is none.
+    pub fn rank(&self) -> usize {
+        self.modules.values().map(PeftModule::rank).max().unwrap_or(0)
+    }
+
+    /// Maps a range of the bytes of a tensor of this adapter.
+    ///
+    /// # Errors
+    /// A file that cannot be read or has changed.
+    ///
+    /// # Panics
+    /// If the range is not within the tensor.
+    pub fn window(&self, tensor: &Tensor, range: Range<u64>) -> Result<Window> {
+        self.file.read(tensor, range)
+    }
+
+    /// Reads `rows` of a dense `tensor` of this adapter, as [`Module::flattened`] lays it out (a vector is one row), into `out` in
+    /// f32, row-major.
+    ///
+    /// # Errors
+    /// A dtype that is not F32, F64, BF16 or F16; a file that cannot be read or has changed.
+    ///
+    /// # Panics
+    /// If the rows are not the tensor's, or `out` is of another length.
+    pub fn read(&self, tensor: &Tensor, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        self.flat(tensor)?.panel(&self.file, rows, out)
+    }
+
+    fn flat(&self, tensor: &Tensor) -> Result<Module> {
+        Module::flattened(tensor).ok_or_else(|| {
+            let what = format!("a tensor of {} holds no numbers that are read", tensor.stored.dtype);
+            Error::input(what).tensor(tensor.name()).path(self.file.path(tensor.file))
+        })
+    }
+
+    /// Hands all of a dense `tensor` to `take` in order, in f32, in panels of whole rows of at most some 4 MiB as stored (or one
+    /// row, where that is larger). `take` is told which rows it gets.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); what `take` returns.
+    pub fn panels(
+        &self,
+        tensor: &Tensor,
+        mut take: impl FnMut(Range<usize>, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let [rows, width] = self.flat(tensor)?.shape();
+        let row = (tensor.size() / rows.max(1) as u64).max(1);
+        let step = usize::try_from(WINDOW / row).unwrap_or(rows).clamp(1, rows.max(1));
+        let mut values = vec![0.0; step * width];
+        for start in (0..rows).step_by(step) {
+            let part = start..rows.min(start + step);
+            let values = &mut values[..part.len() * width];
+            self.read(tensor, part.clone(), values)?;
+            take(part, values)?;
+        }
+        Ok(())
+    }
+
+    /// Hands the bytes of `tensor` to `take` in order, as they are stored, in pieces of at most some 4 MiB.
+    ///
+    /// # Errors
+    /// A file that cannot be read or has changed; what `take` returns.
+    pub fn copy(&self, tensor: &Tensor, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        for start in (0..tensor.size()).step_by(WINDOW as usize) {
+            take(&self.file.read(tensor, start..tensor.size().min(start + WINDOW))?)?;
+        }
+        Ok(())
+    }
+
+    /// Both factors of `module`, in f32: `4 · r · (in + out)` bytes, and a window of the file at a time.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn factors(&self, module: &PeftModule) -> Result<Factors> {
+        let whole = |tensor: &Tensor| {
+            let mut values = Vec::with_capacity(tensor.stored.shape.iter().product());
+            self.panels(tensor, |_, part| {
+                values.extend_from_slice(part);
+                Ok(())
+            })?;
+            Ok(values)
+        };
+        Ok(Factors { a: whole(module.a())?, b: whole(module.b())? })
+    }
+}
+
+/// The names of what lies in `root`, sorted.
+fn names(root: &Path) -> Result<Vec<String>> {
+    let failed = |e| Error::unexpected("cannot list").path(root).because(e);
+    let name = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+    let entries = std::fs::read_dir(root).map_err(failed)?;
+    let mut names = entries.map(|entry| entry.map(name).map_err(failed)).collect::<Result<Vec<_>>>()?;
+    names.sort();
+    Ok(names)
+}
+
+/// The weight file of the adapter in `root`, where these `names` are.
+fn weights(root: &Path, names: &[String]) -> Result<PathBuf> {
+    let path = root.join(WEIGHTS);
+    // A link into a cache whose blob is gone has a name too: opening it says so.
+    if names.iter().any(|name| name == WEIGHTS) {
+        return Ok(path);
+    }
+    let shards =
+        |name: &&String| name.starts_with("adapter_model-") || name.starts_with("adapter_model.safetensors.");
+    if let Some(shard) = names.iter().find(shards) {
+        return Err(Error::input("the adapter's weights are in several files, which no program loads")
+            .path(root.join(shard))
+            .hint("save it by PEFT, which writes one adapter_model.safetensors"));
+    }
+    if let Some(pickle) =
+        ["adapter_model.bin", "adapter_model.pt"].iter().find(|end| names.iter().any(|n| n == *end))
+    {
+        return Err(Error::input("the adapter's weights are in PyTorch's pickle format, not in safetensors")
+            .path(root.join(pickle))
+            .hint("load it by PEFT and save it: that writes adapter_model.safetensors"));
+    }
+    let what = if names.iter().any(|name| name == CONFIG) {
+        "the adapter has a config but no weights"
+    } else {
+        "this is no adapter"
+    };
+    Err(Error::input(what)
+        .path(&path)
+        .hint("give a folder with adapter_config.json and adapter_model.safetensors"))
+}

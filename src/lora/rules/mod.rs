@@ -1,0 +1,193 @@
+//! What each program that loads adapters asks of one, as rules.
+//!
+//! PEFT is the most lenient: what it does not know it ignores, and says nothing when an adapter does nothing. vLLM, SGLang
+//! and llama.cpp each refuse, or misread, something that the others take. [`judge`] holds an adapter against all of
+//! them; [`portable`] asks for the subset that every one of them loads without losing anything, which is what Trephine
+//! writes. The rules follow the loaders' own code (PEFT 0.21, vLLM 0.32, SGLang, llama.cpp's `convert_lora_to_gguf.py`).
+
+pub(crate) mod settings;
+pub(crate) mod tensors;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::lora::read::PeftAdapter;
+
+/// A program that loads LoRA adapters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Consumer {
+    /// PEFT, with transformers.
+    #[serde(rename = "peft")]
+    Peft,
+    /// vLLM.
+    #[serde(rename = "vllm")]
+    Vllm,
+    /// SGLang.
+    #[serde(rename = "sglang")]
+    Sglang,
+    /// llama.cpp, by its converter.
+    #[serde(rename = "llama.cpp")]
+    LlamaCpp,
+}
+
+impl Consumer {
+    /// All of them.
+    pub const ALL: [Consumer; 4] = [Consumer::Peft, Consumer::Vllm, Consumer::Sglang, Consumer::LlamaCpp];
+
+    /// Its name as its makers write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Consumer::Peft => "PEFT",
+            Consumer::Vllm => "vLLM",
+            Consumer::Sglang => "SGLang",
+            Consumer::LlamaCpp => "llama.cpp",
+        }
+    }
+}
+
+impl fmt::Display for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What comes of a breach, from bad to mild.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The program refuses the adapter.
+    Refused,
+    /// It loads and computes something else, without a word.
+    Wrong,
+    /// It loads, and a part of it does nothing.
+    NoEffect,
+    /// It loads today; an older version, or a base that cannot be seen from here, may refuse it, or something rounds.
+    Caution,
+}
+
+impl Outcome {
+    /// In words, for tables.
+    pub fn words(self) -> &'static str {
+        match self {
+            Outcome::Refused => "refused",
+            Outcome::Wrong => "wrong numbers",
+            Outcome::NoEffect => "no effect",
+            Outcome::Caution => "caution",
+        }
+    }
+}
+
+/// Whether `sanitize` can mend a breach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mend {
+    /// Yes, and what the adapter adds stays as it is, but for rounding.
+    Yes,
+    /// Yes, by leaving something out: what that was is told with its norm.
+    ByPruning,
+    /// Yes, by a lower rank, with `--max-rank`.
+    ByMaxRank,
+    /// No.
+    No,
+}
+
+impl Mend {
+    /// In words, for tables.
+    pub fn words(self) -> &'static str {
+        match self {
+            Mend::Yes => "yes",
+            Mend::ByPruning => "by pruning",
+            Mend::ByMaxRank => "with --max-rank",
+            Mend::No => "no",
+        }
+    }
+}
+
+/// One rule that an adapter breaks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// For whom it matters.
+    pub consumers: Vec<Consumer>,
+    /// The tensor, module, file or key of the config at fault.
+    pub at: String,
+    /// What is wrong, and what comes of it.
+    pub why: String,
+    /// What it comes to.
+    pub outcome: Outcome,
+    /// Whether `sanitize` can mend it.
+    pub mend: Mend,
+}
+
+impl Finding {
+    /// Whether it keeps the adapter from working: all but [`Outcome::Caution`].
+    pub fn is_failure(&self) -> bool {
+        self.outcome != Outcome::Caution
+    }
+
+    /// Whether it matters for one of these.
+    pub fn concerns(&self, consumers: &[Consumer]) -> bool {
+        self.consumers.iter().any(|consumer| consumers.contains(consumer))
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.consumers.iter().map(|consumer| consumer.name()).collect();
+        write!(f, "{} {} ({}: {})", self.at, self.why, names.join(", "), self.outcome.words())
+    }
+}
+
+/// Where the rules put what they find.
+pub(crate) struct Report(Vec<Finding>);
+
+impl Report {
+    fn add(
+        &mut self,
+        consumers: &[Consumer],
+        at: impl Into<String>,
+        why: impl Into<String>,
+        outcome: Outcome,
+        mend: Mend,
+    ) {
+        let consumers = consumers.to_vec();
+        self.0.push(Finding { consumers, at: at.into(), why: why.into(), outcome, mend });
+    }
+}
+
+/// Holds `adapter` against every rule. `model` is the base's `model_type` (`qwen3`), where it is known: whether vLLM takes a
+/// LoRA on the embedding or the head depends on it. The worst come first.
+pub fn judge(adapter: &PeftAdapter, model: Option<&str>) -> Vec<Finding> {
+    let mut found = portable(adapter);
+    let mut report = Report(Vec::new());
+    tensors::vocabulary(adapter, model, &mut report);
+    found.extend(report.0);
+    found.sort_by_key(|finding| finding.outcome);
+    found
+}
+
+/// What keeps `adapter` from being the portable one: everything that anybody could object to, but for what the base alone
+/// decides. The worst come first.
+pub fn portable(adapter: &PeftAdapter) -> Vec<Finding> {
+    let mut report = Report(Vec::new());
+    settings::check(adapter, &mut report);
+    tensors::check(adapter, &mut report);
+    report.0.sort_by_key(|finding| finding.outcome);
+    report.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_names_whom_it_concerns() {
+        let mut report = Report(Vec::new());
+        report.add(&[Consumer::Vllm, Consumer::LlamaCpp], "x", "is wrong", Outcome::Refused, Mend::No);
+        let found = &report.0[0];
+        assert_eq!(found.to_string(), "x is wrong (vLLM, llama.cpp: refused)");
+        assert!(found.is_failure() && found.concerns(&Consumer::ALL) && !found.concerns(&[Consumer::Peft]));
+        let json = serde_json::to_value(found).unwrap();
+        assert_eq!(json["consumers"], serde_json::json!(["vllm", "llama.cpp"]));
+    }
+}

@@ -1,0 +1,172 @@
+//! The rules on an adapter's folder and its `adapter_config.json`.
+
+use regex::Regex;
+use serde_json::Value;
+
+use crate::lora::read::PeftAdapter;
+use crate::lora::read::classify::{Extra, PeftModule};
+use crate::lora::read::config::{PeftConfig, Targets};
+use crate::lora::rules::Consumer::{LlamaCpp, Peft, Sglang, Vllm};
+use crate::lora::rules::{Mend, Outcome, Report};
+use crate::lora::{CONFIG, WEIGHTS};
+
+/// The largest `--max-lora-rank` of vLLM.
+const VLLM_MOST: usize = 512;
+
+pub(crate) fn check(adapter: &PeftAdapter, report: &mut Report) {
+    for file in adapter.files().iter().filter(|file| file.ends_with(".safetensors") && *file != WEIGHTS) {
+        let why = "lies beside the weights and may be loaded in their stead";
+        report.add(&[Sglang], file, why, Outcome::Wrong, Mend::Yes);
+    }
+    let config = adapter.config();
+    ranks(config, adapter, report);
+    targets(config, adapter, report);
+    switches(config, report);
+    meanings(config, report);
+}
+
+fn at(key: &str) -> String {
+    format!("{CONFIG}: {key}")
+}
+
+/// Whether a value says nothing: absent, null, false, empty or `none`.
+fn is_silent(config: &PeftConfig, key: &str) -> bool {
+    !config.is(key) || config.text(key) == Some("none")
+}
+
+fn ranks(config: &PeftConfig, adapter: &PeftAdapter, report: &mut Report) {
+    if config.text("peft_type").is_none() {
+        report.add(&[Peft], at("peft_type"), "is missing", Outcome::Refused, Mend::Yes);
+    }
+    match config.r() {
+        None => report.add(&[Vllm, Sglang], at("r"), "is missing", Outcome::Refused, Mend::Yes),
+        Some(0) => report.add(&[Peft, Vllm, Sglang], at("r"), "is 0", Outcome::Refused, Mend::Yes),
+        Some(_) => {}
+    }
+    let rank = adapter.rank().max(config.r().unwrap_or(0));
+    if rank > VLLM_MOST {
+        let why = format!("is {rank}, and no --max-lora-rank is above {VLLM_MOST}");
+        report.add(&[Vllm], at("r"), why, Outcome::Refused, Mend::ByMaxRank);
+    }
+    match (config.lora_alpha(), config.r()) {
+        (None, _) => {
+            report.add(
+                &[Vllm, Sglang, LlamaCpp],
+                at("lora_alpha"),
+                "is missing",
+                Outcome::Refused,
+                Mend::Yes,
+            );
+        }
+        (Some(alpha), Some(r)) if r > 0 && alpha != r as f64 => {
+            let why = "is not r: B is multiplied by the scale and rounded again";
+            report.add(&[Vllm], at("lora_alpha"), why, Outcome::Caution, Mend::Yes);
+        }
+        _ => {}
+    }
+    for key in ["rank_pattern", "alpha_pattern"].into_iter().filter(|key| !is_silent(config, key)) {
+        let why = "makes ranks or scales differ from module to module";
+        report.add(&[Sglang], at(key), why, Outcome::Refused, Mend::Yes);
+        report.add(&[Vllm], at(key), "is ignored by older versions", Outcome::Caution, Mend::Yes);
+    }
+    let differs = |module: &&PeftModule| config.lora_alpha() != Some(module.alpha());
+    if config.lora_alpha().is_some() && adapter.modules().find(differs).is_some() {
+        report.add(&[LlamaCpp], at("alpha_pattern"), "is ignored", Outcome::Wrong, Mend::Yes);
+    }
+}
+
+fn targets(config: &PeftConfig, adapter: &PeftAdapter, report: &mut Report) {
+    match config.targets() {
+        Targets::Names(names) if !names.is_empty() || config.is("target_parameters") => {}
+        Targets::Pattern(_) => {
+            let why = "is a pattern; a list of names is sure to be understood";
+            report.add(&[Sglang], at("target_modules"), why, Outcome::Caution, Mend::Yes);
+        }
+        // Of stacks of experts alone: an empty list is what PEFT and vLLM take.
+        Targets::Names(_) if !is_silent(config, "target_parameters") => {}
+        _ => {
+            report.add(&[Vllm, Sglang], at("target_modules"), "names no module", Outcome::Refused, Mend::Yes)
+        }
+    }
+    let saved: Vec<String> = config.modules_to_save();
+    for name in &saved {
+        let module =
+            |extra: &Extra| extra.target.rsplit_once('.').is_some_and(|(module, _)| module.ends_with(name));
+        if !adapter.extras().iter().any(module) {
+            let why = format!("names '{name}', of which there is no whole weight");
+            report.add(&[Peft], at("modules_to_save"), why, Outcome::Refused, Mend::Yes);
+        }
+    }
+    if saved.iter().any(|name| !matches!(name.as_str(), "classifier" | "score")) {
+        let why = "asks for whole weights beside the LoRA";
+        report.add(&[Vllm, Sglang], at("modules_to_save"), why, Outcome::Refused, Mend::ByPruning);
+    }
+}
+
+fn switches(config: &PeftConfig, report: &mut Report) {
+    if !is_silent(config, "bias") {
+        report.add(&[Vllm], at("bias"), "asks for biases", Outcome::Refused, Mend::ByPruning);
+    }
+    if !is_silent(config, "lora_bias") {
+        report.add(&[Vllm], at("lora_bias"), "asks for biases of lora_B", Outcome::Refused, Mend::ByPruning);
+    }
+    if !is_silent(config, "use_rslora") {
+        let why = "is ignored, so that the scale is alpha / r and not alpha / sqrt(r)";
+        report.add(&[Sglang, LlamaCpp], at("use_rslora"), why, Outcome::Wrong, Mend::Yes);
+    }
+}
+
+/// Settings by which the adapter is no plain `W + scale · B·A` at all.
+fn meanings(config: &PeftConfig, report: &mut Report) {
+    if !is_silent(config, "use_dora") {
+        let why = "rescales every row of the sum by a magnitude, which no plain LoRA can";
+        report.add(&[Vllm, Sglang, LlamaCpp], at("use_dora"), why, Outcome::Refused, Mend::No);
+    }
+    if let Some(init) = config.init_that_changes_the_base() {
+        let why = format!("is '{init}', by which PEFT changes the base's own weights at loading");
+        report.add(&[Vllm], at("init_lora_weights"), &*why, Outcome::Refused, Mend::No);
+        report.add(&[Sglang, LlamaCpp], at("init_lora_weights"), why, Outcome::Wrong, Mend::No);
+    }
+    for (key, does) in [
+        ("alora_invocation_tokens", "switches the adapter on in the midst of a text (aLoRA)"),
+        ("layer_replication", "repeats layers of the base"),
+        ("use_bdlora", "makes factors block-diagonal (BD-LoRA)"),
+        ("use_qalora", "pools the input in groups (QALoRA)"),
+    ] {
+        if !is_silent(config, key) {
+            report.add(&[Vllm], at(key), does, Outcome::Refused, Mend::No);
+            report.add(
+                &[Sglang, LlamaCpp],
+                at(key),
+                format!("{does}, and is ignored"),
+                Outcome::Wrong,
+                Mend::No,
+            );
+        }
+    }
+}
+
+/// Whether `target_modules` reaches the module, by PEFT's rule; `None` where its pattern cannot be read here.
+pub(crate) fn is_target(config: &PeftConfig, module: &str) -> Option<bool> {
+    let ends =
+        |name: &str| module == name || module.strip_suffix(name).is_some_and(|head| head.ends_with('.'));
+    Some(match config.targets() {
+        Targets::None => false,
+        Targets::Names(names) => names.iter().any(|name| ends(name)),
+        Targets::Pattern(all) if all.eq_ignore_ascii_case("all-linear") => true,
+        Targets::Pattern(pattern) => Regex::new(&format!("^(?:{pattern})$")).ok()?.is_match(module),
+    })
+}
+
+/// Whether the module is a parameter that PEFT reaches by `target_parameters`, as fused experts.
+pub(crate) fn is_target_parameter(config: &PeftConfig, module: &str) -> bool {
+    let owner = module.trim_end_matches(".base_layer");
+    let names = config.raw().get("target_parameters").and_then(Value::as_array);
+    let holds = |name: &Value| {
+        let holder = name.as_str().and_then(|name| name.rsplit_once('.')).map(|(holder, _)| holder);
+        holder.is_some_and(|holder| {
+            owner == holder || owner.strip_suffix(holder).is_some_and(|h| h.ends_with('.'))
+        })
+    };
+    names.is_some_and(|names| names.iter().any(holds))
+}

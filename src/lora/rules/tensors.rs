@@ -1,0 +1,191 @@
+//! The rules on an adapter's tensors.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::lora::WEIGHTS;
+use crate::lora::names::{expert_of, fused_siblings, kind_of};
+use crate::lora::read::PeftAdapter;
+use crate::lora::read::classify::{Extra, ExtraKind, Fault, PeftModule};
+use crate::lora::rules::Consumer::{LlamaCpp, Peft, Sglang, Vllm};
+use crate::lora::rules::settings::{is_target, is_target_parameter};
+use crate::lora::rules::{Consumer, Mend, Outcome, Report};
+
+/// Bases (`model_type`) on whose embedding and head vLLM takes a LoRA, and on whose it does not.
+const VOCABULARY_TAKEN: [&str; 5] = ["llama", "mixtral", "qwen3", "qwen3_moe", "granite"];
+const VOCABULARY_REFUSED: [&str; 9] =
+    ["mistral", "qwen2", "gemma", "gemma2", "gemma3", "gemma3_text", "deepseek_v2", "deepseek_v3", "gpt_oss"];
+
+pub(crate) fn check(adapter: &PeftAdapter, report: &mut Report) {
+    for problem in adapter.problems() {
+        fault(&problem.at, &problem.fault, report);
+    }
+    for extra in adapter.extras() {
+        beside(adapter, extra, report);
+    }
+    for module in adapter.modules() {
+        in_place(adapter, module, report);
+    }
+    experts(adapter, report);
+    stacks(adapter, report);
+    if adapter.modules().len() == 0 {
+        report.add(&[Vllm], WEIGHTS, "holds no LoRA at all", Outcome::Refused, Mend::No);
+    }
+}
+
+fn fault(at: &str, fault: &Fault, report: &mut Report) {
+    let why = fault.to_string();
+    let mut add = |consumers: &[Consumer], outcome, mend| report.add(consumers, at, &*why, outcome, mend);
+    match fault {
+        Fault::LoneA => {
+            add(&[Vllm, Sglang, LlamaCpp], Outcome::Refused, Mend::ByPruning);
+            add(&[Peft], Outcome::NoEffect, Mend::ByPruning);
+        }
+        // Its lora_A is random then.
+        Fault::LoneB => {
+            add(&[Vllm, Sglang, LlamaCpp], Outcome::Refused, Mend::ByPruning);
+            add(&[Peft], Outcome::Wrong, Mend::ByPruning);
+        }
+        Fault::Misfit { .. } | Fault::Dtype { .. } => add(&Consumer::ALL, Outcome::Refused, Mend::No),
+        Fault::ZeroRank => add(&Consumer::ALL, Outcome::Refused, Mend::Yes),
+        Fault::OtherRank { .. } => {
+            add(&[Peft, Sglang], Outcome::Refused, Mend::Yes);
+            add(&[Vllm], Outcome::Wrong, Mend::Yes);
+        }
+        Fault::NoPrefix => add(&[Peft], Outcome::NoEffect, Mend::Yes),
+        Fault::AdapterName { .. } => {
+            add(&[Vllm, LlamaCpp], Outcome::Refused, Mend::Yes);
+            // Under the name that it has by chance, it works.
+            let outcome = if matches!(fault, Fault::AdapterName { adapter } if adapter == "default") {
+                Outcome::Caution
+            } else {
+                Outcome::NoEffect
+            };
+            add(&[Peft], outcome, Mend::Yes);
+        }
+    }
+}
+
+/// A tensor that is no factor.
+fn beside(adapter: &PeftAdapter, extra: &Extra, report: &mut Report) {
+    let (at, why) = (extra.tensor.name(), format!("is no factor of a LoRA: {}", extra.kind.words()));
+    let mend = match extra.kind {
+        ExtraKind::Magnitude => Mend::No,
+        ExtraKind::BaseCopy => Mend::Yes,
+        _ => Mend::ByPruning,
+    };
+    for consumer in [Vllm, Sglang, LlamaCpp].into_iter().filter(|consumer| !takes(*consumer, adapter, extra))
+    {
+        report.add(&[consumer], at, &*why, Outcome::Refused, mend);
+    }
+    if !takes(Peft, adapter, extra) {
+        report.add(&[Peft], at, format!("{why}, which nothing asks for"), Outcome::NoEffect, mend);
+    }
+}
+
+/// Whether `consumer` takes this tensor beside the factors, and does with it what it stands for.
+pub fn takes(consumer: Consumer, adapter: &PeftAdapter, extra: &Extra) -> bool {
+    let (config, kind, name) = (adapter.config(), extra.kind, extra.tensor.name());
+    let module = extra.target.rsplit_once('.').map_or(&*extra.target, |(module, _)| module);
+    let is_saved = || config.modules_to_save().iter().any(|saved| module.ends_with(saved.as_str()));
+    match consumer {
+        // A whole tensor is loaded into the base's own where the two names agree; that of a layer with a LoRA is inside a wrapper.
+        Peft => match kind {
+            ExtraKind::Magnitude => config.is("use_dora"),
+            ExtraKind::LoraBias => config.is("lora_bias"),
+            ExtraKind::Norm | ExtraKind::FullWeight | ExtraKind::Bias => {
+                name.contains(".base_layer.") || is_saved() || adapter.module(module).is_none()
+            }
+            ExtraKind::BaseCopy => true,
+            ExtraKind::Unknown => false,
+        },
+        // The heads of classifiers, and PEFT's copy of a vocabulary's own weight, which is skipped.
+        Vllm => match kind {
+            ExtraKind::FullWeight | ExtraKind::Bias => {
+                matches!(kind_of(module), "classifier" | "score") && is_saved()
+            }
+            ExtraKind::BaseCopy => [".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight"]
+                .iter()
+                .any(|end| name.ends_with(end)),
+            _ => false,
+        },
+        Sglang => false,
+        // The converter writes these over, and skips the copies.
+        LlamaCpp => match kind {
+            ExtraKind::Norm => name.contains("_layernorm") || name.contains(".norm"),
+            ExtraKind::BaseCopy => name.contains(".base_layer.weight"),
+            _ => false,
+        },
+    }
+}
+
+fn in_place(adapter: &PeftAdapter, module: &PeftModule, report: &mut Report) {
+    let (config, name) = (adapter.config(), module.name());
+    if is_target(config, name) == Some(false) && !is_target_parameter(config, name) {
+        report.add(&[Peft], name, "is in no entry of target_modules", Outcome::NoEffect, Mend::Yes);
+    }
+    let absent = |sibling: &&String| adapter.module(sibling).is_none();
+    for sibling in fused_siblings(name).iter().filter(absent) {
+        let why = format!("comes without {}, which servers fuse with it", kind_of(sibling));
+        report.add(&[Sglang], name, why, Outcome::Refused, Mend::Yes);
+    }
+}
+
+/// LoRA on the embedding or the head, which some bases' implementations in vLLM take and others do not.
+pub(crate) fn vocabulary(adapter: &PeftAdapter, model: Option<&str>, report: &mut Report) {
+    for module in adapter.modules().filter(|module| module.place().is_vocabulary()) {
+        let (why, outcome) = match model {
+            Some(model) if VOCABULARY_TAKEN.contains(&model) => continue,
+            Some(model) if VOCABULARY_REFUSED.contains(&model) => {
+                (format!("is a LoRA on the vocabulary of a base of type {model}"), Outcome::Refused)
+            }
+            _ => {
+                let why = "is a LoRA on the vocabulary: taken on Llama, Mixtral, Qwen3 and Granite, refused on Mistral, \
+                           Qwen2, Gemma, DeepSeek-V2 and gpt-oss";
+                (why.to_owned(), Outcome::Caution)
+            }
+        };
+        report.add(&[Vllm], module.name(), why, outcome, Mend::ByPruning);
+    }
+}
+
+/// Stacks of experts: vLLM takes both of a layer's, as PEFT calls them, or none.
+fn stacks(adapter: &PeftAdapter, report: &mut Report) {
+    for module in adapter.modules().filter(|module| module.experts() > 1) {
+        let name = module.name();
+        let (other, kind) = match name.strip_suffix(".base_layer") {
+            Some(outer) => (outer.to_owned(), "down_proj"),
+            None => (format!("{name}.base_layer"), "gate_up_proj"),
+        };
+        if adapter.module(&other).is_none() {
+            let why = format!("comes without '{other}', the factors of {kind}");
+            report.add(&[Vllm], name, why, Outcome::Refused, Mend::No);
+        }
+    }
+}
+
+/// Experts that are modules of their own: vLLM stacks them, and asks for every expert with all its projections.
+fn experts(adapter: &PeftAdapter, report: &mut Report) {
+    let mut layers: BTreeMap<&str, (BTreeSet<usize>, BTreeSet<&str>)> = BTreeMap::new();
+    let known = adapter.modules().filter_map(|module| expert_of(module.name()));
+    for (layer, expert, projection) in known {
+        let (experts, projections) = layers.entry(layer).or_default();
+        experts.insert(expert);
+        projections.insert(projection);
+    }
+    for (layer, (experts, projections)) in &layers {
+        let wanted = match projections.iter().next() {
+            Some(&("w1" | "w2" | "w3")) => ["w1", "w2", "w3"],
+            _ => ["gate_proj", "up_proj", "down_proj"],
+        };
+        let most = experts.last().map_or(0, |last| last + 1);
+        let missing = (0..most)
+            .flat_map(|expert| wanted.map(|projection| format!("{layer}.{expert}.{projection}")))
+            .filter(|name| adapter.module(name).is_none())
+            .count();
+        if missing > 0 {
+            let why =
+                format!("lacks {missing} projections of its {most} experts, of which all have to be there");
+            report.add(&[Vllm], *layer, why, Outcome::Refused, Mend::Yes);
+        }
+    }
+}

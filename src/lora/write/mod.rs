@@ -1,0 +1,9 @@
+//! Adapters written: shards of finished modules, and the one file that PEFT, vLLM, SGLang and llama.cpp load.
+//! A further output format goes beside `peft.rs`.
+
+pub(crate) mod expert_stacks;
+pub(crate) mod peft;
+pub mod shard;
+pub use self::expert_stacks::{ModuleFactors, read_factors};
+pub use self::peft::{Piece, ShardNames, assemble};
+pub use self::shard::Shard;

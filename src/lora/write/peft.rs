@@ -1,0 +1,161 @@
+//! The one weight file that every loader takes, put together from the shards of modules without holding any of them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use safetensors::Dtype;
+
+use crate::container::safetensors::writer::SafetensorsWriter;
+use crate::durable::digest::Written;
+use crate::lora::names::{Keys, Place};
+use crate::lora::write::expert_stacks;
+use crate::lora::write::shard::Shard;
+use crate::quant::weight::Stored;
+use crate::{Error, Result};
+
+/// One module of an adapter that is being put together.
+pub struct Piece {
+    /// As the base names it.
+    pub module: String,
+    /// Which names and orientation its factors have.
+    pub place: Place,
+    /// `[out, in]` of the adapter's product: for an embedding `[dim, vocab]`.
+    pub shape: [usize; 2],
+    /// Its own rank, at most the adapter's.
+    pub rank: usize,
+    /// How to open its shard; `None` for factors of zeros.
+    pub shard: Option<Opener>,
+}
+
+/// Opens a shard, its digest checked.
+pub type Opener = Box<dyn Fn() -> Result<Shard>>;
+
+/// The names of `lora_A` and `lora_B` inside a shard.
+pub struct ShardNames<'a> {
+    /// `lora_A` `[rank, in]`.
+    pub a: &'a str,
+    /// `lora_B` `[out, rank]`.
+    pub b: &'a str,
+}
+
+/// Writes `adapter_model.safetensors` of uniform rank `r` durably; factors of a lower rank are padded with zeros.
+/// Gives the file's digest, and for each module the digest of its `lora_A` followed by its `lora_B`.
+///
+/// # Errors
+/// A shard that is not what the journal said, or a failing disk.
+pub fn assemble(
+    path: &Path,
+    r: usize,
+    dtype: Dtype,
+    pieces: &[Piece],
+    names: &ShardNames<'_>,
+) -> Result<(Written, BTreeMap<String, blake3::Hash>)> {
+    // Experts of one stack share their tensors.
+    let mut order: BTreeMap<String, Vec<&Piece>> = BTreeMap::new();
+    for piece in pieces {
+        order.entry(Keys::of(&piece.module, piece.place).a).or_default().push(piece);
+    }
+    let mut layout = Vec::new();
+    for (name, pieces) in &mut order {
+        let (first, stacked) = (pieces[0], pieces[0].place == Place::Stacked);
+        if stacked {
+            *pieces = expert_stacks::stack(name, std::mem::take(pieces))?;
+        }
+        let ([out, inner], keys) = (first.shape, Keys::of(&first.module, first.place));
+        let wide = r * if stacked { pieces.len() } else { 1 };
+        let stored = |name, shape| Stored { name, dtype, shape };
+        layout.extend([stored(keys.a, vec![wide, inner]), stored(keys.b, vec![out, wide])]);
+    }
+    let mut writer = SafetensorsWriter::create(path, layout)?;
+    let mut digests = BTreeMap::new();
+    for pieces in order.values() {
+        if pieces[0].place == Place::Stacked {
+            expert_stacks::copy(&mut writer, r, dtype, pieces, names, &mut digests)?;
+            continue;
+        }
+        for piece in pieces {
+            let digest = copy(&mut writer, r, dtype, piece, names)?;
+            digests.insert(piece.module.clone(), digest);
+        }
+    }
+    Ok((writer.finish()?, digests))
+}
+
+fn copy(
+    writer: &mut SafetensorsWriter,
+    r: usize,
+    dtype: Dtype,
+    piece: &Piece,
+    names: &ShardNames<'_>,
+) -> Result<blake3::Hash> {
+    let ([out, inner], size) = (piece.shape, dtype.bitsize() / 8);
+    let keys = Keys::of(&piece.module, piece.place);
+    let mut hasher = blake3::Hasher::new();
+    let mut put = |key: &str, bytes: &[u8]| {
+        hasher.update(bytes);
+        writer.put(key, bytes)
+    };
+    match &piece.shard {
+        None => {
+            zeros(r * inner * size, |bytes| put(&keys.a, bytes))?;
+            zeros(out * r * size, |bytes| put(&keys.b, bytes))?;
+        }
+        Some(open) => {
+            let shard = open()?;
+            check_shape(&shard, names.a, &[piece.rank, inner])?;
+            check_shape(&shard, names.b, &[out, piece.rank])?;
+            shard.copy(names.a, |bytes| put(&keys.a, bytes))?;
+            zeros((r - piece.rank) * inner * size, |bytes| put(&keys.a, bytes))?;
+            if piece.rank == r {
+                shard.copy(names.b, |bytes| put(&keys.b, bytes))?;
+            } else {
+                padded_rows(&shard, names.b, out, piece.rank * size, r * size, |bytes| put(&keys.b, bytes))?;
+            }
+        }
+    }
+    Ok(hasher.finalize())
+}
+
+pub(crate) fn check_shape(shard: &Shard, name: &str, shape: &[usize]) -> Result<()> {
+    let found = &shard.tensor(name)?.stored.shape;
+    if found == shape {
+        return Ok(());
+    }
+    let what = format!("a factor in a shard is {found:?} and should be {shape:?}");
+    Err(Error::input(what).tensor(name).path(shard.path()).hint("--overwrite starts anew"))
+}
+
+/// Rows of `from` bytes, each filled up with zeros to `to` bytes.
+fn padded_rows(
+    shard: &Shard,
+    name: &str,
+    rows: usize,
+    from: usize,
+    to: usize,
+    mut put: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    const PIECE: usize = 1 << 20;
+    let step = (PIECE / to.max(1)).clamp(1, rows.max(1));
+    let (mut packed, mut padded) = (vec![0; step * from], vec![0; step * to]);
+    for start in (0..rows).step_by(step) {
+        let count = step.min(rows - start);
+        if from > 0 {
+            shard.read(name, (start * from) as u64, &mut packed[..count * from])?;
+            for (padded, packed) in padded.chunks_exact_mut(to).zip(packed[..count * from].chunks_exact(from))
+            {
+                padded[..from].copy_from_slice(packed);
+            }
+        }
+        put(&padded[..count * to])?;
+    }
+    Ok(())
+}
+
+pub(crate) fn zeros(bytes: usize, mut put: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    const PIECE: usize = 1 << 16;
+    let zeros = [0; PIECE];
+    for start in (0..bytes).step_by(PIECE) {
+        put(&zeros[..PIECE.min(bytes - start)])?;
+    }
+    Ok(())
+}

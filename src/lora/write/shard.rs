@@ -1,0 +1,142 @@
+//! The factors of one finished module, on disk until the adapter is assembled.
+//!
+//! A shard is a safetensors file by its bytes but not by its name, lest a tool that globs for `*.safetensors`
+//! take an unfinished run for a checkpoint.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::container::safetensors::layout;
+use crate::container::safetensors::layout::Placed;
+use crate::container::safetensors::writer::SafetensorsWriter;
+use crate::durable::digest::{PIECE, Written, digest};
+use crate::quant::weight::Stored;
+use crate::{Error, Result};
+
+/// The file name of a module's shard: 16 hex digits of the name's BLAKE3, for a module's own name may be
+/// longer than a file system allows.
+pub fn file_name(module: &str) -> String {
+    format!("{}.shard", &blake3::hash(module.as_bytes()).to_hex()[..16])
+}
+
+/// Writes `tensors` and `metadata` to the shard `path`, durably. Their order does not change the bytes.
+///
+/// # Errors
+/// A tensor given twice, or with more or fewer bytes than its shape has; a full disk.
+pub fn write(
+    path: &Path,
+    tensors: &[(Stored, &[u8])],
+    metadata: &BTreeMap<String, String>,
+) -> Result<Written> {
+    let headers = tensors.iter().map(|(stored, _)| stored.clone()).collect();
+    let mut writer = SafetensorsWriter::with_metadata(path, headers, metadata)?;
+    let data: HashMap<&str, &[u8]> = tensors.iter().map(|(s, bytes)| (s.name.as_str(), *bytes)).collect();
+    let order: Vec<String> = writer.layout().iter().map(|t| t.stored.name.clone()).collect();
+    for name in order {
+        writer.put(&name, data.get(name.as_str()).copied().unwrap_or_default())?;
+    }
+    writer.finish()
+}
+
+/// A shard whose digest was found right when it was opened. Any number of threads may read from it at once.
+#[derive(Debug)]
+pub struct Shard {
+    file: File,
+    path: PathBuf,
+    tensors: BTreeMap<String, Placed>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Shard {
+    /// Opens the shard `path` that was written as `expected`: reads it once to compare its digest, in fixed
+    /// memory.
+    ///
+    /// # Errors
+    /// [`Kind::Input`](crate::Kind::Input) when the shard is missing or is not what was written, so that its
+    /// module has to be done again; [`Kind::Unexpected`](crate::Kind::Unexpected) when it cannot be read.
+    pub fn open(path: &Path, expected: Written) -> Result<Shard> {
+        let failed = |e: io::Error| Error::unexpected("cannot read the shard").path(path).because(e);
+        let bad = |what: String| {
+            Error::input(what).path(path).hint("run the same command again: the module will be done anew")
+        };
+        let file = File::open(path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => bad("the shard is missing".to_owned()),
+            _ => failed(e),
+        })?;
+        let length = file.metadata().map_err(failed)?.len();
+        // The cheap comparison first: no need to read what is too short.
+        if length != expected.bytes {
+            return Err(bad(format!("the shard is damaged: {length} bytes instead of {}", expected.bytes)));
+        }
+        let found = digest(&file, &|_| ()).map_err(failed)?;
+        if found != expected {
+            let (found, expected) = (found.blake3.to_hex(), expected.blake3.to_hex());
+            return Err(bad(format!("the shard is damaged: its BLAKE3 is {found} instead of {expected}")));
+        }
+        io::Seek::rewind(&mut &file).map_err(failed)?;
+        let header = layout::parse(&file, length).map_err(|e| e.path(path))?;
+        let tensors = header.layout.into_iter().map(|t| (t.stored.name.clone(), t)).collect();
+        Ok(Shard { file, path: path.to_path_buf(), tensors, metadata: header.metadata.into_iter().collect() })
+    }
+
+    /// The shard's file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The strings that were stored with the tensors.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// The tensors, by name.
+    pub fn tensors(&self) -> impl Iterator<Item = &Placed> {
+        self.tensors.values()
+    }
+
+    /// The tensor `name` and its place in [`path`](Self::path).
+    ///
+    /// # Errors
+    /// [`Kind::Input`](crate::Kind::Input) when the shard does not hold it.
+    pub fn tensor(&self, name: &str) -> Result<&Placed> {
+        self.tensors
+            .get(name)
+            .ok_or_else(|| Error::input("the shard holds no such tensor").tensor(name).path(&self.path))
+    }
+
+    /// Reads the bytes of the tensor `name` from `offset` on, as many as `out` holds.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor); a range beyond the tensor; what the file system refuses.
+    pub fn read(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()> {
+        let placed = self.tensor(name)?;
+        let failed = |what: &str| Error::unexpected(what).tensor(name).path(&self.path);
+        if offset.checked_add(out.len() as u64).is_none_or(|end| end > placed.len()) {
+            return Err(failed("a read beyond the end of the tensor"));
+        }
+        self.file
+            .read_exact_at(out, placed.range.start + offset)
+            .map_err(|e| failed("cannot read from the shard").because(e))
+    }
+
+    /// Hands the bytes of the tensor `name` to `take`, in order, in pieces of at most 1 MiB.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); what `take` returns.
+    pub fn copy(&self, name: &str, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let length = self.tensor(name)?.len();
+        let mut piece = vec![0; PIECE.min(usize::try_from(length).unwrap_or(PIECE))];
+        let mut offset = 0;
+        while offset < length {
+            let rest = length - offset;
+            let part = usize::try_from(rest).map_or(piece.len(), |rest| rest.min(piece.len()));
+            self.read(name, offset, &mut piece[..part])?;
+            take(&piece[..part])?;
+            offset += part as u64;
+        }
+        Ok(())
+    }
+}

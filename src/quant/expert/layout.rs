@@ -1,0 +1,262 @@
+//! Mixtures of experts: which stored tensors are stacks of experts `[experts, .., ..]`, how they lie, and what an expert's weights
+//! are called. It goes by `model_type`, as transformers' and PEFT's own tables do.
+//!
+//! | models | an expert's modules | stacks lie as |
+//! |---|---|---|
+//! | Qwen2/3-MoE, DeepSeek, GLM-4 and their kin | `experts.7.gate_proj`, `.up_proj`, `.down_proj` | `[E, 2I, H]`, gate above up; `[E, H, I]` |
+//! | Mixtral, MiniMax, Phi-MoE | `experts.7.w1`, `.w3`, `.w2` | the same |
+//! | gpt-oss | `experts.gate_up_proj.7`, `experts.down_proj.7` | `[E, H, 2I]`, gate and up by turns; `[E, I, H]`; MXFP4 as `[E, 2I, H]`, `[E, H, I]` |
+//! | Qwen3-VL-MoE, Qwen3.5-MoE, Qwen3-Omni, InternS1-Pro, others whose files hold stacks | the same | `[E, 2I, H]` and `[E, H, I]`, or both transposed: where one side is `hidden_size` tells |
+//!
+//! A module's name does not depend on how a checkpoint stores it, so that a stack pairs with single experts: what adapters for the
+//! model hold decides. Llama 4's stacks are no modules: PEFT takes them for the transpose of what they are, and no program serves
+//! an adapter of them. PEFT and vLLM take three 2-D projections of every expert for the first two rows of the table, one pair of
+//! factors for a whole stack for the others.
+
+use std::sync::Arc;
+
+use crate::quant::expert::slice::Slice;
+use crate::quant::packing::row_concat::Joined;
+use crate::quant::packing::transposed::Turned;
+use crate::quant::weight::{Dequantize, Found};
+use crate::{Error, Result};
+
+/// What adapters for a model hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExpertForm {
+    /// Factors of each projection of each expert.
+    Single,
+    /// Factors of a stack of experts.
+    #[default]
+    Stacked,
+}
+
+/// How the experts of one kind of model are laid out.
+#[derive(Clone, Debug, Default)]
+pub struct Experts {
+    form: ExpertForm,
+    /// Whether single experts are known to belong into stacks.
+    joins: bool,
+    /// Stacks lie as `[in, out]`, where shapes do not tell.
+    turned: bool,
+    /// The rows of gate and up take turns.
+    interleaved: bool,
+    /// As Mixtral: other names for a single expert's projections, and another path before them.
+    mixtral: bool,
+    /// No stack is a module.
+    none: bool,
+    hidden: Option<usize>,
+}
+
+/// Models whose single experts are named as Qwen2-MoE's: transformers' `conversion_mapping.py`.
+const SINGLE: &[&str] = &[
+    "qwen2_moe",
+    "qwen3_moe",
+    "qwen3_next",
+    "afmoe",
+    "cohere2_moe",
+    "deepseek_v2",
+    "deepseek_v3",
+    "deepseek_v32",
+    "dots1",
+    "ernie4_5_moe",
+    "exaone_moe",
+    "flex_olmo",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "glm4v_moe",
+    "glm_moe_dsa",
+    "hunyuan_v1_moe",
+    "longcat_flash",
+    "mellum",
+    "olmoe",
+    "solar_open",
+];
+const MIXTRAL: &[&str] = &["mixtral", "minimax", "minimax_m2", "phimoe"];
+/// Models that vLLM takes adapters of stacks for (`is_3d_moe_weight`).
+const STACKED: &[&str] =
+    &["gpt_oss", "qwen3_vl_moe", "qwen3_5_moe", "qwen3_omni_moe", "qwen3_omni_moe_thinker", "interns1_pro"];
+
+/// One of the two tensors of a stack of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Projection {
+    GateUp,
+    Down,
+}
+
+impl Projection {
+    fn name(self) -> &'static str {
+        match self {
+            Projection::GateUp => "gate_up_proj",
+            Projection::Down => "down_proj",
+        }
+    }
+}
+
+/// The name of a stack of experts, taken apart.
+#[derive(Clone, Debug)]
+pub(crate) struct Stack {
+    /// Up to and with `experts`.
+    path: String,
+    projection: Projection,
+}
+
+impl Experts {
+    /// The layout of models of these types (a model's and its text model's), with that `hidden_size`.
+    pub fn of(model_types: &[&str], hidden: Option<usize>) -> Experts {
+        let is =
+            |list: &[&str]| model_types.iter().any(|name| list.contains(&name.trim_end_matches("_text")));
+        let mixtral = is(MIXTRAL);
+        let form = if mixtral || is(SINGLE) { ExpertForm::Single } else { ExpertForm::Stacked };
+        Experts {
+            form,
+            joins: is(STACKED),
+            turned: is(&["gpt_oss"]),
+            interleaved: is(&["gpt_oss"]),
+            mixtral,
+            none: is(&["llama4"]),
+            hidden,
+        }
+    }
+
+    /// What adapters for the model hold.
+    pub fn form(&self) -> ExpertForm {
+        self.form
+    }
+
+    /// The stack that a tensor's name, without what a format puts behind it, speaks of.
+    pub(crate) fn stack(&self, stem: &str) -> Option<Stack> {
+        let (path, last) = stem.rsplit_once('.')?;
+        let projection = [Projection::GateUp, Projection::Down].into_iter().find(|p| p.name() == last)?;
+        let inside = path == "experts" || path.ends_with(".experts");
+        (inside && !self.none).then(|| Stack { path: path.to_owned(), projection })
+    }
+
+    /// Whether stacks of these shapes lie as `[in, out]`: the tensor's own shape tells, else that of its `sibling`.
+    pub(crate) fn is_turned(&self, stack: &Stack, shape: [usize; 2], sibling: Option<[usize; 2]>) -> bool {
+        let tells = |projection, [rows, columns]: [usize; 2]| {
+            let (first, second) = (Some(rows) == self.hidden, Some(columns) == self.hidden);
+            // Hidden is the inputs of one and the outputs of the other.
+            (first != second).then_some((projection == Projection::GateUp) == first)
+        };
+        let other = match stack.projection {
+            Projection::GateUp => Projection::Down,
+            Projection::Down => Projection::GateUp,
+        };
+        let by_sibling = || sibling.and_then(|shape| tells(other, shape));
+        tells(stack.projection, shape).or_else(by_sibling).unwrap_or(self.turned)
+    }
+
+    /// The modules of a stack whose slices, in the order of the experts, are `slices`.
+    ///
+    /// # Errors
+    /// Fused rows of an odd number.
+    pub(crate) fn modules(
+        &self,
+        stack: &Stack,
+        slices: impl Iterator<Item = Slice>,
+        quantized: bool,
+    ) -> Result<Vec<Found>> {
+        let mut found = Vec::new();
+        for (index, slice) in slices.enumerate() {
+            let rows = slice.shape()[0];
+            let mut add = |module, weight| found.push(Found { module, weight: Arc::new(weight), quantized });
+            match (self.form, stack.projection) {
+                (ExpertForm::Stacked, projection) => {
+                    add(format!("{}.{}.{index}", stack.path, projection.name()), slice);
+                }
+                (ExpertForm::Single, Projection::Down) => add(self.single(&stack.path, index, 2), slice),
+                (ExpertForm::Single, Projection::GateUp) if rows % 2 == 0 => {
+                    add(self.single(&stack.path, index, 0), slice.clone().rows(0..rows / 2));
+                    add(self.single(&stack.path, index, 1), slice.rows(rows / 2..rows));
+                }
+                (ExpertForm::Single, Projection::GateUp) => {
+                    let what = format!("{rows} rows are no whole number of pairs of gate and up");
+                    return Err(Error::input(what).tensor(&slice.tensors()[0].name));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The name of gate (0), up (1) or down (2) of one expert.
+    fn single(&self, path: &str, index: usize, projection: usize) -> String {
+        if !self.mixtral {
+            return format!("{path}.{index}.{}", ["gate_proj", "up_proj", "down_proj"][projection]);
+        }
+        let stem = path.strip_suffix("mlp.experts").map(|stem| format!("{stem}block_sparse_moe.experts"));
+        format!("{}.{index}.{}", stem.as_deref().unwrap_or(path), ["w1", "w3", "w2"][projection])
+    }
+
+    /// For a module that is a projection of a single expert, of a model whose adapters hold stacks: the module of the stack that
+    /// it is, or is a half of, and which half.
+    pub fn place_in_stack(&self, module: &str) -> Option<(String, Option<usize>)> {
+        let (rest, last) = module.rsplit_once('.').filter(|_| self.joins)?;
+        let (path, index) = rest.rsplit_once('.')?;
+        if !(path == "experts" || path.ends_with(".experts")) || index.parse::<usize>().is_err() {
+            return None;
+        }
+        match last {
+            "gate_proj" | "w1" => Some((format!("{path}.gate_up_proj.{index}"), Some(0))),
+            "up_proj" | "w3" => Some((format!("{path}.gate_up_proj.{index}"), Some(1))),
+            "gate_up_proj" => Some((format!("{path}.gate_up_proj.{index}"), None)),
+            "down_proj" | "w2" => Some((format!("{path}.down_proj.{index}"), None)),
+            _ => None,
+        }
+    }
+
+    /// Gate and up of one expert as the rows of a stack's module.
+    ///
+    /// # Errors
+    /// They differ in shape.
+    pub fn join(&self, gate_and_up: [Arc<dyn Dequantize>; 2]) -> Result<Arc<dyn Dequantize>> {
+        Ok(Arc::new(Joined::new(gate_and_up, self.interleaved)?))
+    }
+
+    /// The transpose of one slice, where its format can be read by columns.
+    pub(crate) fn turn(&self, slice: Arc<dyn Dequantize>) -> Option<Arc<dyn Dequantize>> {
+        Some(Arc::new(Turned::of(slice)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ExpertForm, Experts};
+
+    #[test]
+    fn shapes_tell_how_a_stack_lies_else_its_sibling_else_the_model() {
+        let experts = |name, hidden| Experts::of(&[name], hidden);
+        let turned = |experts: &Experts, name: &str, shape, sibling| {
+            experts.is_turned(&experts.stack(&format!("a.experts.{name}")).unwrap(), shape, sibling)
+        };
+        let vl = experts("qwen3_vl_moe", Some(64));
+        assert!(turned(&vl, "gate_up_proj", [64, 48], None));
+        assert!(!turned(&vl, "gate_up_proj", [48, 64], None));
+        assert!(turned(&vl, "down_proj", [24, 64], None));
+        assert!(!turned(&vl, "down_proj", [64, 24], None));
+        assert!(turned(&vl, "gate_up_proj", [64, 64], Some([32, 64])), "square: the other one tells");
+        assert!(!turned(&vl, "gate_up_proj", [64, 64], None));
+        assert!(turned(&experts("gpt_oss", Some(64)), "down_proj", [64, 64], None));
+        assert!(experts("llama4_text", None).stack("a.experts.down_proj").is_none());
+    }
+
+    #[test]
+    fn forms_and_names_go_by_the_model() {
+        let form = |name| Experts::of(&[name], None).form();
+        assert_eq!(form("qwen3_moe"), ExpertForm::Single);
+        assert_eq!(form("mixtral"), ExpertForm::Single);
+        assert_eq!(form("qwen3_vl_moe_text"), ExpertForm::Stacked);
+        assert_eq!(form("a_new_one"), ExpertForm::Stacked);
+        let mixtral = Experts::of(&["mixtral"], None);
+        assert_eq!(
+            mixtral.single("model.layers.0.mlp.experts", 3, 1),
+            "model.layers.0.block_sparse_moe.experts.3.w3"
+        );
+        let oss = Experts::of(&["gpt_oss"], None);
+        let half = |name: &str| oss.place_in_stack(&format!("l.0.mlp.experts.{name}"));
+        assert_eq!(half("3.up_proj"), Some(("l.0.mlp.experts.gate_up_proj.3".into(), Some(1))));
+        assert_eq!(half("3.down_proj"), Some(("l.0.mlp.experts.down_proj.3".into(), None)));
+        assert_eq!(half("x.down_proj"), None);
+        assert_eq!(mixtral.place_in_stack("experts.0.w1"), None);
+    }
+}

@@ -1,0 +1,8 @@
+//! Experts of mixtures: stacks of matrices in one tensor, and one expert as a slice of it.
+
+pub(crate) mod layout;
+pub(crate) mod slice;
+pub(crate) mod stack;
+pub(crate) mod whole_stack;
+pub use self::layout::{ExpertForm, Experts};
+pub use self::whole_stack::Stack;

@@ -1,0 +1,105 @@
+//! FP8 under one scale for the whole weight or for each row: `fp8` without a block size, and modelopt's FP8.
+//!
+//! `X.weight` F8_E4M3 or F8_E5M2 `[out, in]`; `X.weight_scale` (or `X.weight_scale_inv`, `X.scale`) of one number, or `[out]` or `[out, 1]`, as
+//! F32, BF16 or F16. The value is `r32(f32(q) * f32(scale))` whatever the name, as in transformers'
+//! `integrations/finegrained_fp8.py:Fp8Dequantize`. An `input_scale` is for activations and is not read.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::Result;
+use crate::quant::format::nvfp4::Nvfp4;
+use crate::quant::number::code_type::{Codes, Kind};
+use crate::quant::packing::scaled_codes::ScaledGrid;
+use crate::quant::packing::scaled_codes::{Parts, Scales};
+use crate::quant::registry::Declared;
+use crate::quant::registry::{missing, unsupported};
+use crate::quant::weight::{Format, Found, Stored, Tensors};
+
+/// What a config says that a scale is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Per {
+    Tensor,
+    Row,
+    /// `quant_method: "fp8"` has no word for it: one number is a tensor's, one a row a row's.
+    Either,
+}
+
+#[derive(Debug)]
+struct Fp8 {
+    label: &'static str,
+    per: Per,
+    kind: Kind,
+}
+
+/// The format of `quant_method: "fp8"` without a `weight_block_size`.
+pub(crate) fn without_blocks(kind: Kind) -> Box<dyn Format> {
+    Box::new(Fp8 { label: "FP8 without blocks", per: Per::Either, kind })
+}
+
+/// The format of modelopt, from `hf_quant_config.json` or a `quantization_config`.
+///
+/// # Errors
+/// A `quant_algo` other than `FP8`, `FP8_PER_CHANNEL_PER_TOKEN` and `NVFP4` is refused by its name.
+pub(crate) fn modelopt(declared: &Declared) -> Result<Box<dyn Format>> {
+    let nested = declared.raw.pointer("/quantization/quant_algo");
+    let algorithm = nested.and_then(Value::as_str).or(declared.text("quant_algo")).unwrap_or("no quant_algo");
+    let kind = Kind::parse(None)?;
+    match algorithm.to_uppercase().as_str() {
+        "FP8" => Ok(Box::new(Fp8 { label: "modelopt (FP8)", per: Per::Tensor, kind })),
+        "FP8_PER_CHANNEL_PER_TOKEN" => {
+            Ok(Box::new(Fp8 { label: "modelopt (FP8_PER_CHANNEL_PER_TOKEN)", per: Per::Row, kind }))
+        }
+        "NVFP4" => Ok(Box::new(Nvfp4)),
+        _ => Err(unsupported(&format!("modelopt ({algorithm})"))),
+    }
+}
+
+impl Format for Fp8 {
+    fn label(&self) -> String {
+        self.label.to_owned()
+    }
+
+    fn weights(&self, lead: &Stored, tensors: &dyn Tensors) -> Result<Vec<Found>> {
+        let (Some(module), Some(codes)) = (lead.name.strip_suffix(".weight"), Codes::of_fp8(lead.dtype))
+        else {
+            return Ok(Vec::new());
+        };
+        let &[rows, columns] = lead.shape.as_slice() else { return Ok(Vec::new()) };
+        self.kind.check(lead)?;
+        alone(module, tensors)?;
+        let names = ["weight_scale", "weight_scale_inv", "scale"].map(|part| format!("{module}.{part}"));
+        let scale = names.iter().find_map(|name| tensors.stored(name));
+        let scale = scale.ok_or_else(|| missing(lead, &names[0]))?;
+        let by_row = match self.per {
+            Per::Tensor => false,
+            Per::Row => true,
+            Per::Either => scale.shape.iter().product::<usize>() != 1,
+        };
+        let cell = [if by_row { 1 } else { rows }, columns];
+        let parts = Parts {
+            weight: lead.clone(),
+            scale: (Scales::Float, scale.clone()),
+            global: None,
+            zeros: None,
+            note: None,
+            g_idx: None,
+        };
+        let weight = ScaledGrid::new([rows, columns], cell, codes, parts)?.in_f32();
+        Ok(vec![Found { module: module.to_owned(), weight: Arc::new(weight), quantized: true }])
+    }
+}
+
+/// Refuses a module whose weight alone is not what it computes: modelopt can scale the inputs of it first, or keep a part of the
+/// weight in low rank.
+pub(crate) fn alone(module: &str, tensors: &dyn Tensors) -> Result<()> {
+    let parts =
+        ["pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b"].map(|part| format!("{module}.{part}"));
+    match parts.iter().find(|name| tensors.stored(name).is_some()) {
+        Some(name) => {
+            Err(unsupported("a weight that is not used alone (pre_quant_scale, svdquant_lora)").tensor(name))
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,145 @@
+//! MXFP4 as gpt-oss has it: experts of E2M1 in blocks of 32 under an exponent each, `X_blocks` U8 `[experts, out, in / 32, 16]` and
+//! `X_scales` U8 `[experts, out, in / 32]`.
+//!
+//! The value is `q * 2^(scale - 127)`, which every bf16 model holds exactly: transformers' `integrations/mxfp4.py:
+//! convert_moe_packed_tensors`, before it transposes: the dense stack is `[experts, in, out]`. A scale of 255 is NaN here, as the standard has it, and infinite there.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use safetensors::Dtype;
+
+use crate::quant::encode::requantize::RoundToNearest;
+use crate::quant::expert::layout::Experts;
+use crate::quant::expert::slice::Slice;
+use crate::quant::format::block_fp8::e8m0;
+use crate::quant::number::code_type::Codes;
+use crate::quant::packing::scaled_codes::ScaledGrid;
+use crate::quant::packing::scaled_codes::{Parts, Scales};
+use crate::quant::registry::missing;
+use crate::quant::weight::{Dequantize, Format, Found, Segments, Stored, Tensors};
+use crate::{Error, Result};
+
+/// Values under one scale, and the bytes that hold them.
+const BLOCK: usize = 32;
+const BYTES: usize = 16;
+
+#[derive(Debug)]
+struct Mxfp4 {
+    experts: Experts,
+}
+
+/// The format of `quant_method: "mxfp4"`.
+pub(crate) fn format(experts: &Experts) -> Box<dyn Format> {
+    Box::new(Mxfp4 { experts: experts.clone() })
+}
+
+impl Format for Mxfp4 {
+    fn label(&self) -> String {
+        "MXFP4".to_owned()
+    }
+
+    fn weights(&self, lead: &Stored, tensors: &dyn Tensors) -> Result<Vec<Found>> {
+        let (Some(stem), Dtype::U8) = (lead.name.strip_suffix("_blocks"), lead.dtype) else {
+            return Ok(Vec::new());
+        };
+        let disagree = |what: String| {
+            Error::input(what).tensor(&lead.name).hint("the file is damaged: download or export it again")
+        };
+        let Some(stack) = self.experts.stack(stem) else {
+            return Err(disagree("blocks of MXFP4 that are not a model's experts".to_owned()));
+        };
+        let &[experts, rows, groups, BYTES] = lead.shape.as_slice() else {
+            let what = format!("blocks of MXFP4 are [experts, out, in / 32, 16], not {:?}", lead.shape);
+            return Err(disagree(what));
+        };
+        let name = format!("{stem}_scales");
+        let scales = tensors.stored(&name).ok_or_else(|| missing(lead, &name))?;
+        if scales.dtype != Dtype::U8 || scales.shape != [experts, rows, groups] {
+            return Err(disagree(format!(
+                "blocks {:?} need scales U8 {:?}; '{name}' is {}",
+                lead.shape,
+                [experts, rows, groups],
+                scales.describe()
+            )));
+        }
+        let flat = |stored: &Stored, columns| Stored { shape: vec![rows, columns], ..stored.clone() };
+        let parts = Parts {
+            weight: flat(lead, groups * BYTES),
+            scale: (Scales::E8m0, flat(scales, groups)),
+            global: None,
+            zeros: None,
+            note: None,
+            g_idx: None,
+        };
+        let one: Arc<dyn Dequantize> =
+            Arc::new(Blocks(ScaledGrid::new([rows, groups * BLOCK], [1, BLOCK], Codes::E2m1, parts)?));
+        let dense = self.experts.turn(Arc::clone(&one));
+        let dense = dense.ok_or_else(|| disagree("blocks of MXFP4 that cannot be turned".to_owned()))?;
+        let stored = [lead.clone(), scales.clone()];
+        let slices = (0..experts)
+            .map(|index| Slice::of_stack(Arc::clone(&one), Arc::clone(&dense), stored.to_vec(), index));
+        self.experts.modules(&stack, slices, true)
+    }
+}
+
+/// One expert's weight, which can be read by columns too.
+#[derive(Debug)]
+struct Blocks(ScaledGrid);
+
+impl Segments for Blocks {
+    fn segment(&self, row: usize, columns: Range<usize>, parts: &[&[u8]], out: &mut [f32]) {
+        let groups = self.0.shape()[1] / BLOCK;
+        let mut values = [0f32; BLOCK];
+        for group in columns.start / BLOCK..columns.end.div_ceil(BLOCK) {
+            let at = row * groups + group;
+            Codes::E2m1.decode(&parts[0][at * BYTES..(at + 1) * BYTES], &mut values);
+            let (first, scale) = (group * BLOCK, e8m0(parts[1][at]));
+            let (start, end) = (columns.start.max(first), columns.end.min(first + BLOCK));
+            let out = out[start - columns.start..end - columns.start].iter_mut();
+            out.zip(&values[start - first..]).for_each(|(out, value)| *out = value * scale);
+        }
+    }
+}
+
+impl Dequantize for Blocks {
+    fn shape(&self) -> [usize; 2] {
+        self.0.shape()
+    }
+
+    fn tensors(&self) -> &[Stored] {
+        self.0.tensors()
+    }
+
+    fn spans(&self, rows: Range<usize>) -> Vec<Range<usize>> {
+        self.0.spans(rows)
+    }
+
+    fn by_columns(&self) -> Option<&dyn Segments> {
+        Some(self)
+    }
+
+    fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
+        self.0.dequantize(rows, parts, out)
+    }
+
+    fn block(&self) -> Option<[usize; 2]> {
+        self.0.block()
+    }
+
+    fn saturated(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
+        self.0.saturated(rows, parts)
+    }
+
+    fn is_wide(&self) -> bool {
+        self.0.is_wide()
+    }
+
+    fn round_to_nearest(&self) -> Option<RoundToNearest> {
+        self.0.round_to_nearest()
+    }
+
+    fn dequantize_f64(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f64]) -> Result<()> {
+        self.0.dequantize_f64(rows, parts, out)
+    }
+}

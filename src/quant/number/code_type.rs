@@ -1,0 +1,171 @@
+//! Codes of eight and four bits, a row of them as numbers.
+
+use safetensors::Dtype;
+
+use crate::quant::number::e4m3::e4m3;
+use crate::quant::number::e5m2::e5m2;
+use crate::quant::number::simd::{Loop, widest};
+use crate::quant::registry::unsupported;
+use crate::quant::weight::Stored;
+use crate::{Error, Result};
+
+/// How the codes of a row lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Codes {
+    /// F8_E4M3, a byte each.
+    E4m3,
+    /// F8_E5M2, a byte each.
+    E5m2,
+    /// I8, a byte each.
+    Int8,
+    /// Unsigned numbers of 4 bits, the lowest first, in I32 words that no row shares; stored = value + 8.
+    Packed4,
+    /// The same with 8 bits; stored = value + 128.
+    Packed8,
+    /// E2M1, two to a byte, the lower nibble first. A row has an even number of them.
+    E2m1,
+}
+
+/// The numbers of E2M1, a float of four bits (OCP Microscaling Formats 1.0, section 5.3.3).
+const E2M1: [f32; 16] =
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+
+/// The kind of FP8 that a config's `fmt` names, if it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kind(Option<Dtype>);
+
+impl Kind {
+    /// Reads `fmt`.
+    ///
+    /// # Errors
+    /// Neither e4m3 nor e5m2: refused by its name.
+    pub(crate) fn parse(fmt: Option<&str>) -> Result<Kind> {
+        match fmt.map(str::to_lowercase).as_deref() {
+            None => Ok(Kind(None)),
+            Some("e4m3") => Ok(Kind(Some(Dtype::F8_E4M3))),
+            Some("e5m2") => Ok(Kind(Some(Dtype::F8_E5M2))),
+            Some(other) => Err(unsupported(&format!("fp8 of the kind {other}"))),
+        }
+    }
+
+    /// Refuses a weight that is stored in another kind than the config names.
+    ///
+    /// # Errors
+    /// That.
+    pub(crate) fn check(self, lead: &Stored) -> Result<()> {
+        let Some(named) = self.0.filter(|&named| named != lead.dtype) else { return Ok(()) };
+        let what = format!("a weight is stored as {}, but the config's `fmt` says {named}", lead.describe());
+        Err(Error::input(what).tensor(&lead.name).hint("check where the config comes from"))
+    }
+}
+
+impl Codes {
+    /// The codes of FP8 weights of that dtype; none for any other.
+    pub(crate) fn of_fp8(dtype: Dtype) -> Option<Codes> {
+        match dtype {
+            Dtype::F8_E4M3 => Some(Codes::E4m3),
+            Dtype::F8_E5M2 => Some(Codes::E5m2),
+            _ => None,
+        }
+    }
+
+    /// The stored bytes of a row of `columns`.
+    pub(crate) fn row_bytes(self, columns: usize) -> usize {
+        match self {
+            Codes::E4m3 | Codes::E5m2 | Codes::Int8 => columns,
+            Codes::E2m1 => columns / 2,
+            Codes::Packed4 => columns.div_ceil(8) * 4,
+            Codes::Packed8 => columns.div_ceil(4) * 4,
+        }
+    }
+
+    /// Bits of a code.
+    pub(crate) fn bits(self) -> u32 {
+        match self {
+            Codes::E4m3 | Codes::E5m2 | Codes::Int8 | Codes::Packed8 => 8,
+            Codes::Packed4 | Codes::E2m1 => 4,
+        }
+    }
+
+    /// How many of the codes in whole rows of `columns` are the largest or the smallest of their format. With 8 bits -127 counts as
+    /// -128 does, which few quantizers use. What fills up a row's last word is no code.
+    pub(crate) fn saturated(self, bytes: &[u8], columns: usize) -> u64 {
+        let lines = bytes.chunks_exact(self.row_bytes(columns).max(1));
+        let count = |ends: fn(u8) -> bool| {
+            // As many as a byte can count at a time: that goes in vectors of bytes.
+            let some = |codes: &[u8]| u64::from(codes.iter().map(|code| u8::from(ends(*code))).sum::<u8>());
+            lines.clone().flat_map(|line| line[..columns].chunks(255)).map(some).sum()
+        };
+        let nibbles = |ends: fn(u8) -> bool| {
+            let line = |line: &[u8]| {
+                let codes = line.iter().flat_map(|pair| [pair & 15, pair >> 4]).take(columns);
+                codes.filter(|code| ends(*code)).count() as u64
+            };
+            lines.clone().map(line).sum()
+        };
+        match self {
+            Codes::E4m3 => count(|code| code & 0x7f == 0x7e),
+            Codes::E5m2 => count(|code| code & 0x7f == 0x7b),
+            Codes::Int8 => count(|code| (code as i8).unsigned_abs() >= 127),
+            Codes::Packed8 => count(|code| code <= 1 || code == 255),
+            Codes::Packed4 => nibbles(|code| code == 0 || code == 15),
+            Codes::E2m1 => nibbles(|code| code & 7 == 7),
+        }
+    }
+
+    /// One row as numbers.
+    pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
+        widest(DecodeRow(self, bytes, out));
+    }
+}
+
+/// [`Codes::decode`].
+struct DecodeRow<'a>(Codes, &'a [u8], &'a mut [f32]);
+
+impl Loop for DecodeRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let DecodeRow(kind, bytes, out) = self;
+        let codes = out.iter_mut().zip(bytes);
+        match kind {
+            Codes::E4m3 => codes.for_each(|(out, &code)| *out = e4m3(code)),
+            Codes::E5m2 => codes.for_each(|(out, &code)| *out = e5m2(code)),
+            Codes::Int8 => codes.for_each(|(out, &code)| *out = f32::from(code as i8)),
+            // Little-endian words whose lowest bits come first are bytes in order.
+            Codes::Packed8 => codes.for_each(|(out, &code)| *out = f32::from(code) - 128.0),
+            Codes::E2m1 => {
+                for (pair, &byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+                    *pair = [E2M1[usize::from(byte & 15)], E2M1[usize::from(byte >> 4)]];
+                }
+            }
+            Codes::Packed4 => {
+                let value = |nibble: u8| f32::from(nibble) - 8.0;
+                let (pairs, last) = out.as_chunks_mut::<2>();
+                for (pair, &byte) in pairs.iter_mut().zip(bytes) {
+                    *pair = [value(byte & 15), value(byte >> 4)];
+                }
+                if let ([last], Some(&byte)) = (last, bytes.get(pairs.len())) {
+                    *last = value(byte & 15);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Codes;
+
+    #[test]
+    fn ends_are_counted_and_fillings_are_not() {
+        assert_eq!(Codes::E4m3.saturated(&[0x7e, 0xfe, 0x7d, 0x7f, 0xff, 0], 3), 2, "NaN is no end");
+        assert_eq!(Codes::E5m2.saturated(&[0x7b, 0xfb, 0x7c, 0xfe], 4), 2, "infinity and NaN are no ends");
+        assert_eq!(Codes::Int8.saturated(&[127, 129, 128, 126, 0, 255], 6), 3);
+        assert_eq!(Codes::Packed8.saturated(&[0, 1, 255, 2, 128, 9, 0, 0], 5), 3);
+        // Two rows of three codes, each in a word of eight.
+        assert_eq!(Codes::Packed4.saturated(&[0x8f, 0x00, 0, 0, 0x70, 0x0f, 0, 0], 3), 4);
+        assert_eq!(Codes::E2m1.saturated(&[0xf7, 0x68], 2), 2);
+    }
+}

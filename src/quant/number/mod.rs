@@ -1,0 +1,9 @@
+//! Numbers as formats store them: 8-bit floats, codes, and the rounding of f32 to what is written.
+
+pub(crate) mod code_type;
+pub(crate) mod e4m3;
+pub(crate) mod e5m2;
+pub(crate) mod rounding;
+pub(crate) mod simd;
+pub use self::e4m3::E4M3;
+pub use self::rounding::{non_finite, round_to_bf16, to_bytes};

@@ -1,0 +1,368 @@
+//! Codes under a grid of scales, `(q - z) * s`: what every scheme of integers and FP8 with a scale to a tensor, a row, a group of
+//! columns or a block comes down to.
+//!
+//! The arithmetic is that of compressed-tensors' `quantization/lifecycle/forward_helpers.py:_dequantize`: in the dtype of the
+//! scale, so `rT(rT(q - z) * s)` with T the scale's. The difference is exact in each of them (a whole number of no more than 9 bits).
+
+use std::ops::Range;
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use safetensors::Dtype;
+
+use crate::quant::encode::requantize::RoundToNearest;
+use crate::quant::format::block_fp8::e8m0;
+use crate::quant::format::dense::widen;
+use crate::quant::number::code_type::Codes;
+use crate::quant::number::e4m3::E4M3;
+use crate::quant::number::rounding::round_to_bf16;
+use crate::quant::number::simd::{Loop, widest};
+use crate::quant::weight::{Dequantize, Stored};
+use crate::{Error, Result};
+
+/// Rows of the tallest cell that is quantized at once: a scale for a whole weight would take all of it in memory.
+const TALLEST: usize = 128;
+
+/// How the scales lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scales {
+    /// F32, BF16 or F16.
+    Float,
+    /// U8 or F8_E8M0: an exponent alone.
+    E8m0,
+    /// F8_E4M3, to be divided in f32 by one F32 for the whole weight.
+    Over,
+    /// F8_E4M3, to be multiplied in f32 by one F32 for the whole weight.
+    Times,
+}
+
+/// How the zero points lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Zeros {
+    /// I8, one beside each scale.
+    Int8,
+    /// I32 words `[ceil(rows * bits / 32), groups]`, each with those of `32 / bits` consecutive rows, the lowest first; stored with
+    /// the offset of the codes.
+    Packed(usize),
+}
+
+/// The stored tensors of a [`ScaledGrid`].
+#[derive(Clone, Debug)]
+pub(crate) struct Parts {
+    pub weight: Stored,
+    pub scale: (Scales, Stored),
+    /// F32 of one number, under [`Scales::Over`] and [`Scales::Times`].
+    pub global: Option<Stored>,
+    pub zeros: Option<(Zeros, Stored)>,
+    /// The tensor that held the shape: read at opening, and a part of the weight all the same.
+    pub note: Option<Stored>,
+    /// I32 `[in]`: the column of scales for each column of the weight.
+    pub g_idx: Option<Stored>,
+}
+
+/// A weight `[out, in]` of codes under one scale for each cell of `height` by `width`.
+#[derive(Clone, Debug)]
+pub struct ScaledGrid {
+    shape: [usize; 2],
+    cell: [usize; 2],
+    codes: Codes,
+    scales: Scales,
+    /// What the values are rounded to.
+    dtype: Dtype,
+    zeros: Option<Zeros>,
+    noted: bool,
+    ordered: bool,
+    tensors: Vec<Stored>,
+}
+
+impl ScaledGrid {
+    /// A weight of `shape` in cells of `cell` (rows, columns).
+    ///
+    /// # Errors
+    /// A tensor whose dtype or shape is not what the cells ask for; both are named.
+    pub(crate) fn new(shape: [usize; 2], cell: [usize; 2], codes: Codes, parts: Parts) -> Result<ScaledGrid> {
+        let Parts { weight, scale: (scales, scale), global, zeros, note, g_idx } = parts;
+        let grid = [shape[0].div_ceil(cell[0]), shape[1].div_ceil(cell[1])];
+        let one = grid == [1, 1] && scale.shape.iter().product::<usize>() == 1;
+        let rows = grid[1] == 1 && scale.shape == [grid[0]];
+        let (dtypes, asked) = match scales {
+            Scales::Float => ([Dtype::F32, Dtype::BF16, Dtype::F16], "F32, BF16 or F16"),
+            Scales::E8m0 => ([Dtype::U8, Dtype::U8, Dtype::F8_E8M0], "U8 or F8_E8M0"),
+            Scales::Over | Scales::Times => ([Dtype::F8_E4M3; 3], "F8_E4M3"),
+        };
+        if !dtypes.contains(&scale.dtype) || !(scale.shape == grid || one || rows) {
+            return Err(disagree(&weight, shape, &scale, grid, asked));
+        }
+        if let Some(global) =
+            global.as_ref().filter(|g| g.dtype != Dtype::F32 || g.shape.iter().any(|&n| n != 1))
+        {
+            return Err(disagree(&weight, shape, global, [1, 1], "F32"));
+        }
+        if let Some((kind, zeros)) = &zeros {
+            let (dtype, name, shape_of) = match kind {
+                Zeros::Int8 => (Dtype::I8, "I8", grid),
+                Zeros::Packed(bits) => (Dtype::I32, "I32", [grid[0].div_ceil(32 / bits), grid[1]]),
+            };
+            let alone = one && zeros.shape.iter().product::<usize>() == 1;
+            if zeros.dtype != dtype || !(zeros.shape == shape_of || alone && *kind == Zeros::Int8) {
+                return Err(disagree(&weight, shape, zeros, shape_of, name));
+            }
+        }
+        if let Some(g_idx) = g_idx.as_ref().filter(|g| g.dtype != Dtype::I32 || g.shape != [shape[1]]) {
+            let what = format!(
+                "'{}' is {}, not I32 [{}] as the weight asks",
+                g_idx.name,
+                g_idx.describe(),
+                shape[1]
+            );
+            return Err(Error::input(what).tensor(&weight.name).hint("export the checkpoint again"));
+        }
+        let kind = zeros.as_ref().map(|(kind, _)| *kind);
+        let (dtype, ordered) = match scales {
+            Scales::Float => (scale.dtype, g_idx.is_some()),
+            // What the library unpacks these codes to.
+            Scales::E8m0 | Scales::Over | Scales::Times => (Dtype::BF16, g_idx.is_some()),
+        };
+        let noted = note.is_some();
+        let tensors = [Some(weight), Some(scale), global, zeros.map(|(_, stored)| stored), note, g_idx];
+        let tensors = tensors.into_iter().flatten().collect();
+        Ok(ScaledGrid { shape, cell, codes, scales, dtype, zeros: kind, noted, ordered, tensors })
+    }
+
+    /// The same weight by arithmetic in f32, whatever the dtype of the scale.
+    pub(crate) fn in_f32(self) -> ScaledGrid {
+        ScaledGrid { dtype: Dtype::F32, ..self }
+    }
+
+    fn grid_width(&self) -> usize {
+        self.shape[1].div_ceil(self.cell[1])
+    }
+
+    /// The rows of scales that `rows` fall under.
+    fn scale_rows(&self, rows: &Range<usize>) -> Range<usize> {
+        if rows.is_empty() {
+            return 0..0;
+        }
+        rows.start / self.cell[0]..rows.end.div_ceil(self.cell[0])
+    }
+
+    /// The scales of some rows of cells.
+    fn scales(&self, parts: &[&[u8]], out: &mut [f32]) {
+        let codes = out.iter_mut().zip(parts[1]);
+        match self.scales {
+            Scales::Float => widen(self.tensors[1].dtype, parts[1], out),
+            Scales::E8m0 => codes.for_each(|(out, &code)| *out = e8m0(code)),
+            Scales::Over | Scales::Times => {
+                let mut global = [0f32];
+                widen(Dtype::F32, parts[2], &mut global);
+                let [global] = global;
+                codes.for_each(|(out, &code)| {
+                    let scale = E4M3[usize::from(code)];
+                    *out = if self.scales == Scales::Over { scale / global } else { scale * global };
+                });
+            }
+        }
+    }
+
+    /// The rows of `zeros` that these rows of scales need.
+    fn zero_rows(kind: Zeros, scales: &Range<usize>) -> Range<usize> {
+        match kind {
+            Zeros::Int8 => scales.clone(),
+            Zeros::Packed(bits) => scales.start / (32 / bits)..scales.end.div_ceil(32 / bits),
+        }
+    }
+
+    /// The zero points of one row of scales, from the `bytes` of those of `scales`.
+    fn zeros(&self, row: usize, scales: &Range<usize>, bytes: &[u8], out: &mut [f32]) {
+        let width = self.grid_width();
+        match self.zeros {
+            None => {}
+            Some(Zeros::Int8) => {
+                let bytes = &bytes[(row - scales.start) * width..][..width];
+                out.iter_mut().zip(bytes).for_each(|(out, &z)| *out = f32::from(z as i8));
+            }
+            Some(kind @ Zeros::Packed(bits)) => {
+                let first = Self::zero_rows(kind, scales).start;
+                let words = &bytes[(row / (32 / bits) - first) * width * 4..][..width * 4];
+                let (shift, mask, offset) =
+                    (row % (32 / bits) * bits, (1u32 << bits) - 1, 1u32 << (bits - 1));
+                for (out, &word) in out.iter_mut().zip(words.as_chunks::<4>().0) {
+                    *out = (u32::from_le_bytes(word) >> shift & mask) as f32 - offset as f32;
+                }
+            }
+        }
+    }
+
+    /// The columns' groups, or none where they are in order: a -1 anywhere means that the index was never filled in.
+    fn order(&self, parts: &[&[u8]]) -> Result<Option<Vec<usize>>> {
+        let (Some(bytes), Some(stored)) = (parts.last(), self.tensors.last().filter(|_| self.ordered)) else {
+            return Ok(None);
+        };
+        if bytes.as_chunks::<4>().0.contains(&(-1i32).to_le_bytes()) {
+            return Ok(None);
+        }
+        order(stored, bytes, self.grid_width()).map(Some)
+    }
+}
+
+/// The group of each column, from an index I32 `[in]`.
+///
+/// # Errors
+/// A group that is not among the `groups` that have scales.
+pub(crate) fn order(stored: &Stored, bytes: &[u8], groups: usize) -> Result<Vec<usize>> {
+    let known =
+        |&bytes: &[u8; 4]| usize::try_from(i32::from_le_bytes(bytes)).ok().filter(|&group| group < groups);
+    let order: Option<Vec<usize>> = bytes.as_chunks::<4>().0.iter().map(known).collect();
+    order.ok_or_else(|| {
+        Error::input(format!("an index of a group is not among the {groups} that have scales"))
+            .tensor(&stored.name)
+            .hint("the file is damaged: download or export it again")
+    })
+}
+
+impl Dequantize for ScaledGrid {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn tensors(&self) -> &[Stored] {
+        &self.tensors
+    }
+
+    fn round_to_nearest(&self) -> Option<RoundToNearest> {
+        let symmetric = self.zeros.is_none() && self.scales == Scales::Float;
+        match (self.codes, self.cell, self.dtype) {
+            (Codes::Packed4, [1, group], dtype) if symmetric && !self.ordered => {
+                Some(RoundToNearest::Int4 { group, dtype })
+            }
+            (Codes::E4m3, block, Dtype::F32) if symmetric && block[0] <= TALLEST => {
+                Some(RoundToNearest::BlockFp8 { block, scale: self.tensors[1].dtype })
+            }
+            _ => None,
+        }
+    }
+
+    fn spans(&self, rows: Range<usize>) -> Vec<Range<usize>> {
+        let scales = self.scale_rows(&rows);
+        let row = self.codes.row_bytes(self.shape[1]);
+        let scale = self.grid_width() * self.tensors[1].dtype.bitsize() / 8;
+        let mut spans = vec![rows.start * row..rows.end * row, scales.start * scale..scales.end * scale];
+        if matches!(self.scales, Scales::Over | Scales::Times) {
+            spans.push(0..4);
+        }
+        if let Some(kind) = self.zeros {
+            let zeros = Self::zero_rows(kind, &scales);
+            let row = self.grid_width() * if kind == Zeros::Int8 { 1 } else { 4 };
+            spans.push(zeros.start * row..zeros.end * row);
+        }
+        if self.noted {
+            spans.push(0..0);
+        }
+        if self.ordered {
+            spans.push(0..self.shape[1] * 4);
+        }
+        spans
+    }
+
+    fn block(&self) -> Option<[usize; 2]> {
+        Some(self.cell)
+    }
+
+    fn saturated(&self, _: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
+        Some((self.codes.saturated(parts[0], self.shape[1]), self.codes.bits()))
+    }
+
+    fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
+        let (columns, width) = (self.shape[1], self.grid_width());
+        assert_eq!(out.len(), rows.len() * columns, "the panel's values");
+        if out.is_empty() {
+            return Ok(());
+        }
+        let order = self.order(parts)?;
+        let under = self.scale_rows(&rows);
+        let mut scales = vec![0f32; under.len() * width];
+        self.scales(parts, &mut scales);
+        // modelopt's table has no minus zero: taking off -0 makes +0 of it and leaves all else.
+        let mut zeros = vec![if self.scales == Scales::Times { -0f32 } else { 0f32 }; width];
+        let lines = parts[0].chunks_exact(self.codes.row_bytes(columns)).zip(out.chunks_exact_mut(columns));
+        assert_eq!(lines.len(), rows.len(), "the panel's bytes");
+        for (row, (codes, out)) in rows.zip(lines) {
+            let row = row / self.cell[0];
+            let scales = &scales[(row - under.start) * width..][..width];
+            self.zeros(row, &under, parts.get(2).copied().unwrap_or(&[]), &mut zeros);
+            self.codes.decode(codes, out);
+            match &order {
+                Some(order) => gathered(out, order, scales, &zeros),
+                None => scaled(out, self.cell[1], scales, &zeros),
+            }
+            round(self.dtype, out);
+        }
+        Ok(())
+    }
+}
+
+/// `(q - z) * s`, each pair for `width` columns.
+pub(crate) fn scaled(out: &mut [f32], width: usize, scales: &[f32], zeros: &[f32]) {
+    widest(ScaleRow { out, width, scales, zeros });
+}
+
+/// [`scaled`].
+struct ScaleRow<'a> {
+    out: &'a mut [f32],
+    width: usize,
+    scales: &'a [f32],
+    zeros: &'a [f32],
+}
+
+impl Loop for ScaleRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for ((out, &scale), &zero) in self.out.chunks_mut(self.width).zip(self.scales).zip(self.zeros) {
+            // Where there is no zero point, taking off +0 leaves every number as it is, -0 among them.
+            out.iter_mut().for_each(|q| *q = (*q - zero) * scale);
+        }
+    }
+}
+
+/// The same with the pair that each column names.
+pub(crate) fn gathered(out: &mut [f32], order: &[usize], scales: &[f32], zeros: &[f32]) {
+    for (q, &group) in out.iter_mut().zip(order) {
+        *q = (*q - zeros[group]) * scales[group];
+    }
+}
+
+/// To the nearest number of a dtype, kept as f32.
+pub(crate) fn round(dtype: Dtype, values: &mut [f32]) {
+    match dtype {
+        Dtype::BF16 => round_to_bf16(values),
+        Dtype::F16 => {
+            let mut buffer = [f16::ZERO; 256];
+            for values in values.chunks_mut(256) {
+                let buffer = &mut buffer[..values.len()];
+                buffer.convert_from_f32_slice(values);
+                buffer.convert_to_f32_slice(values);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The error of a companion that does not go with its weight.
+pub(crate) fn disagree(
+    weight: &Stored,
+    shape: [usize; 2],
+    part: &Stored,
+    asked: [usize; 2],
+    dtypes: &str,
+) -> Error {
+    let asked = format!(
+        "a weight of shape {shape:?} needs, by the config, a companion of shape {asked:?} and dtype {dtypes}; '{}' is {}",
+        part.name,
+        part.describe()
+    );
+    Error::input(asked)
+        .tensor(&weight.name)
+        .hint("the quantization_config and the stored tensors must agree: check where the config comes from")
+}

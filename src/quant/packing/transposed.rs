@@ -1,0 +1,63 @@
+//! A weight that is stored transposed, `[in, out]`, as experts of gpt-oss and Llama 4 are.
+//!
+//! A logical row is a column of the file, so any panel needs all stored rows: [`spans`](Dequantize::spans) names the tensor whole,
+//! and its mapped pages are what a module costs. A panel decodes its own columns alone. They pass through a tile of a few stored
+//! rows, so that the output is written in lines and not number by number.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::Result;
+use crate::quant::weight::{Dequantize, Stored};
+
+/// Stored rows in a tile: a line of the cache in the output.
+const TILE: usize = 16;
+
+/// The transpose of a decoder that can be read by columns.
+#[derive(Clone, Debug)]
+pub(crate) struct Turned(Arc<dyn Dequantize>);
+
+impl Turned {
+    /// The transpose of `stored`, or `None` where its format cannot be read by columns.
+    pub(crate) fn of(stored: Arc<dyn Dequantize>) -> Option<Turned> {
+        stored.by_columns().is_some().then_some(Turned(stored))
+    }
+}
+
+impl Dequantize for Turned {
+    fn shape(&self) -> [usize; 2] {
+        let [rows, columns] = self.0.shape();
+        [columns, rows]
+    }
+
+    fn tensors(&self) -> &[Stored] {
+        self.0.tensors()
+    }
+
+    fn spans(&self, rows: Range<usize>) -> Vec<Range<usize>> {
+        let stored = if rows.is_empty() { 0 } else { self.0.shape()[0] };
+        self.0.spans(0..stored)
+    }
+
+    fn is_whole(&self) -> bool {
+        true
+    }
+
+    fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
+        let (high, wide) = (self.0.shape()[0], rows.len());
+        assert_eq!(out.len(), wide * high, "the panel's values");
+        let Some(stored) = self.0.by_columns().filter(|_| !out.is_empty()) else { return Ok(()) };
+        let mut tile = vec![0f32; TILE * wide];
+        for start in (0..high).step_by(TILE) {
+            let count = TILE.min(high - start);
+            for (i, line) in tile.chunks_exact_mut(wide).take(count).enumerate() {
+                stored.segment(start + i, rows.clone(), parts, line);
+            }
+            for (j, line) in out.chunks_exact_mut(high).enumerate() {
+                let line = line[start..start + count].iter_mut().enumerate();
+                line.for_each(|(i, out)| *out = tile[i * wide + j]);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,180 @@
+//! From the config's declaration to the format: the registry of what is read, and the refusal, by name, of what is not.
+
+use safetensors::Dtype;
+use serde_json::Value;
+
+use crate::quant::expert::layout::Experts;
+use crate::quant::expert::stack;
+use crate::quant::format::dense::Dense;
+use crate::quant::format::{bitsandbytes, block_fp8, compressed, fp8, gptq_awq, mxfp4};
+use crate::quant::weight::{Format, Found, Stored, Tensors};
+use crate::{Error, Result};
+
+/// A checkpoint's declaration of how it is quantized.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Declared {
+    /// The file that says so: `config.json`, `hf_quant_config.json` or `quantize_config.json`.
+    pub origin: String,
+    /// What it says, as JSON.
+    pub raw: Value,
+}
+
+impl Declared {
+    /// The declared method's name, lower case. `hf_quant_config.json` is modelopt's and `quantize_config.json` GPTQ's unless they
+    /// say otherwise; older bitsandbytes configs are known by their flags.
+    pub fn method(&self) -> Option<String> {
+        let text = |key| self.raw.get(key).and_then(Value::as_str).map(str::to_lowercase);
+        let has = |key| self.raw.get(key).is_some();
+        text("quant_method").or_else(|| match self.origin.as_str() {
+            "hf_quant_config.json" => Some("modelopt".to_owned()),
+            "quantize_config.json" => Some("gptq".to_owned()),
+            _ if has("load_in_4bit") || has("load_in_8bit") => Some("bitsandbytes".to_owned()),
+            _ => None,
+        })
+    }
+
+    /// A string under `key`, at the top.
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
+        self.raw.get(key).and_then(Value::as_str)
+    }
+}
+
+/// Makes the format of a declared method.
+type Build = fn(&Declared, &Experts) -> Result<Box<dyn Format>>;
+
+/// What is read, by `quant_method`.
+const REGISTRY: &[(&str, Build)] = &[
+    ("fp8", |declared, _| block_fp8::from_config(declared)),
+    ("mxfp8", |declared, _| block_fp8::from_config(declared)),
+    ("compressed-tensors", |declared, _| compressed::from_config(declared)),
+    ("bitsandbytes", |declared, _| bitsandbytes::from_config(declared)),
+    ("modelopt", |declared, _| fp8::modelopt(declared)),
+    ("gptq", |declared, _| gptq_awq::gptq(declared)),
+    ("awq", |declared, _| gptq_awq::awq(declared)),
+    ("mxfp4", |_, experts| Ok(mxfp4::format(experts))),
+];
+
+/// How a checkpoint's weights are stored; by default dense.
+#[derive(Debug, Default)]
+pub struct Scheme {
+    format: Option<Box<dyn Format>>,
+    experts: Experts,
+}
+
+impl Scheme {
+    /// The scheme of a checkpoint that declares `declared`; `None` is a dense one. Stacks of experts lie as those of a model that is
+    /// not known: see
+    /// [`with_experts`](Self::with_experts).
+    ///
+    /// # Errors
+    /// As [`with_experts`](Self::with_experts).
+    pub fn from_config(declared: Option<&Declared>) -> Result<Scheme> {
+        Scheme::with_experts(declared, Experts::default())
+    }
+
+    /// The same for a model whose experts are laid out as `experts` says.
+    ///
+    /// # Errors
+    /// A method that is not supported is refused by its name, with what to do.
+    pub fn with_experts(declared: Option<&Declared>, experts: Experts) -> Result<Scheme> {
+        let Some(declared) = declared else { return Ok(Scheme { format: None, experts }) };
+        let method = declared.method().ok_or_else(|| {
+            Error::input(format!("the quantization that {} declares names no quant_method", declared.origin))
+                .hint("add its `quant_method`, or dequantize the model to bf16 and give that folder")
+        })?;
+        match REGISTRY.iter().find(|(name, _)| *name == method) {
+            Some((_, build)) => Ok(Scheme { format: Some(build(declared, &experts)?), experts }),
+            None => Err(unsupported(&method)),
+        }
+    }
+
+    /// The scheme of a checkpoint that says in its files what format they are of.
+    pub fn of(format: Box<dyn Format>) -> Scheme {
+        Scheme { format: Some(format), experts: Experts::default() }
+    }
+
+    /// How the model's experts are laid out.
+    pub fn experts(&self) -> &Experts {
+        &self.experts
+    }
+
+    /// What the scheme is, for messages and tables.
+    pub fn label(&self) -> String {
+        self.format.as_ref().map_or_else(|| "dense".to_owned(), |format| format.label())
+    }
+
+    /// The weights that `lead` is the first stored tensor of; none where it is a norm, a bias, a scale, or has no elements.
+    ///
+    /// # Errors
+    /// A weight that is quantized by its dtype or name, with nothing declared that says how or with its scale missing.
+    pub fn weights(&self, lead: &Stored, tensors: &dyn Tensors) -> Result<Vec<Found>> {
+        // Nothing to decode, and the other side of a zero may be any number.
+        if lead.shape.contains(&0) {
+            return Ok(Vec::new());
+        }
+        if let Some(format) = &self.format {
+            let found = format.weights(lead, tensors)?;
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
+        if let Some(found) = Dense::find(lead) {
+            return Ok(vec![found]);
+        }
+        let found = stack::weights(&self.experts, self.format.as_deref(), lead, tensors)?;
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        if looks_quantized(lead) {
+            return Err(self.unexplained(lead));
+        }
+        Ok(Vec::new())
+    }
+
+    fn unexplained(&self, lead: &Stored) -> Error {
+        let declared = match &self.format {
+            Some(format) => format!("which {}, the declared quantization, does not read", format.label()),
+            None => "but nothing declares how it is quantized".to_owned(),
+        };
+        Error::input(format!("a weight is stored as {}, {declared}", lead.describe())).tensor(&lead.name).hint(
+            "put the model's own config.json, with its quantization_config, beside the weights, or dequantize \
+             the model to bf16 and give that folder",
+        )
+    }
+}
+
+/// Whether a tensor's name and dtype can only be a quantized weight's. A stack of experts bears no `.weight`.
+fn looks_quantized(stored: &Stored) -> bool {
+    use Dtype::*;
+    let packed = [".qweight", ".weight_packed", "_proj_blocks"].iter().any(|end| stored.name.ends_with(end));
+    let codes = matches!(
+        stored.dtype,
+        F4 | F6_E2M3
+            | F6_E3M2
+            | F8_E4M3
+            | F8_E5M2
+            | F8_E4M3FNUZ
+            | F8_E5M2FNUZ
+            | I8
+            | U8
+            | I16
+            | U16
+            | I32
+            | U32
+    );
+    let stack = [".experts.gate_up_proj", ".experts.down_proj"].iter().any(|end| stored.name.ends_with(end));
+    codes && (packed || stack || stored.name.ends_with(".weight") && stored.shape.len() == 2)
+}
+
+/// The refusal of a scheme, by its name.
+pub(crate) fn unsupported(name: &str) -> Error {
+    Error::input(format!("quantization with {name} is not supported yet"))
+        .hint("dequantize the model to bf16 first, with the library that quantized it, and give that folder")
+}
+
+/// The error of a weight without one of its companions.
+pub(crate) fn missing(weight: &Stored, name: &str) -> Error {
+    Error::input(format!("a weight is stored as {} without its '{name}'", weight.describe()))
+        .tensor(&weight.name)
+        .hint("it is missing from the files or from the index: download or export the checkpoint again")
+}

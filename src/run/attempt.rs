@@ -1,0 +1,313 @@
+//! Every try at a run leaves a folder of its own: the unsplit run `.trephine` itself, a part `.trephine/parts/NAME`.
+//!
+//! Nobody but its process ever writes there, so parts on several machines need no lock between them, on whatever file
+//! system: a name is taken by creating the folder, and all that others do is read. What two of them did both is there
+//! twice, in equal bytes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::commands::extract::completed::Finished;
+use crate::commands::extract::options::Extraction;
+use crate::commands::extract::plan::Plan;
+use crate::commands::extract::run_dir::{Entry, STATE};
+use crate::commands::extract::run_identity::Begin;
+use crate::durable::{atomic_file, folder, journal};
+use crate::run::part_id::Part;
+use crate::{Error, Result};
+
+/// The folder of the parts' folders, in the state folder.
+pub const PARTS: &str = "parts";
+
+/// The journal of an attempt.
+pub const JOURNAL: &str = "journal";
+
+/// The shards of an attempt.
+pub const SHARDS: &str = "shards";
+
+/// [`How`] it is run.
+pub const HOW: &str = "attempt.json";
+
+/// The log of a part, which becomes part of the run's when that is assembled.
+pub const PART_LOG: &str = "log";
+
+/// What is said of a folder in which no run has left anything.
+pub const STATE_HAS_NOTHING: &str = "the folder holds no run, finished or not";
+
+/// An amount of work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Work {
+    /// Modules.
+    pub modules: usize,
+    /// Comparisons of tensors that the adapter does not hold.
+    pub compared: usize,
+    /// Bytes of tensors to read, once.
+    pub bytes: u64,
+    /// By the cost model, in millions of floating-point operations.
+    pub cost: u64,
+}
+
+impl Work {
+    /// All that `plan` has.
+    pub fn of(plan: &Plan) -> Work {
+        Work::ahead(plan, &Finished::default())
+    }
+}
+
+/// How, where and on what an attempt is run: nothing that decides a byte.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct How {
+    /// Which part; `None` for all that is missing.
+    pub part: Option<Part>,
+    /// The machine, as its cluster names it.
+    pub host: String,
+    /// The process there.
+    pub process: u32,
+    /// Seconds since 1970 by that machine's clock.
+    pub started: u64,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Peak resident memory that was promised, in bytes.
+    pub memory: u64,
+    /// Where the base lies, for whoever assembles: an absolute path, or a name in the Hugging Face cache.
+    pub base: String,
+    /// Where the tuned checkpoint lies.
+    pub tuned: String,
+    /// Where the one that will serve the adapter lies.
+    pub served: Option<String>,
+    /// The whole run.
+    pub run: Work,
+    /// This attempt's share of it.
+    pub share: Work,
+    /// What of its share no one had done when it began.
+    pub ahead: Work,
+}
+
+impl Work {
+    /// What of `plan` is not in `done`.
+    pub fn ahead(plan: &Plan, done: &Finished) -> Work {
+        let modules = plan.modules.iter().filter(|m| !done.modules.contains_key(&m.name));
+        let compared = plan.not_represented.iter().filter(|l| !done.compared.contains_key(&l.key()));
+        let costs = modules.map(|m| (1, 0, m.read_bytes, m.cost()));
+        let costs = costs.chain(compared.map(|l| (0, 1, l.read_bytes, l.cost())));
+        costs.fold(Work::default(), |sum, (modules, compared, bytes, cost)| Work {
+            modules: sum.modules + modules,
+            compared: sum.compared + compared,
+            bytes: sum.bytes + bytes,
+            cost: sum.cost + cost,
+        })
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_none(&self) -> bool {
+        self.modules == 0 && self.compared == 0
+    }
+}
+
+impl How {
+    /// Of this process, about to begin with `ahead` of `share`.
+    pub fn new(job: &Extraction, part: Option<Part>, run: Work, share: Work, ahead: Work) -> How {
+        How {
+            part,
+            host: host(|name| std::env::var(name).ok()),
+            process: std::process::id(),
+            started: now(),
+            threads: job.running.threads,
+            memory: job.running.memory,
+            base: place(&job.base),
+            tuned: place(&job.tuned),
+            served: job.served.as_deref().map(place),
+            run,
+            share,
+            ahead,
+        }
+    }
+
+    /// Puts it on the disk.
+    ///
+    /// # Errors
+    /// A full disk, and whatever else the file system refuses.
+    pub fn write(&self, attempt: &Path) -> Result<()> {
+        let path = attempt.join(HOW);
+        let json = serde_json::to_vec_pretty(self).map_err(|e| {
+            Error::unexpected("cannot write as JSON how the run is run").path(&path).because(e)
+        })?;
+        atomic_file::write(&path, |file| file.write_all(&json)).map(drop)
+    }
+}
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// What the machine is called: by Slurm where that runs it, for its nodes may have other names than their systems.
+fn host(variable: impl Fn(&str) -> Option<String>) -> String {
+    variable("SLURMD_NODENAME")
+        .or_else(sysinfo::System::host_name)
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "unknown".into())
+}
+
+/// A path from the root; other names as they are.
+fn place(spec: &str) -> String {
+    let path = Path::new(spec);
+    let absolute = path.exists().then(|| std::path::absolute(path).ok()).flatten();
+    absolute.map_or(spec.to_owned(), |path| path.to_string_lossy().into_owned())
+}
+
+/// What one attempt has left so far, as it can be read while it goes on.
+#[derive(Debug)]
+pub struct Attempt {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// What the run is of; `None` where that cannot be read.
+    pub begin: Option<Begin>,
+    /// How it is run, where that can be read.
+    pub how: Option<How>,
+    /// What its journal says is done, up to its end or to where it is damaged.
+    pub done: Vec<Entry>,
+    /// What is wrong with the journal behind that.
+    pub damage: Option<Error>,
+}
+
+impl Attempt {
+    /// Reads the one in `folder`; `None` where it has no journal, or an empty one: not yet begun, or removed.
+    ///
+    /// # Errors
+    /// A journal that cannot be read.
+    pub fn read(folder: &Path) -> Result<Option<Attempt>> {
+        let path = folder.join(JOURNAL);
+        match fs::metadata(&path) {
+            Ok(data) if data.len() > 0 => {}
+            _ => return Ok(None),
+        }
+        let journal::Prefix { records, damage, .. } = match journal::replay_prefix(&path) {
+            Ok(read) => read,
+            // Removed since.
+            Err(_) if !path.exists() => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        Ok(Some(Attempt::of(folder, records, damage)))
+    }
+
+    /// The one in `folder` whose journal holds `records`.
+    pub fn of(folder: &Path, records: Vec<Entry>, damage: Option<Error>) -> Attempt {
+        let mut records = records.into_iter();
+        let begin = records.next().and_then(|first| match first {
+            Entry::Begin(begin) => Some(*begin),
+            _ => None,
+        });
+        let how = fs::read(folder.join(HOW)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Attempt { folder: folder.to_owned(), begin, how, done: records.collect(), damage }
+    }
+
+    /// Its name, for people: which part, where.
+    pub fn name(&self) -> String {
+        match &self.how {
+            Some(How { part: Some(part), host, process, .. }) => {
+                format!("part {part} on {host} (process {process})")
+            }
+            Some(How { host, process, .. }) if self.is_of_part() => {
+                format!("the completion on {host} (process {process})")
+            }
+            _ if self.is_of_part() => {
+                format!("the part in {}", self.folder.file_name().unwrap_or_default().to_string_lossy())
+            }
+            _ => "the unsplit run".into(),
+        }
+    }
+
+    /// Whether it has a folder among the parts.
+    pub fn is_of_part(&self) -> bool {
+        self.folder.parent().and_then(Path::file_name).is_some_and(|parent| parent == PARTS)
+    }
+}
+
+/// The attempts of parts in the output folder `out`, in the order of their folders' names.
+///
+/// # Errors
+/// What cannot be read.
+pub fn of_parts(out: &Path) -> Result<Vec<Attempt>> {
+    let mut attempts = Vec::new();
+    for folder in folders(out)? {
+        attempts.extend(Attempt::read(&folder)?);
+    }
+    Ok(attempts)
+}
+
+/// All attempts in the output folder `out`, the unsplit run's first.
+///
+/// # Errors
+/// What cannot be read.
+pub fn all(out: &Path) -> Result<Vec<Attempt>> {
+    let unsplit = Attempt::read(&out.join(STATE))?;
+    Ok(unsplit.into_iter().chain(of_parts(out)?).collect())
+}
+
+/// The folders of parts in name order, with or without a journal.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub fn folders(out: &Path) -> Result<Vec<PathBuf>> {
+    let parts = out.join(STATE).join(PARTS);
+    let failed = |e| Error::unexpected("cannot look for the parts of the run").path(&parts).because(e);
+    let entries = match fs::read_dir(&parts) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(failed(e)),
+    };
+    let paths: std::io::Result<Vec<PathBuf>> = entries.map(|entry| entry.map(|e| e.path())).collect();
+    let mut paths = paths.map_err(failed)?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// Takes a folder that is nobody else's, for `part` or for all that is missing.
+///
+/// # Errors
+/// A folder that cannot be created.
+pub fn take_folder(out: &Path, part: Option<Part>) -> Result<PathBuf> {
+    let parts = out.join(STATE).join(PARTS);
+    folder::create(&parts)?;
+    let host: String = host(|name| std::env::var(name).ok())
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' })
+        .take(60)
+        .collect();
+    let which = part.map_or("rest".into(), |part| format!("{}-of-{}", part.index(), part.of()));
+    let nanoseconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+    for count in 0..1000u64 {
+        let name = format!("{which}-{:x}-{host}-{}", nanoseconds.wrapping_add(count), std::process::id());
+        let path = parts.join(name);
+        match fs::create_dir(&path) {
+            Ok(()) => {
+                folder::sync(&parts)?;
+                return Ok(path);
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(Error::unexpected("cannot create a part's folder").path(&path).because(e)),
+        }
+    }
+    Err(Error::unexpected("a thousand names for a part's folder are taken").path(&parts))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_its_clusters_name() {
+        assert_eq!(host(|name| (name == "SLURMD_NODENAME").then(|| "node7".into())), "node7");
+        assert!(!host(|_| None).is_empty());
+    }
+
+    #[test]
+    fn places_are_from_the_root_and_names_stay() {
+        assert_eq!(place("Qwen/Qwen3-32B"), "Qwen/Qwen3-32B");
+        assert!(place("src").ends_with("/src") && place("src").starts_with('/'));
+    }
+}

@@ -1,0 +1,167 @@
+//! Mapped windows on a checkpoint's files: the one place with `unsafe`.
+//!
+//! # The contract
+//! A mapped file must not change while it is read. If another process truncates one, touching a page beyond its new end kills
+//! this process with SIGBUS; if another process writes to one, the numbers may be of either state. Two things narrow that: the
+//! file's size is compared with the one at opening before every window, and the window's pages are read in at once where the
+//! system can (Linux 5.14 and later), which turns a file that is too short, or a disk that fails, into an error. What is left
+//! is a truncation while a window is alive. Checkpoints are written once, so this is taken as a condition of use.
+//!
+//! Mapped pages count as resident memory. A window unmaps its pages when it is dropped, so what is resident is what is alive.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::{Deref, Range};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use memmap2::{Advice, Mmap, MmapOptions};
+
+use crate::{Error, Result};
+
+/// One open file of a checkpoint.
+#[derive(Debug)]
+pub(crate) struct DataFile {
+    name: String,
+    path: PathBuf,
+    file: File,
+    size: u64,
+    modified: Option<SystemTime>,
+}
+
+impl DataFile {
+    /// Opens `path`, called `name` in messages and identities.
+    pub(crate) fn open(name: &str, path: &Path) -> Result<DataFile> {
+        let file = File::open(path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => Error::input("a file of the checkpoint is missing")
+                .path(path)
+                .hint("the download is incomplete: fetch the checkpoint again"),
+            _ => Error::unexpected("cannot open").path(path).because(e),
+        })?;
+        let data = file.metadata().map_err(|e| Error::unexpected("cannot read").path(path).because(e))?;
+        if !data.is_file() {
+            return Err(Error::input("this is not an ordinary file").path(path));
+        }
+        let (name, path) = (name.to_owned(), path.to_owned());
+        Ok(DataFile { name, path, file, size: data.len(), modified: data.modified().ok() })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its size when it was opened.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub(crate) fn modified(&self) -> Option<SystemTime> {
+        self.modified
+    }
+
+    /// Reads the next bytes into `buffer` the ordinary way. For headers, before anything is known to be whole.
+    pub(crate) fn read_exact(&self, buffer: &mut [u8]) -> Result<()> {
+        (&self.file)
+            .read_exact(buffer)
+            .map_err(|e| Error::unexpected("cannot read").path(&self.path).because(e))
+    }
+
+    /// Maps a range of the file.
+    pub(crate) fn window(&self, range: Range<u64>) -> Result<Window> {
+        let size = self.file.metadata().map_err(|e| self.failed(e))?.len();
+        if size != self.size {
+            return Err(self.changed(size));
+        }
+        self.map(range)
+    }
+
+    /// The mapping itself, whatever the file's size.
+    fn map(&self, range: Range<u64>) -> Result<Window> {
+        let length = usize::try_from(range.end - range.start).map_err(|e| {
+            Error::unexpected("a window larger than the address space").path(&self.path).because(e)
+        })?;
+        if length == 0 {
+            return Ok(Window { map: None });
+        }
+        // SAFETY: the mapping is private to the returned window and read-only; that nobody changes the file meanwhile is the
+        // contract above, which is a condition of use and is checked as far as it can be.
+        let map = unsafe { MmapOptions::new().offset(range.start).len(length).map(&self.file) };
+        let map = map.map_err(|e| self.failed(e))?;
+        self.populate(&map)?;
+        Ok(Window { map: Some(map) })
+    }
+
+    /// Reads all pages in now, or asks for them early where the system knows no better.
+    fn populate(&self, map: &Mmap) -> Result<()> {
+        #[cfg(target_os = "linux")]
+        match map.advise(Advice::PopulateRead) {
+            Ok(()) => return Ok(()),
+            // Kernels before 5.14 do not know this advice.
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {}
+            Err(e) => return Err(self.failed(e)),
+        }
+        // Advice that is not taken costs time only.
+        let _ = map.advise(Advice::WillNeed);
+        Ok(())
+    }
+
+    /// Asks the system to read a range ahead into its cache, without mapping it.
+    pub(crate) fn prefetch(&self, range: Range<u64>) {
+        let length = range.end - range.start;
+        #[cfg(target_vendor = "apple")]
+        let _ = rustix::fs::fcntl_rdadvise(&self.file, range.start, length);
+        #[cfg(not(target_vendor = "apple"))]
+        if let Some(length) = std::num::NonZeroU64::new(length) {
+            let _ = rustix::fs::fadvise(&self.file, range.start, Some(length), rustix::fs::Advice::WillNeed);
+        }
+    }
+
+    fn changed(&self, size: u64) -> Error {
+        Error::input(format!("the file had {} bytes when it was opened and now has {size}", self.size))
+            .path(&self.path)
+            .hint("something writes to the checkpoint: wait until it is whole, then run the command again")
+    }
+
+    fn failed(&self, e: io::Error) -> Error {
+        Error::unexpected("cannot read")
+            .path(&self.path)
+            .because(e)
+            .hint("the file was changed meanwhile, or its disk fails")
+    }
+}
+
+/// Mapped bytes of one tensor. They need not be aligned. Dropping it unmaps them.
+#[derive(Debug)]
+pub struct Window {
+    /// None for no bytes: an empty range cannot be mapped.
+    map: Option<Mmap>,
+}
+
+impl Deref for Window {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or_default()
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::DataFile;
+
+    #[test]
+    fn a_file_cut_between_check_and_mapping_is_an_error_not_a_signal() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.safetensors");
+        std::fs::write(&path, vec![1; 3 << 20]).unwrap();
+        let file = DataFile::open("m.safetensors", &path).unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(1 << 20).unwrap();
+        let error = file.map(0..3 << 20).unwrap_err();
+        assert!(error.to_string().starts_with("cannot read"), "{error}");
+        assert!(file.window(0..10).unwrap_err().to_string().contains("now has 1048576"));
+    }
+}

@@ -1,0 +1,18 @@
+//! The other commands, one module each.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod analysis;
+mod autopsy;
+mod completions;
+mod dequantize;
+mod fidelity;
+mod merge;
+mod peft;
+mod probe;
+mod report;
+mod report_files;
+mod rules;
+mod sanitize;
+mod sanitize_bad;

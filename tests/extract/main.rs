@@ -1,0 +1,12 @@
+//! What `extract` writes, and what it refuses.
+
+#[path = "../formats/checkpoint_files/mod.rs"]
+mod checkpoint_files;
+#[path = "../common/mod.rs"]
+mod common;
+
+mod adapter;
+mod bad_input;
+mod gguf;
+mod moe;
+mod quantized;

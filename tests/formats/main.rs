@@ -1,0 +1,12 @@
+//! What is read from checkpoints and decoded from quantized formats, against the reference libraries.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod checkpoint;
+mod checkpoint_bad;
+mod checkpoint_files;
+mod encode;
+mod quant;
+mod quant_formats;
+mod round_to_nearest;

@@ -1,0 +1,4 @@
+//! The quality of factors over every kind of spectrum.
+
+mod quality;
+mod spectra;

@@ -1,0 +1,14 @@
+//! The life of a run: killed, resumed, split, verified; the files that make it safe.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod faults;
+mod ledger_checksums;
+mod ledger_journal;
+mod ledger_shards;
+mod parts;
+mod parts_of_runs;
+mod resume;
+mod resume_changes;
+mod verify;
