@@ -20,9 +20,9 @@ use safetensors::tensor::{TensorView, serialize_to_file};
 use serde_json::json;
 use trephine::checkpoint::Checkpoint;
 use trephine::commands::autopsy::{Examination, Thresholds, autopsy};
-use trephine::commands::extract::Running;
-use trephine::pipeline::Silent;
+use trephine::pipeline::Running;
 use trephine::quant::encode::{FP8_BLOCK, encode_block_fp8};
+use trephine::run::Silent;
 
 type AnyResult<T> = Result<T, Box<dyn std::error::Error>>;
 

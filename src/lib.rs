@@ -9,7 +9,7 @@
 //! ```
 //! 1. **Open.** [`checkpoint`] reads headers, index and config, and makes a catalogue of *modules*: logical weights
 //!    `[out, in]`, each of one or more stored tensors. Every offset is checked here, once.
-//! 2. **Pair and plan.** [`pipeline`] finds for each selected module of the base its partner in the tuned checkpoint, and
+//! 2. **Pair and plan.** [`delta`] finds for each selected module of the base its partner in the tuned checkpoint, and
 //!    decides from shapes and options alone how each will be factorized; from the memory budget, whether its delta is held
 //!    in f32 or recomputed at every pass. The plan is a value that can be shown (`--dry-run`).
 //! 3. **Read.** Reader threads take a permit for a module's bytes, map its tensors window by window, have [`quant`] decode
@@ -19,15 +19,15 @@
 //!    How a matrix is cut follows from its shape, and sums are added in a fixed order, so that neither threads nor memory
 //!    change a bit of the result.
 //! 5. **Make safe.** One writer puts each module's factors in a shard: temporary name, sync, rename, sync of the folder;
-//!    only then the [`ledger`]'s journal says so. A kill at any instant costs the modules in flight, nothing else.
-//! 6. **Assemble.** [`adapter`] joins the shards, streaming, into the one file that PEFT, vLLM, SGLang and llama.cpp all
+//!    only then the journal ([`durable`]) says so. A kill at any instant costs the modules in flight, nothing else.
+//! 6. **Assemble.** [`lora`] joins the shards, streaming, into the one file that PEFT, vLLM, SGLang and llama.cpp all
 //!    load; manifest, model card, spectra and checksums come last, and only the checksums make the folder whole.
 //!
 //! # More than one machine
-//! Modules are independent and shards are files, so a run can be split: every part ([`pipeline::extract_part`]) finds its
+//! Modules are independent and shards are files, so a run can be split: every part ([`commands::extract::extract_part`]) finds its
 //! share from the plan's costs alone and writes under a name of its own in the shared output folder, with no lock between
-//! the parts; what they do know of each other is what the journals say is done. [`pipeline::assemble`] checks that every
-//! module is there once, of one run, and gives the bytes of one machine. [`pipeline::status`] tells how far a run is.
+//! the parts; what they do know of each other is what the journals say is done. [`commands::extract::assemble`] checks that every
+//! module is there once, of one run, and gives the bytes of one machine. [`commands::extract::status`] tells how far a run is.
 //!
 //! # Words
 //! *Base* is what the adapter is added to, *tuned* what the two together should become, *delta* = tuned - base. With an
@@ -35,24 +35,30 @@
 //! change minus the base's quantization error, so the adapter corrects the error too.
 //!
 //! # The rooms
-//! | room | what is in it | what it may use |
-//! |---|---|---|
-//! | [`error`] | what failed, at what, and the cure | |
-//! | [`quant`] | one file a family of formats, bytes in, f32 out; touches no file | `error` |
-//! | [`checkpoint`] | what is on disk; the one room that maps files | `quant` |
-//! | [`factorize`] | panels in, factors out; touches no file | `error` |
-//! | [`ledger`] | journal, shards, manifest, checksums, locks: what makes a run safe to kill | `checkpoint` |
-//! | [`adapter`] | PEFT's names and config, any adapter read, the rules of each loader, sanitizing, assembly | `ledger` |
-//! | [`pipeline`] | pairing, plan, budget, threads, verification of content | all above |
-//! | [`convert`] | whole checkpoints written: dequantized, or with an adapter merged | all above |
-//! | [`analysis`] | noise and change beside each other: statistics, subspaces, fidelity | all above |
-//! | [`report`] | the tables that the others wrote, as plots and one page | all above |
+//! Every import goes up this list, no two commands import each other, and no two files import each other in a circle
+//! (`tests/house.rs` holds the code to it).
 //!
-//! The binary is thin: arguments into [`pipeline::Extraction`], progress bars and tables out.
+//! | room | what is in it | where the next one goes |
+//! |---|---|---|
+//! | [`commands`] | what each subcommand does: extract, convert (dequantize, merge), analyze, autopsy, probe, fidelity, sanitize | a folder |
+//! | [`report`] | the tables that the commands wrote, as plots and one page | a figure: `report/figures` |
+//! | [`run`] | the life of a run: identity, parts, heartbeat, log, progress | |
+//! | [`delta`] | selected modules, paired; the difference of two checkpoints as a stream of rows | |
+//! | [`pipeline`] | the bounded machinery: byte budgets, buffers, panels in order, memory accounting | |
+//! | [`lora`] | adapters: names, config, any adapter read, the rules of each loader, writing | an output format: `lora/write` |
+//! | [`checkpoint`] | what is on disk as logical modules; GGUF architectures | an architecture of GGUF: `checkpoint/gguf` |
+//! | [`container`] | safetensors and GGUF as files | |
+//! | [`storage`] | sources of bytes | a source: a file |
+//! | [`durable`] | journal, atomic files, checksums, locks: what makes a run safe to kill | |
+//! | [`quant`] | quantized formats: bytes in, f32 out; touches no file | a format: a file in `quant/format`, a line in the registry |
+//! | [`factorize`] | panels in, factors out; touches no file | a method: `factorize/backend` |
+//! | [`error`] | what failed, at what, and the fix | |
+//!
+//! The binary is thin: arguments into [`commands::extract::Extraction`], progress bars and tables out.
 //!
 //! ```no_run
 //! use trephine::commands::extract::{Deciding, Extraction, Running, default_memory, extract};
-//! use trephine::pipeline::Silent;
+//! use trephine::run::Silent;
 //!
 //! # fn main() -> trephine::Result<()> {
 //! let job = Extraction {

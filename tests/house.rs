@@ -69,8 +69,7 @@ fn sources() -> Vec<Source> {
     paths.sort();
     let source = |path: PathBuf| {
         let inside = path.strip_prefix(root()).unwrap().with_extension("");
-        let mut module: Vec<String> =
-            inside.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
+        let mut module: Vec<String> = inside.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
         if ["mod", "lib", "main"].contains(&module.last().unwrap().as_str()) {
             module.pop();
         }

@@ -5,8 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::Result;
-use crate::checkpoint::read_json;
-use crate::quant::registry::Declared;
+use crate::checkpoint::json::read_json;
+use crate::quant::declared::Declared;
 
 /// A `config.json`, or nothing where a file lies without one.
 #[derive(Clone, Debug, Default)]

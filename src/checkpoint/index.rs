@@ -5,10 +5,11 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::checkpoint::catalogue::{Catalogue, FileId, Tensor};
 use crate::checkpoint::error_policy::Faults;
 use crate::checkpoint::gguf;
+use crate::checkpoint::json::read_json;
 use crate::checkpoint::locate::{Source, foreign};
-use crate::checkpoint::{Catalogue, FileId, Tensor, read_json};
 use crate::container::safetensors::header::Header;
 use crate::storage::mmap::DataFile;
 use crate::{Error, Result};

@@ -4,19 +4,23 @@
 //! offset; the tensors' bytes are mapped window by window, and released with the window. This is the one room that maps files,
 //! and `window.rs` the one file in it.
 
+pub(crate) mod catalogue;
 pub(crate) mod config;
 pub(crate) mod error_policy;
 pub mod gguf;
 pub(crate) mod identity;
 pub(crate) mod index;
+pub(crate) mod json;
 pub(crate) mod locate;
 pub(crate) mod module;
 pub(crate) mod reader;
+pub use self::catalogue::{FileId, Tensor};
 pub use self::config::Config;
 pub use self::identity::{Change, FileIdentity, Identity};
 pub use self::module::{Module, PackedRows};
 pub use self::reader::{MappedRows, ModuleReader};
 
+use crate::checkpoint::catalogue::Catalogue;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -34,33 +38,6 @@ use crate::{Error, Result};
 /// How much of a tensor is mapped at once while it is hashed.
 const HASH_WINDOW: u64 = 4 << 20;
 
-/// Which of a checkpoint's files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FileId(usize);
-
-/// One stored tensor and where its bytes lie.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tensor {
-    /// Name, dtype, shape.
-    pub stored: Stored,
-    /// The file that holds it.
-    pub file: FileId,
-    /// Its bytes, from the start of that file.
-    pub bytes: Range<u64>,
-}
-
-impl Tensor {
-    /// Its name.
-    pub fn name(&self) -> &str {
-        &self.stored.name
-    }
-
-    /// Its size in bytes.
-    pub fn size(&self) -> u64 {
-        self.bytes.end - self.bytes.start
-    }
-}
-
 /// An open checkpoint. Everything is behind `&self` and safe to use from several threads.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -72,10 +49,6 @@ pub struct Checkpoint {
     modules: BTreeMap<String, Module>,
     identity: Identity,
 }
-
-/// The tensors by name, across files.
-#[derive(Debug, Default)]
-pub(crate) struct Catalogue(BTreeMap<String, Tensor>);
 
 /// The tensors with the files that hold them: what a format may look at while a checkpoint is opened.
 struct Shelf<'a> {
@@ -325,19 +298,4 @@ fn within(tensor: &Tensor, range: Range<u64>) -> Range<u64> {
         tensor.size()
     );
     tensor.bytes.start + range.start..tensor.bytes.start + range.end
-}
-
-/// Reads a small JSON file, `None` where it does not exist.
-fn read_json(path: &Path) -> Result<Option<serde_json::Value>> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::unexpected("cannot read").path(path).because(e)),
-    };
-    if header::is_lfs_pointer(&bytes) {
-        return Err(header::lfs_pointer().path(path));
-    }
-    let broken =
-        |e| Error::input("this is not JSON").path(path).because(e).hint("download or export this file again");
-    serde_json::from_slice(&bytes).map(Some).map_err(broken)
 }

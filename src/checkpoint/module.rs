@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::checkpoint::catalogue::{Catalogue, Tensor};
 use crate::checkpoint::error_policy::Faults;
-use crate::checkpoint::{Catalogue, Checkpoint, Shelf, Tensor};
-use crate::quant::expert::whole_stack::Stack;
+use crate::checkpoint::{Checkpoint, Shelf};
 use crate::quant::format::dense::Dense;
 use crate::quant::registry::Scheme;
+use crate::quant::weight::Stack;
 use crate::quant::weight::{Dequantize, Found, Stored};
 use crate::storage::mmap::DataFile;
 use crate::storage::mmap::Window;

@@ -7,7 +7,8 @@ use clap::Args;
 use comfy_table::Table;
 use trephine::Result;
 use trephine::commands::analyze::{Analysis, Analyzing, Asking, Cosine, Pooled, analyze};
-use trephine::commands::extract::{Running, default_memory};
+use trephine::commands::extract::default_memory;
+use trephine::pipeline::Running;
 
 use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;

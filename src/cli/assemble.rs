@@ -4,9 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use trephine::commands::extract::{
-    Assembled, Assembly, Missing, MissingPart, Running, assemble, default_memory,
-};
+use trephine::commands::extract::{Assembled, Assembly, Missing, MissingPart, assemble, default_memory};
+use trephine::pipeline::Running;
 use trephine::{Error, Result};
 
 use crate::cli::extract::show_outcome;

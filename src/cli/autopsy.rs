@@ -8,9 +8,10 @@ use clap::Args;
 use trephine::commands::autopsy::{
     AUTOPSY, Autopsy, Examination, Gravity, TensorAutopsy, Thresholds, autopsy,
 };
-use trephine::commands::extract::{Running, default_memory};
+use trephine::commands::extract::default_memory;
 use trephine::durable::{atomic_file, folder};
 use trephine::lora::kind_of;
+use trephine::pipeline::Running;
 use trephine::{Error, Result};
 
 use crate::cli::ui::byte_size;

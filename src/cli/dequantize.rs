@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::Args;
 use trephine::Result;
 use trephine::commands::convert::{DEFAULT_SHARD_SIZE, Dequantization, Outcome, dequantize};
-use trephine::commands::extract::{Running, default_memory};
+use trephine::commands::extract::default_memory;
+use trephine::pipeline::Running;
 
 use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;

@@ -7,10 +7,11 @@ use clap::{Args, ValueEnum};
 use trephine::Result;
 use trephine::commands::extract::output::Outcome;
 use trephine::commands::extract::{
-    Deciding, Extraction, NonFinite, PartOutcome, Plan, RoundBase, Running, default_memory, extract,
-    extract_part, plan,
+    Deciding, Extraction, PartOutcome, Plan, default_memory, extract, extract_part, plan,
 };
+use trephine::delta::{NonFinite, RoundBase};
 use trephine::factorize::Method;
+use trephine::pipeline::Running;
 use trephine::run::{Part, PartChoice};
 
 use crate::cli::ui::byte_size;

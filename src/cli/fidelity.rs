@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use trephine::Result;
-use trephine::commands::extract::{Running, default_memory};
+use trephine::commands::extract::default_memory;
 use trephine::commands::fidelity::{Distances, Fidelity, Measuring, fidelity};
+use trephine::pipeline::Running;
 
 use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;

@@ -9,7 +9,7 @@ use trephine::commands::sanitize::{Sanitized, Sanitizing, check, sanitize};
 use trephine::lora::FactorType;
 use trephine::lora::read::PeftAdapter;
 use trephine::lora::rules::{Consumer, Finding};
-use trephine::pipeline::Progress;
+use trephine::run::Progress;
 use trephine::{Error, Result};
 
 use crate::cli::ui::byte_size;

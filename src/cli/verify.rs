@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use trephine::commands::extract::{Content, Running, Verification, default_memory, verify};
+use trephine::commands::extract::{Content, Verification, default_memory, verify};
+use trephine::pipeline::Running;
 use trephine::{Error, Result};
 
 use crate::cli::ui::byte_size;

@@ -1,6 +1,8 @@
 //! The difference of one pair of modules, `tuned - base`, in slices of rows: held whole in f32, or computed anew at
 //! every visit. Both give the same bits.
 
+use crate::delta::operand::Half;
+use crate::pipeline::memory::slice_rows;
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -8,20 +10,14 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use faer::MatRef;
 use rayon::prelude::*;
 
-use crate::checkpoint::Checkpoint;
-use crate::checkpoint::module::Module;
 use crate::checkpoint::reader::{MappedRows, ModuleReader};
-use crate::commands::extract::options::{NonFinite, RoundBase};
-use crate::commands::extract::output::manifest::{Side, TensorRecord};
+use crate::delta::options::{NonFinite, RoundBase};
+use crate::delta::record::TensorRecord;
 use crate::delta::tensor_digests::Hashers;
-use crate::factorize::Panels;
 use crate::factorize::kernel::block_ops::square_sum;
+use crate::factorize::types::Panels;
 use crate::quant::number::rounding::round_to_bf16;
 use crate::{Error, Result};
-
-/// Elements in a slice: what one thread maps at a time. A slice's bytes are the most of a mapped file that one thread keeps
-/// resident.
-const SLICE: usize = 1 << 19;
 
 /// Elements that are decoded, subtracted and added up together.
 const PIECE: usize = 1 << 14;
@@ -35,29 +31,6 @@ pub const VISIT_SCRATCH: u64 = 12 * 1024 * 1024;
 
 /// The same where rows are decoded in pieces: of formats that are not kept whole. A slice for those that are not held.
 pub const PIECE_SCRATCH: u64 = 4 * 1024 * 1024;
-
-/// Rows of a slice of a matrix with so many columns.
-pub fn slice_rows(cols: usize) -> usize {
-    (SLICE / cols.max(1)).max(1)
-}
-
-/// One side of a difference.
-#[derive(Clone, Copy, Debug)]
-pub struct Half<'a> {
-    /// Which side it is.
-    pub side: Side,
-    /// Where it lies.
-    pub checkpoint: &'a Checkpoint,
-    /// The weight.
-    pub module: &'a Module,
-}
-
-impl<'a> Half<'a> {
-    /// The file of the weight itself.
-    fn path(&self) -> &'a std::path::Path {
-        self.checkpoint.path(self.module.tensors()[0].file)
-    }
-}
 
 /// The difference `tuned - base`, `[rows, cols]`; `rows` may be fewer than either side has.
 ///

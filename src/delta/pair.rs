@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::checkpoint::Checkpoint;
-use crate::commands::extract::output::manifest::{LeftOut, Reason, Side};
 use crate::delta::prefix_map::Renaming;
+use crate::delta::record::{LeftOut, Reason, Side};
 use crate::delta::select::Selection;
 use crate::lora::names::{Place, experts_of, fused_siblings, kind_of, place_of};
 use crate::{Error, Result};

@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use crate::Result;
-use crate::checkpoint::{Checkpoint, Tensor};
-use crate::commands::extract::output::manifest::{Side, TensorRecord};
-use crate::delta::difference::Half;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::catalogue::Tensor;
+use crate::delta::operand::Half;
+use crate::delta::record::{Side, TensorRecord};
 
 /// Bytes of a tensor that are mapped at a time to be hashed.
 const HASH_WINDOW: u64 = 2 << 20;

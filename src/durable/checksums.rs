@@ -3,6 +3,7 @@
 //! A line is 64 lowercase hex digits, two spaces, the name relative to the folder with `/` between its parts.
 //! A name with a backslash or a newline is escaped (`\\`, `\n`) and its line begins with a backslash.
 
+use crate::durable::finding::{B3SUMS, Entry};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -10,25 +11,11 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::durable::atomic_file;
 use crate::durable::digest::Written;
-use crate::durable::verify::{Finding, Problem};
+use crate::durable::finding::{Finding, Problem};
 use crate::{Error, Result};
-
-/// The name of the file.
-pub const B3SUMS: &str = "B3SUMS";
 
 /// A `B3SUMS` is text about files; one this long is something else, and must not fill the memory.
 const LONGEST: u64 = 256 << 20;
-
-/// One line: a file and the digest it should have.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Number of the line, from 1.
-    pub line: usize,
-    /// The name as listed, without escapes.
-    pub name: String,
-    /// The digest as listed.
-    pub blake3: blake3::Hash,
-}
 
 /// A `B3SUMS` that was read: what it lists, and what is wrong with it as a text.
 #[derive(Clone, Debug)]

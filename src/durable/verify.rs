@@ -1,7 +1,7 @@
 //! Verification of a folder against its `B3SUMS`: everything that is wrong, not the first of it.
 
+use crate::durable::finding::{Finding, Level, Problem};
 use std::collections::BTreeSet;
-use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
@@ -9,79 +9,10 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::durable::checksums::{B3SUMS, Checksums, Entry, tidy};
+use crate::durable::checksums::{Checksums, tidy};
+
 use crate::durable::digest::digest;
-
-/// How grave a [`Finding`] is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Level {
-    /// Worth knowing; the check passes.
-    Note,
-    /// The check fails.
-    Error,
-}
-
-/// What is wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Problem {
-    /// `B3SUMS` lists nothing at all.
-    Empty,
-    /// A line that is not one.
-    Malformed,
-    /// A name that was listed before.
-    Duplicate,
-    /// A name that points outside the folder. Its file is not opened.
-    Outside,
-    /// A listed file that is not there.
-    Missing,
-    /// A listed file, or a folder, that cannot be read.
-    Unreadable,
-    /// A file with another digest than the listed one.
-    Mismatch,
-    /// A file that is not listed: a note.
-    Unlisted,
-}
-
-/// One thing that a check found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// How grave it is.
-    pub level: Level,
-    /// What is wrong.
-    pub problem: Problem,
-    /// The file, relative to the folder.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// The line of `B3SUMS`, from 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub line: Option<usize>,
-    /// The rest of the sentence that begins with the name or the line.
-    pub detail: String,
-}
-
-impl Finding {
-    pub(crate) fn new(problem: Problem, name: Option<&str>, line: Option<usize>, detail: String) -> Finding {
-        let level = if problem == Problem::Unlisted { Level::Note } else { Level::Error };
-        Finding { level, problem, name: name.map(str::to_owned), line, detail }
-    }
-
-    fn of(problem: Problem, entry: &Entry, detail: impl Into<String>) -> Finding {
-        Finding::new(problem, Some(&entry.name), Some(entry.line), detail.into())
-    }
-}
-
-impl fmt::Display for Finding {
-    /// The name is quoted with its control characters escaped: it comes from a file and goes to a terminal.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.name, self.line) {
-            (Some(name), _) => write!(f, "{name:?} {}", self.detail),
-            (None, Some(line)) => write!(f, "line {line} of {B3SUMS} {}", self.detail),
-            (None, None) => write!(f, "{B3SUMS} {}", self.detail),
-        }
-    }
-}
+use crate::durable::finding::{B3SUMS, Entry};
 
 /// What a check found.
 #[derive(Clone, Debug, Default, Serialize)]

@@ -1,6 +1,7 @@
 //! What a factorization costs, and which way to go: from shape, rank and tolerance only, so that neither memory nor
 //! threads decide what comes out.
 
+use crate::factorize::types::{Plan, iterates};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};
 
@@ -8,47 +9,7 @@ use crate::factorize::backend::block_lanczos;
 use crate::factorize::kernel::block_ops::{eigen_bytes, eigenvalues_bytes};
 use crate::factorize::kernel::skinny_gemm::packed_bytes;
 use crate::factorize::kernel::tiling::{groups, panel_rows};
-use crate::factorize::{Method, Request};
-
-/// The sizes of a block Krylov run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Plan {
-    /// Rank of the factors.
-    pub(crate) rank: usize,
-    /// Columns that are multiplied at a time.
-    pub(crate) block: usize,
-    /// The most columns the basis may grow to.
-    pub(crate) most: usize,
-}
-
-impl Plan {
-    /// For a matrix `[m, n]`.
-    pub(crate) fn of(m: usize, n: usize, request: &Request) -> Plan {
-        let side = m.min(n);
-        let rank = request.rank.min(side);
-        // Narrow blocks converge in the smallest basis, wide ones read the delta less often and multiply faster.
-        // Each group of panels sums a block of its own, which is what limits it where rows are long.
-        let widest = ((5 << 21) / groups(n) / n.max(1) / 16 * 16).clamp(16, 128);
-        let block = (rank / 4).next_multiple_of(16).clamp(32.min(widest), widest).min(side);
-        // The basis grows like the number of steps that a flat spectrum takes, about the logarithm of the tolerance.
-        let digits = (1.0 / request.tolerance).log10().max(1.0);
-        let factor = if digits <= 3.0 { 3 } else { 4 };
-        let most = (factor * rank).max(rank + 6 * block).next_multiple_of(block).min(n);
-        Plan { rank, block, most }
-    }
-
-    /// For the optimum to 1e-5 where a Gram matrix would not show it.
-    pub(crate) fn thorough(m: usize, n: usize, request: &Request) -> Plan {
-        let plan = Plan::of(m, n, request);
-        let most = (6 * plan.rank).max(plan.rank + 12 * plan.block).next_multiple_of(plan.block).min(n);
-        Plan { most, ..plan }
-    }
-
-    /// Columns of the basis when a flat spectrum has converged, roughly.
-    fn expected(&self) -> usize {
-        (self.rank * 11 / 4 + self.block).min(self.most)
-    }
-}
+use crate::factorize::types::{Method, Request};
 
 /// The method for a matrix `[m, n]`: the request's, or the cheaper one by [`flops`].
 pub fn choose(m: usize, n: usize, request: &Request) -> Method {
@@ -71,12 +32,6 @@ pub fn flops(m: usize, n: usize, request: &Request) -> f64 {
 fn eigen_flops(s: f64) -> f64 {
     // Some 9 s^3 in f64, half of them matrix-vector products, on one thread: measured, 2 threads, sides of 500 to 2500.
     25.0 * s.powi(3)
-}
-
-/// Whether block Krylov takes the top of the spectrum of the Gram matrix of a matrix `[m, n]`, rather than a dense solver.
-pub(crate) fn iterates(m: usize, n: usize, rank: usize) -> bool {
-    let short = m.min(n);
-    short >= 1536 && 10 * rank <= short
 }
 
 fn gram_flops(m: usize, n: usize, request: &Request) -> f64 {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use faer::MatRef;
 
-use crate::factorize::Panels;
+use crate::factorize::types::Panels;
 use crate::{Error, Result};
 
 /// A matrix `[rows, cols]` in memory of whichever kind, row-major.

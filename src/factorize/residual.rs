@@ -6,7 +6,7 @@ use faer::{Accum, Par};
 use rayon::prelude::*;
 
 use crate::factorize::kernel::tiling::{panel_rows, pieces};
-use crate::factorize::{Factors, Panels};
+use crate::factorize::types::{Factors, Panels};
 use crate::{Error, Result};
 
 /// Rows whose product is compared at a time.

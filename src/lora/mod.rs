@@ -2,7 +2,7 @@
 //!
 //! An adapter for a weight `[out, in]` is `lora_A` `[r, in]` and `lora_B` `[out, r]`; the served weight is
 //! `W + (lora_alpha / r) · lora_B · lora_A`. What Trephine writes is the portable subset that PEFT, vLLM, SGLang and
-//! llama.cpp all load; [`rules`] states it as checks. [`PeftAdapter`] reads whatever adapter there is.
+//! llama.cpp all load; [`rules`] states it as checks. [`PeftAdapter`](read::PeftAdapter) reads whatever adapter there is.
 
 pub(crate) mod config;
 pub(crate) mod factor_dtype;

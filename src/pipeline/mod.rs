@@ -2,6 +2,7 @@
 
 pub(crate) mod budget;
 pub(crate) mod buffer_pool;
+pub(crate) mod memory;
+pub(crate) mod options;
 pub mod ordered_panels;
-pub(crate) mod progress;
-pub use self::progress::{Progress, Silent};
+pub use self::options::Running;

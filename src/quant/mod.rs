@@ -4,6 +4,7 @@
 //! config's half and turns the leading tensor of a weight into its decoder. A further format is a file with a
 //! [`Format`] in it and a line in the registry of `registry.rs`.
 
+pub(crate) mod declared;
 pub mod encode;
 pub mod expert;
 pub mod format;
@@ -11,5 +12,7 @@ pub mod number;
 pub mod packing;
 pub(crate) mod registry;
 pub(crate) mod weight;
-pub use self::registry::{Declared, Scheme};
+pub use self::declared::Declared;
+pub use self::registry::Scheme;
+pub use self::weight::Stack;
 pub use self::weight::{Dequantize, Format, Found, SMALL, Segments, Stored, Tensors};

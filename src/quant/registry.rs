@@ -1,7 +1,8 @@
 //! From the config's declaration to the format: the registry of what is read, and the refusal, by name, of what is not.
 
+use crate::quant::declared::Declared;
+use crate::quant::declared::unsupported;
 use safetensors::Dtype;
-use serde_json::Value;
 
 use crate::quant::expert::layout::Experts;
 use crate::quant::expert::stack;
@@ -9,35 +10,6 @@ use crate::quant::format::dense::Dense;
 use crate::quant::format::{bitsandbytes, block_fp8, compressed, fp8, gptq_awq, mxfp4};
 use crate::quant::weight::{Format, Found, Stored, Tensors};
 use crate::{Error, Result};
-
-/// A checkpoint's declaration of how it is quantized.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Declared {
-    /// The file that says so: `config.json`, `hf_quant_config.json` or `quantize_config.json`.
-    pub origin: String,
-    /// What it says, as JSON.
-    pub raw: Value,
-}
-
-impl Declared {
-    /// The declared method's name, lower case. `hf_quant_config.json` is modelopt's and `quantize_config.json` GPTQ's unless they
-    /// say otherwise; older bitsandbytes configs are known by their flags.
-    pub fn method(&self) -> Option<String> {
-        let text = |key| self.raw.get(key).and_then(Value::as_str).map(str::to_lowercase);
-        let has = |key| self.raw.get(key).is_some();
-        text("quant_method").or_else(|| match self.origin.as_str() {
-            "hf_quant_config.json" => Some("modelopt".to_owned()),
-            "quantize_config.json" => Some("gptq".to_owned()),
-            _ if has("load_in_4bit") || has("load_in_8bit") => Some("bitsandbytes".to_owned()),
-            _ => None,
-        })
-    }
-
-    /// A string under `key`, at the top.
-    pub(crate) fn text(&self, key: &str) -> Option<&str> {
-        self.raw.get(key).and_then(Value::as_str)
-    }
-}
 
 /// Makes the format of a declared method.
 type Build = fn(&Declared, &Experts) -> Result<Box<dyn Format>>;
@@ -164,17 +136,4 @@ fn looks_quantized(stored: &Stored) -> bool {
     );
     let stack = [".experts.gate_up_proj", ".experts.down_proj"].iter().any(|end| stored.name.ends_with(end));
     codes && (packed || stack || stored.name.ends_with(".weight") && stored.shape.len() == 2)
-}
-
-/// The refusal of a scheme, by its name.
-pub(crate) fn unsupported(name: &str) -> Error {
-    Error::input(format!("quantization with {name} is not supported yet"))
-        .hint("dequantize the model to bf16 first, with the library that quantized it, and give that folder")
-}
-
-/// The error of a weight without one of its companions.
-pub(crate) fn missing(weight: &Stored, name: &str) -> Error {
-    Error::input(format!("a weight is stored as {} without its '{name}'", weight.describe()))
-        .tensor(&weight.name)
-        .hint("it is missing from the files or from the index: download or export the checkpoint again")
 }

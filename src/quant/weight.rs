@@ -8,7 +8,6 @@ use safetensors::Dtype;
 
 use crate::Result;
 use crate::quant::encode::requantize::RoundToNearest;
-use crate::quant::expert::whole_stack::Stack;
 
 /// One stored array, as its file's header describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,4 +156,15 @@ pub trait Segments {
     /// # Panics
     /// If `parts` or `out` are not of the lengths that this asks for.
     fn segment(&self, row: usize, columns: Range<usize>, parts: &[&[u8]], out: &mut [f32]);
+}
+
+/// The stack that a weight is a slice of.
+#[derive(Clone, Debug)]
+pub struct Stack {
+    /// The name of the dense tensor.
+    pub name: String,
+    /// Its shape, the experts first. A row of `weight` is a row of it.
+    pub shape: [usize; 3],
+    /// All experts, one below the other.
+    pub weight: Arc<dyn Dequantize>,
 }

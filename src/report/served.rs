@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use crate::checkpoint::identity::Identity;
-use crate::commands::extract::output::manifest::Side;
 use crate::commands::fidelity::record::{Fidelity, FidelityAdapter, FidelityModule};
+use crate::delta::record::Side;
 use crate::report::tables::{Adapter, Labelled, Tables};
 use crate::report::words::clean;
 
@@ -104,7 +104,7 @@ impl Served {
             None if manifest.base.scheme != "dense" => (&manifest.base, Side::Base),
             None => return None,
         };
-        let sum = |module: &crate::commands::extract::output::manifest::ModuleRecord| {
+        let sum = |module: &crate::delta::module_record::ModuleRecord| {
             let quality = &module.quality;
             match (side, quality.served) {
                 (Side::Served, served) => served.map(|e| Sum::of(e.without_adapter, e.with_adapter)),

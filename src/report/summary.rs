@@ -136,9 +136,7 @@ impl Summary {
 
 impl AdapterSummary {
     fn of(adapter: &Adapter, manifest: &Manifest) -> AdapterSummary {
-        let error = |module: &&crate::commands::extract::output::manifest::ModuleRecord| {
-            module.quality.relative_error
-        };
+        let error = |module: &&crate::delta::module_record::ModuleRecord| module.quality.relative_error;
         let worst = adapter.modules().max_by(|a, b| error(a).total_cmp(&error(b)));
         AdapterSummary {
             name: adapter.label.clone(),

@@ -10,9 +10,10 @@ use serde::de::DeserializeOwned;
 
 use crate::commands::analyze::record::{ANALYSIS, ANALYSIS_VERSION, Analysis};
 use crate::commands::autopsy::record::{AUTOPSY, AUTOPSY_VERSION, Autopsy};
-use crate::commands::extract::output::manifest::{Manifest, ModuleRecord, Spectrum};
-use crate::commands::extract::run_dir::{MANIFEST, SPECTRA};
+use crate::commands::extract::output::files::{MANIFEST, SPECTRA};
+use crate::commands::extract::output::manifest::{Manifest, Spectrum};
 use crate::commands::fidelity::record::{FIDELITY, FIDELITY_VERSION, Fidelity};
+use crate::delta::module_record::ModuleRecord;
 use crate::report::plot::place::Spot;
 use crate::report::words::clean;
 use crate::{Error, Result};
@@ -162,7 +163,7 @@ fn read_table<T: DeserializeOwned>(
 fn nothing(folder: &Path) -> Error {
     let files = [MANIFEST, SPECTRA, FIDELITY, ANALYSIS, AUTOPSY].join(", ");
     let error = Error::input(format!("nothing to report on: the folder has none of {files}")).path(folder);
-    match folder.join(crate::commands::extract::run_dir::STATE).exists() {
+    match folder.join(crate::run::layout::STATE).exists() {
         true => error.hint("an extraction is under way there: run the same extract again until it is done"),
         false => error.hint("give folders that extract, fidelity, analyze or autopsy wrote"),
     }

@@ -3,117 +3,20 @@
 //! The file is for people and for `status`: nothing that decides a byte ever looks at it, and it is not synced. A process
 //! that is killed leaves its last word, which then grows old.
 
+use crate::run::life::{Condition, Life};
 use std::collections::HashMap;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use crate::delta::module_record::ModuleRecord;
 
-use crate::commands::extract::output::manifest::{LeftOut, ModuleRecord};
-use crate::commands::extract::plan::{Plan, PlannedLeftover, PlannedModule};
-use crate::pipeline::progress::Progress;
-
-/// The file.
-pub const HEARTBEAT: &str = "heartbeat.json";
-
-/// What it is called until it is whole.
-pub const HEARTBEAT_DRAFT: &str = ".tmp-heartbeat";
+use crate::delta::record::LeftOut;
+use crate::run::progress::Progress;
 
 /// How often it is written.
 const EVERY: Duration = Duration::from_secs(10);
-
-/// What an attempt is at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Condition {
-    /// At work when it last wrote.
-    Running,
-    /// Its share is finished.
-    Done,
-    /// It met an error.
-    Failed,
-    /// A signal ended it.
-    Stopped,
-}
-
-/// One sign of life.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Beat {
-    /// What it is at.
-    pub condition: Condition,
-    /// The error that it met.
-    pub error: Option<String>,
-    /// Seconds since it began.
-    pub seconds: f64,
-    /// Modules it has finished.
-    pub modules: usize,
-    /// Bytes of tensors it has read.
-    pub bytes: u64,
-    /// What it has finished by the cost model, in millions of floating-point operations.
-    pub cost: u64,
-}
-
-/// The signs of life of this process's attempt.
-#[derive(Debug)]
-pub struct Life {
-    path: PathBuf,
-    started: Instant,
-    beat: Mutex<Beat>,
-    ended: Condvar,
-}
-
-impl Life {
-    fn new(attempt: &Path) -> Life {
-        let beat =
-            Beat { condition: Condition::Running, error: None, seconds: 0.0, modules: 0, bytes: 0, cost: 0 };
-        Life {
-            path: attempt.join(HEARTBEAT),
-            started: Instant::now(),
-            beat: Mutex::new(beat),
-            ended: Condvar::new(),
-        }
-    }
-
-    fn beat(&self) -> MutexGuard<'_, Beat> {
-        self.beat.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Writes `beat` down. Whether that succeeds changes nothing for the run.
-    fn write(&self, beat: &mut Beat) {
-        beat.seconds = self.started.elapsed().as_secs_f64();
-        let new = self.path.with_file_name(HEARTBEAT_DRAFT);
-        if let Ok(json) = serde_json::to_vec(beat) {
-            let _ = fs::write(&new, json).and_then(|()| fs::rename(&new, &self.path));
-        }
-    }
-
-    /// The last word of this attempt; further ones are not heard.
-    fn end(&self, condition: Condition, error: Option<String>) {
-        let mut beat = self.beat();
-        if beat.condition == Condition::Running {
-            (beat.condition, beat.error) = (condition, error);
-            self.write(&mut beat);
-        }
-        self.ended.notify_all();
-    }
-
-    /// A signal is about to end this process: says so, for whoever looks.
-    pub fn stopped(&self) {
-        self.end(Condition::Stopped, None);
-    }
-}
-
-/// The file by the name of [`HEARTBEAT`] in an attempt's folder, and how long ago it was written by the clocks of the
-/// file's machine and of this one.
-pub fn last_beat(attempt: &Path) -> Option<(Beat, Duration)> {
-    let path = attempt.join(HEARTBEAT);
-    let beat = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
-    let written = fs::metadata(&path).and_then(|data| data.modified()).ok()?;
-    Some((beat, written.elapsed().unwrap_or_default()))
-}
 
 /// Passes a run's progress on, and writes signs of life.
 pub struct Living<'a> {
@@ -124,10 +27,8 @@ pub struct Living<'a> {
 }
 
 impl<'a> Living<'a> {
-    /// Begins to write into the folder of an attempt at `plan`.
-    pub fn begin(attempt: &Path, plan: &Plan, progress: &'a dyn Progress) -> Living<'a> {
-        let modules = plan.modules.iter().map(|m| (m.name.clone(), PlannedModule::cost(m)));
-        let compared = plan.not_represented.iter().map(|l| (l.key(), PlannedLeftover::cost(l)));
+    /// Begins to write into the folder of an attempt whose units of work cost as much as `costs` says, by name.
+    pub fn begin(attempt: &Path, costs: HashMap<String, u64>, progress: &'a dyn Progress) -> Living<'a> {
         let life = Arc::new(Life::new(attempt));
         // A signal from here on has the last word.
         progress.alive(&life);
@@ -144,7 +45,7 @@ impl<'a> Living<'a> {
         };
         // A system that has no thread to spare gets no signs of life.
         let writer = thread::Builder::new().name("heartbeat".into()).spawn(beat).ok();
-        Living { life, progress, costs: modules.chain(compared).collect(), writer }
+        Living { life, progress, costs, writer }
     }
 
     /// Ends with what the run came to.
@@ -207,7 +108,11 @@ impl Progress for Living<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::run::layout::HEARTBEAT;
+    use crate::run::life::last_beat;
 
     #[test]
     fn the_last_word_stands() {

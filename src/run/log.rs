@@ -5,8 +5,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::commands::extract::run_dir::LOG;
-use crate::run::attempt::PART_LOG;
+use crate::run::layout::LOG;
+use crate::run::layout::PART_LOG;
 use crate::{Error, Result};
 
 /// The log of an output folder, appended to by every run.

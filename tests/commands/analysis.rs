@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use trephine::commands::analyze::{ANALYSIS, About, Analyzing, Asking, analyze};
-use trephine::commands::extract::Running;
-use trephine::pipeline::{Progress, Silent};
+use trephine::pipeline::Running;
 use trephine::quant::encode::encode_int4;
+use trephine::run::{Progress, Silent};
 
 use crate::common::pair::{Tensor, read_file, values, write_file};
 use crate::common::{contents, data, run, trephine};

@@ -9,8 +9,8 @@ use safetensors::Dtype;
 use serde_json::Value;
 use tempfile::tempdir;
 use trephine::commands::autopsy::{Autopsy, Examination, Fault, TensorAutopsy, Thresholds, autopsy};
-use trephine::commands::extract::Running;
-use trephine::pipeline::Silent;
+use trephine::pipeline::Running;
+use trephine::run::Silent;
 
 fn examination(checkpoint: &str) -> Examination {
     Examination {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::tempdir;
 use trephine::commands::convert::{Dequantization, dequantize};
 use trephine::lora::FactorType;
-use trephine::pipeline::{Progress, Silent};
+use trephine::run::{Progress, Silent};
 
 /// Not a test by itself: see [`conversions::child`].
 #[test]

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use trephine::commands::extract::{Extraction, Running, extract};
+use trephine::commands::extract::{Extraction, extract};
 use trephine::commands::fidelity::{FIDELITY, Fidelity, Measuring, fidelity};
-use trephine::pipeline::Silent;
+use trephine::pipeline::Running;
+use trephine::run::Silent;
 
 use crate::common::adapter::{config, lora, write_adapter};
 use crate::common::{contents, data, job, manifest, run, trephine};

@@ -17,8 +17,8 @@ use trephine::commands::autopsy::AUTOPSY;
 use trephine::commands::extract::extract;
 use trephine::commands::extract::output::Spectrum;
 use trephine::commands::fidelity::FIDELITY;
-use trephine::pipeline::Silent;
 use trephine::report::{Report, Reported, report};
+use trephine::run::Silent;
 
 /// Method A, which was told what serves it, beside Method B.
 fn adapters() -> &'static [PathBuf; 2] {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use trephine::Result;
 use trephine::checkpoint::Checkpoint;
 use trephine::commands::convert::{Dequantization, Merge, Outcome, dequantize, merge};
-use trephine::pipeline::{Progress, Silent};
+use trephine::run::{Progress, Silent};
 
 use super::{assert_same, contents, running};
 

@@ -15,7 +15,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use trephine::commands::extract::{Deciding, Extraction, Running};
+use trephine::commands::extract::{Deciding, Extraction};
+
+use trephine::pipeline::Running;
 
 /// A checkpoint of the repository: `base`, `base-fp8` or `tuned`.
 pub fn data(name: &str) -> String {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tempfile::{TempDir, tempdir};
 use trephine::commands::extract::Extraction;
-use trephine::pipeline::{Progress, Silent};
+use trephine::run::{Progress, Silent};
 
 use super::{assert_same, contents, data, extract, job, run};
 

@@ -12,7 +12,7 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 use trephine::commands::extract::{Content, verify};
-use trephine::pipeline::Silent;
+use trephine::run::Silent;
 
 const EXPERTS: usize = 3;
 const HIDDEN: usize = 64;

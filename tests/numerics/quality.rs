@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use faer::Mat;
 use safetensors::{Dtype, SafeTensors};
 use trephine::commands::extract::output::Outcome;
-use trephine::commands::extract::{Deciding, Extraction, Running, extract};
+use trephine::commands::extract::{Deciding, Extraction, extract};
 use trephine::factorize::Method;
 use trephine::lora::FactorType;
-use trephine::pipeline::Silent;
+use trephine::pipeline::Running;
+use trephine::run::Silent;
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)

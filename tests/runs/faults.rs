@@ -10,7 +10,7 @@ use crate::common::{Ended, assert_same, contents, copied, data, extract, extract
 use tempfile::tempdir;
 use trephine::Kind;
 use trephine::commands::extract::extract as extract_by_library;
-use trephine::pipeline::Progress;
+use trephine::run::Progress;
 
 const RANK: [&str; 2] = ["--rank", "16"];
 

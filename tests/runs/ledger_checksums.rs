@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use proptest::prelude::*;
 use tempfile::{TempDir, tempdir};
 use trephine::Kind;
+use trephine::durable::B3SUMS;
 use trephine::durable::checksums::Checksums;
-use trephine::durable::checksums::{B3SUMS, write};
+use trephine::durable::checksums::write;
 use trephine::durable::digest::hash_file;
-use trephine::durable::verify::{Level, Problem, Verification};
+use trephine::durable::{Level, Problem, Verification};
 
 fn verify(folder: &Path) -> Verification {
     Checksums::read(folder).unwrap().verify(&["extraction.log"], &|_| ())

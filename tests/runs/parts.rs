@@ -207,7 +207,7 @@ fn other_versions_and_processors_are_refused() {
         run(other_simd.arg("assemble").arg(&out).args(["-q", "--other-simd"])).code(code);
         if field == "simd" {
             let simd = crate::common::manifest(&out)["simd"].as_str().unwrap().to_owned();
-            assert_eq!(simd, format!("0.0.0 and {}", trephine::commands::extract::simd_level()));
+            assert_eq!(simd, format!("0.0.0 and {}", trephine::run::simd_level()));
         }
     }
 }
@@ -607,13 +607,14 @@ fn hollow(home: &Path, hidden: usize, intermediate: usize, heads: usize, layers:
 fn planned(checkpoint: &str, threads: usize, memory: u64) -> trephine::commands::extract::Plan {
     let mut job = crate::common::job(checkpoint, checkpoint, Path::new("/nonexistent"));
     job.deciding.rank = 256;
-    job.running = trephine::commands::extract::Running::new(threads, memory);
+    job.running = trephine::pipeline::Running::new(threads, memory);
     trephine::commands::extract::plan(&job).unwrap()
 }
 
 #[test]
 fn the_split_is_balanced_and_the_same_everywhere() {
-    use trephine::run::{Part, Split};
+    use trephine::commands::extract::Split;
+    use trephine::run::Part;
     for (name, hidden, intermediate, heads, layers) in
         [("Qwen3-32B", 5120, 25600, 64, 64), ("Qwen3-14B", 5120, 17408, 40, 40)]
     {

@@ -9,7 +9,7 @@ use crate::common::{Ended, assert_same, contents, copy, data, extract_with, flip
 use tempfile::{TempDir, tempdir};
 use trephine::commands::extract::{Content, Verification, verify};
 use trephine::durable::checksums;
-use trephine::pipeline::Silent;
+use trephine::run::Silent;
 
 /// A small adapter, with fused siblings that come as zeros.
 fn adapter() -> (TempDir, PathBuf) {

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use trephine::commands::extract::output::ModuleRecord;
-use trephine::pipeline::Progress;
+use trephine::delta::ModuleRecord;
 use trephine::run::Life;
+use trephine::run::Progress;
 
 /// What a run tells, on stderr.
 pub struct Bar {

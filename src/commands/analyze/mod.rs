@@ -5,7 +5,7 @@
 //! checkpoints and serves it on the quantized base `Q`; Method B factorizes `C = T - dequant(Q) = D - N_b` and so corrects the
 //! base's quantization noise `N_b = dequant(Q) - B` along the way. Method B starts from the smaller residual, but it has to spend
 //! some of its rank on noise, and noise is nearly flat: no few directions hold much of it. Which is better depends on the sizes of
-//! change and noise, on their spectra and on the rank. [`analyze`] measures all of that for every module; [`fidelity`] measures
+//! change and noise, on their spectra and on the rank. [`analyze`] measures all of that for every module; [`fidelity`](crate::commands::fidelity) measures
 //! what finished adapters really leave.
 //!
 //! # What each number means
@@ -35,12 +35,12 @@
 //! share of its energy that is noise, `noise_directions` how many of the `r` carry more noise than change.
 //!
 //! **What is left** ([`Remaining`]). `||C - B·A|| / ||C||` for the best adapter of either method: how far the served weights stay from
-//! the tuned ones, relative to no adapter. It is computed from the same factorizations, without making an adapter; [`fidelity`]
+//! the tuned ones, relative to no adapter. It is computed from the same factorizations, without making an adapter; [`fidelity`](crate::commands::fidelity)
 //! gives the same for adapters on disk, their rounding included.
 //!
 //! **Rank** ([`SpectrumAboveNoise`]). Noise alone would fill singular values up to `sigma (sqrt(m) + sqrt(n))` with
 //! `sigma = ||N_b|| / sqrt(mn)`, the edge of Marchenko and Pastur's law. The suggested rank counts the values of `C` above Gavish and
-//! Donoho's optimal hard threshold for known noise ([`marchenko_pastur`]), some 10 to 30 % higher; below it a direction of `C` holds
+//! Donoho's optimal hard threshold for known noise ([`marchenko_pastur`](stats::marchenko_pastur)), some 10 to 30 % higher; below it a direction of `C` holds
 //! more noise than change. That theory is of independent noise of one size. Real noise has rows and columns of different size and
 //! its largest value is a little above the edge; so that is given too. A rank above the suggested one is not wasted by Method B,
 //! but what it buys is noise correction at the flat spectrum's price. Only converged singular values are counted; where all of them

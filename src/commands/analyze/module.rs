@@ -10,11 +10,12 @@ use crate::commands::analyze::single_pass::survey;
 use crate::commands::analyze::stats::marchenko_pastur::{edge, hard_threshold};
 use crate::commands::analyze::stats::noise_sums::Sums;
 use crate::commands::analyze::stats::subspace::{Basis, Overlap, Projections, project};
-use crate::delta::difference::{Difference, Recomputed, slice_rows};
+use crate::delta::difference::{Difference, Recomputed};
 use crate::factorize;
-use crate::factorize::Panels;
 use crate::factorize::in_memory::Held;
+use crate::factorize::types::Panels;
 use crate::lora::names::kind_of;
+use crate::pipeline::memory::slice_rows;
 use crate::{Error, Result};
 
 /// Numbers of vectors whose subspaces are compared, beside the rank.

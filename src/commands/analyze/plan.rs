@@ -4,11 +4,11 @@
 use crate::commands::analyze::quartet::{Analyzing, Asking, Checkpoints, Quartet};
 use crate::commands::analyze::single_pass::{SURVEY_SCRATCH, band_bytes};
 use crate::commands::analyze::stats::subspace::projection_bytes;
-use crate::commands::extract::plan::{CATALOGUE_ENTRY, OVERHEAD, THREAD, mapped};
 use crate::delta::difference::VISIT_SCRATCH;
 use crate::factorize::choose;
 use crate::factorize::kernel::tiling;
-use crate::factorize::{Method, Request};
+use crate::factorize::types::{Method, Request};
+use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD, mapped};
 use crate::{Error, Result};
 
 /// Leading directions of every difference that are looked for, whatever the rank.

@@ -10,11 +10,13 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::identity::Identity;
 use crate::checkpoint::module::Module;
 use crate::commands::analyze::record::LeftAside;
-use crate::commands::extract::options::{NonFinite, RoundBase, Running};
-use crate::commands::extract::output::manifest::Side;
-use crate::delta::difference::{Difference, Half};
+use crate::delta::difference::Difference;
+use crate::delta::operand::Half;
+use crate::delta::options::{NonFinite, RoundBase};
 use crate::delta::pair::{Pair, pair};
+use crate::delta::record::Side;
 use crate::delta::select::Selection;
+use crate::pipeline::options::Running;
 use crate::quant::encode::requantize::RoundToNearest;
 use crate::{Error, Result};
 

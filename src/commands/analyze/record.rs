@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::identity::Identity;
-use crate::commands::extract::output::manifest::Source;
+use crate::delta::record::Source;
 
 /// The name of the file.
 pub const ANALYSIS: &str = "analysis.json";

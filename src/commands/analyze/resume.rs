@@ -10,14 +10,14 @@ use serde_json::{Map, Value};
 use crate::checkpoint::identity::{Change, Identity};
 use crate::commands::analyze::quartet::{Analyzing, Checkpoints};
 use crate::commands::analyze::record::{ANALYSIS, Analysis, ModuleAnalysis};
-use crate::commands::extract::run_identity::simd_level;
-use crate::durable::checksums::B3SUMS;
 use crate::durable::checksums::Checksums;
+use crate::durable::finding::B3SUMS;
+use crate::durable::finding::Level;
 use crate::durable::journal::Journal;
 use crate::durable::lock::Lock;
 use crate::durable::lock::STATE;
-use crate::durable::verify::Level;
 use crate::durable::{atomic_file, folder};
+use crate::run::identity::simd_level;
 use crate::{Error, Result};
 
 /// All that decides an analysis' bytes.

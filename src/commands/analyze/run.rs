@@ -18,12 +18,12 @@ use crate::commands::analyze::record::{ANALYSIS, ANALYSIS_VERSION, Analysis, Mod
 use crate::commands::analyze::resume::{Begin, Entry, Found, journal_path, open};
 use crate::commands::analyze::stats::significance::{FALSE_DISCOVERY_RATE, benjamini_hochberg};
 use crate::commands::analyze::verdict::verdict;
-use crate::commands::extract::output::write::source;
+use crate::delta::record::source;
 use crate::durable::journal::Journal;
 use crate::durable::lock::Lock;
 use crate::durable::{atomic_file, checksums, folder};
 use crate::pipeline::budget::Budget;
-use crate::pipeline::progress::Progress;
+use crate::run::progress::Progress;
 use crate::{Error, Result};
 
 /// Modules in flight, so that one's serial steps hide behind another's products.

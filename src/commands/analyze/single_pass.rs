@@ -9,7 +9,7 @@ use crate::Result;
 use crate::checkpoint::reader::ModuleReader;
 use crate::commands::analyze::quartet::{Checkpoints, Quartet, TunedNoise};
 use crate::commands::analyze::stats::noise_sums::Sums;
-use crate::delta::difference::slice_rows;
+use crate::pipeline::memory::slice_rows;
 
 /// Bytes that a thread takes for the slices of a pass, beside mapped pages and the band that is quantized: decoded values of four
 /// checkpoints in f64 at worst, and in f32, and four differences.

@@ -7,8 +7,9 @@ use std::ops::Range;
 use safetensors::Dtype;
 
 use crate::checkpoint;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::{Module, PackedRows};
-use crate::checkpoint::{Checkpoint, Tensor};
 use crate::commands::autopsy::compare::{Sums, compare};
 use crate::commands::autopsy::judge::{Known, judge, role_of_module, role_of_tensor};
 use crate::commands::autopsy::record::{
@@ -17,14 +18,14 @@ use crate::commands::autopsy::record::{
 };
 use crate::commands::autopsy::statistics::{Counts, Gathered, Partial, Sixteen, Values};
 use crate::commands::autopsy::thresholds::Thresholds;
-use crate::commands::extract::options::Running;
-use crate::commands::extract::output::write::source;
 use crate::delta::prefix_map::Renaming;
+use crate::delta::record::source;
 use crate::delta::select::Selection;
 use crate::lora::WEIGHTS;
 use crate::lora::read::PeftAdapter;
+use crate::pipeline::options::Running;
 use crate::pipeline::ordered_panels::{in_order, panel_bytes, panels, piece_rows, threads_within};
-use crate::pipeline::progress::Progress;
+use crate::run::progress::Progress;
 use crate::{Error, Result};
 
 /// What the process takes beside its threads, but for what is known of each tensor.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::identity::Identity;
 use crate::commands::autopsy::statistics::Statistics;
 use crate::commands::autopsy::thresholds::Thresholds;
-use crate::commands::extract::output::manifest::Source;
+use crate::delta::record::Source;
 
 /// The name of the file.
 pub const AUTOPSY: &str = "autopsy.json";

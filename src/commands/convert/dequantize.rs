@@ -15,9 +15,9 @@ use crate::commands::convert::sharding;
 use crate::commands::convert::sharding::DEFAULT_SHARD_SIZE;
 use crate::commands::convert::sidecar_files::Edits;
 use crate::commands::convert::write_shard::Unchanged;
-use crate::commands::extract::options::Running;
 use crate::lora::factor_dtype::FactorType;
-use crate::pipeline::progress::Progress;
+use crate::pipeline::options::Running;
+use crate::run::progress::Progress;
 
 /// What is to be dequantized, where to, and how.
 #[derive(Clone, Debug)]

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::identity::{FileIdentity, Identity};
-use crate::checkpoint::{Checkpoint, Tensor};
 use crate::commands::convert::lora_update::Product;
 use crate::commands::convert::output_plan::{Target, Wish};
 use crate::commands::convert::record::{Conversion, Outcome};
@@ -15,16 +16,16 @@ use crate::commands::convert::run::{Job, run};
 use crate::commands::convert::sharding;
 use crate::commands::convert::sharding::DEFAULT_SHARD_SIZE;
 use crate::commands::convert::sidecar_files::Edits;
-use crate::commands::extract::options::Running;
-use crate::commands::extract::run_identity::simd_level;
 use crate::durable::digest;
 use crate::lora;
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::names::Place;
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{ExtraKind, Fault};
-use crate::pipeline::progress::Progress;
+use crate::pipeline::options::Running;
 use crate::quant::encode::fp8::FP8_BLOCK;
+use crate::run::identity::simd_level;
+use crate::run::progress::Progress;
 use crate::{Error, Result};
 
 /// What is to be merged, where to, and how.

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use safetensors::Dtype;
 
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
-use crate::checkpoint::{Checkpoint, Tensor};
 use crate::commands::convert::sharding::{Content, OutTensor, Unit};
 use crate::lora::names::{Place, kind_of, place_of};
 use crate::quant::encode::fp8::FP8_BLOCK;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::identity::{Change, Identity};
-use crate::commands::extract::run_identity::differing_option;
+use crate::run::identity::differing_option;
 
 /// The file in a finished folder that says how it was made. Its bytes depend on inputs and options alone.
 pub const CONVERSION: &str = "conversion.json";

@@ -13,14 +13,14 @@ use crate::commands::convert::sidecar_files::{CONFIG, Copy, Edits, INDEX};
 use crate::commands::convert::state;
 use crate::commands::convert::state::{Entry, Found, Run, State};
 use crate::commands::convert::write_shard::{Change, Producer};
-use crate::commands::extract::options::Running;
-use crate::commands::extract::plan::{CATALOGUE_ENTRY, OVERHEAD, THREAD};
 use crate::container::safetensors::writer::memory_for;
 use crate::durable::digest::Written;
 use crate::durable::{atomic_file, checksums, folder};
 use crate::lora::read::PeftAdapter;
+use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD};
+use crate::pipeline::options::Running;
 use crate::pipeline::ordered_panels::threads_within;
-use crate::pipeline::progress::Progress;
+use crate::run::progress::Progress;
 use crate::{Error, Result};
 
 /// All that a conversion is made of.

@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::catalogue::{FileId, Tensor};
 use crate::checkpoint::module::Module;
-use crate::checkpoint::{Checkpoint, FileId, Tensor};
 use crate::quant::encode::fp8::FP8_BLOCK;
 use crate::quant::weight::Stored;
 

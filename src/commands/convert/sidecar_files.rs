@@ -13,8 +13,8 @@ use crate::checkpoint::config::Config;
 use crate::commands::convert::record::CONVERSION;
 use crate::commands::convert::sharding::{OutTensor, Shard};
 use crate::durable::atomic_file::Draft;
-use crate::durable::checksums::B3SUMS;
 use crate::durable::digest::Written;
+use crate::durable::finding::B3SUMS;
 use crate::durable::folder;
 use crate::{Error, Result};
 

@@ -10,15 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::identity::Change;
 use crate::commands::convert::record::{CONVERSION, Conversion};
-use crate::commands::extract::completed::changed;
-use crate::durable::checksums::B3SUMS;
 use crate::durable::checksums::Checksums;
 use crate::durable::digest::Written;
+use crate::durable::finding::B3SUMS;
+use crate::durable::finding::Level;
 use crate::durable::journal::Journal;
 use crate::durable::lock::Lock;
 use crate::durable::lock::STATE;
-use crate::durable::verify::Level;
 use crate::durable::{atomic_file, digest, folder, journal};
+use crate::run::identity::changed;
 use crate::{Error, Result};
 
 /// One record of the journal.

@@ -14,10 +14,10 @@ use crate::container::safetensors::writer::SafetensorsWriter;
 use crate::durable::digest::Written;
 use crate::lora::read::PeftAdapter;
 use crate::pipeline::ordered_panels;
-use crate::pipeline::progress::Progress;
 use crate::quant::encode::fp8::{FP8_BLOCK, encode_block_fp8};
 use crate::quant::number::rounding;
 use crate::quant::number::rounding::to_bytes;
+use crate::run::progress::Progress;
 use crate::storage::mmap::Window;
 use crate::{Error, Result};
 

@@ -6,28 +6,31 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::commands::extract::completed;
-use crate::commands::extract::completed::Finished;
-use crate::commands::extract::options::{Extraction, Running};
+use crate::commands::extract::attempts::attempt;
+use crate::commands::extract::attempts::attempt::{Attempt, How};
+use crate::commands::extract::attempts::completed;
+use crate::commands::extract::attempts::completed::Finished;
+use crate::commands::extract::attempts::status::Seen;
+use crate::commands::extract::options::Extraction;
 use crate::commands::extract::output::existing::whole;
-use crate::commands::extract::output::manifest::Side;
+use crate::commands::extract::output::files::FILES;
 use crate::commands::extract::output::summary::Outcome;
 use crate::commands::extract::output::write;
 use crate::commands::extract::part::Task;
+use crate::commands::extract::partition::Split;
 use crate::commands::extract::plan::{Inputs, Plan};
 use crate::commands::extract::rerun_command::extract_command;
-use crate::commands::extract::run_dir::{FILES, STATE};
-use crate::commands::extract::run_identity;
 use crate::commands::extract::run_identity::Begin;
-use crate::commands::extract::status::Seen;
+use crate::delta::record::Side;
 use crate::durable::atomic_file;
 use crate::durable::lock::Lock;
-use crate::pipeline::progress::Progress;
-use crate::run::attempt;
-use crate::run::attempt::{Attempt, How, STATE_HAS_NOTHING};
+use crate::pipeline::options::Running;
+use crate::run::identity;
+use crate::run::layout::STATE;
+use crate::run::layout::STATE_HAS_NOTHING;
 use crate::run::log::Log;
 use crate::run::part_id::Part;
-use crate::run::partition::Split;
+use crate::run::progress::Progress;
 use crate::{Error, Result};
 
 /// What to assemble, and how.
@@ -117,7 +120,7 @@ pub fn assemble(assembly: &Assembly, progress: &dyn Progress) -> Result<Assemble
     let plan = Plan::make(&inputs, &job)?;
     let mut begin = Begin { simd: first.simd.clone(), ..Begin::new(&job, &inputs)? };
     if let Some(text) = begin.difference(&first, true) {
-        return Err(completed::changed(out, &text));
+        return Err(identity::changed(out, &text));
     }
     let mut notes = Vec::new();
     let mut done = Finished::gather(&attempts, &|_| true, &mut notes)?;
@@ -219,7 +222,7 @@ fn job(assembly: &Assembly, begin: &Begin, how: Option<&How>) -> Result<Extracti
     if begin.trephine != env!("CARGO_PKG_VERSION") {
         let text =
             format!("it was made by version {}, this is {}", begin.trephine, env!("CARGO_PKG_VERSION"));
-        return Err(completed::changed(&assembly.out, &text));
+        return Err(identity::changed(&assembly.out, &text));
     }
     let deciding = serde_json::from_value(Value::Object(begin.options.clone()))
         .map_err(|e| Error::input("the options of the run cannot be read").path(&assembly.out).because(e))?;
@@ -237,9 +240,9 @@ fn job(assembly: &Assembly, begin: &Begin, how: Option<&How>) -> Result<Extracti
 
 /// What this machine's own journal begins with, where it does work of the run.
 fn begin_here(begin: &Begin, assembly: &Assembly) -> Result<Begin> {
-    let here = Begin { simd: run_identity::simd_level().into(), ..begin.clone() };
+    let here = Begin { simd: identity::simd_level().into(), ..begin.clone() };
     match here.difference(begin, assembly.running.other_simd) {
-        Some(text) => Err(completed::changed(&assembly.out, &text)),
+        Some(text) => Err(identity::changed(&assembly.out, &text)),
         None => Ok(here),
     }
 }

@@ -3,11 +3,12 @@
 use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::module::Module;
-use crate::commands::extract::options::{NonFinite, RoundBase};
-use crate::commands::extract::output::manifest::{LeftOut, Reason, Side, TensorRecord};
 use crate::commands::extract::plan::Inputs;
-use crate::delta::difference::{Difference, Half, Survey};
+use crate::delta::difference::{Difference, Survey};
+use crate::delta::operand::Half;
+use crate::delta::options::{NonFinite, RoundBase};
 use crate::delta::pair::Leftover;
+use crate::delta::record::{LeftOut, Reason, Side, TensorRecord};
 
 /// Compares `leftover` where both checkpoints have it and its values can be decoded.
 ///

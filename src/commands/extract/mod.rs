@@ -1,40 +1,39 @@
 //! From two checkpoints to an adapter: pair, plan, read, factorize, make safe, assemble.
 
 pub(crate) mod assemble;
-pub(crate) mod completed;
+pub(crate) mod attempts;
 pub(crate) mod leftover;
 pub(crate) mod module;
 pub(crate) mod options;
 pub mod output;
 pub(crate) mod part;
+pub(crate) mod partition;
 pub(crate) mod plan;
 pub(crate) mod rerun_command;
-pub(crate) mod run_dir;
 pub(crate) mod run_identity;
 pub(crate) mod stages;
-pub(crate) mod status;
 pub(crate) mod verify;
 pub use self::assemble::{Assembled, Assembly, Missing, MissingPart, assemble};
-pub use self::options::{Deciding, Extraction, NonFinite, RoundBase, Running};
+pub use self::attempts::attempt::Work;
+pub use self::attempts::status::{AttemptState, AttemptStatus, RunState, Seen, Status, status};
+pub use self::options::{Deciding, Extraction};
 pub use self::part::{PartOutcome, extract_part};
+pub use self::partition::Split;
 pub use self::plan::{Inputs, Plan, PlannedLeftover, PlannedModule, kind};
-pub use self::run_dir::{CARD, LOG, MANIFEST, SPECTRA, STATE};
-pub use self::run_identity::simd_level;
-pub use self::status::{AttemptState, AttemptStatus, RunState, Seen, Status, status};
 pub use self::verify::{Content, Verification, verify};
+use crate::run::layout::STATE;
 
 use crate::commands::extract::output::summary::Outcome;
-use crate::pipeline::progress::Progress;
+use crate::run::progress::Progress;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crate::Result;
+use crate::commands::extract::attempts::attempt::How;
+use crate::commands::extract::attempts::run_dir::{self, Found};
 use crate::commands::extract::output::write;
-use crate::commands::extract::run_dir::Found;
 use crate::commands::extract::run_identity::Begin;
-use crate::run::attempt::How;
-use crate::run::attempt::Work;
 use crate::run::heartbeat::Living;
 use crate::run::log::Log;
 
@@ -90,7 +89,7 @@ pub fn extract(job: &Extraction, progress: &dyn Progress) -> Result<Outcome> {
     let (whole, ahead) = (Work::of(&plan), Work::ahead(&plan, &ledger.done));
     let state = job.out.join(STATE);
     How::new(job, None, whole, whole, ahead).write(&state)?;
-    let living = Living::begin(&state, &plan, progress);
+    let living = Living::begin(&state, plan.costs(), progress);
     let times = stages::run(&inputs, job, &plan, &mut ledger, &log, &living);
     let times = living.end(times)?;
     progress.assembling();

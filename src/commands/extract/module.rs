@@ -3,16 +3,17 @@
 use serde::{Deserialize, Serialize};
 
 use crate::commands::extract::options::Extraction;
-use crate::commands::extract::output::manifest::{
-    ModuleRecord, Quality, ServedError, Side, Spectrum, TensorRecord,
-};
+use crate::commands::extract::output::manifest::Spectrum;
 use crate::commands::extract::plan::{Inputs, PlannedModule, request};
-use crate::delta::difference::{Difference, Half, Recomputed, Survey};
+use crate::delta::difference::{Difference, Recomputed, Survey};
+use crate::delta::module_record::{ModuleRecord, Quality, ServedError};
+use crate::delta::operand::Half;
+use crate::delta::record::{Side, TensorRecord};
 use crate::delta::tensor_digests::digests;
 use crate::factorize;
 use crate::factorize::in_memory::Held;
 use crate::factorize::residual;
-use crate::factorize::{Factors, Panels};
+use crate::factorize::types::{Factors, Panels};
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::names::Place;
 use crate::pipeline::buffer_pool::Slab;
@@ -192,7 +193,7 @@ fn measure_served(
 ) -> Result<ServedError> {
     let tuned = half(Side::Tuned, &inputs.tuned, &module.pair.tuned)?;
     // Whatever the base is rounded to, this one is served as it is.
-    let as_it_is = crate::commands::extract::options::RoundBase::None;
+    let as_it_is = crate::delta::options::RoundBase::None;
     let difference = Difference::new(served, tuned, module.pair.rows, as_it_is, job.deciding.non_finite)?;
     let delta = Recomputed::new(difference, module.visitors);
     let measured = residual::residual(&delta, &stored.left, &stored.right)?;

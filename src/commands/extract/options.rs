@@ -1,32 +1,14 @@
 //! The two kinds of options: what decides the result, and how the work is run.
 
+use crate::delta::options::{NonFinite, RoundBase};
+use crate::pipeline::options::Running;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::factorize::Method;
+use crate::factorize::types::Method;
 pub use crate::lora::factor_dtype::FactorType;
 use crate::{Error, Result};
-
-/// What to do with NaN and infinities in a weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NonFinite {
-    /// Stop with an error that names the place.
-    Fail,
-    /// Take the difference there as zero, and count it.
-    Zero,
-}
-
-/// Whether the dequantized base is rounded before it is subtracted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RoundBase {
-    /// The exact product of code and scale, in f32.
-    None,
-    /// Rounded to bfloat16, as a bridge on disk would be.
-    Bf16,
-}
 
 /// The options that decide the result. Equal options on equal checkpoints give equal bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -93,28 +75,6 @@ impl Deciding {
             return Err(Error::decide("the energy to capture is outside (0, 1]").hint(hint));
         }
         Ok(())
-    }
-}
-
-/// The options that only say how the work is run. They may change between a stop and the next run.
-#[derive(Clone, Debug)]
-pub struct Running {
-    /// Threads that compute.
-    pub threads: usize,
-    /// Peak resident memory of the process in bytes.
-    pub memory: u64,
-    /// Keep the shards after the adapter is assembled.
-    pub keep_shards: bool,
-    /// Throw away what the output folder holds of an earlier run.
-    pub overwrite: bool,
-    /// Go on with a run that was begun at another SIMD level.
-    pub other_simd: bool,
-}
-
-impl Running {
-    /// So many threads and so much memory, and no more to say.
-    pub fn new(threads: usize, memory: u64) -> Running {
-        Running { threads, memory, keep_shards: false, overwrite: false, other_simd: false }
     }
 }
 

@@ -7,25 +7,31 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::commands::extract::completed;
-use crate::commands::extract::completed::{Finished, check_same};
+use crate::commands::extract::attempts::attempt;
+use crate::commands::extract::attempts::attempt::{Attempt, How, Work};
+use crate::commands::extract::attempts::completed;
+use crate::commands::extract::attempts::completed::{Finished, check_same};
+use crate::commands::extract::attempts::entry::Entry;
+use crate::commands::extract::attempts::run_dir;
+use crate::commands::extract::attempts::run_dir::Ledger;
+use crate::commands::extract::attempts::status::shard_bytes;
 use crate::commands::extract::options::Extraction;
 use crate::commands::extract::output::existing::finished;
+use crate::commands::extract::output::files::FILES;
 use crate::commands::extract::plan::{Inputs, Plan, PlannedLeftover};
-use crate::commands::extract::run_dir;
-use crate::commands::extract::run_dir::{Entry, FILES, Ledger, STATE};
 use crate::commands::extract::run_identity::Begin;
 use crate::commands::extract::stages;
-use crate::commands::extract::status::{SILENT, shard_bytes};
 use crate::durable::folder;
 use crate::durable::journal::Journal;
 use crate::durable::lock::Lock;
-use crate::pipeline::progress::Progress;
-use crate::run::attempt;
-use crate::run::attempt::{Attempt, How, JOURNAL, SHARDS, Work};
-use crate::run::heartbeat::{Condition, Living, last_beat};
+use crate::run::heartbeat::Living;
+use crate::run::layout::STATE;
+use crate::run::layout::{JOURNAL, SHARDS};
+use crate::run::life::SILENT;
+use crate::run::life::{Condition, last_beat};
 use crate::run::log::Log;
 use crate::run::part_id::Part;
+use crate::run::progress::Progress;
 use crate::{Error, Result};
 
 /// The end of a part.
@@ -151,7 +157,7 @@ impl Task<'_> {
             self.share.memory >> 20,
             self.begin.simd
         ));
-        let living = Living::begin(&attempt, self.share, progress);
+        let living = Living::begin(&attempt, self.share.costs(), progress);
         let times = stages::run(self.inputs, self.job, self.share, &mut ledger, &log, &living);
         let times = living.end(times)?;
         log.line(&format!("done: {} modules", times.len()));

@@ -1,34 +1,24 @@
 //! What a run will do, as a value that can be shown before any work is done.
 
+use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD, mapped};
 use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
-use crate::checkpoint::{Checkpoint, Tensor};
 use crate::commands::extract::options::Extraction;
-use crate::commands::extract::output::manifest::{LeftOut, Reason};
-use crate::delta::difference::{PIECE_SCRATCH, VISIT_SCRATCH, slice_rows};
+use crate::delta::difference::{PIECE_SCRATCH, VISIT_SCRATCH};
 use crate::delta::pair::{Leftover, Pair, Pairing, pair};
+use crate::delta::record::{LeftOut, Reason};
 use crate::delta::select::Selection;
 use crate::durable::folder;
 use crate::factorize::choose;
 use crate::factorize::kernel::tiling;
-use crate::factorize::{Method, Request};
+use crate::factorize::types::{Method, Request};
 use crate::lora::names::{Place, group_of};
 use crate::{Error, Result};
-
-/// Resident memory of the process that no permit covers: code, catalogues, stacks, the allocator's own.
-pub const OVERHEAD: u64 = 40 * 1024 * 1024;
-
-/// What one entry of a checkpoint's catalogue takes, generously.
-pub const CATALOGUE_ENTRY: u64 = 1024;
-
-/// Packing buffers of the matrix products, and the stack, for each thread.
-pub const THREAD: u64 = 4 * 1024 * 1024;
-
-/// How many slices of a module are asked for what they map: enough to meet every way that slices and heads fall together.
-const SLICES_LOOKED_AT: usize = 16;
 
 /// The checkpoints of an extraction, opened.
 #[derive(Debug)]
@@ -320,18 +310,6 @@ fn padding(pairs: &[Pair], rank: usize) -> Option<String> {
             "no module has more than {widest} singular values: --rank {widest} holds all, the rest is zeros"
         )
     })
-}
-
-/// The most stored bytes that a thread maps for one slice of any module, extracted or only compared, beside what is kept of it.
-pub fn mapped(checkpoint: &Checkpoint) -> u64 {
-    let slice = |module: &Module| {
-        let [rows, cols] = module.shape();
-        let slice = slice_rows(cols);
-        // Mostly all the same, but where rows are permuted within heads a slice needs all heads that it touches.
-        let starts = (0..rows).step_by(slice).take(SLICES_LOOKED_AT);
-        starts.map(|start| module.packed_size(start..(start + slice).min(rows))).max().unwrap_or(0) as u64
-    };
-    checkpoint.modules().filter(|module| module.kept_size() == 0).map(slice).max().unwrap_or(0)
 }
 
 /// The stored bytes of a module that stay mapped while it is read.

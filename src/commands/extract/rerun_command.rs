@@ -5,9 +5,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::Result;
+use crate::commands::extract::attempts::attempt::How;
 use crate::commands::extract::options::Deciding;
 use crate::commands::extract::run_identity;
-use crate::run::attempt::How;
 use crate::run::part_id::Part;
 
 /// `trephine extract` with the recorded checkpoints and options, for `part` or for all.

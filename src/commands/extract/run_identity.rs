@@ -1,5 +1,6 @@
 //! What a run is of: all that decides its bytes, and how it differs from an earlier one.
 
+use crate::run::identity::{differing_option, simd_level};
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -7,8 +8,8 @@ use serde_json::{Map, Value};
 
 use crate::checkpoint::identity::{Change, Identity};
 use crate::commands::extract::options::{Deciding, Extraction};
-use crate::commands::extract::output::manifest::Side;
 use crate::commands::extract::plan::Inputs;
+use crate::delta::record::Side;
 use crate::{Error, Result};
 
 /// All that decides a run's bytes.
@@ -78,17 +79,6 @@ impl Begin {
     }
 }
 
-/// In words, the first option that differs.
-pub fn differing_option(before: &Map<String, Value>, now: &Map<String, Value>) -> Option<String> {
-    let names = before.keys().chain(now.keys().filter(|name| !before.contains_key(*name)));
-    let null = Value::Null;
-    names.into_iter().find_map(|name| {
-        let [then, now] = [before, now].map(|options| options.get(name).unwrap_or(&null));
-        let flag = name.replace('_', "-");
-        (then != now).then(|| format!("--{flag} was {then} and is {now}"))
-    })
-}
-
 /// The options that decide the result, as JSON.
 ///
 /// # Errors
@@ -99,18 +89,4 @@ pub fn deciding(options: &Deciding) -> Result<Map<String, Value>> {
         Value::Object(map) => Ok(map),
         other => Err(Error::unexpected(format!("options are no JSON object but {other}"))),
     }
-}
-
-/// The instruction set that matrix products are dispatched to on this machine.
-pub fn simd_level() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if std::arch::is_x86_feature_detected!("avx512f") {
-            return "x86-64 AVX-512";
-        }
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-            return "x86-64 AVX2";
-        }
-    }
-    std::env::consts::ARCH
 }

@@ -15,19 +15,20 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use safetensors::Dtype;
 
-use crate::commands::extract::completed::DoneModule;
+use crate::commands::extract::attempts::completed::DoneModule;
+use crate::commands::extract::attempts::entry::Entry;
+use crate::commands::extract::attempts::run_dir::Ledger;
 use crate::commands::extract::leftover::compare;
 use crate::commands::extract::module::{A, B, Finished, Loaded, finish, load};
 use crate::commands::extract::options::Extraction;
-use crate::commands::extract::output::manifest::{LeftOut, TensorRecord};
 use crate::commands::extract::plan::{Inputs, Plan, PlannedLeftover, PlannedModule};
-use crate::commands::extract::run_dir::{Entry, Ledger};
+use crate::delta::record::{LeftOut, TensorRecord};
 use crate::lora::write::shard;
 use crate::pipeline::budget::{Budget, Permit};
 use crate::pipeline::buffer_pool::Slabs;
-use crate::pipeline::progress::Progress;
 use crate::quant::weight::Stored;
 use crate::run::log::Log;
+use crate::run::progress::Progress;
 use crate::{Error, Result};
 
 /// Modules in flight: enough that one module's serial steps hide behind another's products.

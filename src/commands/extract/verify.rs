@@ -9,14 +9,16 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::commands::extract::module::difference;
-use crate::commands::extract::options::{Extraction, Running};
-use crate::commands::extract::output::manifest::{Manifest, ModuleRecord, Quality, Side, TensorRecord};
+use crate::commands::extract::options::Extraction;
+use crate::commands::extract::output::files::MANIFEST;
+use crate::commands::extract::output::manifest::Manifest;
 use crate::commands::extract::plan::{Inputs, Plan, PlannedModule};
-use crate::commands::extract::run_dir::{LOG, MANIFEST};
 use crate::delta::difference::Recomputed;
+use crate::delta::module_record::{ModuleRecord, Quality};
+use crate::delta::record::{Side, TensorRecord};
 use crate::durable::checksums::Checksums;
 use crate::durable::digest::hash_file;
-use crate::durable::verify;
+use crate::durable::finding;
 use crate::factorize::residual;
 use crate::lora;
 use crate::lora::names::{Place, place_of};
@@ -24,8 +26,10 @@ use crate::lora::read::PeftAdapter;
 use crate::lora::rules;
 use crate::lora::write::expert_stacks::{ModuleFactors, read_factors};
 use crate::lora::write::shard::Shard;
-use crate::pipeline::progress::Progress;
+use crate::pipeline::options::Running;
 use crate::quant::format::dense::to_f32;
+use crate::run::layout::LOG;
+use crate::run::progress::Progress;
 use crate::{Error, Result};
 
 /// The checkpoints that an adapter's content is held against.
@@ -54,7 +58,7 @@ pub struct Verification {
     /// Their bytes.
     pub bytes: u64,
     /// What the checksums found; some are mere notes.
-    pub checksums: Vec<verify::Finding>,
+    pub checksums: Vec<finding::Finding>,
     /// Modules whose content was measured anew.
     pub modules: usize,
     /// What the content check found. Each is a failure.
@@ -64,14 +68,14 @@ pub struct Verification {
 impl Verification {
     /// How many findings are failures.
     pub fn failures(&self) -> usize {
-        self.content.len() + self.checksums.iter().filter(|f| f.level == verify::Level::Error).count()
+        self.content.len() + self.checksums.iter().filter(|f| f.level == finding::Level::Error).count()
     }
 }
 
 impl fmt::Display for Verification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for finding in &self.checksums {
-            let word = if finding.level == verify::Level::Error { "error" } else { "note" };
+            let word = if finding.level == finding::Level::Error { "error" } else { "note" };
             writeln!(f, "{word}: {finding}")?;
         }
         self.content.iter().try_for_each(|found| writeln!(f, "error: {} {}", found.at, found.why))

@@ -5,26 +5,28 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::checkpoint::Checkpoint;
-use crate::commands::extract::options::{NonFinite, RoundBase, Running};
-use crate::commands::extract::output::manifest::Side;
-use crate::commands::extract::output::write::source;
-use crate::commands::extract::plan::{CATALOGUE_ENTRY, OVERHEAD, THREAD, mapped};
 use crate::commands::fidelity::record::{
     Distances, FIDELITY, FIDELITY_VERSION, Fidelity, FidelityAdapter, FidelityGroup, FidelityModule,
 };
-use crate::delta::difference::{Difference, Half, Recomputed, VISIT_SCRATCH};
+use crate::delta::difference::{Difference, Recomputed, VISIT_SCRATCH};
+use crate::delta::operand::Half;
+use crate::delta::options::{NonFinite, RoundBase};
 use crate::delta::pair::{Pair, pair};
+use crate::delta::record::Side;
+use crate::delta::record::source;
 use crate::delta::select::Selection;
 use crate::durable::checksums;
-use crate::durable::checksums::B3SUMS;
 use crate::durable::digest::hash_file;
+use crate::durable::finding::B3SUMS;
 use crate::durable::{atomic_file, folder};
 use crate::factorize::kernel::tiling;
 use crate::factorize::residual;
 use crate::lora::names::{Place, kind_of, place_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{ExtraKind, PeftModule};
-use crate::pipeline::progress::Progress;
+use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD, mapped};
+use crate::pipeline::options::Running;
+use crate::run::progress::Progress;
 use crate::{Error, Result};
 
 /// One measurement.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::identity::Identity;
-use crate::commands::extract::output::manifest::Source;
+use crate::delta::record::Source;
 
 /// The name of the file.
 pub const FIDELITY: &str = "fidelity.json";

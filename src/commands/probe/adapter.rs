@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::Result;
-use crate::checkpoint::Tensor;
+use crate::checkpoint::catalogue::Tensor;
 use crate::lora::names::kind_of;
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::PeftModule;

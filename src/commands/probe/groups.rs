@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::commands::probe::checkpoint::Probed;
+use crate::commands::probe::described::Probed;
 
 /// Tensors that are stored in the same way under names that differ in numbers alone.
 #[derive(Clone, Debug, Serialize)]

@@ -2,7 +2,10 @@
 
 pub(crate) mod adapter;
 pub(crate) mod checkpoint;
+pub(crate) mod described;
 pub(crate) mod groups;
 pub use self::adapter::{AdapterProbe, probe_adapter};
-pub use self::checkpoint::{Finding, Kind, Level, Part, Probe, Probed, Showing, probe};
+pub use self::checkpoint::{Finding, Kind, Level, Probe, Showing, probe};
+pub use self::described::Part;
+pub use self::described::Probed;
 pub use self::groups::ProbedGroup;

@@ -9,44 +9,22 @@
 //! module's new factors and how far they are from the old; `write` streams them out, and the checksums last.
 
 pub(crate) mod factors;
+pub(crate) mod options;
 pub(crate) mod plan;
 pub(crate) mod pruned_norms;
 pub(crate) mod record;
 pub(crate) mod write;
+pub use self::options::Sanitizing;
 pub use self::record::{Completed, Pruned, Refitted, Sanitized};
 pub use self::write::RECORD;
-
-use std::path::PathBuf;
 
 use crate::checkpoint::Checkpoint;
 use crate::commands::sanitize::plan::Plan;
 use crate::lora::CONFIG;
-use crate::lora::factor_dtype::FactorType;
 use crate::lora::read::PeftAdapter;
 use crate::lora::rules;
 use crate::lora::rules::{Consumer, Finding, Mend};
 use crate::{Error, Result};
-
-/// What is to be sanitized, and for whom.
-#[derive(Clone, Debug)]
-pub struct Sanitizing {
-    /// The adapter: a folder, or a name in the Hugging Face cache.
-    pub adapter: String,
-    /// The folder to write to.
-    pub out: PathBuf,
-    /// The programs that are to load it.
-    pub consumers: Vec<Consumer>,
-    /// The rank that no module may be above.
-    pub max_rank: Option<usize>,
-    /// The base: its shapes, its kind, and what whole weights are held against. Needed only where the adapter does not tell.
-    pub base: Option<String>,
-    /// How the factors are stored; as they were, the widest of them, where nothing is said.
-    pub dtype: Option<FactorType>,
-    /// How much memory the whole process may use, in bytes.
-    pub memory: u64,
-    /// Whether an earlier result in `out` is thrown away.
-    pub overwrite: bool,
-}
 
 /// Holds an adapter against the rules of `consumers`, and writes nothing. `base` tells the model's kind, where it is given.
 ///

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use safetensors::Dtype;
 
-use crate::checkpoint::{Checkpoint, Tensor};
-use crate::commands::sanitize::Sanitizing;
+use crate::checkpoint::Checkpoint;
+
+use crate::checkpoint::catalogue::Tensor;
+use crate::commands::sanitize::options::Sanitizing;
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::names::{Place, expert_of, fused_siblings, kind_of};
 use crate::lora::read::PeftAdapter;

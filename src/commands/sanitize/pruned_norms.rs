@@ -1,8 +1,9 @@
 //! What is lost by what is left out.
 
 use crate::Result;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
-use crate::checkpoint::{Checkpoint, Tensor};
 use crate::commands::sanitize::plan::Plan;
 use crate::commands::sanitize::record::Pruned;
 use crate::factorize::truncate::product_norm2;

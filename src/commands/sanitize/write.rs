@@ -9,13 +9,14 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
 use crate::commands::sanitize::factors::{Encoded, refit, zeros};
+use crate::commands::sanitize::options::Sanitizing;
 use crate::commands::sanitize::plan::{Plan, Planned};
+use crate::commands::sanitize::pruned_norms;
 use crate::commands::sanitize::record::{Completed, Refitted, Sanitized};
-use crate::commands::sanitize::{Sanitizing, pruned_norms};
 use crate::container::safetensors::writer::SafetensorsWriter;
 use crate::durable::checksums;
-use crate::durable::checksums::B3SUMS;
 use crate::durable::digest::Written;
+use crate::durable::finding::B3SUMS;
 use crate::durable::lock::Lock;
 use crate::durable::lock::STATE;
 use crate::durable::{atomic_file, folder};

@@ -16,7 +16,7 @@ use crate::factorize::kernel::rng::Stream;
 use crate::factorize::kernel::skinny_gemm;
 use crate::factorize::kernel::skinny_gemm::Strips;
 use crate::factorize::kernel::tiling::{pieces, split_rows};
-use crate::factorize::{Request, kept_rank};
+use crate::factorize::types::{Request, kept_rank};
 
 /// Columns that are multiplied at a time: reading the square takes as long as multiplying so many.
 pub(crate) const BLOCK: usize = 16;

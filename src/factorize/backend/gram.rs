@@ -17,14 +17,14 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::factorize::backend::block_lanczos::{EXCESS, Leading, leading};
 use crate::factorize::backend::krylov;
-use crate::factorize::choose::{Plan, iterates};
 use crate::factorize::kernel::block_ops::{cross_gram, eigen, multiply, narrow, widen};
 use crate::factorize::kernel::passes::{times, transpose_times};
 use crate::factorize::kernel::ritz;
 use crate::factorize::kernel::ritz::Coefficients;
 use crate::factorize::kernel::rng::Stream;
 use crate::factorize::kernel::tiling::{pieces, split_rows};
-use crate::factorize::{Factors, Method, Panels, Request, kept_rank, unit_scale};
+use crate::factorize::types::{Factors, Method, Panels, Request, kept_rank, unit_scale};
+use crate::factorize::types::{Plan, iterates};
 
 /// Side of the tiles of the triangle. Each tile is one task's, so its sums depend on no other.
 const TILE: usize = 256;

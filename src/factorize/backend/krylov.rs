@@ -8,7 +8,6 @@ use faer::Accum;
 use faer::prelude::*;
 
 use crate::Result;
-use crate::factorize::choose::Plan;
 use crate::factorize::kernel::block_ops::{append, cross_gram, eigenvalues, multiply, narrow};
 use crate::factorize::kernel::convergence::{Estimate, History};
 use crate::factorize::kernel::orthonormalize::orthonormalize;
@@ -16,7 +15,8 @@ use crate::factorize::kernel::passes::{Scratch, sweep};
 use crate::factorize::kernel::ritz;
 use crate::factorize::kernel::ritz::{Coefficients, Left, flat_enough};
 use crate::factorize::kernel::rng::Stream;
-use crate::factorize::{Factors, Method, Panels, Request, kept_rank, unit_scale};
+use crate::factorize::types::Plan;
+use crate::factorize::types::{Factors, Method, Panels, Request, kept_rank, unit_scale};
 
 /// Share of the energy that f32 arithmetic cannot tell from nothing.
 const ROUNDING: f64 = 1e-6;

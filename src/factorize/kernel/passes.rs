@@ -12,9 +12,9 @@ use faer::{Accum, Par};
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::factorize::Panels;
 use crate::factorize::kernel::skinny_gemm::{Strips, multiply, multiply_transposed};
 use crate::factorize::kernel::tiling::{panel_rows, pieces, split_rows};
+use crate::factorize::types::Panels;
 
 /// Memory that the passes over a matrix use again: fresh pages would have to be had and cleared for each.
 #[derive(Debug, Default)]

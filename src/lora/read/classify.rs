@@ -6,7 +6,7 @@ use std::fmt;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::Tensor;
+use crate::checkpoint::catalogue::Tensor;
 use crate::lora::names::{Place, place_of};
 use crate::lora::read::config::PeftConfig;
 use crate::lora::read::keys::{Key, Part, is_norm};

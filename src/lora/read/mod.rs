@@ -27,8 +27,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
-use crate::checkpoint::{Checkpoint, Tensor};
 use crate::durable::folder;
 use crate::lora::read::classify::sort;
 use crate::lora::{CONFIG, WEIGHTS};

@@ -10,7 +10,7 @@ use safetensors::Dtype;
 
 use crate::container::safetensors::writer::SafetensorsWriter;
 use crate::lora::names::{Keys, Place, expert_of_stack};
-use crate::lora::write::peft::{Piece, ShardNames, check_shape, zeros};
+use crate::lora::write::piece::{Piece, ShardNames, check_shape, zeros};
 use crate::lora::write::shard::Shard;
 use crate::{Error, Result};
 

@@ -3,7 +3,9 @@
 
 pub(crate) mod expert_stacks;
 pub(crate) mod peft;
+pub(crate) mod piece;
 pub mod shard;
 pub use self::expert_stacks::{ModuleFactors, read_factors};
-pub use self::peft::{Piece, ShardNames, assemble};
+pub use self::peft::assemble;
+pub use self::piece::{Piece, ShardNames};
 pub use self::shard::Shard;

@@ -1,42 +1,18 @@
 //! The one weight file that every loader takes, put together from the shards of modules without holding any of them.
 
+use crate::lora::write::piece::{Piece, ShardNames, check_shape, zeros};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use safetensors::Dtype;
 
+use crate::Result;
 use crate::container::safetensors::writer::SafetensorsWriter;
 use crate::durable::digest::Written;
 use crate::lora::names::{Keys, Place};
 use crate::lora::write::expert_stacks;
 use crate::lora::write::shard::Shard;
 use crate::quant::weight::Stored;
-use crate::{Error, Result};
-
-/// One module of an adapter that is being put together.
-pub struct Piece {
-    /// As the base names it.
-    pub module: String,
-    /// Which names and orientation its factors have.
-    pub place: Place,
-    /// `[out, in]` of the adapter's product: for an embedding `[dim, vocab]`.
-    pub shape: [usize; 2],
-    /// Its own rank, at most the adapter's.
-    pub rank: usize,
-    /// How to open its shard; `None` for factors of zeros.
-    pub shard: Option<Opener>,
-}
-
-/// Opens a shard, its digest checked.
-pub type Opener = Box<dyn Fn() -> Result<Shard>>;
-
-/// The names of `lora_A` and `lora_B` inside a shard.
-pub struct ShardNames<'a> {
-    /// `lora_A` `[rank, in]`.
-    pub a: &'a str,
-    /// `lora_B` `[out, rank]`.
-    pub b: &'a str,
-}
 
 /// Writes `adapter_model.safetensors` of uniform rank `r` durably; factors of a lower rank are padded with zeros.
 /// Gives the file's digest, and for each module the digest of its `lora_A` followed by its `lora_B`.
@@ -116,15 +92,6 @@ fn copy(
     Ok(hasher.finalize())
 }
 
-pub(crate) fn check_shape(shard: &Shard, name: &str, shape: &[usize]) -> Result<()> {
-    let found = &shard.tensor(name)?.stored.shape;
-    if found == shape {
-        return Ok(());
-    }
-    let what = format!("a factor in a shard is {found:?} and should be {shape:?}");
-    Err(Error::input(what).tensor(name).path(shard.path()).hint("--overwrite starts anew"))
-}
-
 /// Rows of `from` bytes, each filled up with zeros to `to` bytes.
 fn padded_rows(
     shard: &Shard,
@@ -147,15 +114,6 @@ fn padded_rows(
             }
         }
         put(&padded[..count * to])?;
-    }
-    Ok(())
-}
-
-pub(crate) fn zeros(bytes: usize, mut put: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    const PIECE: usize = 1 << 16;
-    let zeros = [0; PIECE];
-    for start in (0..bytes).step_by(PIECE) {
-        put(&zeros[..PIECE.min(bytes - start)])?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@
 
 use safetensors::Dtype;
 
-use crate::quant::packing::scaled_codes::round;
+use crate::quant::number::rounding::round;
 
 /// Half the range of the codes.
 const HALF_RANGE: f32 = 7.5;

@@ -6,12 +6,12 @@ use safetensors::Dtype;
 use crate::quant::encode::fp8::{encode_block_fp8, to_e4m3};
 use crate::quant::encode::int4::encode_int4;
 use crate::quant::number::e4m3::E4M3;
-use crate::quant::packing::scaled_codes::round;
+use crate::quant::number::rounding::round;
 
 /// How to quantize: the nearest code under a scale that follows from the largest magnitude.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RoundToNearest {
-    /// e4m3 codes in blocks, `value = code * scale` in f32, as [`BlockFp8`](super::BlockFp8) decodes.
+    /// e4m3 codes in blocks, `value = code * scale` in f32, as [`BlockFp8`](crate::quant::format::BlockFp8) decodes.
     BlockFp8 {
         /// Rows and columns of a block.
         block: [usize; 2],

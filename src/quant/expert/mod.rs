@@ -5,4 +5,3 @@ pub(crate) mod slice;
 pub(crate) mod stack;
 pub(crate) mod whole_stack;
 pub use self::layout::{ExpertForm, Experts};
-pub use self::whole_stack::Stack;

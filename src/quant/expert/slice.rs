@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::quant::expert::whole_stack::Stack;
 use crate::quant::expert::whole_stack::WholeStack;
+use crate::quant::weight::Stack;
 use crate::quant::weight::{Dequantize, Stored};
 
 /// Consecutive rows of a decoder whose tensors lie one behind the other in larger ones.

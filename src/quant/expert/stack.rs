@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
+use crate::quant::declared::missing;
 use crate::quant::expert::layout::Experts;
 use crate::quant::expert::slice::Slice;
 use crate::quant::format::dense::Dense;
 use crate::quant::number::code_type::Codes;
-use crate::quant::registry::missing;
 use crate::quant::weight::{Dequantize, Format, Found, Stored, Tensors};
 use crate::{Error, Result};
 

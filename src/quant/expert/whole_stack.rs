@@ -6,17 +6,6 @@ use std::sync::Arc;
 use crate::Result;
 use crate::quant::weight::{Dequantize, Stored};
 
-/// The stack that a weight is a slice of.
-#[derive(Clone, Debug)]
-pub struct Stack {
-    /// The name of the dense tensor.
-    pub name: String,
-    /// Its shape, the experts first. A row of `weight` is a row of it.
-    pub shape: [usize; 3],
-    /// All experts, one below the other.
-    pub weight: Arc<dyn Dequantize>,
-}
-
 /// The slices of a stack, one below the other.
 #[derive(Clone, Debug)]
 pub(crate) struct WholeStack {

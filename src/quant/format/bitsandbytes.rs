@@ -15,11 +15,11 @@ use std::sync::Arc;
 use safetensors::Dtype;
 use serde_json::Value;
 
+use crate::quant::declared::Declared;
+use crate::quant::declared::missing;
 use crate::quant::format::dense::widen;
 use crate::quant::format::llm_int8::LlmInt8;
-use crate::quant::packing::scaled_codes::round;
-use crate::quant::registry::Declared;
-use crate::quant::registry::missing;
+use crate::quant::number::rounding::round;
 use crate::quant::weight::{Dequantize, Format, Found, Stored, Tensors};
 use crate::{Error, Result};
 

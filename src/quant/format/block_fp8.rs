@@ -4,12 +4,15 @@
 //! The value is `r32(f32(q) * f32(scale))`: despite its name the scale is multiplied. That is what DeepSeek-V3's
 //! `inference/kernel.py:weight_dequant`, compressed-tensors' `FP8BlockDequantizer` and transformers' `Fp8Dequantize` compute.
 
+use crate::quant::number::e8m0::e8m0;
 use std::ops::Range;
 use std::sync::Arc;
 
 use safetensors::Dtype;
 use serde_json::Value;
 
+use crate::quant::declared::Declared;
+use crate::quant::declared::unsupported;
 use crate::quant::encode::requantize::RoundToNearest;
 use crate::quant::format::dense::widen;
 use crate::quant::format::fp8;
@@ -17,8 +20,6 @@ use crate::quant::number::code_type::{Codes, Kind};
 use crate::quant::number::e4m3::e4m3;
 use crate::quant::number::e5m2::e5m2;
 use crate::quant::number::simd::{Loop, widest};
-use crate::quant::registry::Declared;
-use crate::quant::registry::unsupported;
 use crate::quant::weight::{Dequantize, Format, Found, Segments, Stored, Tensors};
 use crate::{Error, Result};
 
@@ -251,15 +252,6 @@ impl Loop for Line<'_> {
                 (_, Semantics::Divide) => pairs.for_each(|(out, &q)| *out = e4m3(q) / scale),
             }
         }
-    }
-}
-
-/// A scale that is an exponent only: 2^(code - 127), with NaN at 0xFF (OCP Microscaling Formats 1.0, section 5.4.1).
-pub(crate) fn e8m0(code: u8) -> f32 {
-    match code {
-        0xff => f32::NAN,
-        0 => f32::from_bits(1 << 22), // 2^-127 is subnormal
-        code => f32::from_bits(u32::from(code) << 23),
     }
 }
 

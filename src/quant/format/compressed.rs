@@ -20,12 +20,12 @@ use std::sync::Arc;
 use safetensors::Dtype;
 use serde_json::Value;
 
+use crate::quant::declared::Declared;
+use crate::quant::declared::{missing, unsupported};
 use crate::quant::format::targets::{Fit, Targets};
 use crate::quant::number::code_type::Codes;
 use crate::quant::packing::scaled_codes::ScaledGrid;
 use crate::quant::packing::scaled_codes::{Parts, Scales, Zeros, disagree};
-use crate::quant::registry::Declared;
-use crate::quant::registry::{missing, unsupported};
 use crate::quant::weight::{Dequantize, Format, Found, Stored, Tensors};
 use crate::{Error, Result};
 

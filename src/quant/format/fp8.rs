@@ -4,17 +4,18 @@
 //! F32, BF16 or F16. The value is `r32(f32(q) * f32(scale))` whatever the name, as in transformers'
 //! `integrations/finegrained_fp8.py:Fp8Dequantize`. An `input_scale` is for activations and is not read.
 
+use crate::quant::declared::alone;
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use crate::Result;
+use crate::quant::declared::Declared;
+use crate::quant::declared::{missing, unsupported};
 use crate::quant::format::nvfp4::Nvfp4;
 use crate::quant::number::code_type::{Codes, Kind};
 use crate::quant::packing::scaled_codes::ScaledGrid;
 use crate::quant::packing::scaled_codes::{Parts, Scales};
-use crate::quant::registry::Declared;
-use crate::quant::registry::{missing, unsupported};
 use crate::quant::weight::{Format, Found, Stored, Tensors};
 
 /// What a config says that a scale is for.
@@ -88,18 +89,5 @@ impl Format for Fp8 {
         };
         let weight = ScaledGrid::new([rows, columns], cell, codes, parts)?.in_f32();
         Ok(vec![Found { module: module.to_owned(), weight: Arc::new(weight), quantized: true }])
-    }
-}
-
-/// Refuses a module whose weight alone is not what it computes: modelopt can scale the inputs of it first, or keep a part of the
-/// weight in low rank.
-pub(crate) fn alone(module: &str, tensors: &dyn Tensors) -> Result<()> {
-    let parts =
-        ["pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b"].map(|part| format!("{module}.{part}"));
-    match parts.iter().find(|name| tensors.stored(name).is_some()) {
-        Some(name) => {
-            Err(unsupported("a weight that is not used alone (pre_quant_scale, svdquant_lora)").tensor(name))
-        }
-        None => Ok(()),
     }
 }

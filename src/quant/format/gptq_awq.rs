@@ -10,9 +10,9 @@ use std::sync::Arc;
 use safetensors::Dtype;
 use serde_json::Value;
 
+use crate::quant::declared::Declared;
+use crate::quant::declared::unsupported;
 use crate::quant::packing::column_packed::{ColumnPacked, Layout};
-use crate::quant::registry::Declared;
-use crate::quant::registry::unsupported;
 use crate::quant::weight::{Format, Found, Stored, Tensors};
 use crate::{Error, Result};
 

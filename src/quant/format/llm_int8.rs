@@ -6,9 +6,9 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
+use crate::quant::declared::{missing, unsupported};
 use crate::quant::format::dense::widen;
 use crate::quant::number::code_type::Codes;
-use crate::quant::registry::{missing, unsupported};
 use crate::quant::weight::{Dequantize, Stored, Tensors};
 use crate::{Error, Result};
 

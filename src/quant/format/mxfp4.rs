@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use safetensors::Dtype;
 
+use crate::quant::declared::missing;
 use crate::quant::encode::requantize::RoundToNearest;
 use crate::quant::expert::layout::Experts;
 use crate::quant::expert::slice::Slice;
-use crate::quant::format::block_fp8::e8m0;
 use crate::quant::number::code_type::Codes;
+use crate::quant::number::e8m0::e8m0;
 use crate::quant::packing::scaled_codes::ScaledGrid;
 use crate::quant::packing::scaled_codes::{Parts, Scales};
-use crate::quant::registry::missing;
 use crate::quant::weight::{Dequantize, Format, Found, Segments, Stored, Tensors};
 use crate::{Error, Result};
 

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use safetensors::Dtype;
 
 use crate::Result;
-use crate::quant::format::fp8::alone;
+use crate::quant::declared::alone;
+use crate::quant::declared::missing;
 use crate::quant::number::code_type::Codes;
 use crate::quant::packing::scaled_codes::ScaledGrid;
 use crate::quant::packing::scaled_codes::{Parts, Scales};
-use crate::quant::registry::missing;
 use crate::quant::weight::{Format, Found, Stored, Tensors};
 
 /// Values under one scale of a group; the standard knows no other size.

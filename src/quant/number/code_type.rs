@@ -2,10 +2,10 @@
 
 use safetensors::Dtype;
 
+use crate::quant::declared::unsupported;
 use crate::quant::number::e4m3::e4m3;
 use crate::quant::number::e5m2::e5m2;
 use crate::quant::number::simd::{Loop, widest};
-use crate::quant::registry::unsupported;
 use crate::quant::weight::Stored;
 use crate::{Error, Result};
 

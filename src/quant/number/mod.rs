@@ -3,6 +3,7 @@
 pub(crate) mod code_type;
 pub(crate) mod e4m3;
 pub(crate) mod e5m2;
+pub(crate) mod e8m0;
 pub(crate) mod rounding;
 pub(crate) mod simd;
 pub use self::e4m3::E4M3;

@@ -96,6 +96,22 @@ fn bf16(value: f32) -> u16 {
     (if value.is_nan() { quiet } else { rounded }) as u16
 }
 
+/// To the nearest number of a dtype, kept as f32.
+pub(crate) fn round(dtype: Dtype, values: &mut [f32]) {
+    match dtype {
+        Dtype::BF16 => round_to_bf16(values),
+        Dtype::F16 => {
+            let mut buffer = [f16::ZERO; 256];
+            for values in values.chunks_mut(256) {
+                let buffer = &mut buffer[..values.len()];
+                buffer.convert_from_f32_slice(values);
+                buffer.convert_to_f32_slice(values);
+            }
+        }
+        _ => {}
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use half::bf16 as Bf16;

@@ -12,9 +12,10 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
+use crate::quant::declared::missing;
 use crate::quant::format::dense::widen;
-use crate::quant::packing::scaled_codes::{gathered, order, round, scaled};
-use crate::quant::registry::missing;
+use crate::quant::number::rounding::round;
+use crate::quant::packing::scaled_codes::{gathered, order, scaled};
 use crate::quant::weight::{Dequantize, Stored, Tensors};
 use crate::{Error, Result};
 

@@ -4,18 +4,16 @@
 //! The arithmetic is that of compressed-tensors' `quantization/lifecycle/forward_helpers.py:_dequantize`: in the dtype of the
 //! scale, so `rT(rT(q - z) * s)` with T the scale's. The difference is exact in each of them (a whole number of no more than 9 bits).
 
+use crate::quant::number::rounding::round;
 use std::ops::Range;
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 use safetensors::Dtype;
 
 use crate::quant::encode::requantize::RoundToNearest;
-use crate::quant::format::block_fp8::e8m0;
 use crate::quant::format::dense::widen;
 use crate::quant::number::code_type::Codes;
 use crate::quant::number::e4m3::E4M3;
-use crate::quant::number::rounding::round_to_bf16;
+use crate::quant::number::e8m0::e8m0;
 use crate::quant::number::simd::{Loop, widest};
 use crate::quant::weight::{Dequantize, Stored};
 use crate::{Error, Result};
@@ -330,22 +328,6 @@ impl Loop for ScaleRow<'_> {
 pub(crate) fn gathered(out: &mut [f32], order: &[usize], scales: &[f32], zeros: &[f32]) {
     for (q, &group) in out.iter_mut().zip(order) {
         *q = (*q - zeros[group]) * scales[group];
-    }
-}
-
-/// To the nearest number of a dtype, kept as f32.
-pub(crate) fn round(dtype: Dtype, values: &mut [f32]) {
-    match dtype {
-        Dtype::BF16 => round_to_bf16(values),
-        Dtype::F16 => {
-            let mut buffer = [f16::ZERO; 256];
-            for values in values.chunks_mut(256) {
-                let buffer = &mut buffer[..values.len()];
-                buffer.convert_from_f32_slice(values);
-                buffer.convert_to_f32_slice(values);
-            }
-        }
-        _ => {}
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::commands::extract::output::manifest::Quality;
+use crate::delta::module_record::Quality;
 use crate::report::figures::heat::Heat;
 use crate::report::figures::{MOST_KINDS, kinds_left_out};
 use crate::report::plot::figure::{Figure, Table};
@@ -59,7 +59,7 @@ fn pooled(adapter: &Adapter) -> BTreeMap<Spot, f64> {
 
 /// The kinds in the order of their names, without those of the smallest change where there are too many.
 fn largest_kinds(adapter: &Adapter) -> Vec<String> {
-    let energy = |modules: &[&crate::commands::extract::output::manifest::ModuleRecord]| -> f64 {
+    let energy = |modules: &[&crate::delta::module_record::ModuleRecord]| -> f64 {
         modules.iter().map(|module| module.quality.delta_norm.powi(2)).sum()
     };
     let kinds = adapter.modules_by_kind();
@@ -71,7 +71,7 @@ fn largest_kinds(adapter: &Adapter) -> Vec<String> {
 }
 
 fn by_kind(adapter: &Adapter) -> Table {
-    let row = |(kind, modules): (String, Vec<&crate::commands::extract::output::manifest::ModuleRecord>)| {
+    let row = |(kind, modules): (String, Vec<&crate::delta::module_record::ModuleRecord>)| {
         let errors = modules.iter().map(|module| module.quality.relative_error);
         let mean = errors.clone().sum::<f64>() / modules.len() as f64;
         let (norm2, error2) = modules.iter().fold((0.0, 0.0), |(norm2, error2), module| {
@@ -105,7 +105,7 @@ fn worst(adapter: &Adapter) -> Table {
         b.quality.relative_error.total_cmp(&a.quality.relative_error).then_with(|| a.name.cmp(&b.name))
     });
     let all = modules.len();
-    let row = |module: &&crate::commands::extract::output::manifest::ModuleRecord| {
+    let row = |module: &&crate::delta::module_record::ModuleRecord| {
         let [rows, columns] = module.shape;
         vec![
             clean(&module.name),

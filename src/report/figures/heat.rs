@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::report::figures::MOST_KINDS;
 use crate::report::plot::axis::Axis;
-use crate::report::plot::draw::LETTER_WIDTH;
 use crate::report::plot::figure::{Legend, Mark, Plot, WIDTH};
 use crate::report::plot::palette;
+use crate::report::plot::pen::LETTER_WIDTH;
 use crate::report::plot::place::Spot;
 
 /// What a map shows.

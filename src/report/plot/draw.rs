@@ -1,10 +1,12 @@
 //! From a plot to SVG, by plotters. Its backend knows whole pixels only, so everything is drawn [`FINE`] times as large and
 //! the picture's `viewBox` shrinks it again: lines stay smooth at any zoom.
 
+use crate::report::plot::pen::{
+    Drawn, FINE, LETTER_WIDTH, LETTERS, Sheet, coloured, letters, rgb, size_of, stroke,
+};
 use std::ops::Range;
 
 use maud::{PreEscaped, html};
-use plotters::coord::Shift;
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatter};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -12,24 +14,12 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use crate::report::plot::axis::Axis;
 use crate::report::plot::figure::{Mark, Plot, WIDTH};
 use crate::report::plot::legend;
-use crate::report::plot::palette;
-use crate::report::plot::palette::{Colour, GRID, INK, MUTED, PAPER};
+use crate::report::plot::palette::{GRID, INK, MUTED, PAPER};
 use crate::{Error, Result};
 
-/// Units of the drawing to a pixel.
-pub const FINE: i32 = 10;
-/// Height of letters in pixels.
-pub const LETTERS: f64 = 11.0;
-/// Their mean width, estimated from above: which font shows them is not known.
-pub const LETTER_WIDTH: i32 = 6;
 const MARGIN: i32 = 6;
 const TITLE: i32 = 22;
 
-/// The sheet a plot is drawn on.
-pub type Sheet<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-/// How drawing fails: never, into memory.
-pub type Drawn<'a> =
-    std::result::Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
 type Chart<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<Ruled, Ruled>>;
 
 /// An axis for plotters: positions, with ticks and labels where the axis has them.
@@ -127,30 +117,6 @@ impl Picture {
     fn view_box(&self) -> String {
         format!("0 0 {} {}", WIDTH * FINE as u32, self.height * FINE as u32)
     }
-}
-
-/// For plotters.
-pub fn rgb((r, g, b): Colour) -> RGBColor {
-    RGBColor(r, g, b)
-}
-
-/// Letters of so many pixels.
-pub fn letters(pixels: f64, colour: Colour) -> TextStyle<'static> {
-    coloured(("sans-serif", size_of(pixels)).into_font(), colour)
-}
-
-fn coloured(font: FontDesc<'static>, colour: Colour) -> TextStyle<'static> {
-    TextStyle { color: rgb(colour).to_backend_color(), ..TextStyle::from(font) }
-}
-
-/// The backend divides by 1.24.
-fn size_of(pixels: f64) -> f64 {
-    1.24 * pixels * f64::from(FINE)
-}
-
-/// A style of lines of so many tenths of a pixel.
-pub fn stroke(colour: Colour, tenths: u32) -> ShapeStyle {
-    ShapeStyle { color: rgb(colour).to_rgba(), filled: false, stroke_width: tenths * FINE as u32 / 10 }
 }
 
 /// Pixels that the longest of the labels takes.
@@ -261,9 +227,4 @@ fn draw_mark<'a>(chart: &mut Chart<'a>, plot: &Plot, mark: &Mark) -> Drawn<'a> {
         }
     }
     Ok(())
-}
-
-/// The share of the ramp as a colour, for the legend.
-pub fn ramp(share: f64) -> RGBColor {
-    rgb(palette::ramp(share))
 }

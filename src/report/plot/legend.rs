@@ -3,9 +3,9 @@
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
-use crate::report::plot::draw::{Drawn, FINE, LETTER_WIDTH, LETTERS, Sheet, letters, ramp, rgb, stroke};
 use crate::report::plot::figure::{Legend, Swatch, WIDTH};
 use crate::report::plot::palette::{Colour, INK};
+use crate::report::plot::pen::{Drawn, FINE, LETTER_WIDTH, LETTERS, Sheet, letters, ramp, rgb, stroke};
 
 const LEFT: i32 = 6;
 const ROW: i32 = 16;

@@ -5,4 +5,5 @@ pub(crate) mod draw;
 pub(crate) mod figure;
 pub(crate) mod legend;
 pub(crate) mod palette;
+pub(crate) mod pen;
 pub(crate) mod place;

@@ -13,10 +13,10 @@ use trephine::commands::autopsy::statistics::{Histogram, Statistics};
 use trephine::commands::autopsy::{
     AUTOPSY, AUTOPSY_VERSION, Autopsy, Fault, Gravity, Role, TensorAutopsy, Thresholds, Total, Verdict,
 };
-use trephine::commands::extract::output::Source;
 use trephine::commands::fidelity::{
     Distances, FIDELITY, FIDELITY_VERSION, Fidelity, FidelityAdapter, FidelityModule,
 };
+use trephine::delta::Source;
 
 pub const KINDS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 

@@ -11,7 +11,7 @@ use faer::{Accum, Par, Spec};
 use crate::commands::analyze::record::Angles;
 use crate::factorize::kernel::block_ops;
 use crate::factorize::kernel::passes;
-use crate::factorize::{Factors, Panels};
+use crate::factorize::types::{Factors, Panels};
 use crate::{Error, Result};
 
 /// Columns that are projected on at a time: what bounds the memory.

@@ -4,13 +4,17 @@ use std::fs;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
-use crate::commands::extract::completed::{changed, check_touched};
-use crate::commands::extract::output::manifest::{Manifest, Side};
+use crate::commands::extract::attempts::completed::check_touched;
+
+use crate::commands::extract::output::files::{FILES, MANIFEST};
+use crate::commands::extract::output::manifest::Manifest;
 use crate::commands::extract::plan::Inputs;
-use crate::commands::extract::run_dir::{FILES, LOG, MANIFEST};
 use crate::commands::extract::run_identity::Begin;
+use crate::delta::record::Side;
 use crate::durable::checksums::Checksums;
-use crate::durable::verify::Level;
+use crate::durable::finding::Level;
+use crate::run::identity::changed;
+use crate::run::layout::LOG;
 use crate::{Error, Result};
 
 /// A folder with checksums was whole; it is this run's if its manifest says so, and still whole if its files agree.

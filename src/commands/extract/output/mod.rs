@@ -1,12 +1,12 @@
 //! What a finished extraction writes: adapter, manifest, model card, summary.
 
 pub(crate) mod existing;
+pub(crate) mod files;
 pub(crate) mod manifest;
 pub(crate) mod model_card;
 pub(crate) mod summary;
 pub(crate) mod write;
-pub use self::manifest::{
-    LeftOut, Manifest, ModuleRecord, Quality, Reason, ServedError, Side, Source, Spectrum, TensorRecord,
-};
+pub use self::files::{CARD, MANIFEST, SPECTRA};
+pub use self::manifest::{Manifest, Spectrum};
 pub use self::model_card::smallest_vllm_rank;
 pub use self::summary::{KindSummary, LeftOutGroup, Outcome};

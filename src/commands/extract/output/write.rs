@@ -1,22 +1,24 @@
 //! From finished shards to a folder that is whole: adapter, config, spectra, manifest, card, and checksums last.
 
+use crate::commands::extract::output::manifest::total;
+use crate::delta::record::source;
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-use crate::checkpoint::Checkpoint;
-use crate::commands::extract::completed::Finished;
+use crate::commands::extract::attempts::attempt;
+use crate::commands::extract::attempts::completed::Finished;
+use crate::commands::extract::attempts::run_dir::removed;
 use crate::commands::extract::module::{A, B, ShardRecord};
 use crate::commands::extract::options::Extraction;
-use crate::commands::extract::output::manifest::{
-    LeftOut, Manifest, ModuleRecord, Quality, ServedError, Source, Spectrum, TensorRecord,
-};
+use crate::commands::extract::output::files::{CARD, MANIFEST, SPECTRA};
+use crate::commands::extract::output::manifest::{Manifest, Spectrum};
 use crate::commands::extract::output::model_card;
 use crate::commands::extract::plan::{Inputs, Plan};
-use crate::commands::extract::run_dir::{CARD, MANIFEST, SPECTRA, STATE, removed};
 use crate::commands::extract::run_identity::Begin;
+use crate::delta::module_record::{ModuleRecord, Quality};
+use crate::delta::record::{LeftOut, TensorRecord};
 use crate::durable::digest::Written;
 use crate::durable::lock::Lock;
 use crate::durable::{atomic_file, checksums, folder};
@@ -25,11 +27,11 @@ use crate::lora::config;
 use crate::lora::config::AdapterConfig;
 use crate::lora::names::{Place, place_of};
 use crate::lora::write::peft;
-use crate::lora::write::peft::{Piece, ShardNames};
+use crate::lora::write::piece::{Piece, ShardNames};
 use crate::lora::write::shard::Shard;
-use crate::run::attempt;
-use crate::run::attempt::{HOW, JOURNAL, PARTS, SHARDS};
-use crate::run::heartbeat::{HEARTBEAT, HEARTBEAT_DRAFT};
+use crate::run::layout::STATE;
+use crate::run::layout::{HEARTBEAT, HEARTBEAT_DRAFT};
+use crate::run::layout::{HOW, JOURNAL, PARTS, SHARDS};
 use crate::run::log::Log;
 use crate::{Error, Result};
 
@@ -162,39 +164,6 @@ fn manifest(
         not_represented,
         tensors,
     }
-}
-
-/// A path is shortened to its last part: where it lay on this machine is no one else's business.
-pub fn source(spec: &str, checkpoint: &Checkpoint) -> Source {
-    let path = Path::new(spec);
-    // `.` and `..` have no last part, but what they lead to has.
-    let real = path.exists().then(|| match path.file_name() {
-        Some(name) => Some(name.to_owned()),
-        None => path.canonicalize().ok()?.file_name().map(OsStr::to_owned),
-    });
-    let name = real.flatten().map_or(spec.to_owned(), |name| name.to_string_lossy().into_owned());
-    let model_type = checkpoint.config().model_type().map(str::to_owned);
-    Source { name, model_type, scheme: checkpoint.scheme().label() }
-}
-
-/// The quality of all `modules` together.
-pub fn total<'a>(modules: impl Iterator<Item = &'a ModuleRecord>) -> Quality {
-    let (mut norm2, mut error2) = (0.0, 0.0);
-    let mut served: Option<(f64, f64)> = None;
-    for module in modules {
-        let quality = &module.quality;
-        norm2 += quality.delta_norm.powi(2);
-        error2 += quality.error2();
-        if let Some(error) = quality.served {
-            let (without, with) = served.get_or_insert_default();
-            *without += error.without_adapter.powi(2);
-            *with += error.with_adapter.powi(2);
-        }
-    }
-    let mut quality = Quality::of(norm2, error2);
-    quality.served = served
-        .map(|(without, with)| ServedError { without_adapter: without.sqrt(), with_adapter: with.sqrt() });
-    quality
 }
 
 fn portable(base: &str, rank: usize, manifest: &Manifest) -> AdapterConfig {

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::commands::extract::output::manifest::{LeftOut, ModuleRecord};
-use crate::run::heartbeat::Life;
+use crate::delta::module_record::ModuleRecord;
+
+use crate::delta::record::LeftOut;
+use crate::run::life::Life;
 
 /// Observer of a run. Every method may be called from any thread.
 pub trait Progress: Send + Sync {

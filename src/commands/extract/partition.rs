@@ -87,6 +87,13 @@ impl Split {
 }
 
 impl Plan {
+    /// What each unit of work costs, by the name that progress reports it under.
+    pub(crate) fn costs(&self) -> std::collections::HashMap<String, u64> {
+        let modules = self.modules.iter().map(|module| (module.name.clone(), module.cost()));
+        let compared = self.not_represented.iter().map(|left| (left.key(), left.cost()));
+        modules.chain(compared).collect()
+    }
+
     /// The plan of one part alone: its share of the modules and of the comparisons.
     #[must_use]
     pub fn share(&self, part: Part) -> Plan {

@@ -4,23 +4,23 @@
 //! [heartbeat](super::life), and how long ago it was written by the clocks of two machines and through the caches of a
 //! network file system.
 
+use crate::run::life::SILENT;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::commands::extract::attempts::attempt;
+use crate::commands::extract::attempts::attempt::{Attempt, Work};
+use crate::commands::extract::attempts::entry::Entry;
 use crate::commands::extract::output::existing::manifest;
-use crate::commands::extract::run_dir::{Entry, FILES, STATE};
-use crate::run::attempt;
-use crate::run::attempt::{Attempt, STATE_HAS_NOTHING, Work};
-use crate::run::heartbeat::{Beat, Condition, last_beat};
+use crate::commands::extract::output::files::FILES;
+use crate::run::layout::STATE;
+use crate::run::layout::STATE_HAS_NOTHING;
+use crate::run::life::{Beat, Condition, last_beat};
 use crate::run::part_id::Part;
 use crate::{Error, Result};
-
-/// After so long without a sign of life an attempt counts as lost. Several heartbeats, and what a network file system
-/// may keep in its caches.
-pub const SILENT: Duration = Duration::from_secs(90);
 
 /// What a run is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -4,38 +4,20 @@
 //! system: a name is taken by creating the folder, and all that others do is read. What two of them did both is there
 //! twice, in equal bytes.
 
+use crate::run::layout::{HOW, JOURNAL, PARTS};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::commands::extract::completed::Finished;
+use crate::commands::extract::attempts::entry::Entry;
 use crate::commands::extract::options::Extraction;
-use crate::commands::extract::plan::Plan;
-use crate::commands::extract::run_dir::{Entry, STATE};
 use crate::commands::extract::run_identity::Begin;
 use crate::durable::{atomic_file, folder, journal};
+use crate::run::layout::STATE;
 use crate::run::part_id::Part;
 use crate::{Error, Result};
-
-/// The folder of the parts' folders, in the state folder.
-pub const PARTS: &str = "parts";
-
-/// The journal of an attempt.
-pub const JOURNAL: &str = "journal";
-
-/// The shards of an attempt.
-pub const SHARDS: &str = "shards";
-
-/// [`How`] it is run.
-pub const HOW: &str = "attempt.json";
-
-/// The log of a part, which becomes part of the run's when that is assembled.
-pub const PART_LOG: &str = "log";
-
-/// What is said of a folder in which no run has left anything.
-pub const STATE_HAS_NOTHING: &str = "the folder holds no run, finished or not";
 
 /// An amount of work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,13 +30,6 @@ pub struct Work {
     pub bytes: u64,
     /// By the cost model, in millions of floating-point operations.
     pub cost: u64,
-}
-
-impl Work {
-    /// All that `plan` has.
-    pub fn of(plan: &Plan) -> Work {
-        Work::ahead(plan, &Finished::default())
-    }
 }
 
 /// How, where and on what an attempt is run: nothing that decides a byte.
@@ -84,27 +59,6 @@ pub struct How {
     pub share: Work,
     /// What of its share no one had done when it began.
     pub ahead: Work,
-}
-
-impl Work {
-    /// What of `plan` is not in `done`.
-    pub fn ahead(plan: &Plan, done: &Finished) -> Work {
-        let modules = plan.modules.iter().filter(|m| !done.modules.contains_key(&m.name));
-        let compared = plan.not_represented.iter().filter(|l| !done.compared.contains_key(&l.key()));
-        let costs = modules.map(|m| (1, 0, m.read_bytes, m.cost()));
-        let costs = costs.chain(compared.map(|l| (0, 1, l.read_bytes, l.cost())));
-        costs.fold(Work::default(), |sum, (modules, compared, bytes, cost)| Work {
-            modules: sum.modules + modules,
-            compared: sum.compared + compared,
-            bytes: sum.bytes + bytes,
-            cost: sum.cost + cost,
-        })
-    }
-
-    /// Whether there is nothing to do.
-    pub fn is_none(&self) -> bool {
-        self.modules == 0 && self.compared == 0
-    }
 }
 
 impl How {

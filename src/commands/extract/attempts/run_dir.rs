@@ -1,68 +1,26 @@
 //! What an earlier run left in the output folder, and whether this one may go on with it.
 
+use crate::commands::extract::attempts::entry::Entry;
+use crate::commands::extract::output::files::{FILES, MANIFEST};
+use crate::run::layout::{LOG, STATE};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
-use crate::commands::extract::completed;
-use crate::commands::extract::completed::{Finished, check_same};
+use crate::commands::extract::attempts::attempt;
+use crate::commands::extract::attempts::attempt::Attempt;
+use crate::commands::extract::attempts::completed;
+use crate::commands::extract::attempts::completed::{Finished, check_same};
 use crate::commands::extract::options::Extraction;
 use crate::commands::extract::output::existing::finished;
-use crate::commands::extract::output::manifest::{LeftOut, Manifest, TensorRecord};
+use crate::commands::extract::output::manifest::Manifest;
 use crate::commands::extract::plan::Inputs;
 use crate::commands::extract::run_identity::Begin;
 use crate::durable::journal::Journal;
 use crate::durable::lock::Lock;
 use crate::durable::{atomic_file, folder};
-use crate::run::attempt;
-use crate::run::attempt::{Attempt, HOW, JOURNAL, PARTS, SHARDS};
-use crate::run::heartbeat::HEARTBEAT;
+use crate::run::layout::HEARTBEAT;
+use crate::run::layout::{HOW, JOURNAL, PARTS, SHARDS};
 use crate::{Error, Result};
-
-/// The folder inside the output folder that holds what a run needs to go on.
-pub const STATE: &str = ".trephine";
-
-/// The files of a finished run, in the order in which they are written; the checksums come last, and only then is the
-/// folder whole.
-pub const FILES: [&str; 6] =
-    [crate::lora::WEIGHTS, crate::lora::CONFIG, SPECTRA, MANIFEST, CARD, crate::durable::checksums::B3SUMS];
-
-/// The singular values of every module.
-pub const SPECTRA: &str = "spectra.jsonl.zst";
-
-/// The manifest.
-pub const MANIFEST: &str = "extraction.json";
-
-/// The model card.
-pub const CARD: &str = "README.md";
-
-/// Times, threads and memory: outside the checksums.
-pub const LOG: &str = "extraction.log";
-
-/// One record of the journal.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Entry {
-    /// What the run is of. Always the first.
-    Begin(Box<Begin>),
-    /// A module's shard is on disk.
-    Module {
-        /// The module.
-        name: String,
-        /// Length of its shard.
-        bytes: u64,
-        /// Digest of its shard.
-        blake3: String,
-    },
-    /// A tensor that the adapter does not hold has been compared.
-    Compared {
-        /// What came out.
-        left_out: LeftOut,
-        /// What was read for it.
-        tensors: Vec<TensorRecord>,
-    },
-}
 
 /// What is in the output folder.
 pub enum Found {

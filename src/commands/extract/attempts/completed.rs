@@ -1,21 +1,25 @@
 //! What all attempts at a run have finished together: each module's shard and each comparison, once.
 
+use crate::commands::extract::attempts::attempt::Work;
+use crate::commands::extract::plan::Plan;
+use crate::run::identity::changed;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::identity::Change;
+use crate::commands::extract::attempts::attempt::Attempt;
+use crate::commands::extract::attempts::entry::Entry;
 use crate::commands::extract::module::ShardRecord;
-use crate::commands::extract::output::manifest::{LeftOut, Side, TensorRecord};
 use crate::commands::extract::plan::Inputs;
-use crate::commands::extract::run_dir::Entry;
 use crate::commands::extract::run_identity::Begin;
-use crate::commands::extract::status::SILENT;
+use crate::delta::record::{LeftOut, Side, TensorRecord};
 use crate::delta::tensor_digests::tensor_record;
 use crate::durable::digest::Written;
 use crate::lora::write::shard;
 use crate::lora::write::shard::Shard;
-use crate::run::attempt::{Attempt, SHARDS};
-use crate::run::heartbeat::{Condition, last_beat};
+use crate::run::layout::SHARDS;
+use crate::run::life::SILENT;
+use crate::run::life::{Condition, last_beat};
 use crate::{Error, Result};
 
 /// A finished module.
@@ -38,6 +42,32 @@ pub struct Finished {
     pub compared: HashMap<String, (LeftOut, Vec<TensorRecord>)>,
     /// What was read for them, by attempt.
     read: Vec<Vec<TensorRecord>>,
+}
+
+impl Work {
+    /// All that `plan` has.
+    pub fn of(plan: &Plan) -> Work {
+        Work::ahead(plan, &Finished::default())
+    }
+
+    /// What of `plan` is not in `done`.
+    pub fn ahead(plan: &Plan, done: &Finished) -> Work {
+        let modules = plan.modules.iter().filter(|m| !done.modules.contains_key(&m.name));
+        let compared = plan.not_represented.iter().filter(|l| !done.compared.contains_key(&l.key()));
+        let costs = modules.map(|m| (1, 0, m.read_bytes, m.cost()));
+        let costs = costs.chain(compared.map(|l| (0, 1, l.read_bytes, l.cost())));
+        costs.fold(Work::default(), |sum, (modules, compared, bytes, cost)| Work {
+            modules: sum.modules + modules,
+            compared: sum.compared + compared,
+            bytes: sum.bytes + bytes,
+            cost: sum.cost + cost,
+        })
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_none(&self) -> bool {
+        self.modules == 0 && self.compared == 0
+    }
 }
 
 /// The word of one attempt's journal for a module.
@@ -201,13 +231,6 @@ pub fn check_touched<'a>(
         }
     }
     Ok(())
-}
-
-/// The error for a run that this one cannot go on with.
-pub fn changed(out: &Path, text: &str) -> Error {
-    Error::decide(format!("the folder holds a run that this one cannot go on with: {text}"))
-        .path(out)
-        .hint("give the same inputs and options, another --out, or --overwrite to start anew")
 }
 
 /// Refuses attempts at another run than `begin`. One that has done nothing is taken as seriously as any: it may be at

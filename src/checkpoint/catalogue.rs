@@ -1,0 +1,36 @@
+//! The tensors of a checkpoint by name, and where each lies.
+
+use crate::quant::weight::Stored;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Which of a checkpoint's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId(pub(crate) usize);
+
+/// One stored tensor and where its bytes lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    /// Name, dtype, shape.
+    pub stored: Stored,
+    /// The file that holds it.
+    pub file: FileId,
+    /// Its bytes, from the start of that file.
+    pub bytes: Range<u64>,
+}
+
+impl Tensor {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.stored.name
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.bytes.end - self.bytes.start
+    }
+}
+
+/// The tensors by name, across files.
+#[derive(Debug, Default)]
+pub(crate) struct Catalogue(pub(crate) BTreeMap<String, Tensor>);

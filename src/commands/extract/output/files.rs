@@ -1,0 +1,15 @@
+//! The files of a finished extraction.
+
+/// The files of a finished run, in the order in which they are written; the checksums come last, and only then is the
+/// folder whole.
+pub const FILES: [&str; 6] =
+    [crate::lora::WEIGHTS, crate::lora::CONFIG, SPECTRA, MANIFEST, CARD, crate::durable::finding::B3SUMS];
+
+/// The singular values of every module.
+pub const SPECTRA: &str = "spectra.jsonl.zst";
+
+/// The manifest.
+pub const MANIFEST: &str = "extraction.json";
+
+/// The model card.
+pub const CARD: &str = "README.md";

@@ -1,0 +1,75 @@
+//! What a run says of one module: how it was factorized, and how well.
+
+use serde::{Deserialize, Serialize};
+
+/// How near the factors, as stored, come to a delta.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Quality {
+    /// Frobenius norm of the delta.
+    pub delta_norm: f64,
+    /// `||delta - B·A|| / ||delta||`; 0 for a delta of zero.
+    pub relative_error: f64,
+    /// `1 - relative_error^2`.
+    pub captured_energy: f64,
+    /// The error of the weights that will be served, where it was measured.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub served: Option<ServedError>,
+}
+
+impl Quality {
+    /// From the squares of both norms.
+    pub fn of(norm2: f64, error2: f64) -> Quality {
+        let share = if norm2 > 0.0 { error2.max(0.0) / norm2 } else { 0.0 };
+        Quality {
+            delta_norm: norm2.sqrt(),
+            relative_error: share.sqrt(),
+            captured_energy: 1.0 - share,
+            served: None,
+        }
+    }
+
+    /// Square of the error's norm.
+    pub fn error2(&self) -> f64 {
+        (self.relative_error * self.delta_norm).powi(2)
+    }
+}
+
+/// The final weights' distance from the tuned ones, on the checkpoint that will serve the adapter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServedError {
+    /// `||T - dequant(served)||`.
+    pub without_adapter: f64,
+    /// `||T - (dequant(served) + B·A)||`.
+    pub with_adapter: f64,
+}
+
+/// One module of the adapter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModuleRecord {
+    /// As the base names it, without `.weight`.
+    pub name: String,
+    /// `[out, in]`.
+    pub shape: [usize; 2],
+    /// Rank before padding.
+    pub rank: usize,
+    /// `krylov`, `gram`, or `none` where the delta is zero or only completes a fused set.
+    pub method: String,
+    /// Columns of the Krylov basis, or the side of the Gram matrix.
+    pub basis: usize,
+    /// How often the delta was gone through.
+    pub passes: usize,
+    /// How near the stored factors come.
+    #[serde(flatten)]
+    pub quality: Quality,
+    /// Estimate of error / optimal error - 1, from above.
+    pub estimated_excess: f64,
+    /// Elements where a weight was NaN or infinite, taken as unchanged.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub non_finite: u64,
+    /// blake3 of its `lora_A` and then its `lora_B`, as they lie in the adapter.
+    pub blake3: String,
+}
+
+pub(crate) fn is_zero(count: &u64) -> bool {
+    *count == 0
+}

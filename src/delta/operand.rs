@@ -1,0 +1,23 @@
+//! One side of a difference: a module of one checkpoint.
+
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::module::Module;
+use crate::delta::record::Side;
+
+/// One side of a difference.
+#[derive(Clone, Copy, Debug)]
+pub struct Half<'a> {
+    /// Which side it is.
+    pub side: Side,
+    /// Where it lies.
+    pub checkpoint: &'a Checkpoint,
+    /// The weight.
+    pub module: &'a Module,
+}
+
+impl<'a> Half<'a> {
+    /// The file of the weight itself.
+    pub(crate) fn path(&self) -> &'a std::path::Path {
+        self.checkpoint.path(self.module.tensors()[0].file)
+    }
+}

@@ -1,0 +1,90 @@
+//! What a check found.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// How grave a [`Finding`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// Worth knowing; the check passes.
+    Note,
+    /// The check fails.
+    Error,
+}
+
+/// What is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Problem {
+    /// `B3SUMS` lists nothing at all.
+    Empty,
+    /// A line that is not one.
+    Malformed,
+    /// A name that was listed before.
+    Duplicate,
+    /// A name that points outside the folder. Its file is not opened.
+    Outside,
+    /// A listed file that is not there.
+    Missing,
+    /// A listed file, or a folder, that cannot be read.
+    Unreadable,
+    /// A file with another digest than the listed one.
+    Mismatch,
+    /// A file that is not listed: a note.
+    Unlisted,
+}
+
+/// One thing that a check found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// How grave it is.
+    pub level: Level,
+    /// What is wrong.
+    pub problem: Problem,
+    /// The file, relative to the folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The line of `B3SUMS`, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
+    /// The rest of the sentence that begins with the name or the line.
+    pub detail: String,
+}
+
+impl Finding {
+    pub(crate) fn new(problem: Problem, name: Option<&str>, line: Option<usize>, detail: String) -> Finding {
+        let level = if problem == Problem::Unlisted { Level::Note } else { Level::Error };
+        Finding { level, problem, name: name.map(str::to_owned), line, detail }
+    }
+
+    pub(crate) fn of(problem: Problem, entry: &Entry, detail: impl Into<String>) -> Finding {
+        Finding::new(problem, Some(&entry.name), Some(entry.line), detail.into())
+    }
+}
+
+impl fmt::Display for Finding {
+    /// The name is quoted with its control characters escaped: it comes from a file and goes to a terminal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.name, self.line) {
+            (Some(name), _) => write!(f, "{name:?} {}", self.detail),
+            (None, Some(line)) => write!(f, "line {line} of {B3SUMS} {}", self.detail),
+            (None, None) => write!(f, "{B3SUMS} {}", self.detail),
+        }
+    }
+}
+
+/// The name of the file.
+pub const B3SUMS: &str = "B3SUMS";
+
+/// One line: a file and the digest it should have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Number of the line, from 1.
+    pub line: usize,
+    /// The name as listed, without escapes.
+    pub name: String,
+    /// The digest as listed.
+    pub blake3: blake3::Hash,
+}
