@@ -87,6 +87,7 @@ pub mod factorize;
 pub mod lora;
 pub mod pipeline;
 pub mod quant;
+#[cfg(feature = "report")]
 pub mod report;
 pub mod run;
 pub mod storage;

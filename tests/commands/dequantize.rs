@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use crate::common::conversions::{self, Made};
+use crate::common::conversions::Made;
 use crate::common::pair::{Tensor, noise, read_file, write, write_file};
 use crate::common::{Ended, assert_same, contents, copied, copy, data, run, trephine};
 use safetensors::{Dtype, SafeTensors};
@@ -13,12 +13,6 @@ use tempfile::tempdir;
 use trephine::commands::convert::{Dequantization, dequantize};
 use trephine::lora::FactorType;
 use trephine::run::{Progress, Silent};
-
-/// Not a test by itself: see [`conversions::child`].
-#[test]
-fn child() {
-    conversions::child();
-}
 
 fn command(checkpoint: &str, out: &Path, more: &[&str]) -> Ended {
     let mut command = trephine();

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::common::adapter::{config, lora, write_adapter};
-use crate::common::conversions::{self, Made, decoded};
+use crate::common::conversions::{Made, decoded};
 use crate::common::pair::{Tensor, noise, read_file, values, write};
 use crate::common::{Ended, assert_same, data, extract_with, run, trephine};
 use half::bf16;
@@ -14,12 +14,6 @@ use tempfile::tempdir;
 
 const Q: &str = "model.layers.0.self_attn.q_proj";
 const EMBED: &str = "model.embed_tokens";
-
-/// Not a test by itself: see [`conversions::child`].
-#[test]
-fn child() {
-    conversions::child();
-}
 
 fn command(base: &str, adapter: &Path, out: &Path, more: &[&str]) -> Ended {
     let mut command = trephine();

@@ -55,7 +55,7 @@ impl Made {
         let (fp8, size) = (self.fp8.to_string(), self.max_shard_size.to_string());
         let text = [&self.base, adapter, &fp8, &size, out.to_str().unwrap(), point].join("\n");
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "child"]).env("TREPHINE_TEST_CONVERSION", text);
+        command.args(["--exact", "common::conversions::child"]).env("TREPHINE_TEST_CONVERSION", text);
         let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
         let killed = std::os::unix::process::ExitStatusExt::signal(&status) == Some(9);
         assert!(status.success() || killed, "{status}");
@@ -105,8 +105,9 @@ impl Progress for Killer {
     }
 }
 
-/// What a test by the name of `child` does: nothing, but in a process that [`Made::killed_at`] has started, which it kills.
-pub fn child() {
+/// Not a test by itself: it does nothing but in a process that [`Made::killed_at`] has started, which it kills.
+#[test]
+fn child() {
     let Ok(text) = std::env::var("TREPHINE_TEST_CONVERSION") else { return };
     let parts: Vec<&str> = text.split('\n').collect();
     let [base, adapter, fp8, size, out, point] = parts[..] else { panic!("{text}") };

@@ -84,8 +84,9 @@ impl Progress for Killer {
     }
 }
 
-/// What a test by the name of `child` does: nothing, but in a process that [`killed_at`] has started, which it kills.
-pub fn child() {
+/// Not a test by itself: it does nothing but in a process that [`killed_at`] has started, which it kills.
+#[test]
+fn child() {
     let Ok(text) = std::env::var("TREPHINE_TEST_CHILD") else { return };
     let words: Vec<&str> = text.split('\n').collect();
     let [base, tuned, out, point, part] = words[..] else { panic!("{text}") };
@@ -108,7 +109,7 @@ pub fn killed_at(job: &Extraction, out: &Path, point: &str) -> bool {
 pub fn part_killed_at(job: &Extraction, out: &Path, point: &str, part: &str) -> bool {
     let text = [&job.base, &job.tuned, out.to_str().unwrap(), point, part].join("\n");
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "child"]).env("TREPHINE_TEST_CHILD", text);
+    command.args(["--exact", "common::runs::child"]).env("TREPHINE_TEST_CHILD", text);
     let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
     assert!(
         status.success() || std::os::unix::process::ExitStatusExt::signal(&status) == Some(9),

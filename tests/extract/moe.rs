@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::common::pair::{Tensor, changed, dense, noise, read_file, write, write_file};
-use crate::common::runs::{self, Reference, killed_at};
+use crate::common::runs::{Reference, killed_at};
 use crate::common::{copy, extract_with, manifest, measure, run, running, trephine};
 use faer::Mat;
 use safetensors::Dtype;
@@ -425,12 +425,6 @@ fn experts_that_are_not_selected_come_as_zeros() {
     }
     assert!(factors[&format!("{stem}.base_layer.lora_B.weight")].1.iter().all(|v| *v == 0.0));
     assert_eq!(config(&out)["target_modules"], json!([]));
-}
-
-/// Not a test by itself: see [`runs::child`].
-#[test]
-fn child() {
-    runs::child();
 }
 
 #[test]

@@ -4,16 +4,10 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::runs::{self, Reference, part_killed_at};
+use crate::common::runs::{Reference, part_killed_at};
 use crate::common::{assert_same, contents, copied, copy, data, extract_with, run};
 use crate::parts_of_runs::{age, assemble, attempts, part, rewrite, shards_of, split};
 use tempfile::tempdir;
-
-/// Not a test by itself: see [`runs::child`].
-#[test]
-fn child() {
-    runs::child();
-}
 
 #[test]
 fn any_number_of_parts_gives_the_bytes_of_one_machine() {
@@ -289,13 +283,13 @@ fn from_an_unsplit_run_to_parts_and_back() {
     let reference = Reference::real();
     let home = tempdir().unwrap();
     let out = home.path().join("out");
-    assert!(runs::killed_at(&reference.job, &out, "record 5"));
+    assert!(crate::common::runs::killed_at(&reference.job, &out, "record 5"));
     let ended = run(&mut part(&reference, &out, 1, 2)).code(0);
     assert!(ended.stdout.contains(" were done before"), "{}", ended.stdout);
     assert!(part_killed_at(&reference.job, &out, "record 2", "2/2"));
     let mid = home.path().join("mid");
     copy(&out, &mid);
-    assert!(runs::killed_at(&reference.job, &mid, "record 1"));
+    assert!(crate::common::runs::killed_at(&reference.job, &mid, "record 1"));
     let ended = run(crate::common::trephine()
         .args(["extract", "--rank", "8", "--base", &reference.job.base, "--tuned"])
         .arg(&reference.job.tuned)
@@ -309,7 +303,7 @@ fn from_an_unsplit_run_to_parts_and_back() {
     assert_same(&out, &reference.files, "unsplit, then split");
     // An unsplit run is assembled and finished as one of a single part.
     let out = home.path().join("only unsplit");
-    assert!(runs::killed_at(&reference.job, &out, "record 5"));
+    assert!(crate::common::runs::killed_at(&reference.job, &out, "record 5"));
     let ended = assemble(&out).code(4);
     assert!(ended.stdout.starts_with("# the run: "), "{}", ended.stdout);
     run(finish(&out).arg("-q")).code(0);
@@ -508,7 +502,7 @@ fn status_of_unsplit_failed_and_stopped_runs() {
     let reference = Reference::real();
     let home = tempdir().unwrap();
     let out = home.path().join("unsplit");
-    assert!(runs::killed_at(&reference.job, &out, "record 4"));
+    assert!(crate::common::runs::killed_at(&reference.job, &out, "record 4"));
     let now = status(&out);
     assert_eq!(
         (&now["parts"], &now["attempts"][0]["part"]),

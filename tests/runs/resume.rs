@@ -6,17 +6,11 @@ use std::process::{Command, Stdio};
 use std::time::{Instant, SystemTime};
 
 use crate::common::pair::{Tensor, noise, write};
-use crate::common::runs::{self, FILES, Reference, killed_at, unassembled};
+use crate::common::runs::{FILES, Reference, killed_at, unassembled};
 use crate::common::{assert_same, contents, copy, extract_with, flip, run, shards};
 use safetensors::Dtype;
 use tempfile::tempdir;
 use trephine::durable::journal::Journal;
-
-/// Not a test by itself: see [`runs::child`].
-#[test]
-fn child() {
-    runs::child();
-}
 
 #[test]
 fn killed_at_random_instants() {

@@ -4,17 +4,11 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::common::runs::{self, FILES, Reference, killed_at, unassembled};
+use crate::common::runs::{FILES, Reference, killed_at, unassembled};
 use crate::common::{assert_same, contents, copied, copy, data, extract_with, flip, run, shards};
 use tempfile::tempdir;
 use trephine::durable::journal::Journal;
 use trephine::durable::lock::Lock;
-
-/// Not a test by itself: see [`runs::child`].
-#[test]
-fn child() {
-    runs::child();
-}
 
 #[test]
 fn shards_are_kept_when_asked() {

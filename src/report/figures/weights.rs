@@ -70,7 +70,7 @@ fn kinds(autopsy: &Autopsy) -> Kinds<'_> {
         for (at, count) in histogram.counts.iter().enumerate().filter(|(_, count)| **count > 0) {
             let step = i32::try_from(at).ok().and_then(|at| histogram.first.checked_add(at));
             // Magnitudes of f64 have fewer octaves than this.
-            if let Some(step) = step.filter(|step| step.abs() < 4400) {
+            if let Some(step) = step.filter(|step| step.unsigned_abs() < 4400) {
                 let sum = kind.steps.entry(step).or_default();
                 *sum = sum.saturating_add(*count);
             }
