@@ -156,6 +156,17 @@ pub trait Segments {
     /// # Panics
     /// If `parts` or `out` are not of the lengths that this asks for.
     fn segment(&self, row: usize, columns: Range<usize>, parts: &[&[u8]], out: &mut [f32]);
+
+    /// [`segment`](Self::segment) in f64. The default widens the f32 values; a format that [`is_wide`](Dequantize::is_wide) has its
+    /// own.
+    ///
+    /// # Panics
+    /// As [`segment`](Self::segment).
+    fn segment_f64(&self, row: usize, columns: Range<usize>, parts: &[&[u8]], out: &mut [f64]) {
+        let mut narrow = vec![0f32; out.len()];
+        self.segment(row, columns, parts, &mut narrow);
+        out.iter_mut().zip(&narrow).for_each(|(out, value)| *out = f64::from(*value));
+    }
 }
 
 /// The stack that a weight is a slice of.

@@ -88,6 +88,14 @@ impl Dequantize for Slice {
         self.inner.is_whole()
     }
 
+    fn block(&self) -> Option<[usize; 2]> {
+        self.inner.block()
+    }
+
+    fn saturated(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
+        self.inner.saturated(self.inside(rows), parts)
+    }
+
     fn is_wide(&self) -> bool {
         self.inner.is_wide()
     }

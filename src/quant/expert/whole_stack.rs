@@ -41,6 +41,29 @@ impl WholeStack {
         };
         self.one.spans(rows).into_iter().zip(&self.tensors).map(shift).collect()
     }
+
+    /// Decodes `rows` expert by expert, each by `decode`.
+    fn decode<T>(
+        &self,
+        rows: Range<usize>,
+        parts: &[&[u8]],
+        out: &mut [T],
+        decode: impl Fn(&dyn Dequantize, Range<usize>, &[&[u8]], &mut [T]) -> Result<()>,
+    ) -> Result<()> {
+        let (columns, whole) = (self.one.shape()[1], self.spans(rows.clone()));
+        assert_eq!(out.len(), rows.len() * columns, "the panel's values");
+        let mut rest = out;
+        for (expert, rows) in self.split(rows) {
+            let (now, later) = rest.split_at_mut(rows.len() * columns);
+            let spans = self.spans_of(expert, rows.clone()).into_iter().zip(&whole).zip(parts);
+            let own: Vec<&[u8]> = spans
+                .map(|((span, whole), part)| &part[span.start - whole.start..span.end - whole.start])
+                .collect();
+            decode(&*self.one, rows, &own, now)?;
+            rest = later;
+        }
+        Ok(())
+    }
 }
 
 impl Dequantize for WholeStack {
@@ -62,18 +85,18 @@ impl Dequantize for WholeStack {
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
-        let (columns, whole) = (self.one.shape()[1], self.spans(rows.clone()));
-        assert_eq!(out.len(), rows.len() * columns, "the panel's values");
-        let mut rest = out;
-        for (expert, rows) in self.split(rows) {
-            let (now, later) = rest.split_at_mut(rows.len() * columns);
-            let spans = self.spans_of(expert, rows.clone()).into_iter().zip(&whole).zip(parts);
-            let own: Vec<&[u8]> = spans
-                .map(|((span, whole), part)| &part[span.start - whole.start..span.end - whole.start])
-                .collect();
-            self.one.dequantize(rows, &own, now)?;
-            rest = later;
-        }
-        Ok(())
+        self.decode(rows, parts, out, |one, rows, bytes, out| one.dequantize(rows, bytes, out))
+    }
+
+    fn block(&self) -> Option<[usize; 2]> {
+        self.one.block()
+    }
+
+    fn is_wide(&self) -> bool {
+        self.one.is_wide()
+    }
+
+    fn dequantize_f64(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f64]) -> Result<()> {
+        self.decode(rows, parts, out, |one, rows, bytes, out| one.dequantize_f64(rows, bytes, out))
     }
 }

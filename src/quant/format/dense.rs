@@ -34,13 +34,22 @@ impl Dense {
     fn row_bytes(&self) -> usize {
         self.shape[1] * self.tensor[0].dtype.bitsize() / 8
     }
+
+    /// The bytes of some `columns` of a row, of those of the whole weight.
+    fn piece<'a>(&self, row: usize, columns: Range<usize>, bytes: &'a [u8]) -> &'a [u8] {
+        let size = self.tensor[0].dtype.bitsize() / 8;
+        let line = &bytes[row * self.row_bytes()..][..self.row_bytes()];
+        &line[columns.start * size..columns.end * size]
+    }
 }
 
 impl Segments for Dense {
     fn segment(&self, row: usize, columns: Range<usize>, parts: &[&[u8]], out: &mut [f32]) {
-        let size = self.tensor[0].dtype.bitsize() / 8;
-        let line = &parts[0][row * self.row_bytes()..][..self.row_bytes()];
-        widen(self.tensor[0].dtype, &line[columns.start * size..columns.end * size], out);
+        widen(self.tensor[0].dtype, self.piece(row, columns, parts[0]), out);
+    }
+
+    fn segment_f64(&self, row: usize, columns: Range<usize>, parts: &[&[u8]], out: &mut [f64]) {
+        widen_f64(self.tensor[0].dtype, self.piece(row, columns, parts[0]), out);
     }
 }
 
@@ -75,13 +84,7 @@ impl Dequantize for Dense {
 
     fn dequantize_f64(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f64]) -> Result<()> {
         assert_eq!(out.len(), rows.len() * self.shape[1], "the panel's values");
-        let bytes = parts[0];
-        match self.tensor[0].dtype {
-            Dtype::F64 => each(bytes, out, f64::from_le_bytes),
-            Dtype::F32 => each(bytes, out, |b| f64::from(f32::from_le_bytes(b))),
-            Dtype::F16 => each(bytes, out, |b| f16::from_le_bytes(b).to_f64()),
-            _ => each(bytes, out, |b| f64::from(bf16(b))),
-        }
+        widen_f64(self.tensor[0].dtype, parts[0], out);
         Ok(())
     }
 }
@@ -97,6 +100,16 @@ pub(crate) fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
         Dtype::F32 => each(bytes, out, f32::from_le_bytes),
         Dtype::F64 => each(bytes, out, |b| f64::from_le_bytes(b) as f32),
         other => panic!("{other} is not a dense dtype"),
+    }
+}
+
+/// The same as f64, exactly.
+fn widen_f64(dtype: Dtype, bytes: &[u8], out: &mut [f64]) {
+    match dtype {
+        Dtype::F64 => each(bytes, out, f64::from_le_bytes),
+        Dtype::F32 => each(bytes, out, |b| f64::from(f32::from_le_bytes(b))),
+        Dtype::F16 => each(bytes, out, |b| f16::from_le_bytes(b).to_f64()),
+        _ => each(bytes, out, |b| f64::from(bf16(b))),
     }
 }
 

@@ -93,6 +93,18 @@ impl Dequantize for Joined {
         self.parts.iter().any(|part| part.is_whole())
     }
 
+    fn block(&self) -> Option<[usize; 2]> {
+        self.parts[0].block().filter(|block| self.parts[1].block() == Some(*block))
+    }
+
+    fn saturated(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
+        let (first, second) = parts.split_at(self.parts[0].tensors().len());
+        let [a, b] = self.split(&rows);
+        let (a, bits) = self.parts[0].saturated(a, first)?;
+        let (b, others) = self.parts[1].saturated(b, second)?;
+        (bits == others).then_some((a + b, bits))
+    }
+
     fn is_wide(&self) -> bool {
         self.parts.iter().any(|part| part.is_wide())
     }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::quant::weight::{Dequantize, Stored};
+use crate::quant::weight::{Dequantize, Segments, Stored};
 
 /// Stored rows in a tile: a line of the cache in the output.
 const TILE: usize = 16;
@@ -21,6 +21,29 @@ impl Turned {
     /// The transpose of `stored`, or `None` where its format cannot be read by columns.
     pub(crate) fn of(stored: Arc<dyn Dequantize>) -> Option<Turned> {
         stored.by_columns().is_some().then_some(Turned(stored))
+    }
+
+    /// Columns `rows` of what is stored, as rows: `segment` decodes its own part of one stored row.
+    fn turn<T: Copy + Default>(
+        &self,
+        rows: Range<usize>,
+        out: &mut [T],
+        segment: impl Fn(&dyn Segments, usize, Range<usize>, &mut [T]),
+    ) {
+        let (high, wide) = (self.0.shape()[0], rows.len());
+        assert_eq!(out.len(), wide * high, "the panel's values");
+        let Some(stored) = self.0.by_columns().filter(|_| !out.is_empty()) else { return };
+        let mut tile = vec![T::default(); TILE * wide];
+        for start in (0..high).step_by(TILE) {
+            let count = TILE.min(high - start);
+            for (i, line) in tile.chunks_exact_mut(wide).take(count).enumerate() {
+                segment(stored, start + i, rows.clone(), line);
+            }
+            for (j, line) in out.chunks_exact_mut(high).enumerate() {
+                let line = line[start..start + count].iter_mut().enumerate();
+                line.for_each(|(i, out)| *out = tile[i * wide + j]);
+            }
+        }
     }
 }
 
@@ -44,20 +67,20 @@ impl Dequantize for Turned {
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
-        let (high, wide) = (self.0.shape()[0], rows.len());
-        assert_eq!(out.len(), wide * high, "the panel's values");
-        let Some(stored) = self.0.by_columns().filter(|_| !out.is_empty()) else { return Ok(()) };
-        let mut tile = vec![0f32; TILE * wide];
-        for start in (0..high).step_by(TILE) {
-            let count = TILE.min(high - start);
-            for (i, line) in tile.chunks_exact_mut(wide).take(count).enumerate() {
-                stored.segment(start + i, rows.clone(), parts, line);
-            }
-            for (j, line) in out.chunks_exact_mut(high).enumerate() {
-                let line = line[start..start + count].iter_mut().enumerate();
-                line.for_each(|(i, out)| *out = tile[i * wide + j]);
-            }
-        }
+        self.turn(rows, out, |stored, row, columns, out| stored.segment(row, columns, parts, out));
+        Ok(())
+    }
+
+    fn block(&self) -> Option<[usize; 2]> {
+        self.0.block().map(|[rows, columns]| [columns, rows])
+    }
+
+    fn is_wide(&self) -> bool {
+        self.0.is_wide()
+    }
+
+    fn dequantize_f64(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f64]) -> Result<()> {
+        self.turn(rows, out, |stored, row, columns, out| stored.segment_f64(row, columns, parts, out));
         Ok(())
     }
 }

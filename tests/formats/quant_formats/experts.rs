@@ -109,6 +109,35 @@ fn gate_and_up_are_cut_apart_for_models_of_single_experts() {
 }
 
 #[test]
+fn every_wrapper_of_an_f64_weight_decodes_it_in_f64() {
+    // 1/3 and its neighbours are not f32 numbers: whatever passes through f32 comes out changed.
+    let value = |i: usize| (i as f64 + 1.0) / 3.0;
+    let bytes: Vec<u8> = (0..2 * 4 * 6).flat_map(|i| value(i).to_le_bytes()).collect();
+    let tensors = [("l.experts.gate_up_proj", Dtype::F64, [2, 4, 6].as_slice())];
+    // Cut in gate and up; a whole stack; a stack that is stored transposed.
+    for (model, hidden, module) in
+        [("qwen3_moe", 6, 1), ("qwen3_vl_moe", 6, 0), ("gpt_oss", 4, 1), ("gpt_oss", 4, 0)]
+    {
+        let experts = || Experts::of(&[model], Some(hidden));
+        let found = Shelf::new(&tensors).weights_of(None, experts()).unwrap();
+        let stack = found[module].weight.stack().map(|stack| stack.weight);
+        for weight in [Some(found[module].weight.clone()), stack].into_iter().flatten() {
+            assert!(weight.is_wide(), "{model}: {} is not known to be wide", found[module].module);
+            let [rows, columns] = weight.shape();
+            let spans = weight.spans(0..rows);
+            let parts: Vec<&[u8]> = spans.iter().map(|span| &bytes[span.clone()]).collect();
+            let mut wide = vec![0f64; rows * columns];
+            weight.dequantize_f64(0..rows, &parts, &mut wide).unwrap();
+            let known: Vec<u64> = (0..48).map(|i| value(i).to_bits()).collect();
+            assert!(wide.iter().all(|value| known.contains(&value.to_bits())), "{model}: {wide:?}");
+            let mut narrow = vec![0f32; rows * columns];
+            weight.dequantize(0..rows, &parts, &mut narrow).unwrap();
+            assert!(wide.iter().zip(&narrow).all(|(wide, narrow)| *wide as f32 == *narrow), "{model}");
+        }
+    }
+}
+
+#[test]
 fn transposed_stacks_of_every_dense_type() {
     // 37 and 21 are no multiple of a tile.
     let (bytes, at) = stack(2, 37, 21);
