@@ -40,12 +40,15 @@
 //!
 //! | room | what is in it | where the next one goes |
 //! |---|---|---|
-//! | [`commands`] | what each subcommand does: extract, convert (dequantize, merge), analyze, autopsy, probe, fidelity, sanitize | a folder |
+//! | [`commands`] | what each subcommand does: extract, convert (dequantize, merge), analyze, autopsy, probe, fidelity, sanitize, calibrate, evaluate | a folder |
 //! | [`report`] | the tables that the commands wrote, as plots and one page | a figure: `report/figures` |
 //! | [`run`] | the life of a run: identity, parts, heartbeat, log, progress | |
 //! | [`delta`] | selected modules, paired; the difference of two checkpoints as a stream of rows | |
+//! | [`corpus`] | text in tokens, by a model's tokenizer and chat template | |
+//! | [`model`] | decoders run out of core, layer by layer: hidden states, losses, the inputs of every linear layer | an architecture: `model/decoder` |
 //! | [`pipeline`] | the bounded machinery: byte budgets, buffers, panels in order, memory accounting | |
 //! | [`lora`] | adapters: names, config, any adapter read, the rules of each loader, writing | an output format: `lora/write` |
+//! | [`calibration`] | second moments of layers' inputs: taken, written, read | |
 //! | [`checkpoint`] | what is on disk as logical modules; GGUF architectures | an architecture of GGUF: `checkpoint/gguf` |
 //! | [`container`] | safetensors and GGUF as files | |
 //! | [`storage`] | sources of bytes | a source: a file |
@@ -77,14 +80,17 @@
 
 #![deny(missing_docs)]
 
+pub mod calibration;
 pub mod checkpoint;
 pub mod commands;
 pub mod container;
+pub mod corpus;
 pub mod delta;
 pub mod durable;
 pub mod error;
 pub mod factorize;
 pub mod lora;
+pub mod model;
 pub mod pipeline;
 pub mod quant;
 #[cfg(feature = "report")]

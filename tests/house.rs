@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms from the ground up: each may use itself and those before it.
-const ROOMS: [&str; 14] = [
+const ROOMS: [&str; 17] = [
     "error",
     "quant",
     "factorize",
@@ -17,8 +17,11 @@ const ROOMS: [&str; 14] = [
     "durable",
     "container",
     "checkpoint",
+    "calibration",
     "lora",
     "pipeline",
+    "model",
+    "corpus",
     "delta",
     "run",
     "commands",

@@ -4,8 +4,10 @@
 pub(crate) mod analyze;
 pub(crate) mod assemble;
 pub(crate) mod autopsy;
+pub(crate) mod calibrate;
 pub(crate) mod completions;
 pub(crate) mod dequantize;
+pub(crate) mod evaluate;
 pub(crate) mod extract;
 pub(crate) mod fidelity;
 pub(crate) mod man;
@@ -48,6 +50,8 @@ enum Command {
     Status(status::Arguments),
     Analyze(Box<analyze::Arguments>),
     Fidelity(fidelity::Arguments),
+    Calibrate(Box<calibrate::Arguments>),
+    Evaluate(Box<evaluate::Arguments>),
     Report(report::Arguments),
     Dequantize(dequantize::Arguments),
     Merge(merge::Arguments),
@@ -67,6 +71,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Status(arguments) => status::run(arguments),
         Command::Analyze(arguments) => analyze::run(*arguments),
         Command::Fidelity(arguments) => fidelity::run(arguments),
+        Command::Calibrate(arguments) => calibrate::run(*arguments),
+        Command::Evaluate(arguments) => evaluate::run(*arguments),
         Command::Report(arguments) => report::run(arguments),
         Command::Dequantize(arguments) => dequantize::run(arguments),
         Command::Merge(arguments) => merge::run(arguments),

@@ -3,7 +3,9 @@
 
 pub mod analyze;
 pub mod autopsy;
+pub mod calibrate;
 pub mod convert;
+pub mod evaluate;
 pub mod extract;
 pub mod fidelity;
 pub mod probe;

@@ -5,8 +5,10 @@ mod common;
 
 mod analysis;
 mod autopsy;
+mod calibrate;
 mod completions;
 mod dequantize;
+mod evaluate;
 mod fidelity;
 mod merge;
 mod peft;

@@ -5,4 +5,5 @@ pub(crate) mod byte_size;
 pub(crate) mod progress_bar;
 pub(crate) mod signal;
 pub(crate) mod table;
+pub(crate) mod text;
 pub(crate) mod value_enums;

@@ -60,8 +60,19 @@ impl SafetensorsWriter {
     /// # Errors
     /// As [`with_metadata`](Self::with_metadata) and [`Draft::create_direct`], and an order in which a tensor would not be aligned.
     pub fn in_order(path: &Path, tensors: Vec<Stored>) -> Result<SafetensorsWriter> {
-        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        let header = layout::build_in_order(tensors, &metadata).map_err(|e| e.path(path))?;
+        Self::in_order_with(path, tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))
+    }
+
+    /// As [`in_order`](Self::in_order), with `metadata`.
+    ///
+    /// # Errors
+    /// As [`in_order`](Self::in_order).
+    pub fn in_order_with(
+        path: &Path,
+        tensors: Vec<Stored>,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<SafetensorsWriter> {
+        let header = layout::build_in_order(tensors, metadata).map_err(|e| e.path(path))?;
         let draft = if header.length() < LARGE { Draft::create(path)? } else { Draft::create_direct(path)? };
         Self::begin(header, draft)
     }

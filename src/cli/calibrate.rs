@@ -1,0 +1,90 @@
+//! `trephine calibrate`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use trephine::Result;
+use trephine::commands::calibrate::{Calibration, Outcome, calibrate};
+use trephine::commands::extract::default_memory;
+
+use super::ui::byte_size;
+use super::ui::progress_bar::{Bar, tell};
+use super::ui::signal::leave_on_signal;
+use super::ui::text::Text;
+use super::{print_json, threads};
+
+/// Runs a model on a text, layer by layer in fixed memory, and writes the second moments of its layers' inputs.
+///
+/// `extract --calibration` weights errors by them, so that an adapter for a quantized model keeps what the model's output depends on. The
+/// model may be larger than memory, dense or quantized in any format that is read; calibrate the tuned model, or the one that the adapter
+/// is for. A run that was stopped goes on when the same command is given again.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// The model: a folder, or a name in the Hugging Face cache
+    #[arg(long, value_name = "CHECKPOINT")]
+    model: String,
+    #[command(flatten)]
+    text: Text,
+    /// The folder to write to
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Rows of a sketch, at most; with as many tokens or fewer second moments are exact
+    #[arg(long, default_value_t = 2048, help_heading = "Result")]
+    k: usize,
+    /// Seed of the sketches
+    #[arg(long, default_value_t = 0, help_heading = "Result")]
+    seed: u64,
+    /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
+    #[arg(long, value_name = "SIZE", value_parser = byte_size::parse)]
+    memory: Option<u64>,
+    /// Threads that compute [default: one for each processor]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Throw away what the output folder holds of an earlier run
+    #[arg(long)]
+    overwrite: bool,
+    /// No progress
+    #[arg(short, long)]
+    quiet: bool,
+    /// The result as JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// Calibrates.
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let job = Calibration {
+        model: arguments.model,
+        corpus: arguments.text.corpus(),
+        out: arguments.out,
+        k: arguments.k,
+        seed: arguments.seed,
+        threads: threads(arguments.threads)?,
+        memory: arguments.memory.unwrap_or_else(default_memory),
+        overwrite: arguments.overwrite,
+    };
+    let bar = Bar::new(arguments.quiet);
+    leave_on_signal(&bar)?;
+    let outcome = calibrate(&job, &bar);
+    bar.clear();
+    let outcome = outcome?;
+    if arguments.json {
+        print_json(&outcome)?;
+    } else if !arguments.quiet {
+        tell(&words(&outcome));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn words(outcome: &Outcome) -> String {
+    let Outcome { out, was_done, loss, tokens, inputs, bytes, .. } = outcome;
+    let done = if *was_done { " (it was there already)" } else { "" };
+    format!(
+        "{}: {inputs} inputs over {tokens} tokens, {} MiB{done}\n\
+         loss {loss:.4} a token (perplexity {:.2}): far from what you know of this model and text, something is wrong",
+        out.display(),
+        bytes >> 20,
+        loss.exp()
+    )
+}

@@ -1,0 +1,87 @@
+//! Files of text as documents.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+/// The text that is used where no file is given: a few thousand tokens in several languages, and code.
+pub const BUILT_IN: &str = include_str!("built_in.txt");
+
+/// A text by itself.
+pub(super) enum Document {
+    /// Written out.
+    Text(String),
+    /// A conversation, for the chat template.
+    Messages(Value),
+}
+
+/// Bytes of a file that are read for a token that is wanted: no language needs as many.
+const BYTES_PER_TOKEN: u64 = 64;
+
+/// The documents of a file, or the built-in text. Of a long file only as much is read as `tokens` can need.
+pub(super) fn documents(source: Option<&Path>, tokens: usize) -> Result<Vec<Document>> {
+    let Some(path) = source else { return Ok(vec![Document::Text(BUILT_IN.to_owned())]) };
+    let failed = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            Error::input("no such file of text").path(path).hint("give --text FILE")
+        }
+        std::io::ErrorKind::InvalidData => Error::input("this is not UTF-8 text")
+            .path(path)
+            .hint("give a text file, or .jsonl with one object a line"),
+        _ => Error::unexpected("cannot read the text").path(path).because(e),
+    };
+    let file = File::open(path).map_err(failed)?;
+    let limit = (tokens as u64).saturating_mul(BYTES_PER_TOKEN);
+    if path.extension().is_some_and(|end| end == "jsonl") {
+        return lines(BufReader::new(file), limit, path, failed);
+    }
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
+    let whole = bytes.len() as u64 == limit;
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(vec![Document::Text(text)]),
+        // The limit may have cut a character.
+        Err(e) if whole && e.utf8_error().error_len().is_none() => {
+            let valid = e.utf8_error().valid_up_to();
+            let mut bytes = e.into_bytes();
+            bytes.truncate(valid);
+            Ok(vec![Document::Text(String::from_utf8_lossy(&bytes).into_owned())])
+        }
+        Err(_) => Err(failed(std::io::ErrorKind::InvalidData.into())),
+    }
+}
+
+fn lines(
+    reader: impl BufRead,
+    limit: u64,
+    path: &Path,
+    failed: impl Fn(std::io::Error) -> Error,
+) -> Result<Vec<Document>> {
+    let (mut documents, mut read) = (Vec::new(), 0);
+    for (number, line) in reader.lines().enumerate() {
+        let line = line.map_err(&failed)?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let bad = |what: &str| Error::input(format!("line {} {what}", number + 1)).path(path);
+        let mut object: Value = serde_json::from_str(&line).map_err(|e| bad("is not JSON").because(e))?;
+        let document = match (object.get_mut("messages").map(Value::take), object.get("text")) {
+            (Some(messages @ Value::Array(_)), _) => Document::Messages(messages),
+            (_, Some(Value::String(text))) => Document::Text(text.clone()),
+            _ => {
+                return Err(bad("has neither 'messages' nor 'text'")
+                    .hint("each line is {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}, ...]} or {\"text\": \"...\"}"));
+            }
+        };
+        documents.push(document);
+        read += line.len() as u64;
+        if read >= limit {
+            break;
+        }
+    }
+    Ok(documents)
+}

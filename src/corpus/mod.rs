@@ -1,0 +1,123 @@
+//! The text that a model is run on: files, or the built-in text, tokenized by the model's own tokenizer and cut into sequences.
+//!
+//! A file of text is one long document; a file that ends in `.jsonl` has one JSON object a line: `{"messages": [...]}`, written out by the
+//! model's chat template, or `{"text": "..."}`. Documents are cut into sequences, each begun as the tokenizer begins a text (with `<bos>`,
+//! where the model knows one), since a decoder's first token is a case of its own. Where there is more text than tokens are wanted, the
+//! files take turns.
+
+mod chat;
+mod documents;
+mod tokenizer;
+
+use std::path::{Path, PathBuf};
+
+use self::chat::Chat;
+pub use self::documents::BUILT_IN;
+use self::documents::{Document, documents};
+use self::tokenizer::ModelTokenizer;
+use crate::model::Sequences;
+use crate::{Error, Result};
+
+/// Which text, and how it is cut.
+#[derive(Clone, Debug)]
+pub struct Corpus {
+    /// Files of text, or `.jsonl`; none for the built-in text.
+    pub files: Vec<PathBuf>,
+    /// The folder with `tokenizer.json`, where that is not the model's.
+    pub tokenizer: Option<PathBuf>,
+    /// Tokens of a sequence, at most.
+    pub sequence: usize,
+    /// Tokens in all, at most.
+    pub tokens: usize,
+}
+
+/// A text in tokens.
+#[derive(Clone, Debug)]
+pub struct Tokenized {
+    /// The sequences.
+    pub sequences: Sequences,
+    /// Whether there was more text than was wanted.
+    pub cut: bool,
+}
+
+impl Corpus {
+    /// Reads, tokenizes and cuts the text for the model in the folder (or file) `model`.
+    ///
+    /// # Errors
+    /// No tokenizer; a file that is not what its name says; a sequence too short to predict anything; no text at all.
+    pub fn tokenize(&self, model: &Path) -> Result<Tokenized> {
+        if self.sequence < 2 || self.tokens < 2 {
+            let what = "a sequence of fewer than 2 tokens predicts nothing";
+            return Err(Error::decide(what).hint("give --sequence 512 and --tokens 8192, for example"));
+        }
+        let folder = match &self.tokenizer {
+            Some(folder) => folder.clone(),
+            None if model.is_dir() => model.to_owned(),
+            None => model.parent().unwrap_or(Path::new(".")).to_owned(),
+        };
+        let tokenizer = ModelTokenizer::open(&folder)?;
+        let mut chat = None;
+        let mut files = Vec::new();
+        let sources: Vec<Option<&Path>> = if self.files.is_empty() {
+            vec![None]
+        } else {
+            self.files.iter().map(|f| Some(f.as_path())).collect()
+        };
+        for source in sources {
+            let mut pieces = Vec::new();
+            for document in documents(source, self.tokens)? {
+                let text = match document {
+                    Document::Text(text) => text,
+                    Document::Messages(messages) => {
+                        if chat.is_none() {
+                            chat = Some(Chat::open(&folder)?);
+                        }
+                        // Opened just above.
+                        let Some(chat) = &chat else { continue };
+                        chat.render(messages).map_err(|e| source.into_iter().fold(e, Error::path))?
+                    }
+                };
+                pieces.extend(tokenizer.pieces(&text, self.sequence)?);
+            }
+            files.push(pieces);
+        }
+        let tokenized = take_turns(files, self.tokens);
+        if tokenized.sequences.all().is_empty() {
+            let what = "the text has no two tokens that follow each other";
+            return Err(Error::input(what).hint("give files with some text: --text FILE"));
+        }
+        Ok(tokenized)
+    }
+}
+
+/// Sequences from each file in turn, until there are as many tokens as are wanted.
+fn take_turns(files: Vec<Vec<Vec<u32>>>, wanted: usize) -> Tokenized {
+    let longest = files.iter().map(Vec::len).max().unwrap_or(0);
+    let mut files: Vec<_> = files.into_iter().map(Vec::into_iter).collect();
+    let (mut taken, mut tokens, mut cut) = (Vec::new(), 0, false);
+    for _ in 0..longest {
+        for piece in files.iter_mut().filter_map(Iterator::next) {
+            let room = wanted - tokens;
+            cut |= piece.len() > room;
+            let piece: Vec<u32> = piece.into_iter().take(room).collect();
+            tokens += piece.len();
+            taken.push(piece);
+        }
+    }
+    Tokenized { sequences: Sequences::new(taken), cut }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::take_turns;
+
+    #[test]
+    fn files_take_turns_until_there_is_enough() {
+        let files = vec![vec![vec![1; 4], vec![2; 4], vec![3; 4]], vec![vec![4; 3]]];
+        let all = take_turns(files.clone(), 100);
+        assert_eq!((all.sequences.tokens(), all.cut), (15, false));
+        let some = take_turns(files, 9);
+        assert_eq!(some.sequences.all(), [vec![1; 4], vec![4; 3], vec![2; 2]]);
+        assert!(some.cut);
+    }
+}

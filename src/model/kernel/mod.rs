@@ -1,0 +1,16 @@
+//! The arithmetic of a decoder, on [`Activations`]: `[features, tokens]`, one row a feature, so that a head is a run of rows and what
+//! is done to every token alike runs along memory.
+
+mod activate;
+mod attend;
+mod matrix;
+mod norm;
+mod product;
+mod rotate;
+
+pub use activate::gate;
+pub use attend::{Heads, attend, scratch as attend_scratch};
+pub use matrix::Activations;
+pub use norm::rms_norm;
+pub use product::{TILE, add_product, product};
+pub use rotate::{Angles, rotate};

@@ -1,0 +1,135 @@
+//! What a pass needs of memory, and how it is cut to fit.
+
+use std::path::PathBuf;
+
+use super::decoder::Decoder;
+use super::kernel::attend_scratch;
+use super::linear::panels;
+use super::{Group, Needs, Sequences};
+use crate::checkpoint::{Checkpoint, Module};
+use crate::{Error, Result};
+
+/// A pass that is to be planned.
+#[derive(Clone, Debug)]
+pub struct Asked<'a> {
+    /// The model.
+    pub checkpoint: &'a Checkpoint,
+    /// Its architecture.
+    pub decoder: &'a Decoder,
+    /// The text.
+    pub sequences: &'a Sequences,
+    /// How many variants of the model go through together.
+    pub variants: usize,
+    /// Peak resident memory of the process in bytes.
+    pub memory: u64,
+    /// Threads that compute, at most.
+    pub threads: usize,
+    /// The folder for hidden states that memory has no room for.
+    pub scratch: PathBuf,
+    /// What else needs memory.
+    pub beside: Beside,
+}
+
+/// What a pass shares its memory with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Beside {
+    /// Bytes that the process takes by itself, the checkpoint's catalogue included.
+    pub process: u64,
+    /// Bytes of each thread by itself.
+    pub thread: u64,
+    /// Bytes that the observer holds at most at any time.
+    pub observer: u64,
+    /// Bytes of the updates of the module that has the largest, for all variants.
+    pub updates: u64,
+}
+
+/// A pass, planned.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// How it is run.
+    pub needs: Needs,
+    /// Bytes of weights that it reads, as they are stored.
+    pub read: u64,
+    /// How many times a weight is read.
+    pub chunks: usize,
+}
+
+/// Plans a pass: how many threads, how many tokens at a time, and whether hidden states stay in memory.
+///
+/// # Errors
+/// The memory is too small; the least that would do is named.
+pub fn plan(asked: Asked<'_>) -> Result<Plan> {
+    let Asked { checkpoint, decoder, sequences, variants, memory, threads, scratch, beside } = asked;
+    let groups = sequences.groups(variants);
+    let tokens: u64 = groups.iter().map(|group| group.tokens() as u64).sum();
+    let largest = groups.iter().map(Group::tokens).max().unwrap_or(0) as u64;
+    let modules: Vec<&Module> = run_modules(checkpoint, decoder);
+    let kept = modules.iter().map(|module| module.kept_size() as u64).max().unwrap_or(0);
+    let panel = modules.iter().map(|module| panel_bytes(module, largest)).max().unwrap_or(0);
+    let attention = 4 * attend_scratch(sequences.longest(), decoder.head_dim) as u64;
+    let each = beside.thread + panel.max(attention);
+    let states = 4 * tokens * decoder.hidden as u64 * if decoder.mixture.is_some() { 2 } else { 1 };
+    let token = 4 * token_values(&modules, decoder) + 4 * 12;
+    let fixed = beside.process + beside.observer + beside.updates + kept;
+    let fits =
+        |threads: u64, chunk: u64, states: u64| fixed + threads * each + chunk * token + states <= memory;
+    let group_states = 2 * 4 * largest * decoder.hidden as u64;
+    // Threads come first, then hidden states in memory, then long chunks.
+    let mut threads = threads as u64;
+    while threads > 1 && !fits(threads, largest, group_states) {
+        threads -= 1;
+    }
+    if !fits(threads, largest, group_states) {
+        let least = (fixed + each + largest * token + group_states).next_multiple_of(1 << 20) >> 20;
+        return Err(Error::decide(format!(
+            "not enough memory: {} MiB given, {least} MiB needed",
+            memory >> 20
+        ))
+        .hint(format!("give --memory {least}MiB, or shorter texts by --sequence")));
+    }
+    let in_memory = fits(threads, largest, states);
+    let held = if in_memory { states } else { group_states };
+    let free = memory - fixed - threads * each - held;
+    let chunk = (free / token.max(1)).clamp(largest, tokens.max(largest));
+    let chunks = tokens.div_ceil(chunk.max(1)) as usize;
+    let weights: u64 = modules.iter().map(|module| module.size()).sum();
+    Ok(Plan {
+        needs: Needs {
+            threads: threads as usize,
+            chunk: chunk as usize,
+            scratch: (!in_memory).then_some(scratch),
+        },
+        read: weights * chunks as u64,
+        chunks,
+    })
+}
+
+/// The modules that a pass reads.
+fn run_modules<'a>(checkpoint: &'a Checkpoint, decoder: &Decoder) -> Vec<&'a Module> {
+    let layers = decoder.names.inside(0, "");
+    let prefix = layers.trim_end_matches("0.");
+    let head = checkpoint.module(decoder.names.head());
+    checkpoint.modules().filter(|module| module.name().starts_with(prefix)).chain(head).collect()
+}
+
+/// What a thread holds of a weight: a panel decoded, the same as stored, and its product where that is not kept.
+fn panel_bytes(module: &Module, tokens: u64) -> u64 {
+    let columns = module.shape()[1];
+    let bytes = |rows: std::ops::Range<usize>| {
+        let mapped = if module.is_whole() { 0 } else { module.packed_size(rows.clone()) };
+        (4 * rows.len() * columns + mapped) as u64 + 4 * rows.len() as u64 * tokens
+    };
+    panels(module).into_iter().map(bytes).max().unwrap_or(0)
+}
+
+/// Values that are held of a token at the widest place of a layer.
+fn token_values(modules: &[&Module], decoder: &Decoder) -> u64 {
+    let heads = (decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim;
+    let inner = |module: &&&Module| {
+        let last = module.name().rsplit('.').next().unwrap_or_default();
+        ["down_proj", "w2"].contains(&last)
+    };
+    let inner = modules.iter().filter(inner).map(|module| module.shape()[1]).max().unwrap_or(0);
+    // What goes into a part, what comes out of it, and the hidden states that it is added to; a fused product is split by a copy.
+    (3 * decoder.hidden + (heads + heads / 2).max(2 * inner)) as u64
+}

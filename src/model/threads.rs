@@ -1,0 +1,54 @@
+//! Independent tasks on some threads.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::{Error, Result};
+
+/// Does every task once, on so many threads: for tasks that write to places of their own and cannot fail.
+pub fn run_tasks<T: Send>(threads: usize, tasks: Vec<T>, work: impl Fn(T) + Sync) {
+    let done = spread(threads, tasks, |_: &mut (), task| {
+        work(task);
+        Ok(())
+    });
+    debug_assert!(done.is_ok(), "no task fails");
+}
+
+/// Does every task once, each thread with scratch of its own. Tasks write to places of their own, so that their order matters to
+/// nothing but the error that is returned: that of the earliest task that failed.
+///
+/// # Errors
+/// The first that `work` returns; tasks that were not begun by then are not done.
+pub(super) fn spread<T: Send, S: Default>(
+    threads: usize,
+    tasks: Vec<T>,
+    work: impl Fn(&mut S, T) -> Result<()> + Sync,
+) -> Result<()> {
+    let threads = threads.clamp(1, tasks.len().max(1));
+    let tasks = Mutex::new(tasks.into_iter().enumerate());
+    let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
+    let next = || {
+        let stop = failed.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if stop { None } else { tasks.lock().unwrap_or_else(PoisonError::into_inner).next() }
+    };
+    let run = || {
+        let mut scratch = S::default();
+        while let Some((number, task)) = next() {
+            if let Err(error) = work(&mut scratch, task) {
+                let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                if failed.as_ref().is_none_or(|(earlier, _)| number < *earlier) {
+                    *failed = Some((number, error));
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        (1..threads).for_each(|_| {
+            scope.spawn(run);
+        });
+        run();
+    });
+    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
+}
