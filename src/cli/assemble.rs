@@ -1,11 +1,15 @@
 //! `trephine assemble`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use trephine::commands::extract::{Assembled, Assembly, Missing, MissingPart, assemble, default_memory};
+use trephine::commands::extract::{self, default_memory};
+use trephine::delta::Side;
 use trephine::pipeline::Running;
+use trephine::run::parts::assemble::recorded;
+use trephine::run::{Assembled, Assembly, Missing, MissingPart, UnitKind};
 use trephine::{Error, Result};
 
 use crate::cli::extract::show_outcome;
@@ -14,9 +18,9 @@ use crate::cli::ui::progress_bar::Bar;
 use crate::cli::ui::signal::leave_on_signal;
 use crate::cli::{print, print_json, quoted, threads};
 
-/// Makes the adapter of a run whose parts are done (`trephine extract --part`).
+/// Makes the output of a run whose parts are done (`--part` of extract, dequantize, merge or analyze).
 ///
-/// Checks that every module is there exactly once, whole, and of one run; where something is missing, says what and how
+/// Checks that every module or file is there exactly once, whole, and of one run; where something is missing, says what and how
 /// to do it. The bytes are those of a run on one machine.
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -25,15 +29,8 @@ pub struct Arguments {
     /// Do here what is missing, be it left over by parts that never came back
     #[arg(long)]
     finish: bool,
-    /// Where the base lies now [default: where the parts found it]
-    #[arg(long, value_name = "CHECKPOINT")]
-    base: Option<String>,
-    /// Where the tuned checkpoint lies now
-    #[arg(long, value_name = "CHECKPOINT")]
-    tuned: Option<String>,
-    /// Where the served checkpoint lies now
-    #[arg(long, value_name = "CHECKPOINT")]
-    served: Option<String>,
+    #[command(flatten)]
+    places: Places,
     /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
     #[arg(long, value_name = "SIZE", value_parser = byte_size::parse)]
     memory: Option<u64>,
@@ -54,6 +51,47 @@ pub struct Arguments {
     json: bool,
 }
 
+/// Where the inputs lie now, if not where the parts found them.
+#[derive(Debug, Args)]
+struct Places {
+    /// Where the base lies now [default: where the parts found it, as for all inputs]
+    #[arg(long, value_name = "CHECKPOINT", help_heading = "Inputs")]
+    base: Option<String>,
+    /// Where the tuned checkpoint lies now
+    #[arg(long, value_name = "CHECKPOINT", help_heading = "Inputs")]
+    tuned: Option<String>,
+    /// Where the served checkpoint lies now
+    #[arg(long, value_name = "CHECKPOINT", help_heading = "Inputs")]
+    served: Option<String>,
+    /// Where the checkpoint of `dequantize` lies now
+    #[arg(long, value_name = "CHECKPOINT", help_heading = "Inputs")]
+    checkpoint: Option<String>,
+    /// Where the quantized base lies now
+    #[arg(long, value_name = "CHECKPOINT", help_heading = "Inputs")]
+    base_quantized: Option<String>,
+    /// Where the quantized tuned checkpoint lies now
+    #[arg(long, value_name = "CHECKPOINT", help_heading = "Inputs")]
+    tuned_quantized: Option<String>,
+    /// Where the adapter of `merge` lies now
+    #[arg(long, value_name = "ADAPTER", help_heading = "Inputs")]
+    adapter: Option<String>,
+}
+
+impl Places {
+    fn given(self) -> BTreeMap<Side, String> {
+        let places = [
+            (Side::Base, self.base),
+            (Side::Tuned, self.tuned),
+            (Side::Served, self.served),
+            (Side::Checkpoint, self.checkpoint),
+            (Side::BaseQuantized, self.base_quantized),
+            (Side::TunedQuantized, self.tuned_quantized),
+            (Side::Adapter, self.adapter),
+        ];
+        places.into_iter().filter_map(|(side, place)| Some((side, place?))).collect()
+    }
+}
+
 /// Assembles, or tells what is missing.
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let running = Running {
@@ -61,22 +99,39 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         other_simd: arguments.other_simd,
         ..Running::new(threads(arguments.threads)?, arguments.memory.unwrap_or_else(default_memory))
     };
-    let Arguments { out, finish, base, tuned, served, .. } = arguments;
-    let bar = Bar::new(arguments.quiet);
+    let (json, bar) = (arguments.json, Bar::new(arguments.quiet));
     leave_on_signal(&bar)?;
-    let assembled = assemble(&Assembly { out, finish, base, tuned, served, running }, &bar);
+    let Arguments { out, finish, places, .. } = arguments;
+    let assembly = Assembly { out, finish, places: places.given(), running };
+    let recorded = recorded(&assembly)?;
+    match recorded.command() {
+        "extract" => {
+            let assembled = extract::assemble(&assembly, &recorded, &bar);
+            end(
+                assembled,
+                &bar,
+                |outcome| if json { print_json(outcome) } else { print(&show_outcome(outcome)) },
+                json,
+            )
+        }
+        other => Err(Error::decide(format!("a run of `trephine {other}` has no parts"))
+            .path(&assembly.out)
+            .hint("give its command again")),
+    }
+}
+
+/// Tells what came of it.
+fn end<O>(
+    assembled: Result<Assembled<O>>,
+    bar: &Bar,
+    show: impl FnOnce(&O) -> Result<()>,
+    json: bool,
+) -> Result<ExitCode> {
     bar.clear();
     match assembled? {
-        Assembled::Done(outcome) => {
-            if arguments.json { print_json(&outcome) } else { print(&show_outcome(&outcome)) }?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Assembled::Done(outcome) => show(&outcome).map(|()| ExitCode::SUCCESS),
         Assembled::Missing(missing) => {
-            if arguments.json {
-                print_json(&missing)?;
-            } else {
-                print(&show_missing(&missing))?;
-            }
+            if json { print_json(&missing) } else { print(&show_missing(&missing)) }?;
             Err(failure(&missing))
         }
     }
@@ -84,7 +139,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
 
 fn failure(missing: &Missing) -> Error {
     let (modules, of, compared) = (missing.modules.len(), missing.run_modules, missing.compared.len());
-    let mut what = format!("the run is not finished: {modules} modules of {of} are missing");
+    let unit = missing.unit.plural();
+    let mut what = format!("the run is not finished: {modules} {unit} of {of} are missing");
     if compared > 0 {
         what += &format!(", and {compared} comparisons of tensors that the adapter does not hold");
     }
@@ -96,14 +152,16 @@ fn failure(missing: &Missing) -> Error {
 }
 
 fn show_missing(missing: &Missing) -> String {
-    missing.parts.iter().map(|part| format!("# {}\n{}\n", describe(part), part.command)).collect()
+    let line = |part| format!("# {}\n{}\n", describe(part, missing.unit), part.command);
+    missing.parts.iter().map(line).collect()
 }
 
-fn describe(missing: &MissingPart) -> String {
+fn describe(missing: &MissingPart, unit: UnitKind) -> String {
+    let unit = unit.plural();
     let which = missing.part.map_or("the run".to_owned(), |part| format!("part {part}"));
     let what = match (missing.modules, missing.compared) {
-        (modules, 0) => format!("{modules} modules"),
-        (modules, compared) => format!("{modules} modules and {compared} comparisons"),
+        (modules, 0) => format!("{modules} {unit}"),
+        (modules, compared) => format!("{modules} {unit} and {compared} comparisons"),
     };
     let seen = match &missing.seen {
         None => "never begun".to_owned(),

@@ -6,14 +6,13 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use trephine::Result;
 use trephine::commands::extract::output::Outcome;
-use trephine::commands::extract::{
-    Deciding, Extraction, PartOutcome, Plan, default_memory, extract, extract_part, plan,
-};
+use trephine::commands::extract::{Deciding, Extraction, Plan, default_memory, extract, extract_part, plan};
 use trephine::delta::{NonFinite, RoundBase};
 use trephine::factorize::Method;
 use trephine::pipeline::Running;
-use trephine::run::{Part, PartChoice};
+use trephine::run::Part;
 
+use crate::cli::splitting::{Splitting, show_part};
 use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;
 use crate::cli::ui::signal::leave_on_signal;
@@ -79,10 +78,8 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME", help_heading = "Result")]
     base_model_name: Option<String>,
 
-    /// Do only one of several parts of the work, as 3/16, in an output folder that all share; `trephine assemble` makes
-    /// the adapter of them. `auto` asks the Slurm array, `auto/16` a Kubernetes indexed Job too
-    #[arg(long, value_name = "I/N", value_parser = part, help_heading = "Running")]
-    part: Option<PartChoice>,
+    #[command(flatten)]
+    splitting: Splitting,
     /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
     #[arg(long, value_name = "SIZE", value_parser = byte_size::parse, help_heading = "Running")]
     memory: Option<u64>,
@@ -163,18 +160,10 @@ fn name_of(base: &str) -> String {
     if name.is_empty() { base.to_owned() } else { name.to_owned() }
 }
 
-/// The message of an argument has no line for a cure: it is said with what is wrong.
-fn part(text: &str) -> std::result::Result<PartChoice, String> {
-    text.parse().map_err(|e: trephine::Error| match e.cure() {
-        Some(cure) => format!("{e}; {cure}"),
-        None => e.to_string(),
-    })
-}
-
 /// Plans, shows or runs.
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let extraction = arguments.extraction()?;
-    let part = arguments.part.map(PartChoice::resolve).transpose()?;
+    let part = arguments.splitting.part()?;
     if arguments.dry_run {
         let plan = plan(&extraction)?;
         let plan = part.map_or_else(|| plan.clone(), |part| plan.share(part));
@@ -191,8 +180,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Some(part) => {
             let outcome = extract_part(&extraction, part, &bar);
             bar.clear();
-            let outcome = outcome?;
-            if arguments.json { print_json(&outcome) } else { print(&show_part(&outcome)) }?;
+            show_part(&outcome?, arguments.json)?;
         }
         None => {
             let outcome = extract(&extraction, &bar);
@@ -234,20 +222,6 @@ fn show_plan(plan: &Plan, part: Option<Part>) -> String {
     text + &format!(
         "time    about {time} on {} threads (from a short measurement of this machine)\n",
         plan.threads
-    )
-}
-
-fn show_part(outcome: &PartOutcome) -> String {
-    let PartOutcome { out, part, modules, done_before, run_modules, seconds, assembled } = outcome;
-    if *assembled {
-        return format!("part {part}: the adapter in {} is assembled already\n", out.display());
-    }
-    let here = modules - done_before;
-    let before = if *done_before > 0 { format!(", {done_before} were done before") } else { String::new() };
-    format!(
-        "part {part}: {here} modules of {run_modules} in {seconds:.1} s{before}\n\
-         when all parts are done: trephine assemble {}\n",
-        crate::cli::quoted(&out.to_string_lossy())
     )
 }
 

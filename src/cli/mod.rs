@@ -15,6 +15,7 @@ pub(crate) mod merge;
 pub(crate) mod probe;
 pub(crate) mod report;
 pub(crate) mod sanitize;
+pub(crate) mod splitting;
 pub(crate) mod status;
 pub(crate) mod ui;
 pub(crate) mod verify;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use trephine::Result;
-use trephine::commands::extract::{AttemptStatus, RunState, Status, status};
+use trephine::run::{AttemptStatus, RunState, Status, UnitKind, status};
 
 use crate::cli::ui::byte_size;
 use crate::cli::ui::table::table;
@@ -21,7 +21,7 @@ use crate::cli::{print, print_json, quoted};
 pub struct Arguments {
     /// The output folder
     out: PathBuf,
-    /// Look again every so many seconds, until the adapter is assembled
+    /// Look again every so many seconds, until the run is finished
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "5")]
     watch: Option<u64>,
     /// As JSON on stdout, with --watch one line each time
@@ -57,18 +57,27 @@ fn time(seconds: f64) -> String {
 }
 
 fn show(status: &Status) -> String {
-    let mut text = if status.attempts.is_empty() { String::new() } else { show_attempts(&status.attempts) };
+    let mut text =
+        if status.attempts.is_empty() { String::new() } else { show_attempts(&status.attempts, status.unit) };
     let of = status.total.map_or(String::new(), |total| format!(" of {}", total.modules));
-    text += &format!("{}{of} modules are done", status.modules);
+    text += &format!("{}{of} {} are done", status.modules, status.unit.plural());
     if status.state == RunState::Assembled {
-        return text + &format!(", the adapter is assembled: {}\n", status.out.display());
+        // Only a run of modules is an adapter's; the record of other commands tells nothing of parts.
+        let what = if status.out.join("extraction.json").exists() {
+            "the adapter is assembled"
+        } else {
+            "the run is finished"
+        };
+        return text + &format!(", {what}: {}\n", status.out.display());
     }
     if let Some(total) = status.total {
-        let (done, all) = (status.compared, total.compared);
-        text += &format!(
-            " and {done} of {all} comparisons; {} of shards are written",
-            byte_size::show(status.shard_bytes)
-        );
+        if total.compared > 0 {
+            text += &format!(" and {} of {} comparisons", status.compared, total.compared);
+        }
+        if status.shard_bytes > 0 {
+            let what = if status.unit == UnitKind::File { "files" } else { "shards" };
+            text += &format!("; {} of {what} are written", byte_size::show(status.shard_bytes));
+        }
         let (read, all) = (byte_size::show(status.read_bytes), byte_size::show(total.bytes));
         text += &format!(", {read} of {all} were read");
     }
@@ -90,8 +99,8 @@ fn show(status: &Status) -> String {
     }
 }
 
-fn show_attempts(attempts: &[AttemptStatus]) -> String {
-    let mut rows = table(["part", "where", "state", "modules", "read", "heard", "left"]);
+fn show_attempts(attempts: &[AttemptStatus], unit: UnitKind) -> String {
+    let mut rows = table(["part", "where", "state", unit.plural(), "read", "heard", "left"]);
     for attempt in attempts {
         let part = attempt.part.map_or("-".to_owned(), |part| part.to_string());
         let place = match (&attempt.host, attempt.process) {

@@ -6,25 +6,57 @@ use std::path::Path;
 use crate::checkpoint::Checkpoint;
 use serde::{Deserialize, Serialize};
 
-/// Which of the checkpoints a tensor was read from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// What an input is to a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Side {
+    /// One or more adapters.
+    Adapter,
     /// What the adapter is added to.
     Base,
+    /// The base, quantized.
+    BaseQuantized,
+    /// The one checkpoint that is read.
+    Checkpoint,
     /// What it should become.
     Tuned,
+    /// The tuned checkpoint, quantized.
+    TunedQuantized,
     /// What will serve it.
     Served,
 }
 
-impl std::fmt::Display for Side {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+impl Side {
+    /// In a word, as files have it.
+    pub fn word(self) -> &'static str {
+        match self {
             Side::Base => "base",
             Side::Tuned => "tuned",
             Side::Served => "served",
-        })
+            Side::Checkpoint => "checkpoint",
+            Side::BaseQuantized => "base_quantized",
+            Side::TunedQuantized => "tuned_quantized",
+            Side::Adapter => "adapter",
+        }
+    }
+
+    /// The option that names it, without its dashes.
+    pub fn flag(self) -> String {
+        self.word().replace('_', "-")
+    }
+
+    /// In a sentence, without its article.
+    pub fn phrase(self) -> String {
+        match self {
+            Side::Checkpoint | Side::Adapter => self.word().to_owned(),
+            _ => format!("{} checkpoint", self.flag()),
+        }
+    }
+}
+
+impl std::fmt::Display for Side {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.word())
     }
 }
 

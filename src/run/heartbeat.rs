@@ -3,7 +3,6 @@
 //! The file is for people and for `status`: nothing that decides a byte ever looks at it, and it is not synced. A process
 //! that is killed leaves its last word, which then grows old.
 
-use crate::run::life::{Condition, Life};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -11,9 +10,10 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::delta::module_record::ModuleRecord;
-
 use crate::delta::record::LeftOut;
+use crate::run::life::{Condition, Life};
 use crate::run::progress::Progress;
+use crate::run::unit::{PlannedUnit, UnitId, UnitKind};
 
 /// How often it is written.
 const EVERY: Duration = Duration::from_secs(10);
@@ -22,13 +22,13 @@ const EVERY: Duration = Duration::from_secs(10);
 pub struct Living<'a> {
     life: Arc<Life>,
     progress: &'a dyn Progress,
-    costs: HashMap<String, u64>,
+    costs: HashMap<UnitId, u64>,
     writer: Option<JoinHandle<()>>,
 }
 
 impl<'a> Living<'a> {
-    /// Begins to write into the folder of an attempt whose units of work cost as much as `costs` says, by name.
-    pub fn begin(attempt: &Path, costs: HashMap<String, u64>, progress: &'a dyn Progress) -> Living<'a> {
+    /// Begins to write into the folder of an attempt at `units`.
+    pub fn begin(attempt: &Path, units: &[PlannedUnit], progress: &'a dyn Progress) -> Living<'a> {
         let life = Arc::new(Life::new(attempt));
         // A signal from here on has the last word.
         progress.alive(&life);
@@ -45,6 +45,7 @@ impl<'a> Living<'a> {
         };
         // A system that has no thread to spare gets no signs of life.
         let writer = thread::Builder::new().name("heartbeat".into()).spawn(beat).ok();
+        let costs = units.iter().map(|unit| (unit.id.clone(), unit.cost)).collect();
         Living { life, progress, costs, writer }
     }
 
@@ -57,10 +58,11 @@ impl<'a> Living<'a> {
         result
     }
 
-    fn finished(&self, key: &str, modules: usize) {
+    /// Counts a finished unit.
+    pub fn finished(&self, id: &UnitId) {
         let mut beat = self.life.beat();
-        beat.modules += modules;
-        beat.cost += self.costs.get(key).copied().unwrap_or(0);
+        beat.modules += usize::from(id.kind != UnitKind::Compared);
+        beat.cost += self.costs.get(id).copied().unwrap_or(0);
     }
 }
 
@@ -84,17 +86,32 @@ impl Progress for Living<'_> {
     }
 
     fn module(&self, record: &ModuleRecord, took: Duration) {
-        self.finished(&record.name, 1);
         self.progress.module(record, took);
     }
 
     fn compared(&self, left_out: &LeftOut) {
-        self.finished(&left_out.key(), 0);
         self.progress.compared(left_out);
+    }
+
+    fn analyzed(&self, name: &str, took: Duration) {
+        self.progress.analyzed(name, took);
     }
 
     fn journaled(&self) {
         self.progress.journaled();
+    }
+
+    fn begin_files(&self, files: usize, bytes: u64, done_files: usize, done_bytes: u64) {
+        self.progress.begin_files(files, bytes, done_files, done_bytes);
+    }
+
+    fn written(&self, bytes: u64) {
+        self.life.beat().bytes += bytes;
+        self.progress.written(bytes);
+    }
+
+    fn file(&self, name: &str, took: Duration) {
+        self.progress.file(name, took);
     }
 
     fn note(&self, text: &str) {

@@ -1,10 +1,10 @@
-//! The names of what a run keeps in its output folder.
+//! Where a run keeps what: the files in its output folder, and the state that only an unfinished run needs.
 
-/// The folder inside the output folder that holds what a run needs to go on.
-pub const STATE: &str = ".trephine";
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
-/// Times, threads and memory: outside the checksums.
-pub const LOG: &str = "extraction.log";
+/// The folder, inside an output folder, that holds what only an unfinished run needs.
+pub const STATE: &str = crate::durable::lock::STATE;
 
 /// The folder of the parts' folders, in the state folder.
 pub const PARTS: &str = "parts";
@@ -12,20 +12,50 @@ pub const PARTS: &str = "parts";
 /// The journal of an attempt.
 pub const JOURNAL: &str = "journal";
 
-/// The shards of an attempt.
+/// The results of an attempt's units.
 pub const SHARDS: &str = "shards";
 
-/// [`How`] it is run.
-pub const HOW: &str = "attempt.json";
+/// How an attempt is run: see [`AttemptInfo`](super::attempt::AttemptInfo).
+pub const ATTEMPT: &str = "attempt.json";
 
-/// The log of a part, which becomes part of the run's when that is assembled.
+/// The log of a part, which becomes part of the run's, where that keeps one.
 pub const PART_LOG: &str = "log";
 
-/// What is said of a folder in which no run has left anything.
-pub const STATE_HAS_NOTHING: &str = "the folder holds no run, finished or not";
-
-/// The file.
+/// The last sign of life of an attempt.
 pub const HEARTBEAT: &str = "heartbeat.json";
 
-/// What it is called until it is whole.
+/// The heartbeat's name until it is whole.
 pub const HEARTBEAT_DRAFT: &str = ".tmp-heartbeat";
+
+/// The log of an extraction: times, threads and memory, outside the checksums.
+pub const LOG: &str = "extraction.log";
+
+/// The JSON records by which finished folders tell what made them.
+pub const RECORDS: [&str; 5] =
+    ["extraction.json", "conversion.json", "analysis.json", "fidelity.json", "sanitized.json"];
+
+/// The files of one command's output folder.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// The JSON record that tells how the output was made: one of [`RECORDS`].
+    pub record: &'static str,
+    /// Every file under the checksums, relative to the folder.
+    pub outputs: BTreeSet<String>,
+    /// The log of times, threads and memory, outside the checksums.
+    pub log: Option<&'static str>,
+    /// Whether the results of an unsplit run are output files themselves and are written in their place.
+    pub in_place: bool,
+}
+
+impl Layout {
+    /// A layout of these files, without a log, whose results are kept apart until the output is written.
+    pub fn new(record: &'static str, outputs: impl IntoIterator<Item = impl Into<String>>) -> Layout {
+        let outputs = outputs.into_iter().map(Into::into).collect();
+        Layout { record, outputs, log: None, in_place: false }
+    }
+
+    /// Where the results of the attempt in the folder `attempt` lie.
+    pub fn results(&self, out: &Path, attempt: &Path) -> PathBuf {
+        if self.in_place && attempt == out.join(STATE) { out.to_owned() } else { attempt.join(SHARDS) }
+    }
+}

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::delta::module_record::ModuleRecord;
-
 use crate::delta::record::LeftOut;
 use crate::run::life::Life;
 

@@ -607,8 +607,8 @@ fn planned(checkpoint: &str, threads: usize, memory: u64) -> trephine::commands:
 
 #[test]
 fn the_split_is_balanced_and_the_same_everywhere() {
-    use trephine::commands::extract::Split;
     use trephine::run::Part;
+    use trephine::run::Partition;
     for (name, hidden, intermediate, heads, layers) in
         [("Qwen3-32B", 5120, 25600, 64, 64), ("Qwen3-14B", 5120, 17408, 40, 40)]
     {
@@ -617,8 +617,12 @@ fn the_split_is_balanced_and_the_same_everywhere() {
         let (plan, other) = (planned(&checkpoint, 1, 400 << 20), planned(&checkpoint, 64, 200 << 30));
         assert_ne!(plan.modules[0].held, other.modules[0].held);
         for (of, most) in [(1, 1.0), (4, 1.01), (16, 1.03), (64, 1.10)] {
-            let split = Split::of(&plan, of);
-            assert_eq!(split, Split::of(&other, of), "{name}: threads or memory have changed the split");
+            let split = Partition::of(&plan.units(), of);
+            assert_eq!(
+                split,
+                Partition::of(&other.units(), of),
+                "{name}: threads or memory have changed the split"
+            );
             println!("{name} in {of} parts: the slowest over the mean is {:.4}", split.imbalance());
             assert!(split.imbalance() <= most, "{name}, {of}: {}", split.imbalance());
             let (mut modules, mut compared, mut bytes) = (Vec::new(), Vec::new(), 0);

@@ -10,14 +10,13 @@ use crate::delta::module_record::{ModuleRecord, Quality, ServedError};
 use crate::delta::operand::Half;
 use crate::delta::record::{Side, TensorRecord};
 use crate::delta::tensor_digests::digests;
-use crate::factorize;
 use crate::factorize::in_memory::Held;
 use crate::factorize::residual;
 use crate::factorize::types::{Factors, Panels};
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::names::Place;
 use crate::pipeline::buffer_pool::Slab;
-use crate::{Error, Result};
+use crate::{Error, Result, factorize};
 
 /// Below this share of the delta the error is measured by one more pass: the difference of the two norms, which tells
 /// it for free, has lost its digits to cancellation.

@@ -1,14 +1,14 @@
 //! The two kinds of options: what decides the result, and how the work is run.
 
 use crate::delta::options::{NonFinite, RoundBase};
+use crate::factorize::types::Method;
 use crate::pipeline::options::Running;
+use crate::{Error, Result};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::factorize::types::Method;
 pub use crate::lora::factor_dtype::FactorType;
-use crate::{Error, Result};
 
 /// The options that decide the result. Equal options on equal checkpoints give equal bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,10 +1,5 @@
 //! What a run will do, as a value that can be shown before any work is done.
 
-use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD, mapped};
-use std::time::Instant;
-
-use serde::Serialize;
-
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
@@ -13,12 +8,15 @@ use crate::delta::difference::{PIECE_SCRATCH, VISIT_SCRATCH};
 use crate::delta::pair::{Leftover, Pair, Pairing, pair};
 use crate::delta::record::{LeftOut, Reason};
 use crate::delta::select::Selection;
-use crate::durable::folder;
 use crate::factorize::choose;
 use crate::factorize::kernel::tiling;
 use crate::factorize::types::{Method, Request};
 use crate::lora::names::{Place, group_of};
+use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD, mapped};
 use crate::{Error, Result};
+use std::time::Instant;
+
+use serde::Serialize;
 
 /// The checkpoints of an extraction, opened.
 #[derive(Debug)]
@@ -213,23 +211,6 @@ impl Plan {
         let flops: f64 = self.modules.iter().map(|m| m.flops).sum();
         // Reading hides behind the products, but for what is read from a slow disk: that cannot be known here.
         self.seconds = flops / (product_rate() * self.threads as f64) + self.read_bytes as f64 / 4e9;
-    }
-
-    /// Refuses a folder whose disk cannot take the output.
-    ///
-    /// # Errors
-    /// Too little room.
-    pub fn check_disk(&self, job: &Extraction, already: u64) -> Result<()> {
-        let needed = self.disk_bytes.saturating_sub(already);
-        let free = folder::free_space(&job.out)?;
-        if free >= needed {
-            return Ok(());
-        }
-        let what =
-            format!("the disk is too full: the run needs {} MiB, {} MiB are free", needed >> 20, free >> 20);
-        Err(Error::unexpected(what)
-            .path(&job.out)
-            .hint("make room, or give another --out; a lower --rank needs less"))
     }
 }
 

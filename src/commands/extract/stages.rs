@@ -15,20 +15,19 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use safetensors::Dtype;
 
-use crate::commands::extract::attempts::completed::DoneModule;
-use crate::commands::extract::attempts::entry::Entry;
-use crate::commands::extract::attempts::run_dir::Ledger;
 use crate::commands::extract::leftover::compare;
 use crate::commands::extract::module::{A, B, Finished, Loaded, finish, load};
 use crate::commands::extract::options::Extraction;
 use crate::commands::extract::plan::{Inputs, Plan, PlannedLeftover, PlannedModule};
+use crate::commands::extract::record::{self, Record};
 use crate::delta::record::{LeftOut, TensorRecord};
 use crate::lora::write::shard;
 use crate::pipeline::budget::{Budget, Permit};
 use crate::pipeline::buffer_pool::Slabs;
 use crate::quant::weight::Stored;
-use crate::run::log::Log;
+use crate::run::attempts::recorder::Recorder;
 use crate::run::progress::Progress;
+use crate::run::unit::{Unit, UnitId};
 use crate::{Error, Result};
 
 /// Modules in flight: enough that one module's serial steps hide behind another's products.
@@ -89,7 +88,10 @@ impl Shared<'_> {
     }
 }
 
-/// Does all work of `plan` that `ledger` has not seen done. Seconds by module go to the second value.
+/// Takes the finished units.
+type Records<'r> = Recorder<'r, Record, record::Done>;
+
+/// Does all work of `plan` that `recorder` has not seen done.
 ///
 /// # Errors
 /// The first that any stage met; finished modules stay safe.
@@ -97,10 +99,9 @@ pub fn run(
     inputs: &Inputs,
     job: &Extraction,
     plan: &Plan,
-    ledger: &mut Ledger,
-    log: &Log,
+    recorder: &mut Records<'_>,
     progress: &dyn Progress,
-) -> Result<BTreeMap<String, f64>> {
+) -> Result<()> {
     let pool = || {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(plan.threads).build();
         pool.map_err(|e| Error::unexpected("cannot start the threads").because(e))
@@ -116,8 +117,7 @@ pub fn run(
         stop: AtomicBool::new(false),
         failure: Mutex::new(None),
     };
-    let tasks = Mutex::new(remaining(plan, ledger, progress).into());
-    let mut times = BTreeMap::new();
+    let tasks = Mutex::new(remaining(plan, recorder, progress).into());
     thread::scope(|scope| {
         let (to_workers, from_readers) = bounded(0);
         let (to_writer, from_workers) = bounded(1);
@@ -131,19 +131,18 @@ pub fn run(
             scope.spawn(move || work(shared, &ready, &done));
         }
         drop((to_workers, from_readers, to_writer));
-        write(shared, ledger, &from_workers, log, &mut times);
+        write(shared, recorder, &from_workers);
     });
     match shared.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
-        None => Ok(times),
+        None => Ok(()),
     }
 }
 
 /// What is left to do: modules in the plan's order, then the comparisons, which are light.
-fn remaining<'a>(plan: &'a Plan, ledger: &Ledger, progress: &dyn Progress) -> Vec<Task<'a>> {
-    let (done, modules): (Vec<_>, Vec<_>) =
-        plan.modules.iter().partition(|m| ledger.done.modules.contains_key(&m.name));
-    let compared = |l: &&PlannedLeftover| ledger.done.compared.contains_key(&l.key());
+fn remaining<'a>(plan: &'a Plan, recorder: &Records<'_>, progress: &dyn Progress) -> Vec<Task<'a>> {
+    let (done, modules): (Vec<_>, Vec<_>) = plan.modules.iter().partition(|m| recorder.is_done(&m.unit()));
+    let compared = |l: &&PlannedLeftover| recorder.is_done(&l.unit());
     let (compared, leftovers): (Vec<_>, Vec<_>) = plan.not_represented.iter().partition(compared);
     let done_bytes = done.iter().map(|m| m.read_bytes).chain(compared.iter().map(|l| l.read_bytes)).sum();
     progress.begin(plan.modules.len(), plan.read_bytes, done.len(), done_bytes);
@@ -211,24 +210,15 @@ fn work<'a>(shared: &'a Shared<'_>, ready: &Receiver<Sent<'a, Ready<'a>>>, done:
     }
 }
 
-/// Writer: a shard, then the journal's word for it.
-fn write(
-    shared: &Shared<'_>,
-    ledger: &mut Ledger,
-    done: &Receiver<Sent<'_, Done>>,
-    log: &Log,
-    times: &mut BTreeMap<String, f64>,
-) {
+/// Writer: a shard, then the journal's record of it.
+fn write(shared: &Shared<'_>, recorder: &mut Records<'_>, done: &Receiver<Sent<'_, Done>>) {
     for (done, permit) in done {
         if shared.stopped() {
             continue;
         }
         let written = match done {
-            Done::Module(finished, took) => {
-                times.insert(finished.record.module.name.clone(), took.as_secs_f64());
-                write_module(shared, ledger, *finished, took, log)
-            }
-            Done::Compared(left_out, tensors) => write_compared(shared, ledger, left_out, tensors),
+            Done::Module(finished, took) => write_module(shared, recorder, *finished, took),
+            Done::Compared(left_out, tensors) => write_compared(shared, recorder, left_out, tensors),
         };
         drop(permit);
         match written {
@@ -240,10 +230,9 @@ fn write(
 
 fn write_module(
     shared: &Shared<'_>,
-    ledger: &mut Ledger,
+    recorder: &mut Records<'_>,
     finished: Finished,
     took: Duration,
-    log: &Log,
 ) -> Result<()> {
     let Finished { record, a, b } = finished;
     let name = record.module.name.clone();
@@ -253,29 +242,40 @@ fn write_module(
     let json = json
         .map_err(|e| Error::unexpected("cannot write a module's record as JSON").tensor(&name).because(e))?;
     let metadata = BTreeMap::from([("record".to_owned(), json)]);
-    let path: PathBuf = ledger.shards.join(shard::file_name(&name));
+    let path = recorder.results().join(shard::file_name(&name));
     let tensors = [(stored(A, a.0), &*a.1), (stored(B, b.0), &*b.1)];
-    let written = shard::write(&path, &tensors, &metadata)?;
-    let (bytes, blake3) = (written.bytes, written.blake3.to_hex().to_string());
-    ledger.journal.append(&Entry::Module { name: name.clone(), bytes, blake3 })?;
-    let (method, basis, passes) = (&record.module.method, record.module.basis, record.module.passes);
-    let seconds = took.as_secs_f64();
-    log.line(&format!(
+    let written = Some(shard::write(&path, &tensors, &metadata)?);
+    let module = record.module.clone();
+    let unit = Unit {
+        id: UnitId::module(&name),
+        written,
+        tensors: record.tensors.clone(),
+        record: Record::default(),
+    };
+    recorder.record(unit, path, record::Done::Module(Box::new(record)), took)?;
+    let (method, basis, passes, seconds) = (&module.method, module.basis, module.passes, took.as_secs_f64());
+    recorder.log().line(&format!(
         "{name}: {method}, basis {basis}, {passes} passes, {seconds:.3} s from the first byte"
     ));
-    shared.progress.module(&record.module, took);
-    ledger.done.modules.insert(name, DoneModule { path, written, record });
+    shared.progress.module(&module, took);
     Ok(())
 }
 
 fn write_compared(
     shared: &Shared<'_>,
-    ledger: &mut Ledger,
+    recorder: &mut Records<'_>,
     left_out: LeftOut,
     tensors: Vec<TensorRecord>,
 ) -> Result<()> {
-    ledger.journal.append(&Entry::Compared { left_out: left_out.clone(), tensors: tensors.clone() })?;
+    let id = UnitId::compared(left_out.key());
+    let record = Record { left_out: Some(left_out.clone()) };
+    let unit = Unit { id, written: None, tensors: tensors.clone(), record };
+    recorder.record(
+        unit,
+        PathBuf::new(),
+        record::Done::Compared(left_out.clone(), tensors),
+        Duration::ZERO,
+    )?;
     shared.progress.compared(&left_out);
-    ledger.done.compared.insert(left_out.key(), (left_out, tensors));
     Ok(())
 }

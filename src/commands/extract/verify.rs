@@ -20,7 +20,6 @@ use crate::durable::checksums::Checksums;
 use crate::durable::digest::hash_file;
 use crate::durable::finding;
 use crate::factorize::residual;
-use crate::lora;
 use crate::lora::names::{Place, place_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::rules;
@@ -30,7 +29,7 @@ use crate::pipeline::options::Running;
 use crate::quant::format::dense::to_f32;
 use crate::run::layout::LOG;
 use crate::run::progress::Progress;
-use crate::{Error, Result};
+use crate::{Error, Result, lora};
 
 /// The checkpoints that an adapter's content is held against.
 #[derive(Clone, Debug)]

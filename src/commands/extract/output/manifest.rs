@@ -1,14 +1,13 @@
 //! `extraction.json`: what was read, what was decided, and how good each module is. The same checkpoints and options
 //! give the same bytes: no times, threads or budgets stand here.
 
+use crate::checkpoint::identity::Identity;
 use crate::delta::module_record::{ModuleRecord, Quality, ServedError};
 use crate::delta::record::{LeftOut, Side, Source, TensorRecord};
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-
-use crate::checkpoint::identity::Identity;
 
 /// The whole manifest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

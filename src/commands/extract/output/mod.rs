@@ -1,6 +1,5 @@
 //! What a finished extraction writes: adapter, manifest, model card, summary.
 
-pub(crate) mod existing;
 pub(crate) mod files;
 pub(crate) mod manifest;
 pub(crate) mod model_card;

@@ -5,12 +5,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::commands::extract::output::manifest::Manifest;
-
-use crate::delta::module_record::ModuleRecord;
-
-use crate::commands::extract::output::manifest::total;
+use crate::commands::extract::output::manifest::{Manifest, total};
 use crate::commands::extract::plan::kind;
+use crate::delta::module_record::ModuleRecord;
 use crate::delta::record::Reason;
 use crate::lora::names::{group_of, place_of};
 

@@ -1,40 +1,29 @@
-//! Every try at a run leaves a folder of its own: the unsplit run `.trephine` itself, a part `.trephine/parts/NAME`.
+//! Every attempt at a run leaves a folder of its own: the unsplit run `.trephine` itself, a part `.trephine/parts/NAME`.
 //!
-//! Nobody but its process ever writes there, so parts on several machines need no lock between them, on whatever file
+//! Only its own process ever writes there, so parts on several machines need no lock between them, on whatever file
 //! system: a name is taken by creating the folder, and all that others do is read. What two of them did both is there
 //! twice, in equal bytes.
 
-use crate::run::layout::{HOW, JOURNAL, PARTS};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::commands::extract::attempts::entry::Entry;
-use crate::commands::extract::options::Extraction;
-use crate::commands::extract::run_identity::Begin;
-use crate::durable::{atomic_file, folder, journal};
-use crate::run::layout::STATE;
-use crate::run::part_id::Part;
+use crate::delta::record::Side;
+use crate::durable::atomic_file;
+use crate::durable::{folder, journal};
+use crate::run::identity::RunIdentity;
+use crate::run::layout::{ATTEMPT, JOURNAL, PARTS, STATE};
+use crate::run::parts::part_id::Part;
+use crate::run::unit::{Entry, Unit, UnitId, Work};
 use crate::{Error, Result};
 
-/// An amount of work.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Work {
-    /// Modules.
-    pub modules: usize,
-    /// Comparisons of tensors that the adapter does not hold.
-    pub compared: usize,
-    /// Bytes of tensors to read, once.
-    pub bytes: u64,
-    /// By the cost model, in millions of floating-point operations.
-    pub cost: u64,
-}
-
-/// How, where and on what an attempt is run: nothing that decides a byte.
+/// How, where and on what an attempt is run: nothing that determines a byte.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct How {
+pub struct AttemptInfo {
     /// Which part; `None` for all that is missing.
     pub part: Option<Part>,
     /// The machine, as its cluster names it.
@@ -47,12 +36,11 @@ pub struct How {
     pub threads: usize,
     /// Peak resident memory that was promised, in bytes.
     pub memory: u64,
-    /// Where the base lies, for whoever assembles: an absolute path, or a name in the Hugging Face cache.
-    pub base: String,
-    /// Where the tuned checkpoint lies.
-    pub tuned: String,
-    /// Where the one that will serve the adapter lies.
-    pub served: Option<String>,
+    /// Where the inputs lie, for whoever assembles: absolute paths, or names in the Hugging Face cache.
+    pub places: BTreeMap<Side, Vec<String>>,
+    /// The files that the run writes to its output folder.
+    #[serde(default)]
+    pub outputs: BTreeSet<String>,
     /// The whole run.
     pub run: Work,
     /// This attempt's share of it.
@@ -61,31 +49,13 @@ pub struct How {
     pub ahead: Work,
 }
 
-impl How {
-    /// Of this process, about to begin with `ahead` of `share`.
-    pub fn new(job: &Extraction, part: Option<Part>, run: Work, share: Work, ahead: Work) -> How {
-        How {
-            part,
-            host: host(|name| std::env::var(name).ok()),
-            process: std::process::id(),
-            started: now(),
-            threads: job.running.threads,
-            memory: job.running.memory,
-            base: place(&job.base),
-            tuned: place(&job.tuned),
-            served: job.served.as_deref().map(place),
-            run,
-            share,
-            ahead,
-        }
-    }
-
+impl AttemptInfo {
     /// Puts it on the disk.
     ///
     /// # Errors
     /// A full disk, and whatever else the file system refuses.
     pub fn write(&self, attempt: &Path) -> Result<()> {
-        let path = attempt.join(HOW);
+        let path = attempt.join(ATTEMPT);
         let json = serde_json::to_vec_pretty(self).map_err(|e| {
             Error::unexpected("cannot write as JSON how the run is run").path(&path).because(e)
         })?;
@@ -98,8 +68,12 @@ pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// What the machine is called: by Slurm where that runs it, for its nodes may have other names than their systems.
-fn host(variable: impl Fn(&str) -> Option<String>) -> String {
+/// What this machine is called: by Slurm where that runs it, for its nodes may have other names than their systems.
+pub fn host() -> String {
+    host_by(|name| std::env::var(name).ok())
+}
+
+fn host_by(variable: impl Fn(&str) -> Option<String>) -> String {
     variable("SLURMD_NODENAME")
         .or_else(sysinfo::System::host_name)
         .filter(|name| !name.is_empty())
@@ -107,33 +81,33 @@ fn host(variable: impl Fn(&str) -> Option<String>) -> String {
 }
 
 /// A path from the root; other names as they are.
-fn place(spec: &str) -> String {
+pub fn place(spec: &str) -> String {
     let path = Path::new(spec);
     let absolute = path.exists().then(|| std::path::absolute(path).ok()).flatten();
     absolute.map_or(spec.to_owned(), |path| path.to_string_lossy().into_owned())
 }
 
-/// What one attempt has left so far, as it can be read while it goes on.
+/// What one attempt has left so far, as it can be read while it continues. `R` is what its command records of a unit.
 #[derive(Debug)]
-pub struct Attempt {
+pub struct Attempt<R> {
     /// Its folder.
     pub folder: PathBuf,
-    /// What the run is of; `None` where that cannot be read.
-    pub begin: Option<Begin>,
+    /// The run's identity; `None` where that cannot be read.
+    pub identity: Option<RunIdentity>,
     /// How it is run, where that can be read.
-    pub how: Option<How>,
+    pub info: Option<AttemptInfo>,
     /// What its journal says is done, up to its end or to where it is damaged.
-    pub done: Vec<Entry>,
+    pub units: Vec<Unit<R>>,
     /// What is wrong with the journal behind that.
     pub damage: Option<Error>,
 }
 
-impl Attempt {
+impl<R: DeserializeOwned> Attempt<R> {
     /// Reads the one in `folder`; `None` where it has no journal, or an empty one: not yet begun, or removed.
     ///
     /// # Errors
     /// A journal that cannot be read.
-    pub fn read(folder: &Path) -> Result<Option<Attempt>> {
+    pub fn read(folder: &Path) -> Result<Option<Attempt<R>>> {
         let path = folder.join(JOURNAL);
         match fs::metadata(&path) {
             Ok(data) if data.len() > 0 => {}
@@ -145,27 +119,30 @@ impl Attempt {
             Err(_) if !path.exists() => return Ok(None),
             Err(e) => return Err(e),
         };
-        Ok(Some(Attempt::of(folder, records, damage)))
+        Ok(Some(Attempt::new(folder, records, damage)))
     }
 
     /// The one in `folder` whose journal holds `records`.
-    pub fn of(folder: &Path, records: Vec<Entry>, damage: Option<Error>) -> Attempt {
+    pub fn new(folder: &Path, records: Vec<Entry<R>>, damage: Option<Error>) -> Attempt<R> {
         let mut records = records.into_iter();
-        let begin = records.next().and_then(|first| match first {
-            Entry::Begin(begin) => Some(*begin),
+        let identity = records.next().and_then(|first| match first {
+            Entry::Begin(identity) => Some(*identity),
             _ => None,
         });
-        let how = fs::read(folder.join(HOW)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        Attempt { folder: folder.to_owned(), begin, how, done: records.collect(), damage }
+        let info = fs::read(folder.join(ATTEMPT)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let units = records.filter_map(Entry::into_unit).collect();
+        Attempt { folder: folder.to_owned(), identity, info, units, damage }
     }
+}
 
+impl<R> Attempt<R> {
     /// Its name, for people: which part, where.
     pub fn name(&self) -> String {
-        match &self.how {
-            Some(How { part: Some(part), host, process, .. }) => {
+        match &self.info {
+            Some(AttemptInfo { part: Some(part), host, process, .. }) => {
                 format!("part {part} on {host} (process {process})")
             }
-            Some(How { host, process, .. }) if self.is_of_part() => {
+            Some(AttemptInfo { host, process, .. }) if self.is_of_part() => {
                 format!("the completion on {host} (process {process})")
             }
             _ if self.is_of_part() => {
@@ -185,7 +162,7 @@ impl Attempt {
 ///
 /// # Errors
 /// What cannot be read.
-pub fn of_parts(out: &Path) -> Result<Vec<Attempt>> {
+pub fn of_parts<R: DeserializeOwned>(out: &Path) -> Result<Vec<Attempt<R>>> {
     let mut attempts = Vec::new();
     for folder in folders(out)? {
         attempts.extend(Attempt::read(&folder)?);
@@ -197,7 +174,7 @@ pub fn of_parts(out: &Path) -> Result<Vec<Attempt>> {
 ///
 /// # Errors
 /// What cannot be read.
-pub fn all(out: &Path) -> Result<Vec<Attempt>> {
+pub fn all<R: DeserializeOwned>(out: &Path) -> Result<Vec<Attempt<R>>> {
     let unsplit = Attempt::read(&out.join(STATE))?;
     Ok(unsplit.into_iter().chain(of_parts(out)?).collect())
 }
@@ -227,7 +204,7 @@ pub fn folders(out: &Path) -> Result<Vec<PathBuf>> {
 pub fn take_folder(out: &Path, part: Option<Part>) -> Result<PathBuf> {
     let parts = out.join(STATE).join(PARTS);
     folder::create(&parts)?;
-    let host: String = host(|name| std::env::var(name).ok())
+    let host: String = host()
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' })
         .take(60)
@@ -249,14 +226,22 @@ pub fn take_folder(out: &Path, part: Option<Part>) -> Result<PathBuf> {
     Err(Error::unexpected("a thousand names for a part's folder are taken").path(&parts))
 }
 
+/// Bytes of the results of all finished units, each once, by the journals' word.
+pub fn result_bytes<R>(attempts: &[Attempt<R>]) -> u64 {
+    let units = attempts.iter().flat_map(|attempt| &attempt.units);
+    let sizes: BTreeMap<&UnitId, u64> =
+        units.filter_map(|unit| Some((&unit.id, unit.written?.bytes))).collect();
+    sizes.values().sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_node_has_its_clusters_name() {
-        assert_eq!(host(|name| (name == "SLURMD_NODENAME").then(|| "node7".into())), "node7");
-        assert!(!host(|_| None).is_empty());
+        assert_eq!(host_by(|name| (name == "SLURMD_NODENAME").then(|| "node7".into())), "node7");
+        assert!(!host_by(|_| None).is_empty());
     }
 
     #[test]

@@ -1,32 +1,31 @@
 //! How far a run is, split or not, from its files alone.
 //!
 //! What is done is what the journals say. Whether an attempt is at work can only be guessed from its last sign of life: its
-//! [heartbeat](super::life), and how long ago it was written by the clocks of two machines and through the caches of a
+//! [heartbeat](super::heartbeat), and how long ago it was written by the clocks of two machines and through the caches of a
 //! network file system.
 
-use crate::run::life::SILENT;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::commands::extract::attempts::attempt;
-use crate::commands::extract::attempts::attempt::{Attempt, Work};
-use crate::commands::extract::attempts::entry::Entry;
-use crate::commands::extract::output::existing::manifest;
-use crate::commands::extract::output::files::FILES;
-use crate::run::layout::STATE;
-use crate::run::layout::STATE_HAS_NOTHING;
-use crate::run::life::{Beat, Condition, last_beat};
-use crate::run::part_id::Part;
+use crate::durable::checksums::Checksums;
+use crate::run::attempts::attempt;
+use crate::run::attempts::attempt::{Attempt, result_bytes};
+use crate::run::folder::{STATE_HAS_NOTHING, is_finished};
+use crate::run::layout::{RECORDS, STATE};
+use crate::run::life::{Beat, Condition, SILENT, last_beat};
+use crate::run::parts::part_id::Part;
+use crate::run::unit::{AnyRecord, UnitId, UnitKind, Work};
 use crate::{Error, Result};
 
 /// What a run is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
-    /// The adapter is whole.
+    /// The output is whole.
     Assembled,
     /// Every unit of work is done; it is to be assembled.
     Complete,
@@ -91,9 +90,10 @@ pub struct Seen {
 
 impl Seen {
     /// Of the last attempt at `part`.
-    pub fn last(attempts: &[Attempt], part: Option<Part>) -> Option<Seen> {
-        let of_it = attempts.iter().filter_map(|attempt| Some((attempt, attempt.how.as_ref()?)));
-        let (attempt, how) = of_it.filter(|(_, how)| how.part == part).max_by_key(|(_, how)| how.started)?;
+    pub fn last<R>(attempts: &[Attempt<R>], part: Option<Part>) -> Option<Seen> {
+        let of_it = attempts.iter().filter_map(|attempt| Some((attempt, attempt.info.as_ref()?)));
+        let (attempt, how) =
+            of_it.filter(|(_, info)| info.part == part).max_by_key(|(_, info)| info.started)?;
         let beat = last_beat(&attempt.folder);
         let state = AttemptState::of(beat.as_ref());
         Some(Seen { host: how.host.clone(), state, heard: beat.map(|(_, ago)| ago.as_secs_f64()) })
@@ -117,7 +117,7 @@ pub struct AttemptStatus {
     pub error: Option<String>,
     /// How long ago it gave a sign of life, in seconds.
     pub heard: Option<f64>,
-    /// Modules that it has finished, by its journal.
+    /// Units that it has finished, by its journal, comparisons aside.
     pub modules: usize,
     /// What it had to do when it began.
     pub ahead: Option<Work>,
@@ -136,7 +136,11 @@ pub struct Status {
     pub out: PathBuf,
     /// What it is at.
     pub state: RunState,
-    /// Modules that are done, each once.
+    /// The command, where it is known.
+    pub command: Option<String>,
+    /// What is counted as modules: `module` or `file`.
+    pub unit: UnitKind,
+    /// Units that are done, each once.
     pub modules: usize,
     /// Comparisons that are done.
     pub compared: usize,
@@ -161,29 +165,20 @@ pub struct Status {
 /// # Errors
 /// A folder that holds no run; what cannot be read.
 pub fn status(out: &Path) -> Result<Status> {
-    if out.join(FILES[5]).exists() {
-        let manifest = manifest(out)?;
-        let (modules, compared) = (manifest.modules.len(), manifest.not_represented.len());
-        let total = Work { modules, compared, ..Work::default() };
-        return Ok(Status {
-            state: RunState::Assembled,
-            modules,
-            compared,
-            total: Some(total),
-            ..Status::blank(out)
-        });
+    if is_finished(out) {
+        return assembled(out);
     }
     if !out.join(STATE).is_dir() {
         return Err(Error::decide(STATE_HAS_NOTHING).path(out).hint("is it the folder that --out named?"));
     }
-    let attempts = attempt::all(out)?;
+    let attempts = attempt::all::<AnyRecord>(out)?;
     let mut status = Status { attempts: attempts.iter().map(one).collect(), ..Status::blank(out) };
-    let hows = || attempts.iter().filter_map(|attempt| attempt.how.as_ref());
-    let latest = hows().filter(|how| how.part.is_some()).max_by_key(|how| how.started);
-    status.total = hows().max_by_key(|how| how.started).map(|how| how.run);
-    status.parts = latest.and_then(|how| how.part).map(Part::of);
-    let begun: BTreeSet<usize> = hows()
-        .filter_map(|how| how.part)
+    let infos = || attempts.iter().filter_map(|attempt| attempt.info.as_ref());
+    let latest = infos().filter(|info| info.part.is_some()).max_by_key(|info| info.started);
+    status.total = infos().max_by_key(|info| info.started).map(|info| info.run);
+    status.parts = latest.and_then(|info| info.part).map(Part::of);
+    let begun: BTreeSet<usize> = infos()
+        .filter_map(|info| info.part)
         .filter(|part| Some(part.of()) == status.parts)
         .map(Part::index)
         .collect();
@@ -202,11 +197,38 @@ pub fn status(out: &Path) -> Result<Status> {
     Ok(status)
 }
 
+/// A folder that is whole, by the record in it.
+fn assembled(out: &Path) -> Result<Status> {
+    let Some(name) = RECORDS.into_iter().find(|record| out.join(record).is_file()) else {
+        return Err(Error::decide("the folder holds checksums, but no run's")
+            .path(out)
+            .hint("give the folder that --out named"));
+    };
+    let path = out.join(name);
+    let failed = |e| Error::unexpected("cannot read the record of the run").path(&path).because(e);
+    let record: AnyRecord = serde_json::from_slice(&fs::read(&path).map_err(failed)?)
+        .map_err(|e| Error::input("the record of the finished run cannot be read").path(&path).because(e))?;
+    let count = |key: &str| record.get(key).and_then(|list| list.as_array()).map(Vec::len);
+    let (unit, modules) = match count("modules") {
+        Some(modules) => (UnitKind::Module, modules),
+        None => {
+            let sums = Checksums::read(out)?;
+            let is_weights = |name: &str| name.ends_with(".safetensors");
+            (UnitKind::File, sums.entries().iter().filter(|entry| is_weights(&entry.name)).count())
+        }
+    };
+    let compared = count("not_represented").unwrap_or(0);
+    let total = Some(Work { modules, compared, ..Work::default() });
+    Ok(Status { state: RunState::Assembled, unit, modules, compared, total, ..Status::blank(out) })
+}
+
 impl Status {
     fn blank(out: &Path) -> Status {
         Status {
             out: out.to_owned(),
             state: RunState::Idle,
+            command: None,
+            unit: UnitKind::Module,
             modules: 0,
             compared: 0,
             total: None,
@@ -220,57 +242,41 @@ impl Status {
     }
 
     /// What the journals say is done, each unit once.
-    fn count(&mut self, attempts: &[Attempt]) {
-        let compared: HashSet<String> = entries(attempts)
-            .filter_map(|entry| match entry {
-                Entry::Compared { left_out, .. } => Some(left_out.key()),
-                _ => None,
-            })
-            .collect();
-        let modules = modules(attempts);
-        (self.modules, self.compared) = (modules.len(), compared.len());
-        self.shard_bytes = modules.values().sum();
+    fn count(&mut self, attempts: &[Attempt<AnyRecord>]) {
+        let done: HashSet<&UnitId> =
+            attempts.iter().flat_map(|attempt| &attempt.units).map(|unit| &unit.id).collect();
+        self.compared = done.iter().filter(|id| id.kind == UnitKind::Compared).count();
+        self.modules = done.len() - self.compared;
+        self.command =
+            attempts.iter().find_map(|attempt| attempt.identity.as_ref()).map(|i| i.command.clone());
+        if done.iter().any(|id| id.kind == UnitKind::File) {
+            self.unit = UnitKind::File;
+        }
+        self.shard_bytes = result_bytes(attempts);
         self.read_bytes = self.attempts.iter().map(|attempt| attempt.read_bytes).sum();
     }
 }
 
-fn entries(attempts: &[Attempt]) -> impl Iterator<Item = &Entry> {
-    attempts.iter().flat_map(|attempt| &attempt.done)
-}
-
-/// The finished modules by the journals' word, each once, and the length of its shard.
-fn modules(attempts: &[Attempt]) -> HashMap<&str, u64> {
-    let module = |entry| match entry {
-        &Entry::Module { ref name, bytes, .. } => Some((name.as_str(), bytes)),
-        _ => None,
-    };
-    entries(attempts).filter_map(module).collect()
-}
-
-/// Bytes of the shards of all finished modules, by the journals' word.
-pub fn shard_bytes(attempts: &[Attempt]) -> u64 {
-    modules(attempts).values().sum()
-}
-
-fn one(attempt: &Attempt) -> AttemptStatus {
+fn one(attempt: &Attempt<AnyRecord>) -> AttemptStatus {
     let last = last_beat(&attempt.folder);
     let state = AttemptState::of(last.as_ref());
-    let how = attempt.how.as_ref();
-    let left = how.zip(last.as_ref()).and_then(|(how, (beat, ago))| {
-        let share = beat.cost as f64 / how.ahead.cost.max(1) as f64;
+    let info = attempt.info.as_ref();
+    let left = info.zip(last.as_ref()).and_then(|(info, (beat, ago))| {
+        let share = beat.cost as f64 / info.ahead.cost.max(1) as f64;
         let left = beat.seconds * (1.0 / share - 1.0) - ago.as_secs_f64();
         (state == AttemptState::Running && beat.cost > 0).then_some(left.max(0.0))
     });
+    let done: HashSet<&UnitId> = attempt.units.iter().map(|unit| &unit.id).collect();
     AttemptStatus {
-        part: how.and_then(|how| how.part),
-        host: how.map(|how| how.host.clone()),
-        process: how.map(|how| how.process),
-        started: how.map(|how| how.started),
+        part: info.and_then(|info| info.part),
+        host: info.map(|info| info.host.clone()),
+        process: info.map(|info| info.process),
+        started: info.map(|info| info.started),
         state,
         error: last.as_ref().and_then(|(beat, _)| beat.error.clone()),
         heard: last.as_ref().map(|(_, ago)| ago.as_secs_f64()),
-        modules: modules(std::slice::from_ref(attempt)).len(),
-        ahead: how.map(|how| how.ahead),
+        modules: done.iter().filter(|id| id.kind != UnitKind::Compared).count(),
+        ahead: info.map(|info| info.ahead),
         read_bytes: last.as_ref().map_or(0, |(beat, _)| beat.bytes),
         seconds: last.as_ref().map_or(0.0, |(beat, _)| beat.seconds),
         seconds_left: left,

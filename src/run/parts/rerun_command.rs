@@ -4,34 +4,34 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::Result;
-use crate::commands::extract::attempts::attempt::How;
-use crate::commands::extract::options::Deciding;
-use crate::commands::extract::run_identity;
-use crate::run::part_id::Part;
+use crate::delta::record::Side;
+use crate::run::attempts::attempt::AttemptInfo;
+use crate::run::identity::RunIdentity;
+use crate::run::parts::part_id::Part;
 
-/// `trephine extract` with the recorded checkpoints and options, for `part` or for all.
-///
-/// # Errors
-/// Options that JSON cannot hold.
-pub fn extract_command(
-    how: &How,
-    options: &Map<String, Value>,
+/// The recorded command on the recorded inputs, with those of its options that are not among `defaults`, for `part` or for
+/// all.
+pub fn rerun_command(
+    identity: &RunIdentity,
+    info: &AttemptInfo,
+    defaults: &Map<String, Value>,
     out: &Path,
     part: Option<Part>,
-) -> Result<String> {
+) -> String {
     let out = std::path::absolute(out).unwrap_or_else(|_| out.to_owned());
-    let mut words: Vec<String> =
-        ["trephine", "extract", "--base", &how.base, "--tuned", &how.tuned].map(str::to_owned).into();
-    if let Some(served) = &how.served {
-        words.extend(["--served".to_owned(), served.clone()]);
+    let mut words = vec!["trephine".to_owned(), identity.command.clone()];
+    for (side, place) in info.places.iter().flat_map(|(side, places)| places.iter().map(move |p| (side, p))) {
+        if *side != Side::Checkpoint {
+            words.push(format!("--{}", side.flag()));
+        }
+        words.push(place.clone());
     }
     words.extend(["--out".to_owned(), out.to_string_lossy().into_owned()]);
-    words.extend(flags(options, &run_identity::deciding(&Deciding::for_base(&how.base))?));
+    words.extend(flags(&identity.options, defaults));
     if let Some(part) = part {
         words.extend(["--part".to_owned(), part.to_string()]);
     }
-    Ok(shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" ")))
+    shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "))
 }
 
 /// Those of `options` that are not the defaults: they bear the names of their flags.
@@ -52,21 +52,20 @@ fn flags(options: &Map<String, Value>, defaults: &Map<String, Value>) -> Vec<Str
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn only_what_is_not_the_default_is_said() {
-        let defaults = run_identity::deciding(&Deciding::for_base("base")).unwrap();
+        let map = |value: Value| value.as_object().cloned().unwrap_or_default();
+        let defaults =
+            map(json!({"rank": 128, "energy": null, "include": [], "trim_vocab": false, "name": "base"}));
         assert_eq!(flags(&defaults, &defaults), Vec::<String>::new());
-        let deciding = Deciding {
-            rank: 8,
-            energy: Some(0.5),
-            include: vec!["linear".into(), "lm_head".into()],
-            trim_vocab: true,
-            base_model_name: "Qwen/Qwen3 32B".into(),
-            ..Deciding::for_base("base")
-        };
-        let mut words = flags(&run_identity::deciding(&deciding).unwrap(), &defaults);
+        let options = map(
+            json!({"rank": 8, "energy": 0.5, "include": ["linear", "lm_head"], "trim_vocab": true, "name": "Qwen 3"}),
+        );
+        let mut words = flags(&options, &defaults);
         words.sort();
         let mut expected = [
             "--rank",
@@ -78,8 +77,8 @@ mod tests {
             "--include",
             "lm_head",
             "--trim-vocab",
-            "--base-model-name",
-            "Qwen/Qwen3 32B",
+            "--name",
+            "Qwen 3",
         ];
         expected.sort();
         assert_eq!(words, expected);

@@ -1,0 +1,200 @@
+//! An extraction as the engine runs it: modules whose factors lie in shards, comparisons that lie in the journal.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::checkpoint::Checkpoint;
+use crate::commands::extract::stages;
+use crate::commands::extract::options::{Deciding, Extraction};
+use crate::commands::extract::output::write;
+use crate::commands::extract::output::files::{FILES, MANIFEST};
+use crate::commands::extract::output::manifest::Manifest;
+use crate::commands::extract::output::summary::Outcome;
+use crate::commands::extract::output::write::DoneWork;
+use crate::commands::extract::plan::{Inputs, Plan};
+use crate::commands::extract::record::{Done, Record};
+use crate::delta::record::{Side, TensorRecord};
+use crate::lora::write::shard::Shard;
+use crate::run::parts;
+use crate::run::attempts::completed::Completed;
+use crate::run::attempts::recorder::Recorder;
+use crate::run::engine::{Engine, PartOutcome};
+use crate::run::identity::{RunIdentity, option_map};
+use crate::run::job::{Job, RunOutput};
+use crate::run::layout::{LOG, Layout};
+use crate::run::parts::assemble::{Assembled, Assembly, Begun, Recorded};
+use crate::run::parts::part_id::Part;
+use crate::run::parts::partition::Share;
+use crate::run::progress::Progress;
+use crate::run::unit::{PlannedUnit, Unit, UnitId};
+use crate::{Error, Result};
+
+/// A planned extraction.
+pub(crate) struct ExtractJob<'a> {
+    extraction: &'a Extraction,
+    inputs: &'a Inputs,
+    plan: &'a Plan,
+    identity: RunIdentity,
+    layout: Layout,
+    units: Vec<PlannedUnit>,
+}
+
+impl<'a> ExtractJob<'a> {
+    /// The job that `plan` is of.
+    ///
+    /// # Errors
+    /// Options that JSON cannot hold.
+    pub fn new(extraction: &'a Extraction, inputs: &'a Inputs, plan: &'a Plan) -> Result<ExtractJob<'a>> {
+        let sides = [
+            (Side::Base, Some(&inputs.base)),
+            (Side::Tuned, Some(&inputs.tuned)),
+            (Side::Served, inputs.served.as_ref()),
+        ];
+        let sides = sides.into_iter().filter_map(|(side, open)| Some((side, open?.identity().clone())));
+        let identity = RunIdentity::new("extract", &extraction.deciding, true, sides.collect())?;
+        let layout = Layout { log: Some(LOG), ..Layout::new(MANIFEST, FILES[..5].iter().copied()) };
+        Ok(ExtractJob { extraction, inputs, plan, identity, layout, units: plan.units() })
+    }
+
+    fn engine<'e>(&'e self, progress: &'e dyn Progress) -> Engine<'e, ExtractJob<'a>> {
+        Engine { job: self, out: &self.extraction.out, running: &self.extraction.running, progress }
+    }
+
+    /// Extracts, or continues an extraction that was stopped, split or not.
+    pub fn run(&self, progress: &dyn Progress) -> Result<Outcome> {
+        let ended = self.engine(progress).run()?;
+        Ok(Outcome::new(self.extraction.out.clone(), ended.output, &ended.times, ended.was_done))
+    }
+
+    /// Does one part.
+    pub fn part(&self, part: Part, progress: &dyn Progress) -> Result<PartOutcome> {
+        self.engine(progress).part(part)
+    }
+}
+
+/// Assembles the adapter of a run whose parts have finished their work.
+///
+/// # Errors
+/// Parts of different runs; modules that two parts came to different bytes of; checkpoints that were changed; a shard that
+/// was damaged meanwhile; a failing disk.
+pub fn assemble(
+    assembly: &Assembly,
+    recorded: &Recorded,
+    progress: &dyn Progress,
+) -> Result<Assembled<Outcome>> {
+    let begun = match recorded {
+        Recorded::Begun(begun) => begun,
+        Recorded::Finished(_) => {
+            let manifest: Manifest = parts::assemble::finished(assembly, MANIFEST, &FILES[..5], Some(LOG))?;
+            return Ok(Assembled::Done(Outcome::new(assembly.out.clone(), manifest, &BTreeMap::new(), true)));
+        }
+    };
+    let extraction = recorded_extraction(assembly, begun)?;
+    let inputs = Inputs::open(&extraction.base, &extraction.tuned, extraction.served.as_deref())?;
+    let plan = Plan::make(&inputs, &extraction)?;
+    let job = ExtractJob::new(&extraction, &inputs, &plan)?;
+    let defaults = option_map(&Deciding::for_base(&extraction.base))?;
+    let assembled = job.engine(progress).assemble(begun, assembly.finish, &defaults)?;
+    Ok(assembled.map(|ended| Outcome::new(assembly.out.clone(), ended.output, &ended.times, ended.was_done)))
+}
+
+/// The extraction as its parts have recorded it.
+fn recorded_extraction(assembly: &Assembly, begun: &Begun) -> Result<Extraction> {
+    Ok(Extraction {
+        base: begun.place(assembly, Side::Base)?,
+        tuned: begun.place(assembly, Side::Tuned)?,
+        served: begun.place_if_any(assembly, Side::Served)?,
+        out: assembly.out.clone(),
+        deciding: begun.options(assembly)?,
+        running: begun.running(assembly),
+    })
+}
+
+impl Job for ExtractJob<'_> {
+    type Record = Record;
+    type Done = Done;
+    type Output = Manifest;
+
+    fn identity(&self) -> &RunIdentity {
+        &self.identity
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn units(&self) -> &[PlannedUnit] {
+        &self.units
+    }
+
+    fn places(&self) -> Vec<(Side, String)> {
+        let Extraction { base, tuned, served, .. } = self.extraction;
+        let two = [(Side::Base, base.clone()), (Side::Tuned, tuned.clone())];
+        two.into_iter().chain(served.clone().map(|served| (Side::Served, served))).collect()
+    }
+
+    fn checkpoint(&self, side: Side) -> Option<&Checkpoint> {
+        match side {
+            Side::Base => Some(&self.inputs.base),
+            Side::Tuned => Some(&self.inputs.tuned),
+            Side::Served => self.inputs.served.as_ref(),
+            _ => None,
+        }
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.plan.disk_bytes
+    }
+
+    fn described(&self) -> String {
+        let simd = self.identity.simd.as_deref().unwrap_or_default();
+        format!("{} threads, {} MiB, {simd}", self.plan.threads, self.plan.memory >> 20)
+    }
+
+    fn unit_title(&self, unit: &UnitId) -> String {
+        let compared = self.plan.not_represented.iter().find(|left| *unit == left.unit());
+        compared.map_or(&unit.name, |left| &left.name).clone()
+    }
+
+    fn load(&self, unit: Unit<Record>, result: &Path) -> Result<Done> {
+        let Some(written) = unit.written else {
+            let left_out = unit.record.left_out;
+            let left_out =
+                left_out.ok_or_else(|| Error::input("its record says nothing").tensor(unit.id.name))?;
+            return Ok(Done::Compared(left_out, unit.tensors));
+        };
+        let shard = Shard::open(result, written)?;
+        let record = shard.metadata().get("record").and_then(|text| serde_json::from_str(text).ok());
+        let record = record.ok_or_else(|| Error::input("its record cannot be read").path(result))?;
+        Ok(Done::Module(Box::new(record)))
+    }
+
+    fn work(
+        &self,
+        share: &Share,
+        recorder: &mut Recorder<'_, Record, Done>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        stages::run(self.inputs, self.extraction, &self.plan.only(share), recorder, progress)
+    }
+
+    fn finish(&self, identity: &RunIdentity, done: &Completed<Done>, _: &dyn Progress) -> Result<Manifest> {
+        write::finish(self.inputs, self.extraction, self.plan, identity, &DoneWork::new(done))
+    }
+}
+
+impl RunOutput for Manifest {
+    fn identity(&self) -> RunIdentity {
+        RunIdentity {
+            command: "extract".into(),
+            trephine: self.trephine.clone(),
+            options: self.options.clone(),
+            simd: Some(self.simd.clone()),
+            inputs: self.inputs.clone(),
+        }
+    }
+
+    fn tensors(&self) -> &[TensorRecord] {
+        &self.tensors
+    }
+}

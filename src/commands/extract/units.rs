@@ -1,0 +1,51 @@
+//! A plan as units of work, and the plan of some of them.
+
+use crate::commands::extract::plan::{Plan, PlannedLeftover, PlannedModule};
+use crate::run::parts::part_id::Part;
+use crate::run::parts::partition::Share;
+use crate::run::unit::{PlannedUnit, UnitId, Work};
+
+impl PlannedModule {
+    /// The unit of work that it is.
+    pub fn unit(&self) -> UnitId {
+        UnitId::module(&self.name)
+    }
+}
+
+impl PlannedLeftover {
+    /// The unit of work that its comparison is.
+    pub fn unit(&self) -> UnitId {
+        UnitId::compared(self.key())
+    }
+}
+
+impl Plan {
+    /// Its work, unit by unit.
+    pub fn units(&self) -> Vec<PlannedUnit> {
+        let modules = self.modules.iter().map(|m| PlannedUnit::new(m.unit(), m.flops, m.read_bytes));
+        let compared = self.not_represented.iter().map(|l| PlannedUnit::new(l.unit(), 0.0, l.read_bytes));
+        modules.chain(compared).collect()
+    }
+
+    /// The plan of one part alone: its share of the modules and of the comparisons.
+    #[must_use]
+    pub fn share(&self, part: Part) -> Plan {
+        self.only(&Share::of_part(&self.units(), part))
+    }
+
+    /// The plan of a share alone.
+    #[must_use]
+    pub fn only(&self, share: &Share) -> Plan {
+        let mut plan = self.clone();
+        plan.modules.retain(|module| share.contains(&module.unit()));
+        plan.not_represented.retain(|left| share.contains(&left.unit()));
+        plan.read_bytes = Work::of(&plan.units()).bytes;
+        plan.seconds *= plan.cost() as f64 / self.cost().max(1) as f64;
+        plan
+    }
+
+    /// The cost of all its work, in millions of floating-point operations.
+    pub fn cost(&self) -> u64 {
+        Work::of(&self.units()).cost
+    }
+}

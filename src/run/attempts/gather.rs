@@ -1,0 +1,189 @@
+//! What earlier attempts have done, as far as it holds: results that are whole, made from inputs that are as they were.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::Checkpoint;
+use crate::delta::record::{Side, TensorRecord};
+use crate::run::attempts::attempt::Attempt;
+use crate::run::attempts::completed::Completed;
+use crate::run::identity::{RunIdentity, changed};
+use crate::run::job::Job;
+use crate::run::life::{Condition, SILENT, last_beat};
+use crate::run::unit::{Unit, UnitId};
+use crate::{Error, Result};
+
+/// What is to become of a unit that a journal says is done.
+enum Verdict<D> {
+    /// Its result is whole, and its inputs are as they were.
+    Keep(D, PathBuf),
+    /// Its result is missing or damaged: it is done again.
+    Redo(Error),
+    /// What was read for it has changed: this is a different run.
+    Refuse(Error),
+}
+
+/// Takes what the journals of `attempts` say is done, as far as it is `wanted`. Of a unit that one attempt did twice its
+/// last word counts; of one that two did, either, if they agree.
+///
+/// # Errors
+/// Two attempts that came to different bytes; a tensor that has changed since it was read.
+pub(crate) fn gather<J: Job + ?Sized>(
+    job: &J,
+    out: &Path,
+    attempts: &[Attempt<J::Record>],
+    wanted: &dyn Fn(&UnitId) -> bool,
+    notes: &mut Vec<String>,
+) -> Result<Completed<J::Done>> {
+    // In the order of their names, so that notes and errors are the same each time.
+    let mut claims: BTreeMap<&UnitId, Vec<(usize, &Unit<J::Record>)>> = BTreeMap::new();
+    for (index, attempt) in attempts.iter().enumerate() {
+        for unit in attempt.units.iter().filter(|unit| wanted(&unit.id)) {
+            let claims = claims.entry(&unit.id).or_default();
+            claims.retain(|(attempt, _)| *attempt != index);
+            claims.push((index, unit));
+        }
+    }
+    let touched: Vec<Vec<(Side, String)>> = attempts
+        .iter()
+        .map(|attempt| {
+            attempt.identity.as_ref().map_or(Vec::new(), |then| job.identity().touched_since(then))
+        })
+        .collect();
+    let mut done = Completed::new();
+    for (id, claims) in claims {
+        let (first, unit) = claims[0];
+        if let Some((other, _)) = claims[1..].iter().find(|(_, other)| *other != unit) {
+            return Err(differ([&attempts[first], &attempts[*other]], &id.name));
+        }
+        let mut why = None;
+        for (index, unit) in claims {
+            match check(job, out, &attempts[index].folder, unit, &touched[index]) {
+                Verdict::Keep(loaded, path) => {
+                    done.insert(id.clone(), path, unit.written, loaded);
+                    why = None;
+                    break;
+                }
+                Verdict::Redo(error) => why = Some(error),
+                Verdict::Refuse(error) => return Err(error),
+            }
+        }
+        notes.extend(why.map(|why| format!("{} is done again: {why}", id.name)));
+    }
+    Ok(done)
+}
+
+/// The one rule for finished work: what was read from a file that has been written to since is hashed again, and a
+/// result is trusted when its digest is the journal's.
+fn check<J: Job + ?Sized>(
+    job: &J,
+    out: &Path,
+    attempt: &Path,
+    unit: &Unit<J::Record>,
+    touched: &[(Side, String)],
+) -> Verdict<J::Done> {
+    if let Err(error) = check_touched(job, touched, &unit.tensors, out) {
+        return Verdict::Refuse(error);
+    }
+    let name = job.result_name(&unit.id);
+    let mut path = job.layout().results(out, attempt).join(&name);
+    // An assembly that was killed had moved some results to their place already.
+    if job.layout().in_place && !path.exists() {
+        path = out.join(name);
+    }
+    match job.load(unit.clone(), &path) {
+        Ok(done) => Verdict::Keep(done, path),
+        Err(error) => Verdict::Redo(error),
+    }
+}
+
+/// Those of `records`, what has been read so far, that lie in `touched` files are hashed again: the same sizes and headers
+/// may still be other weights.
+///
+/// # Errors
+/// A tensor that has changed; what cannot be read.
+pub(crate) fn check_touched<J: Job + ?Sized>(
+    job: &J,
+    touched: &[(Side, String)],
+    records: &[TensorRecord],
+    out: &Path,
+) -> Result<()> {
+    let is_touched = |record: &&TensorRecord| {
+        touched.iter().any(|(side, file)| *side == record.checkpoint && *file == record.file)
+    };
+    for then in records.iter().filter(is_touched) {
+        let Some(checkpoint) = job.checkpoint(then.checkpoint) else { continue };
+        if !is_as_it_was(checkpoint, then)? {
+            let text =
+                format!("the tensor {} of the {} has changed since", then.name, then.checkpoint.phrase());
+            return Err(changed(out, &text));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a tensor, or the part of it that was read, has the digest that it had.
+fn is_as_it_was(checkpoint: &Checkpoint, then: &TensorRecord) -> Result<bool> {
+    let Some(tensor) = checkpoint.tensor(&then.name) else { return Ok(false) };
+    let [start, end] = then.part.unwrap_or([0, tensor.size()]);
+    if end > tensor.size() || tensor.stored.shape != then.shape {
+        return Ok(false);
+    }
+    Ok(checkpoint.hash_range(tensor, start..end)?.to_hex().as_str() == then.blake3)
+}
+
+/// The error for two attempts that came to different bytes of one unit.
+fn differ<R>(attempts: [&Attempt<R>; 2], name: &str) -> Error {
+    let [a, b] = attempts;
+    let what = format!("{} and {} came to different bytes", a.name(), b.name());
+    let hint = format!(
+        "one of them is wrong: was another processor used, or is a memory faulty? remove its folder, {} or {}, and do it again",
+        a.folder.display(),
+        b.folder.display()
+    );
+    Error::found(what).tensor(name).hint(hint)
+}
+
+/// Refuses attempts at another run than `identity`. One that has done nothing is taken as seriously as any: it may be at
+/// work.
+///
+/// # Errors
+/// An attempt of another command, version, SIMD level, of other inputs or options, by name.
+pub(crate) fn check_same<R>(
+    attempts: &[Attempt<R>],
+    identity: &RunIdentity,
+    other_simd: bool,
+    out: &Path,
+) -> Result<()> {
+    for attempt in attempts {
+        let Some(before) = &attempt.identity else { continue };
+        if let Some(text) = identity.difference(before, other_simd) {
+            let whose = if attempt.is_of_part() { format!("{}: ", attempt.name()) } else { String::new() };
+            return Err(changed(out, &(whose + &text)));
+        }
+    }
+    Ok(())
+}
+
+/// Parts that appear to be at work, for who is about to do what they are doing.
+pub(crate) fn at_work<R>(attempts: &[Attempt<R>]) -> impl Iterator<Item = String> {
+    let parts = attempts.iter().filter(|attempt| attempt.is_of_part());
+    parts.filter_map(|attempt| {
+        let (beat, ago) = last_beat(&attempt.folder)?;
+        let fresh = beat.condition == Condition::Running && ago < SILENT;
+        let (name, ago) = (attempt.name(), ago.as_secs());
+        fresh.then(|| {
+            format!(
+                "{name} seems to be at work, it wrote {ago} s ago: what it is at is done here too, to no harm"
+            )
+        })
+    })
+}
+
+/// What is wrong with journals, for the user: what stands before the damage counts, the rest is done again.
+pub(crate) fn damages<R>(attempts: &[Attempt<R>]) -> impl Iterator<Item = String> {
+    attempts.iter().filter_map(|attempt| {
+        let damage = attempt.damage.as_ref()?;
+        Some(format!("{}: {damage}; what it says before that counts, the rest is done again", attempt.name()))
+    })
+}

@@ -1,0 +1,55 @@
+//! The one writer of an attempt's journal: a unit counts as finished when its record is on the disk.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::Result;
+use crate::durable::journal::Journal;
+use crate::run::attempts::completed::Completed;
+use crate::run::heartbeat::Living;
+use crate::run::log::Log;
+use crate::run::unit::{Entry, Unit, UnitId};
+
+/// Takes the finished units of one attempt: `R` is what the journal records of one, `D` the unit itself.
+pub struct Recorder<'a, R, D> {
+    pub(crate) results: PathBuf,
+    pub(crate) journal: Journal<Entry<R>>,
+    pub(crate) done: Completed<D>,
+    pub(crate) living: &'a Living<'a>,
+    pub(crate) log: &'a Log,
+    pub(crate) times: BTreeMap<String, f64>,
+}
+
+impl<R: Serialize + DeserializeOwned, D> Recorder<'_, R, D> {
+    /// The folder for the results of units.
+    pub fn results(&self) -> &Path {
+        &self.results
+    }
+
+    /// Whether a unit was done before, by whomever, or has been recorded.
+    pub fn is_done(&self, id: &UnitId) -> bool {
+        self.done.contains(id)
+    }
+
+    /// Records a unit whose result (if it has one) is safe on the disk as `result`, and which took so long.
+    ///
+    /// # Errors
+    /// A journal that cannot be written to.
+    pub fn record(&mut self, unit: Unit<R>, result: PathBuf, done: D, took: Duration) -> Result<()> {
+        let (id, written) = (unit.id.clone(), unit.written);
+        self.journal.append(&Entry::from(unit))?;
+        self.living.finished(&id);
+        self.times.insert(id.name.clone(), took.as_secs_f64());
+        self.done.insert(id, result, written, done);
+        Ok(())
+    }
+
+    /// The attempt's log.
+    pub fn log(&self) -> &Log {
+        self.log
+    }
+}

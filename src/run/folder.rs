@@ -1,0 +1,232 @@
+//! The output folder of a run: what may lie in it, what an earlier run left, and what goes when all is done.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::UNIX_EPOCH;
+
+use crate::delta::record::Side;
+use crate::durable::checksums::Checksums;
+use crate::durable::finding::{B3SUMS, Level};
+use crate::durable::folder;
+use crate::durable::lock::Lock;
+use crate::run::attempts::attempt;
+use crate::run::attempts::attempt::Attempt;
+use crate::run::attempts::completed::Completed;
+use crate::run::attempts::gather::check_touched;
+use crate::run::identity::changed;
+use crate::run::job::{Job, RunOutput};
+use crate::run::layout::{ATTEMPT, HEARTBEAT, HEARTBEAT_DRAFT, JOURNAL, Layout, PARTS, SHARDS, STATE};
+use crate::run::log::Log;
+use crate::run::unit::AnyRecord;
+use crate::{Error, Result};
+
+/// What is said of a folder in which no run has left anything.
+pub(crate) const STATE_HAS_NOTHING: &str = "the folder holds no run, finished or not";
+
+/// The files in `out` that are this run's or an earlier run's, the checksums aside.
+fn known_files(out: &Path, layout: &Layout) -> Result<BTreeSet<String>> {
+    let mut files = layout.outputs.clone();
+    for attempt in attempt::all::<AnyRecord>(out)? {
+        files.extend(attempt.info.into_iter().flat_map(|info| info.outputs));
+    }
+    if is_record(&out.join(layout.record))
+        && let Ok(checksums) = Checksums::read(out)
+    {
+        files.extend(checksums.entries().iter().map(|entry| entry.name.clone()));
+    }
+    Ok(files)
+}
+
+/// Whether the file is the record of a run: somebody else's JSON does not make a folder ours.
+fn is_record(path: &Path) -> bool {
+    let record = fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<AnyRecord>(&bytes).ok());
+    record.is_some_and(|record| record.contains_key("trephine"))
+}
+
+/// Refuses a folder with anything that no run of this command has written. A file by the name of an output alone does not
+/// make a folder ours.
+///
+/// # Errors
+/// [`Kind::Decide`](crate::Kind::Decide) with the name of what is foreign; what cannot be read.
+pub(crate) fn refuse_foreign(out: &Path, layout: &Layout) -> Result<()> {
+    let begun = out.join(STATE).is_dir() || out.join(layout.record).is_file();
+    let known = if begun { known_files(out, layout)? } else { BTreeSet::new() };
+    folder::refuse_others(out, |name| {
+        let inside = format!("{name}/");
+        layout.log == Some(name)
+            || (begun
+                && (name == B3SUMS || known.contains(name) || known.iter().any(|k| k.starts_with(&inside))))
+    })
+}
+
+/// Removes what an earlier run left, checksums first: from then on the folder does not pass for whole. The record goes
+/// last, so that a removal that is killed can be continued.
+///
+/// # Errors
+/// What cannot be removed.
+pub(crate) fn clear(out: &Path, layout: &Layout) -> Result<()> {
+    clear_files(out, layout)?;
+    let state = out.join(STATE);
+    [SHARDS, PARTS, ATTEMPT, HEARTBEAT, JOURNAL].iter().try_for_each(|name| removed(&state.join(name)))?;
+    removed(&out.join(layout.record))?;
+    folder::sync(out)
+}
+
+/// Removes the output files of an earlier run, its record aside.
+///
+/// # Errors
+/// What cannot be removed.
+pub(crate) fn clear_files(out: &Path, layout: &Layout) -> Result<()> {
+    let known = known_files(out, layout)?;
+    removed(&out.join(B3SUMS))?;
+    let files = known.iter().map(String::as_str).filter(|name| *name != layout.record).chain(layout.log);
+    files.into_iter().try_for_each(|file| removed(&out.join(file)))
+}
+
+/// Removes a finished run's files and its record.
+///
+/// # Errors
+/// What cannot be removed.
+pub(crate) fn clear_finished(out: &Path, layout: &Layout) -> Result<()> {
+    clear_files(out, layout)?;
+    removed(&out.join(layout.record))
+}
+
+/// Removes a file, or a folder with all that is in it; none is as good.
+///
+/// # Errors
+/// What cannot be removed.
+pub(crate) fn removed(path: &Path) -> Result<()> {
+    let gone = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match gone {
+        Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(Error::unexpected("cannot remove what an earlier run left").path(path).because(e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the folder has checksums, which come last: it was whole once.
+pub(crate) fn is_finished(out: &Path) -> bool {
+    out.join(B3SUMS).exists()
+}
+
+/// A folder with checksums was whole; it is this run's if its record says so, and still whole if its files agree.
+///
+/// # Errors
+/// A different run; a file that was removed or damaged since; a checkpoint that was changed since.
+pub(crate) fn existing<J: Job + ?Sized>(job: &J, out: &Path, other_simd: bool) -> Result<J::Output> {
+    let layout = job.layout();
+    let output: J::Output = read_record(out, layout.record)?;
+    if let Some(text) = job.identity().difference(&output.identity(), other_simd) {
+        return Err(changed(out, &text));
+    }
+    check_whole(out, layout.outputs.iter().map(String::as_str), layout.log)?;
+    let touched = written_since(job, &out.join(layout.record));
+    check_touched(job, &touched, output.tensors(), out)?;
+    Ok(output)
+}
+
+/// The record in a finished folder.
+///
+/// # Errors
+/// None, or one that cannot be read.
+pub(crate) fn read_record<O: RunOutput>(out: &Path, record: &str) -> Result<O> {
+    let path = out.join(record);
+    let text = fs::read_to_string(&path).map_err(|e| {
+        Error::decide("the folder holds checksums, but no run's")
+            .path(&path)
+            .because(e)
+            .hint("give the folder that --out named")
+    })?;
+    serde_json::from_str(&text).map_err(|e| {
+        Error::input("the record of the finished run cannot be read")
+            .path(&path)
+            .because(e)
+            .hint("--overwrite starts anew")
+    })
+}
+
+/// A file of a finished run may have been removed or damaged since.
+pub(crate) fn check_whole<'a>(
+    out: &Path,
+    mut files: impl Iterator<Item = &'a str>,
+    log: Option<&str>,
+) -> Result<()> {
+    let damaged = |what: String| {
+        Error::decide(format!("the folder holds a finished run that is no longer whole: {what}"))
+            .path(out)
+            .hint("give another --out, or --overwrite to start anew")
+    };
+    let checksums = Checksums::read(out)?;
+    let listed: BTreeSet<&str> = checksums.entries().iter().map(|entry| entry.name.as_str()).collect();
+    if let Some(file) = files.find(|file| !listed.contains(file)) {
+        return Err(damaged(format!("its checksums do not list {file}")));
+    }
+    let unlisted: Vec<&str> = log.into_iter().collect();
+    let found = checksums.verify(&unlisted, &|_| ()).findings.into_iter().find(|f| f.level == Level::Error);
+    found.map_or(Ok(()), |finding| Err(damaged(finding.to_string())))
+}
+
+/// Files of the inputs that were written to after the run had ended with its record.
+fn written_since<J: Job + ?Sized>(job: &J, record: &Path) -> Vec<(Side, String)> {
+    let ended = fs::metadata(record).and_then(|data| data.modified()).ok();
+    let ended = ended.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_nanos());
+    let inputs = job.identity().inputs.iter();
+    let files = inputs.flat_map(|(side, now)| now.files.iter().map(|file| (*side, file)));
+    let later = files.filter(|(_, file)| file.modified.is_some() && file.modified.map(u128::from) >= ended);
+    later.map(|(side, file)| (side, file.name.clone())).collect()
+}
+
+/// Brings the results of parts to those of the unsplit run, where they are to be kept.
+///
+/// # Errors
+/// A result that cannot be renamed.
+pub(crate) fn keep_results<D>(out: &Path, done: &Completed<D>) -> Result<()> {
+    let shards = out.join(STATE).join(SHARDS);
+    folder::create(&shards)?;
+    for (_, unit) in done.units().filter(|(_, unit)| unit.written.is_some()) {
+        let kept = shards.join(unit.path.file_name().unwrap_or_default());
+        fs::rename(&unit.path, &kept)
+            .map_err(|e| Error::unexpected("cannot keep the shard").path(&unit.path).because(e))?;
+    }
+    folder::sync(&shards)
+}
+
+/// Removes what only an unfinished run needs. The journals go first of all: without checksums they would be work lost,
+/// with them they are spent. The lock goes last, and nothing is removed without it: another run may have begun here.
+///
+/// # Errors
+/// What cannot be removed.
+pub(crate) fn tidy(lock: Lock, out: &Path, log: Option<&str>, keep_results: bool) -> Result<()> {
+    let state = out.join(STATE);
+    for name in [JOURNAL, ATTEMPT, HEARTBEAT, HEARTBEAT_DRAFT] {
+        removed(&state.join(name))?;
+    }
+    if !keep_results {
+        removed(&state.join(SHARDS))?;
+    }
+    let parts = attempt::folders(out)?;
+    if let Some(log) = log.filter(|_| !parts.is_empty()) {
+        Log::open(&out.join(log))?.take_over(&parts);
+    }
+    parts.iter().for_each(|part| remove_part(part));
+    // A part that is still at work, on what another has done meanwhile, may have written there just now: what it leaves
+    // is no one's, and harms no one.
+    let _ = fs::remove_dir(state.join(PARTS));
+    lock.remove()?;
+    folder::sync(out)
+}
+
+/// Removes the folder of a part, its journal first, as far as it can be removed.
+fn remove_part(part: &Path) {
+    let _ = fs::remove_file(part.join(JOURNAL));
+    let _ = fs::remove_dir_all(part);
+}
+
+/// Whether an attempt is at this very run.
+pub(crate) fn is_same_run<R, J: Job + ?Sized>(job: &J, attempt: &Attempt<R>, other_simd: bool) -> bool {
+    attempt.identity.as_ref().is_some_and(|then| job.identity().difference(then, other_simd).is_none())
+}
