@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Submits an extraction to Slurm: an array of parts, and their assembly when all are done.
+# Submits a run to Slurm: an array of parts, and their assembly when all are done.
 #
 #   scripts/slurm/submit.sh --base BASE --tuned TUNED --out OUT --parts 16 [options of trephine extract] [-- options of sbatch]
+#   scripts/slurm/submit.sh dequantize CHECKPOINT --out OUT --parts 16 ...   (merge and analyze likewise)
 #
 # The checkpoints and OUT lie where every node sees them. Parts may be preempted, killed, lost with their node: they are
 # requeued and go on. After a cancelled or failed run the same line goes on too. `trephine status OUT` tells how far it is.
@@ -15,6 +16,10 @@ usage() {
   exit 2
 }
 
+command=extract
+case ${1:-} in
+extract | dequantize | merge | analyze) command=$1 && shift ;;
+esac
 parts='' out='' options=() assembly=() sbatch=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -36,15 +41,15 @@ done
 [ -n "$out" ] || usage "--out is missing"
 
 trephine=${TREPHINE:-trephine}
-script=$(dirname "$(readlink -f "$0")")/extract.sbatch
-# A slip in the options is better told now than by every part.
-"$trephine" extract "${options[@]}" --part "1/$parts" --dry-run >/dev/null
+script=$(dirname "$(readlink -f "$0")")/part.sbatch
+# A slip in the options is better reported now than by every part.
+[ $command != extract ] || "$trephine" extract "${options[@]}" --part "1/$parts" --dry-run >/dev/null
 
 # Beside the output folder, in which nothing else may lie.
 logs=${out%/}.slurm
 mkdir -p "$logs"
 array=$(sbatch --parsable --array="1-$parts" --output="$logs/part-%A_%a.log" "${sbatch[@]}" \
-  "$script" "$trephine" extract "${options[@]}" --part "auto/$parts")
+  "$script" "$trephine" $command "${options[@]}" --part "auto/$parts")
 array=${array%%;*}
 # Only the parts are an array.
 alone=()

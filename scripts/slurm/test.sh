@@ -155,6 +155,17 @@ until_true 60 "$node is back" back "$node"
 assembled lost
 went_on lost 3
 
+# The other commands whose work can be split.
+bridge=(dequantize "$model/base-fp8" --max-shard-size 20MB)
+"$TREPHINE" "${bridge[@]}" --out "$home/bridge-one" --quiet >/dev/null
+line=$("$here/submit.sh" "${bridge[@]}" --out "$home/bridge" --parts 4 -- --partition=low)
+say "bridge: $line"
+assembly=$(sed 's/.* assembly: job \([0-9]*\);.*/\1/' <<<"$line")
+until_true 120 "bridge is assembled" gone "$assembly"
+is_in "$assembly" COMPLETED || fail "the assembly of bridge came to $(state "$assembly")"
+diff -r "$home/bridge-one" "$home/bridge" || fail "bridge has other bytes than one machine's run"
+say "bridge: the bytes of one machine"
+
 submit cancelled
 for part in 1 2 3 4; do until_true 60 "part $part is amid its work" amid cancelled $part; done
 scancel "$array"

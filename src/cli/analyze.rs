@@ -1,15 +1,16 @@
 //! `trephine analyze`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 use comfy_table::Table;
 use trephine::Result;
-use trephine::commands::analyze::{Analysis, Analyzing, Asking, Cosine, Pooled, analyze};
+use trephine::commands::analyze::{Analysis, Analyzing, Asking, Cosine, Pooled, analyze, analyze_part};
 use trephine::commands::extract::default_memory;
 use trephine::pipeline::Running;
 
+use crate::cli::splitting::{Splitting, show_part};
 use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;
 use crate::cli::ui::signal::leave_on_signal;
@@ -60,6 +61,11 @@ pub struct Arguments {
     /// Throw away an earlier run in the output folder and start anew
     #[arg(long, help_heading = "Running")]
     overwrite: bool,
+    #[command(flatten)]
+    splitting: Splitting,
+    /// Continue a run that was begun on a processor with other vector instructions; its numbers may then differ
+    #[arg(long, help_heading = "Running")]
+    other_simd: bool,
     /// No progress
     #[arg(short, long, help_heading = "Running")]
     quiet: bool,
@@ -71,8 +77,12 @@ pub struct Arguments {
 /// Analyzes, and tells what it comes to.
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let memory = arguments.memory.unwrap_or_else(default_memory);
-    let running =
-        Running { overwrite: arguments.overwrite, ..Running::new(threads(arguments.threads)?, memory) };
+    let part = arguments.splitting.part()?;
+    let running = Running {
+        overwrite: arguments.overwrite,
+        other_simd: arguments.other_simd,
+        ..Running::new(threads(arguments.threads)?, memory)
+    };
     let job = Analyzing {
         base: arguments.base,
         base_quantized: arguments.base_quantized,
@@ -89,16 +99,26 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     };
     let bar = Bar::new(arguments.quiet);
     leave_on_signal(&bar)?;
+    if let Some(part) = part {
+        let outcome = analyze_part(&job, part, &bar);
+        bar.clear();
+        show_part(&outcome?, arguments.json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let analyzed = analyze(&job, &bar);
     bar.clear();
     let (analysis, was_done) = analyzed?;
-    if arguments.json {
-        print_json(&analysis)?;
-    } else {
-        let done = if was_done { " (was already done)" } else { "" };
-        print(&format!("{}analysis: {}{done}\n", show(&analysis), job.out.display()))?;
-    }
+    show_analysis(&analysis, &job.out, was_done, arguments.json)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tells what an analysis comes to.
+pub fn show_analysis(analysis: &Analysis, out: &Path, was_done: bool, json: bool) -> Result<()> {
+    if json {
+        return print_json(analysis);
+    }
+    let done = if was_done { " (was already done)" } else { "" };
+    print(&format!("{}analysis: {}{done}\n", show(analysis), out.display()))
 }
 
 fn show(analysis: &Analysis) -> String {

@@ -6,12 +6,15 @@ use std::process::ExitCode;
 
 use clap::Args;
 use trephine::commands::extract::{self, default_memory};
+use trephine::commands::{analyze, convert};
 use trephine::delta::Side;
 use trephine::pipeline::Running;
 use trephine::run::parts::assemble::recorded;
 use trephine::run::{Assembled, Assembly, Missing, MissingPart, UnitKind};
 use trephine::{Error, Result};
 
+use crate::cli::analyze::show_analysis;
+use crate::cli::dequantize::show_conversion;
 use crate::cli::extract::show_outcome;
 use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;
@@ -113,6 +116,16 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
                 |outcome| if json { print_json(outcome) } else { print(&show_outcome(outcome)) },
                 json,
             )
+        }
+        "dequantize" | "merge" => {
+            let assembled = convert::assemble(&assembly, &recorded, &bar);
+            end(assembled, &bar, |outcome| show_conversion(outcome, json), json)
+        }
+        "analyze" => {
+            let assembled = analyze::assemble(&assembly, &recorded, &bar);
+            let show =
+                |(analysis, was_done): &(_, bool)| show_analysis(analysis, &assembly.out, *was_done, json);
+            end(assembled, &bar, show, json)
         }
         other => Err(Error::decide(format!("a run of `trephine {other}` has no parts"))
             .path(&assembly.out)

@@ -5,10 +5,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 use trephine::Result;
-use trephine::commands::convert::{DEFAULT_SHARD_SIZE, Dequantization, Outcome, dequantize};
+use trephine::commands::convert::{DEFAULT_SHARD_SIZE, Dequantization, Outcome, dequantize, dequantize_part};
 use trephine::commands::extract::default_memory;
 use trephine::pipeline::Running;
 
+use crate::cli::splitting::{Splitting, show_part};
 use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;
 use crate::cli::ui::signal::leave_on_signal;
@@ -32,6 +33,8 @@ pub struct Arguments {
     dtype: DtypeName,
     #[command(flatten)]
     writing: Writing,
+    #[command(flatten)]
+    splitting: Splitting,
 }
 
 /// What all commands that write a checkpoint take.
@@ -55,7 +58,7 @@ pub struct Writing {
     pub quiet: bool,
     /// What was done as JSON on stdout
     #[arg(long, help_heading = "Running")]
-    json: bool,
+    pub json: bool,
 }
 
 impl Writing {
@@ -64,16 +67,11 @@ impl Writing {
         let running = Running::new(threads(self.threads)?, self.memory.unwrap_or_else(default_memory));
         Ok(Running { overwrite: self.overwrite, ..running })
     }
+}
 
-    /// Tells what was done.
-    pub fn show(&self, outcome: &Outcome) -> Result<ExitCode> {
-        if self.json {
-            print_json(outcome)?;
-        } else {
-            print(&text(outcome))?;
-        }
-        Ok(ExitCode::SUCCESS)
-    }
+/// Tells what was done.
+pub fn show_conversion(outcome: &Outcome, json: bool) -> Result<()> {
+    if json { print_json(outcome) } else { print(&text(outcome)) }
 }
 
 /// Dequantizes.
@@ -87,9 +85,19 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     };
     let bar = Bar::new(arguments.writing.quiet);
     leave_on_signal(&bar)?;
-    let outcome = dequantize(&job, &bar);
-    bar.clear();
-    arguments.writing.show(&outcome?)
+    match arguments.splitting.part()? {
+        Some(part) => {
+            let outcome = dequantize_part(&job, part, &bar);
+            bar.clear();
+            show_part(&outcome?, arguments.writing.json)?;
+        }
+        None => {
+            let outcome = dequantize(&job, &bar);
+            bar.clear();
+            show_conversion(&outcome?, arguments.writing.json)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn text(outcome: &Outcome) -> String {

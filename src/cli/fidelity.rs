@@ -12,6 +12,7 @@ use trephine::pipeline::Running;
 
 use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;
+use crate::cli::ui::signal::leave_on_signal;
 use crate::cli::{print, print_json, threads};
 
 /// Measures how far the served weights are from the tuned ones, with each adapter and with none.
@@ -37,6 +38,12 @@ pub struct Arguments {
     /// Threads that compute [default: one for each processor]
     #[arg(long)]
     threads: Option<usize>,
+    /// Throw away an earlier measurement in the output folder and start anew
+    #[arg(long)]
+    overwrite: bool,
+    /// Continue a measurement that was begun on a processor with other vector instructions; its numbers may then differ
+    #[arg(long)]
+    other_simd: bool,
     /// A line for every module, not only for every kind
     #[arg(long)]
     modules: bool,
@@ -50,7 +57,11 @@ pub struct Arguments {
 
 /// Measures, and tells.
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
-    let running = Running::new(threads(arguments.threads)?, arguments.memory.unwrap_or_else(default_memory));
+    let running = Running {
+        overwrite: arguments.overwrite,
+        other_simd: arguments.other_simd,
+        ..Running::new(threads(arguments.threads)?, arguments.memory.unwrap_or_else(default_memory))
+    };
     let job = Measuring {
         adapters: arguments.adapters,
         served: arguments.served,
@@ -59,6 +70,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         running,
     };
     let bar = Bar::new(arguments.quiet);
+    leave_on_signal(&bar)?;
     let measured = fidelity(&job, &bar);
     bar.clear();
     let measured = measured?;

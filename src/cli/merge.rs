@@ -5,9 +5,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 use trephine::Result;
-use trephine::commands::convert::{Merge, merge};
+use trephine::commands::convert::{Merge, merge, merge_part};
+use trephine::pipeline::Running;
 
-use crate::cli::dequantize::Writing;
+use crate::cli::dequantize::{Writing, show_conversion};
+use crate::cli::splitting::{Splitting, show_part};
 use crate::cli::ui::progress_bar::Bar;
 use crate::cli::ui::signal::leave_on_signal;
 use crate::cli::ui::value_enums::DtypeName;
@@ -35,6 +37,11 @@ pub struct Arguments {
     fp8: bool,
     #[command(flatten)]
     writing: Writing,
+    #[command(flatten)]
+    splitting: Splitting,
+    /// Continue a run that was begun on a processor with other vector instructions; its bytes may then differ
+    #[arg(long, help_heading = "Running")]
+    other_simd: bool,
 }
 
 /// Merges.
@@ -46,11 +53,21 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         dtype: arguments.dtype.into(),
         fp8: arguments.fp8,
         max_shard_size: arguments.writing.max_shard_size,
-        running: arguments.writing.running()?,
+        running: Running { other_simd: arguments.other_simd, ..arguments.writing.running()? },
     };
     let bar = Bar::new(arguments.writing.quiet);
     leave_on_signal(&bar)?;
-    let outcome = merge(&job, &bar);
-    bar.clear();
-    arguments.writing.show(&outcome?)
+    match arguments.splitting.part()? {
+        Some(part) => {
+            let outcome = merge_part(&job, part, &bar);
+            bar.clear();
+            show_part(&outcome?, arguments.writing.json)?;
+        }
+        None => {
+            let outcome = merge(&job, &bar);
+            bar.clear();
+            show_conversion(&outcome?, arguments.writing.json)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -7,13 +7,12 @@ use clap::{Args, ValueEnum};
 use trephine::commands::extract::default_memory;
 use trephine::commands::sanitize::{Sanitized, Sanitizing, check, sanitize};
 use trephine::lora::FactorType;
-use trephine::lora::read::PeftAdapter;
 use trephine::lora::rules::{Consumer, Finding};
-use trephine::run::Progress;
 use trephine::{Error, Result};
 
 use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;
+use crate::cli::ui::signal::leave_on_signal;
 use crate::cli::ui::table::{number, table};
 use crate::cli::ui::value_enums::DtypeName;
 use crate::cli::{print, print_json};
@@ -50,6 +49,9 @@ pub struct Arguments {
     /// Throw away an earlier result in the output folder
     #[arg(long)]
     overwrite: bool,
+    /// Continue a run that was begun on a processor with other vector instructions; its bytes may then differ
+    #[arg(long)]
+    other_simd: bool,
     /// No progress
     #[arg(short, long)]
     quiet: bool,
@@ -96,11 +98,11 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         dtype: arguments.dtype.map(FactorType::from),
         memory: arguments.memory.unwrap_or_else(default_memory),
         overwrite: arguments.overwrite,
+        other_simd: arguments.other_simd,
     };
-    let bytes = PeftAdapter::open(&job.adapter)?.tensors().map(trephine::checkpoint::Tensor::size).sum();
     let bar = Bar::new(arguments.quiet);
-    bar.begin(0, bytes, 0, 0);
-    let done = sanitize(&job, &|bytes| bar.read(bytes));
+    leave_on_signal(&bar)?;
+    let done = sanitize(&job, &bar);
     bar.clear();
     let done = done?;
     if arguments.json {

@@ -130,12 +130,12 @@ impl Served {
             };
             Column { label: clean(&adapter.name), modules: table.modules.iter().filter_map(sum).collect() }
         };
-        let identity = |side: &str| table.inputs.get(side).map(Identity::timeless);
+        let identity = |side: Side| table.inputs.get(&side).map(Identity::timeless);
         (!table.modules.is_empty() && !table.adapters.is_empty()).then(|| Served {
             on: clean(&table.served.name),
             tuned: clean(&table.tuned.name),
             columns: table.adapters.iter().enumerate().map(column).collect(),
-            inputs: ["served", "tuned"].map(identity),
+            inputs: [Side::Served, Side::Tuned].map(identity),
         })
     }
 }

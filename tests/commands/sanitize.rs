@@ -414,7 +414,7 @@ fn the_output_folder_is_respected() {
     fs::remove_file(out.join("notes.txt")).unwrap();
     sanitize(&adapter, &out, &[]).code(0);
     let first = contents(&out);
-    sanitize(&adapter, &out, &["--max-rank", "2"]).code(2).says("holds a finished adapter");
+    sanitize(&adapter, &out, &["--max-rank", "2"]).code(2).says("--max-rank was null and is 2");
     assert_eq!(contents(&out), first);
     sanitize(&adapter, &out, &["--max-rank", "2", "--overwrite"]).code(0);
     assert_ne!(contents(&out), first);

@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod every_command;
 mod faults;
 mod ledger_checksums;
 mod ledger_journal;

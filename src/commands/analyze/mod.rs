@@ -70,19 +70,18 @@
 //! more then (a cosine of 0.17), since more weights stay on the codes they were on. That noise and change are orthogonal is what
 //! makes the choice one of energies alone: Method B never works against the change.
 
+pub(crate) mod job;
 pub(crate) mod module;
 pub(crate) mod plan;
 pub(crate) mod pooled;
 pub(crate) mod quartet;
 pub(crate) mod record;
-pub(crate) mod resume;
-pub(crate) mod run;
 pub(crate) mod single_pass;
 pub mod stats;
 pub(crate) mod verdict;
+pub use self::job::{analyze, analyze_part, assemble};
 pub use self::quartet::{Analyzing, Asking};
 pub use self::record::{
     ANALYSIS, ANALYSIS_VERSION, About, Analysis, Angles, Cosine, Group, LeftAside, MethodB, ModuleAnalysis,
     Norms, Pooled, Remaining, SpectrumAboveNoise, Statement, Subspaces,
 };
-pub use self::run::analyze;

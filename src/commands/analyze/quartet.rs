@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Checkpoint;
@@ -14,8 +15,9 @@ use crate::delta::difference::Difference;
 use crate::delta::operand::Half;
 use crate::delta::options::{NonFinite, RoundBase};
 use crate::delta::pair::{Pair, pair};
-use crate::delta::record::Side;
+use crate::delta::record::{Side, TensorRecord};
 use crate::delta::select::Selection;
+use crate::delta::tensor_digests::digests;
 use crate::pipeline::options::Running;
 use crate::quant::encode::requantize::RoundToNearest;
 use crate::{Error, Result};
@@ -31,6 +33,13 @@ pub struct Asking {
     pub include: Vec<String>,
     /// Patterns of modules to leave out.
     pub exclude: Vec<String>,
+}
+
+impl Default for Asking {
+    /// The defaults of the command line.
+    fn default() -> Asking {
+        Asking { rank: 128, seed: 0, include: Vec::new(), exclude: Vec::new() }
+    }
 }
 
 /// One analysis: of what, to where, how.
@@ -144,16 +153,46 @@ impl Checkpoints {
         })
     }
 
-    /// Each with its word.
-    pub fn all(&self) -> Vec<(&'static str, &Checkpoint)> {
-        let three = [("base", &self.base), ("base_quantized", &self.base_quantized), ("tuned", &self.tuned)];
-        let fourth = self.tuned_quantized.as_ref().map(|p| ("tuned_quantized", p));
+    /// Each with what it is to the run.
+    pub fn all(&self) -> Vec<(Side, &Checkpoint)> {
+        let three = [
+            (Side::Base, &self.base),
+            (Side::BaseQuantized, &self.base_quantized),
+            (Side::Tuned, &self.tuned),
+        ];
+        let fourth = self.tuned_quantized.as_ref().map(|p| (Side::TunedQuantized, p));
         three.into_iter().chain(fourth).collect()
     }
 
     /// Their files.
-    pub fn identities(&self) -> BTreeMap<String, Identity> {
-        self.all().into_iter().map(|(word, c)| (word.to_owned(), c.identity().clone())).collect()
+    pub fn identities(&self) -> BTreeMap<Side, Identity> {
+        self.all().into_iter().map(|(side, c)| (side, c.identity().clone())).collect()
+    }
+
+    /// The digests of what a module is read from, in every checkpoint that has it.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn digests(&self, of: &Quartet<'_>) -> Result<Vec<TensorRecord>> {
+        let stored = match of.tuned_noise {
+            TunedNoise::Stored(module) => Some(module),
+            _ => None,
+        };
+        let modules = [Some(of.base), Some(of.base_quantized), Some(of.tuned), stored];
+        let sides = [Side::Base, Side::BaseQuantized, Side::Tuned, Side::TunedQuantized];
+        let checkpoints =
+            [Some(&self.base), Some(&self.base_quantized), Some(&self.tuned), self.tuned_quantized.as_ref()];
+        let halves: Vec<Half<'_>> = sides
+            .into_iter()
+            .zip(checkpoints)
+            .zip(modules)
+            .filter_map(|((side, checkpoint), module)| {
+                Some(Half { side, checkpoint: checkpoint?, module: module? })
+            })
+            .collect();
+        let records: Vec<Vec<TensorRecord>> =
+            halves.into_par_iter().map(|half| digests(half, &|_| ())).collect::<Result<_>>()?;
+        Ok(records.concat())
     }
 
     /// Finds the modules that all have.
@@ -259,7 +298,7 @@ impl Checkpoints {
     /// # Errors
     /// A side that cannot be opened.
     pub fn base_noise<'a>(&'a self, of: &Quartet<'a>) -> Result<Difference<'a>> {
-        let quantized = (Side::Served, &self.base_quantized, of.base_quantized);
+        let quantized = (Side::BaseQuantized, &self.base_quantized, of.base_quantized);
         self.difference(of.pair.rows, [(Side::Base, &self.base, of.base), quantized])
     }
 
@@ -268,7 +307,7 @@ impl Checkpoints {
     /// # Errors
     /// A side that cannot be opened.
     pub fn corrective<'a>(&'a self, of: &Quartet<'a>) -> Result<Difference<'a>> {
-        let quantized = (Side::Served, &self.base_quantized, of.base_quantized);
+        let quantized = (Side::BaseQuantized, &self.base_quantized, of.base_quantized);
         self.difference(of.pair.rows, [quantized, (Side::Tuned, &self.tuned, of.tuned)])
     }
 }

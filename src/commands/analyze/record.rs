@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::identity::Identity;
-use crate::delta::record::Source;
+use crate::delta::record::{Side, Source, TensorRecord};
 
 /// The name of the file.
 pub const ANALYSIS: &str = "analysis.json";
@@ -32,7 +32,7 @@ pub struct Analysis {
     pub simd: String,
     /// The files that were read from, by checkpoint (`base`, `base_quantized`, `tuned`, `tuned_quantized`): names, sizes,
     /// digests of their headers.
-    pub inputs: BTreeMap<String, Identity>,
+    pub inputs: BTreeMap<Side, Identity>,
     /// `B`.
     pub base: Source,
     /// `Q`.
@@ -59,6 +59,9 @@ pub struct Analysis {
     pub modules: Vec<ModuleAnalysis>,
     /// Modules of the base that were selected and not analyzed, with the reason, by name.
     pub left_out: Vec<LeftAside>,
+    /// Every tensor that was read, by checkpoint and name.
+    #[serde(default)]
+    pub tensors: Vec<TensorRecord>,
 }
 
 /// One sentence of the verdict.

@@ -3,20 +3,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::checkpoint::Checkpoint;
-use crate::commands::convert::merge::options;
+use crate::commands::convert::job::{ConvertJob, Parts};
 use crate::commands::convert::output_plan::{Target, Wish};
 use crate::commands::convert::record::{Conversion, Outcome};
-use crate::commands::convert::run::{Job, run};
 use crate::commands::convert::sharding;
 use crate::commands::convert::sharding::DEFAULT_SHARD_SIZE;
 use crate::commands::convert::sidecar_files::Edits;
 use crate::commands::convert::write_shard::Unchanged;
+use crate::delta::record::Side;
 use crate::lora::factor_dtype::FactorType;
 use crate::pipeline::options::Running;
+use crate::run::engine::PartOutcome;
+use crate::run::identity::{RunIdentity, option_map};
+use crate::run::parts::assemble::{Assembled, Assembly, Begun};
+use crate::run::parts::part_id::Part;
 use crate::run::progress::Progress;
 
 /// What is to be dequantized, where to, and how.
@@ -42,22 +46,59 @@ impl Dequantization {
     }
 }
 
-/// The options that decide the bytes.
-#[derive(Serialize)]
+/// The options that determine the bytes.
+#[derive(Serialize, Deserialize)]
 struct Deciding {
     dtype: FactorType,
     max_shard_size: u64,
 }
 
-/// Dequantizes a checkpoint, or goes on with a run that was stopped.
+/// Dequantizes a checkpoint, or continues a run that was stopped.
 ///
 /// Every quantized weight `X` becomes `X.weight`, rounded once from the value that its format's reference gives; its companions
 /// vanish, and so do scales of activations. All else is copied as it is.
 ///
 /// # Errors
 /// What is wrong with the checkpoint; a value that f16 does not hold; an output folder or a budget that needs a decision; a failing
-/// disk. Whatever was finished stays safe, and the same call goes on from there.
+/// disk. Whatever was finished stays safe, and the same call continues from there.
 pub fn dequantize(job: &Dequantization, progress: &dyn Progress) -> Result<Outcome> {
+    planned(job, progress, |job| job.run(progress))
+}
+
+/// Does `part` of a dequantization: those files of its share that no one has written yet. Nothing is assembled.
+///
+/// # Errors
+/// As [`dequantize`]; a folder with parts of a different run.
+pub fn dequantize_part(job: &Dequantization, part: Part, progress: &dyn Progress) -> Result<PartOutcome> {
+    planned(job, progress, |job| job.part(part, progress))
+}
+
+/// Assembles the parts of a dequantization.
+pub(super) fn assemble(
+    assembly: &Assembly,
+    begun: &Begun,
+    progress: &dyn Progress,
+) -> Result<Assembled<Outcome>> {
+    let Deciding { dtype, max_shard_size } = begun.options(assembly)?;
+    let (checkpoint, running) = (begun.place(assembly, Side::Checkpoint)?, begun.running(assembly));
+    let usual = Dequantization::new(&checkpoint, assembly.out.clone(), running);
+    let defaults = option_map(&usual.deciding())?;
+    let job = Dequantization { dtype, max_shard_size, ..usual };
+    planned(&job, progress, |job| job.assemble(assembly, begun, &defaults, progress))
+}
+
+impl Dequantization {
+    fn deciding(&self) -> Deciding {
+        Deciding { dtype: self.dtype, max_shard_size: self.max_shard_size }
+    }
+}
+
+/// Plans `job`, and has something done with the plan.
+fn planned<T>(
+    job: &Dequantization,
+    progress: &dyn Progress,
+    act: impl FnOnce(&ConvertJob<'_>) -> Result<T>,
+) -> Result<T> {
     let base = Checkpoint::open(&job.checkpoint)?;
     let wish = Wish {
         dtype: job.dtype.dtype(),
@@ -70,26 +111,21 @@ pub fn dequantize(job: &Dequantization, progress: &dyn Progress) -> Result<Outco
     if target.computed == 0 {
         progress.note("no weight of this checkpoint is quantized: it is copied as it is");
     }
+    let inputs = BTreeMap::from([(Side::Checkpoint, base.identity().clone())]);
+    let identity = RunIdentity::new("dequantize", &job.deciding(), false, inputs)?;
     let conversion = Conversion {
-        trephine: env!("CARGO_PKG_VERSION").into(),
-        command: "dequantize".into(),
-        options: options(&Deciding { dtype: job.dtype, max_shard_size: job.max_shard_size })?,
-        simd: None,
-        inputs: BTreeMap::from([("checkpoint".to_owned(), base.identity().clone())]),
-        scheme: base.scheme().label(),
         computed: target.computed,
         copied: target.copied,
         dropped: target.dropped,
-        replaced: Vec::new(),
-        non_finite: BTreeMap::new(),
+        ..Conversion::blank(&identity, &base)
     };
     let edits =
         Edits { dtype: (target.computed > 0).then_some(wish.dtype), quantization: None, untie: false };
-    let work = Job {
+    let parts = Parts {
         out: &job.out,
         running: &job.running,
         base: &base,
-        side: "checkpoint",
+        places: vec![(Side::Checkpoint, job.checkpoint.clone())],
         adapter: None,
         change: &Unchanged,
         conversion,
@@ -97,5 +133,5 @@ pub fn dequantize(job: &Dequantization, progress: &dyn Progress) -> Result<Outco
         edits,
         held: [0, 0],
     };
-    run(work, progress)
+    act(&ConvertJob::new(parts, Side::Checkpoint, identity)?)
 }

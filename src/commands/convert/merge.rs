@@ -3,28 +3,29 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
-use crate::checkpoint::identity::{FileIdentity, Identity};
+use crate::commands::convert::job::{ConvertJob, Parts};
 use crate::commands::convert::lora_update::Product;
 use crate::commands::convert::output_plan::{Target, Wish};
 use crate::commands::convert::record::{Conversion, Outcome};
-use crate::commands::convert::run::{Job, run};
 use crate::commands::convert::sharding;
 use crate::commands::convert::sharding::DEFAULT_SHARD_SIZE;
 use crate::commands::convert::sidecar_files::Edits;
-use crate::durable::digest;
-use crate::lora;
+use crate::delta::record::Side;
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::names::Place;
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{ExtraKind, Fault};
 use crate::pipeline::options::Running;
 use crate::quant::encode::fp8::FP8_BLOCK;
-use crate::run::identity::simd_level;
+use crate::run::engine::PartOutcome;
+use crate::run::identity::{RunIdentity, option_map};
+use crate::run::parts::assemble::{Assembled, Assembly, Begun};
+use crate::run::parts::part_id::Part;
 use crate::run::progress::Progress;
 use crate::{Error, Result};
 
@@ -62,24 +63,12 @@ impl Merge {
     }
 }
 
-/// The options that decide the bytes.
-#[derive(Serialize)]
+/// The options that determine the bytes.
+#[derive(Serialize, Deserialize)]
 struct Deciding {
     dtype: FactorType,
     fp8: bool,
     max_shard_size: u64,
-}
-
-/// The options as JSON.
-///
-/// # Errors
-/// Options that JSON cannot hold.
-pub(crate) fn options(deciding: &impl Serialize) -> Result<Map<String, Value>> {
-    let failed = |e| Error::unexpected("cannot write the options as JSON").because(e);
-    match serde_json::to_value(deciding).map_err(failed)? {
-        Value::Object(map) => Ok(map),
-        other => Err(Error::unexpected(format!("options are no JSON object but {other}"))),
-    }
 }
 
 /// Merges an adapter into its base, or goes on with a run that was stopped.
@@ -93,6 +82,43 @@ pub(crate) fn options(deciding: &impl Serialize) -> Result<Map<String, Value>> {
 /// one than `W + scale · B·A` (DoRA, biases, initializations that change the base); weights that become NaN or infinite; an output
 /// folder or a budget that needs a decision; a failing disk.
 pub fn merge(job: &Merge, progress: &dyn Progress) -> Result<Outcome> {
+    planned(job, progress, |job| job.run(progress))
+}
+
+/// Does `part` of a merge: those files of its share that no one has written yet. Nothing is assembled.
+///
+/// # Errors
+/// As [`merge`]; a folder with parts of a different run.
+pub fn merge_part(job: &Merge, part: Part, progress: &dyn Progress) -> Result<PartOutcome> {
+    planned(job, progress, |job| job.part(part, progress))
+}
+
+/// Assembles the parts of a merge.
+pub(super) fn assemble(
+    assembly: &Assembly,
+    begun: &Begun,
+    progress: &dyn Progress,
+) -> Result<Assembled<Outcome>> {
+    let Deciding { dtype, fp8, max_shard_size } = begun.options(assembly)?;
+    let [base, adapter] = [Side::Base, Side::Adapter].map(|side| begun.place(assembly, side));
+    let usual = Merge::new(&base?, &adapter?, assembly.out.clone(), begun.running(assembly));
+    let defaults = option_map(&usual.deciding())?;
+    let job = Merge { dtype, fp8, max_shard_size, ..usual };
+    planned(&job, progress, |job| job.assemble(assembly, begun, &defaults, progress))
+}
+
+impl Merge {
+    fn deciding(&self) -> Deciding {
+        Deciding { dtype: self.dtype, fp8: self.fp8, max_shard_size: self.max_shard_size }
+    }
+}
+
+/// Plans `job`, and has something done with the plan.
+fn planned<T>(
+    job: &Merge,
+    progress: &dyn Progress,
+    act: impl FnOnce(&ConvertJob<'_>) -> Result<T>,
+) -> Result<T> {
     let base = Checkpoint::open(&job.base)?;
     let adapter = PeftAdapter::open(&job.adapter)?;
     check(&adapter, progress)?;
@@ -103,21 +129,15 @@ pub fn merge(job: &Merge, progress: &dyn Progress) -> Result<Outcome> {
     let target = Target::of(&base, &wish)?;
     let product = Product::new(&base, &adapter, &wish.changed);
     let held = product.held();
+    let inputs =
+        BTreeMap::from([(Side::Base, base.identity().clone()), (Side::Adapter, adapter.identity()?)]);
+    let identity = RunIdentity::new("merge", &job.deciding(), true, inputs)?;
     let conversion = Conversion {
-        trephine: env!("CARGO_PKG_VERSION").into(),
-        command: "merge".into(),
-        options: options(&Deciding { dtype: job.dtype, fp8: job.fp8, max_shard_size: job.max_shard_size })?,
-        simd: Some(simd_level().to_owned()),
-        inputs: BTreeMap::from([
-            ("base".to_owned(), base.identity().clone()),
-            ("adapter".to_owned(), identity(&adapter)?),
-        ]),
-        scheme: base.scheme().label(),
         computed: target.computed,
         copied: target.copied,
         dropped: target.dropped,
         replaced: wish.replaced.keys().cloned().collect(),
-        non_finite: BTreeMap::new(),
+        ..Conversion::blank(&identity, &base)
     };
     let quantization = target.fp8.then(|| {
         json!({
@@ -129,11 +149,11 @@ pub fn merge(job: &Merge, progress: &dyn Progress) -> Result<Outcome> {
         })
     });
     let edits = Edits { dtype: Some(wish.dtype), quantization, untie: wish.untie.is_some() };
-    let work = Job {
+    let parts = Parts {
         out: &job.out,
         running: &job.running,
         base: &base,
-        side: "base",
+        places: vec![(Side::Base, job.base.clone()), (Side::Adapter, job.adapter.clone())],
         adapter: Some(&adapter),
         change: &product,
         conversion,
@@ -141,7 +161,7 @@ pub fn merge(job: &Merge, progress: &dyn Progress) -> Result<Outcome> {
         edits,
         held,
     };
-    run(work, progress)
+    act(&ConvertJob::new(parts, Side::Base, identity)?)
 }
 
 /// The head, where it is the embedding and the adapter changes one of them alone.
@@ -274,14 +294,4 @@ fn replaced(base: &Checkpoint, adapter: &PeftAdapter) -> Result<BTreeMap<String,
         }
     }
     Ok(replaced)
-}
-
-/// The adapter's files, by all of their content: an adapter is small.
-fn identity(adapter: &PeftAdapter) -> Result<Identity> {
-    let file = |name: &str| {
-        let written = digest::hash_file(&adapter.root().join(name))?;
-        let header = written.blake3.to_hex().to_string();
-        Ok(FileIdentity { name: name.to_owned(), size: written.bytes, header, modified: None })
-    };
-    Ok(Identity { files: [lora::CONFIG, lora::WEIGHTS].into_iter().map(file).collect::<Result<_>>()? })
 }

@@ -12,16 +12,38 @@
 //! model to one type when it loads it.)
 
 pub(crate) mod dequantize;
+pub(crate) mod job;
 pub(crate) mod lora_update;
 pub(crate) mod merge;
 pub(crate) mod output_plan;
 pub(crate) mod record;
-pub(crate) mod run;
 pub(crate) mod sharding;
 pub(crate) mod sidecar_files;
-pub(crate) mod state;
 pub(crate) mod write_shard;
-pub use self::dequantize::{Dequantization, dequantize};
-pub use self::merge::{Merge, merge};
+pub use self::dequantize::{Dequantization, dequantize, dequantize_part};
+pub use self::merge::{Merge, merge, merge_part};
 pub use self::record::{CONVERSION, Conversion, Outcome};
 pub use self::sharding::DEFAULT_SHARD_SIZE;
+
+use crate::Result;
+use crate::run::parts::assemble::{Assembled, Assembly, Recorded};
+use crate::run::progress::Progress;
+
+/// Assembles the checkpoint of a run whose parts have finished their work.
+///
+/// # Errors
+/// Parts of different runs; files that two parts came to different bytes of; inputs that were changed; a file that was damaged
+/// meanwhile; a failing disk.
+pub fn assemble(
+    assembly: &Assembly,
+    recorded: &Recorded,
+    progress: &dyn Progress,
+) -> Result<Assembled<Outcome>> {
+    match recorded {
+        Recorded::Finished(_) => job::assembled(assembly).map(Assembled::Done),
+        Recorded::Begun(begun) if begun.identity.command == "merge" => {
+            merge::assemble(assembly, begun, progress)
+        }
+        Recorded::Begun(begun) => dequantize::assemble(assembly, begun, progress),
+    }
+}

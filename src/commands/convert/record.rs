@@ -1,13 +1,16 @@
-//! What a conversion was of: the journal's first record, and `conversion.json` in the finished folder.
+//! `conversion.json` in the finished folder: how it was made.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::checkpoint::identity::{Change, Identity};
-use crate::run::identity::differing_option;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::identity::Identity;
+use crate::delta::record::{Side, TensorRecord};
+use crate::run::identity::RunIdentity;
+use crate::run::job::RunOutput;
 
 /// The file in a finished folder that says how it was made. Its bytes depend on inputs and options alone.
 pub const CONVERSION: &str = "conversion.json";
@@ -25,7 +28,7 @@ pub struct Conversion {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub simd: Option<String>,
     /// The files that were read, by what they were to the run: `checkpoint`, `base`, `adapter`.
-    pub inputs: BTreeMap<String, Identity>,
+    pub inputs: BTreeMap<Side, Identity>,
     /// How the weights of the checkpoint are stored.
     pub scheme: String,
     /// Modules whose weights were computed: dequantized, or changed by the adapter.
@@ -40,40 +43,44 @@ pub struct Conversion {
     /// Values that are NaN or infinite, by module, where there are any.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub non_finite: BTreeMap<String, u64>,
+    /// Every tensor of a checkpoint that was read, by name. The adapter's files are held by `inputs`, all of their content.
+    #[serde(default)]
+    pub tensors: Vec<TensorRecord>,
 }
 
 impl Conversion {
-    /// In words, the first thing in which `self` (this run) differs from `before`; modification times aside.
-    pub(crate) fn difference(&self, before: &Conversion) -> Option<String> {
-        if self.command != before.command {
-            return Some(format!("it was made by `trephine {}`", before.command));
+    /// Of the run with this identity, which reads `checkpoint`; what it comes to is not in it yet.
+    pub(super) fn blank(identity: &RunIdentity, checkpoint: &Checkpoint) -> Conversion {
+        Conversion {
+            trephine: identity.trephine.clone(),
+            command: identity.command.clone(),
+            options: identity.options.clone(),
+            simd: identity.simd.clone(),
+            inputs: identity.timeless_inputs(),
+            scheme: checkpoint.scheme().label(),
+            computed: 0,
+            copied: 0,
+            dropped: Vec::new(),
+            replaced: Vec::new(),
+            non_finite: BTreeMap::new(),
+            tensors: Vec::new(),
         }
-        if self.trephine != before.trephine {
-            return Some(format!("it was made by version {}, this is {}", before.trephine, self.trephine));
+    }
+}
+
+impl RunOutput for Conversion {
+    fn identity(&self) -> RunIdentity {
+        RunIdentity {
+            command: self.command.clone(),
+            trephine: self.trephine.clone(),
+            options: self.options.clone(),
+            simd: self.simd.clone(),
+            inputs: self.inputs.clone(),
         }
-        if self.simd != before.simd {
-            let [then, now] =
-                [&before.simd, &self.simd].map(|simd| simd.as_deref().unwrap_or("no").to_owned());
-            return Some(format!("it was made with {then} instructions, this machine has {now}"));
-        }
-        if let Some(text) = differing_option(&before.options, &self.options) {
-            return Some(text);
-        }
-        let sides: BTreeSet<&String> = before.inputs.keys().chain(self.inputs.keys()).collect();
-        sides.into_iter().find_map(|side| match (before.inputs.get(side), self.inputs.get(side)) {
-            (Some(then), Some(now)) => {
-                let changes = then.changes(now);
-                let change = changes.into_iter().find(|change| !matches!(change, Change::Touched(_)))?;
-                Some(format!("the {side} is another one: {change}"))
-            }
-            _ => Some(format!("one of the two runs had no {side}")),
-        })
     }
 
-    /// The same without the files' times, as it is kept in the finished folder.
-    pub(crate) fn timeless(&self) -> Conversion {
-        let inputs = self.inputs.iter().map(|(side, identity)| (side.clone(), identity.timeless()));
-        Conversion { inputs: inputs.collect(), ..self.clone() }
+    fn tensors(&self) -> &[TensorRecord] {
+        &self.tensors
     }
 }
 

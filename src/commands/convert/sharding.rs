@@ -84,8 +84,6 @@ pub(crate) struct Shard {
     pub tensors: Vec<OutTensor>,
     /// Bytes of the tensors.
     pub bytes: u64,
-    /// The files of the base that it is made from.
-    pub sources: Vec<FileId>,
 }
 
 /// Fills one file after another in the order of `units`, none above `largest` bytes but for a tensor that is larger by itself.
@@ -103,12 +101,9 @@ pub(crate) fn shards(units: Vec<Unit>, largest: u64) -> Vec<Shard> {
     }
     let count = files.len();
     let shard = |(at, (bytes, units)): (usize, (u64, Vec<Unit>))| {
-        let mut sources: Vec<FileId> = units.iter().map(|unit| unit.place.0).collect();
-        sources.sort();
-        sources.dedup();
         let mut tensors: Vec<OutTensor> = units.into_iter().flat_map(|unit| unit.tensors).collect();
         tensors.sort_by(|a, b| order(a).cmp(&order(b)));
-        Shard { name: name(at, count), tensors, bytes, sources }
+        Shard { name: name(at, count), tensors, bytes }
     };
     files.into_iter().enumerate().map(shard).collect()
 }

@@ -4,21 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use rayon::prelude::*;
+use serde_json::{Map, Value};
+
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::identity::{FileIdentity, Identity};
 use crate::commands::fidelity::record::{
-    Distances, FIDELITY, FIDELITY_VERSION, Fidelity, FidelityAdapter, FidelityGroup, FidelityModule,
+    Distances, FIDELITY_VERSION, Fidelity, FidelityAdapter, FidelityGroup, FidelityModule,
 };
 use crate::delta::difference::{Difference, Recomputed, VISIT_SCRATCH};
 use crate::delta::operand::Half;
 use crate::delta::options::{NonFinite, RoundBase};
 use crate::delta::pair::{Pair, pair};
-use crate::delta::record::Side;
-use crate::delta::record::source;
+use crate::delta::record::{Side, TensorRecord, source};
 use crate::delta::select::Selection;
-use crate::durable::checksums;
+use crate::delta::tensor_digests::digests;
 use crate::durable::digest::hash_file;
-use crate::durable::finding::B3SUMS;
-use crate::durable::{atomic_file, folder};
 use crate::factorize::kernel::tiling;
 use crate::factorize::residual;
 use crate::lora::names::{Place, kind_of, place_of};
@@ -26,6 +27,7 @@ use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{ExtraKind, PeftModule};
 use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD, mapped};
 use crate::pipeline::options::Running;
+use crate::run::identity::RunIdentity;
 use crate::run::progress::Progress;
 use crate::{Error, Result};
 
@@ -44,55 +46,131 @@ pub struct Measuring {
     pub running: Running,
 }
 
-/// Measures every linear module of the model, and whatever else an adapter changes. The numbers are those that
-/// `extract --served` gives for its own adapter.
-///
-/// # Errors
-/// Bad input, an adapter that is more than a LoRA of plain factors, a budget that is too small, a failing disk.
-pub fn fidelity(job: &Measuring, progress: &dyn Progress) -> Result<Fidelity> {
-    let served = Checkpoint::open(&job.served)?;
-    let tuned = Checkpoint::open(&job.tuned)?;
-    let adapters = job.adapters.iter().map(|spec| PeftAdapter::open(spec)).collect::<Result<Vec<_>>>()?;
-    adapters.iter().try_for_each(refuse_more_than_lora)?;
-    if let Some(out) = &job.out {
-        folder::refuse_foreign(out, &[], &[], &[FIDELITY, B3SUMS])?;
-        folder::create(out)?;
+/// A planned measurement.
+pub(super) struct Measurement<'a> {
+    pub job: &'a Measuring,
+    pub served: Checkpoint,
+    pub tuned: Checkpoint,
+    pub adapters: Vec<PeftAdapter>,
+    /// The modules to measure, by name.
+    pub pairs: Vec<Pair>,
+    notes: Vec<String>,
+    visitors: usize,
+    pool: rayon::ThreadPool,
+}
+
+impl<'a> Measurement<'a> {
+    /// Plans a measurement.
+    ///
+    /// # Errors
+    /// Bad input, an adapter that is more than a LoRA of plain factors, a budget that is too small.
+    pub fn plan(job: &'a Measuring, progress: &dyn Progress) -> Result<Measurement<'a>> {
+        let served = Checkpoint::open(&job.served)?;
+        let tuned = Checkpoint::open(&job.tuned)?;
+        let adapters = job.adapters.iter().map(|spec| PeftAdapter::open(spec)).collect::<Result<Vec<_>>>()?;
+        adapters.iter().try_for_each(refuse_more_than_lora)?;
+        let (pairs, notes) = pairs(&served, &tuned, &adapters)?;
+        notes.iter().for_each(|note| progress.note(note));
+        let visitors = visitors(job, [&served, &tuned], &pairs, &adapters)?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(job.running.threads).build();
+        let pool = pool.map_err(|e| Error::unexpected("cannot start the threads").because(e))?;
+        Ok(Measurement { job, served, tuned, adapters, pairs, notes, visitors, pool })
     }
-    let (pairs, notes) = pairs(&served, &tuned, &adapters)?;
-    notes.iter().for_each(|note| progress.note(note));
-    let visitors = visitors(job, [&served, &tuned], &pairs, &adapters)?;
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(job.running.threads).build();
-    let pool = pool.map_err(|e| Error::unexpected("cannot start the threads").because(e))?;
-    let bytes = |pair: &Pair| {
-        let sizes = [served.module(&pair.name), tuned.module(&pair.tuned)].map(|m| m.map_or(0, |m| m.size()));
-        sizes[0] + sizes[1]
-    };
-    progress.begin(pairs.len(), pairs.iter().map(bytes).sum(), 0, 0);
-    let mut modules = Vec::new();
-    for pair in &pairs {
-        let started = Instant::now();
-        modules.push(pool.install(|| measure(&served, &tuned, pair, &adapters, visitors))?);
-        progress.read(bytes(pair));
-        progress.analyzed(&pair.name, started.elapsed());
+
+    /// Measures every module, and leaves nothing on the disk.
+    ///
+    /// # Errors
+    /// See [`module`](Self::module).
+    pub fn whole(&self, progress: &dyn Progress) -> Result<Fidelity> {
+        progress.begin(self.pairs.len(), self.pairs.iter().map(|pair| self.bytes(pair)).sum(), 0, 0);
+        let mut modules = Vec::new();
+        for pair in &self.pairs {
+            let started = Instant::now();
+            modules.push(self.module(pair)?);
+            progress.read(self.bytes(pair));
+            progress.analyzed(&pair.name, started.elapsed());
+        }
+        self.record(&self.identity()?, modules, Vec::new())
     }
-    let record = Fidelity {
-        version: FIDELITY_VERSION,
-        trephine: env!("CARGO_PKG_VERSION").into(),
-        inputs: [("served", &served), ("tuned", &tuned)]
-            .map(|(word, checkpoint)| (word.to_owned(), checkpoint.identity().timeless()))
-            .into(),
-        served: source(&job.served, &served),
-        tuned: source(&job.tuned, &tuned),
-        adapters: described(&adapters, &job.adapters)?,
-        notes,
-        total: together(modules.iter(), adapters.len()),
-        kinds: kinds(&modules, adapters.len()),
-        modules,
-    };
-    if let Some(out) = &job.out {
-        write(out, &record)?;
+
+    /// Everything that determines the numbers.
+    ///
+    /// # Errors
+    /// An adapter that cannot be read.
+    pub fn identity(&self) -> Result<RunIdentity> {
+        // Of several adapters each has its number before its files' names: their order is that of the columns.
+        let mut files = Vec::new();
+        for (at, adapter) in self.adapters.iter().enumerate() {
+            let numbered = adapter.identity()?.files.into_iter();
+            files.extend(
+                numbered.map(|file| FileIdentity { name: format!("{}/{}", at + 1, file.name), ..file }),
+            );
+        }
+        let inputs = BTreeMap::from([
+            (Side::Served, self.served.identity().clone()),
+            (Side::Tuned, self.tuned.identity().clone()),
+            (Side::Adapter, Identity { files }),
+        ]);
+        RunIdentity::new("fidelity", &Map::<String, Value>::new(), true, inputs)
     }
-    Ok(record)
+
+    /// Stored bytes of a module in both checkpoints.
+    pub fn bytes(&self, pair: &Pair) -> u64 {
+        let modules = [self.served.module(&pair.name), self.tuned.module(&pair.tuned)];
+        modules.into_iter().flatten().map(|module| module.size()).sum()
+    }
+
+    /// Measures one module.
+    ///
+    /// # Errors
+    /// What reading meets; factors of another shape than the weight.
+    pub fn module(&self, pair: &Pair) -> Result<FidelityModule> {
+        self.pool.install(|| measure(&self.served, &self.tuned, pair, &self.adapters, self.visitors))
+    }
+
+    /// The digests of what a module is read from, in both checkpoints.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn digests(&self, pair: &Pair) -> Result<Vec<TensorRecord>> {
+        let sides = [(Side::Served, &self.served, &pair.name), (Side::Tuned, &self.tuned, &pair.tuned)];
+        let half = |(side, checkpoint, name): (Side, &'_ Checkpoint, &String)| {
+            let module = Checkpoint::module(checkpoint, name)
+                .ok_or_else(|| Error::unexpected("a paired module is gone").tensor(name))?;
+            digests(Half { side, checkpoint, module }, &|_| ())
+        };
+        let records: Vec<Vec<TensorRecord>> =
+            self.pool.install(|| sides.into_par_iter().map(half).collect::<Result<_>>())?;
+        Ok(records.concat())
+    }
+
+    /// The record of all `modules`.
+    ///
+    /// # Errors
+    /// An adapter that cannot be read.
+    pub fn record(
+        &self,
+        identity: &RunIdentity,
+        modules: Vec<FidelityModule>,
+        mut tensors: Vec<TensorRecord>,
+    ) -> Result<Fidelity> {
+        tensors.sort();
+        tensors.dedup();
+        Ok(Fidelity {
+            version: FIDELITY_VERSION,
+            trephine: identity.trephine.clone(),
+            simd: identity.simd.clone().unwrap_or_default(),
+            inputs: identity.timeless_inputs(),
+            served: source(&self.job.served, &self.served),
+            tuned: source(&self.job.tuned, &self.tuned),
+            adapters: described(&self.adapters, &self.job.adapters)?,
+            notes: self.notes.clone(),
+            total: together(modules.iter(), self.adapters.len()),
+            kinds: kinds(&modules, self.adapters.len()),
+            modules,
+            tensors,
+        })
+    }
 }
 
 /// What changes weights by other means than `B·A` cannot be measured by it.
@@ -299,16 +377,4 @@ fn described(adapters: &[PeftAdapter], specs: &[String]) -> Result<Vec<FidelityA
         })
     };
     adapters.iter().enumerate().map(one).collect()
-}
-
-fn write(out: &Path, record: &Fidelity) -> Result<()> {
-    folder::create(out)?;
-    let json = serde_json::to_string_pretty(record)
-        .map_err(|e| Error::unexpected("cannot write the measurement as JSON").because(e))?;
-    let written = atomic_file::write(&out.join(FIDELITY), |file| {
-        file.write_all(json.as_bytes())?;
-        file.write_all(b"\n")
-    })?;
-    checksums::write(out, &[(FIDELITY.to_owned(), written.blake3)].into())?;
-    Ok(())
 }

@@ -1,8 +1,10 @@
 //! How far served weights stay from the tuned ones, with each adapter and with none.
 
+pub(crate) mod job;
 pub(crate) mod measure;
 pub(crate) mod record;
-pub use self::measure::{Measuring, fidelity};
+pub use self::job::fidelity;
+pub use self::measure::Measuring;
 pub use self::record::{
     Distances, FIDELITY, FIDELITY_VERSION, Fidelity, FidelityAdapter, FidelityGroup, FidelityModule,
 };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::identity::Identity;
-use crate::delta::record::Source;
+use crate::delta::record::{Side, Source, TensorRecord};
 
 /// The name of the file.
 pub const FIDELITY: &str = "fidelity.json";
@@ -20,8 +20,12 @@ pub struct Fidelity {
     pub version: u32,
     /// Version of the program.
     pub trephine: String,
-    /// The files that were read from, by checkpoint (`served`, `tuned`): names, sizes, digests of their headers.
-    pub inputs: BTreeMap<String, Identity>,
+    /// Instruction set that the products ran on: another one may round differently.
+    #[serde(default)]
+    pub simd: String,
+    /// The files that were read from, by what they are (`adapter`, `tuned`, `served`): names, sizes, digests of their headers, of an
+    /// adapter's files of all of their content.
+    pub inputs: BTreeMap<Side, Identity>,
     /// What serves the adapters.
     pub served: Source,
     /// What the weights should be.
@@ -36,6 +40,9 @@ pub struct Fidelity {
     pub kinds: Vec<FidelityGroup>,
     /// Every module, by name.
     pub modules: Vec<FidelityModule>,
+    /// Every tensor of the checkpoints that was read, where the measurement was written to a folder.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub tensors: Vec<TensorRecord>,
 }
 
 /// One adapter.

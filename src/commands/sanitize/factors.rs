@@ -1,6 +1,5 @@
 //! One module's new factors, and how far their product is from the old one.
 
-use crate::commands::sanitize::plan::Planned;
 use crate::commands::sanitize::record::Refitted;
 use crate::factorize::truncate::{product_norm2, recompress};
 use crate::lora::factor_dtype::FactorType;
@@ -78,12 +77,6 @@ pub(crate) fn refit(
     let [a, b] = stored;
     let mut padded = Widths { a, b, ..new }.padded(rank, out, inner);
     Ok((Encoded { a: dtype.round(&mut padded.a), b: dtype.round(&mut padded.b) }, refitted))
-}
-
-/// Factors of zeros.
-pub(crate) fn zeros(planned: &Planned<'_>, rank: usize, dtype: FactorType) -> Encoded {
-    let ([out, inner], size) = (planned.shape, dtype.bytes());
-    Encoded { a: vec![0; rank * inner * size], b: vec![0; out * rank * size] }
 }
 
 /// Factors with what their common side consists of.

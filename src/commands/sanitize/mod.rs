@@ -6,9 +6,11 @@
 //! `scale · B·A` is what it was, but for one rounding of `lora_B` where the scale is no power of two.
 //!
 //! The order of the work: `plan` decides from headers alone what is kept, left out and filled in; `factors` computes one
-//! module's new factors and how far they are from the old; `write` streams them out, and the checksums last.
+//! module's new factors and how far they are from the old, which `job` keeps in shards until every module is done; `write` streams
+//! them out, and the checksums last.
 
 pub(crate) mod factors;
+pub(crate) mod job;
 pub(crate) mod options;
 pub(crate) mod plan;
 pub(crate) mod pruned_norms;
@@ -19,11 +21,12 @@ pub use self::record::{Completed, Pruned, Refitted, Sanitized};
 pub use self::write::RECORD;
 
 use crate::checkpoint::Checkpoint;
+use crate::commands::sanitize::job::SanitizeJob;
 use crate::commands::sanitize::plan::Plan;
-use crate::lora::CONFIG;
 use crate::lora::read::PeftAdapter;
-use crate::lora::rules;
 use crate::lora::rules::{Consumer, Finding, Mend};
+use crate::lora::{CONFIG, rules};
+use crate::run::progress::Progress;
 use crate::{Error, Result};
 
 /// Holds an adapter against the rules of `consumers`, and writes nothing. `base` tells the model's kind, where it is given.
@@ -47,12 +50,12 @@ fn model_type(base: &Checkpoint) -> Option<&str> {
     base.config().text_model_type().or(base.config().model_type())
 }
 
-/// Sanitizes. `read` is told the bytes of the tensors as they are worked off.
+/// Sanitizes, or continues what was stopped.
 ///
 /// # Errors
 /// An adapter that cannot be read, or that no plain LoRA can stand for (DoRA, PiSSA's changed base, …); factors that hold NaN
 /// or infinities; a rank, shape or budget that the user must decide; a folder that holds something else; a failing disk.
-pub fn sanitize(job: &Sanitizing, read: &dyn Fn(u64)) -> Result<Sanitized> {
+pub fn sanitize(job: &Sanitizing, progress: &dyn Progress) -> Result<Sanitized> {
     let adapter = PeftAdapter::open(&job.adapter)?;
     let base = job.base.as_deref().map(Checkpoint::open).transpose()?;
     let judged = rules::judge(&adapter, base.as_ref().and_then(model_type));
@@ -69,8 +72,7 @@ pub fn sanitize(job: &Sanitizing, read: &dyn Fn(u64)) -> Result<Sanitized> {
     }
     let found: Vec<Finding> = judged.into_iter().filter(|finding| finding.concerns(&job.consumers)).collect();
     let plan = Plan::make(job, &adapter, base.as_ref(), &found)?;
-    write::refuse(job, &adapter)?;
-    let record = write::write(job, &adapter, base.as_ref(), &plan, found, read)?;
+    let record = SanitizeJob::new(job, &adapter, base.as_ref(), &plan, &found)?.run(progress)?;
     let left = concerning(&PeftAdapter::open_folder(&job.out)?, base.as_ref(), &job.consumers);
     match left.iter().find(|finding| finding.is_failure()) {
         None => Ok(record),

@@ -23,4 +23,6 @@ pub struct Sanitizing {
     pub memory: u64,
     /// Whether an earlier result in `out` is thrown away.
     pub overwrite: bool,
+    /// Whether a run that was begun at another SIMD level is continued.
+    pub other_simd: bool,
 }

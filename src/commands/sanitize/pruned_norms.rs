@@ -6,6 +6,9 @@ use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
 use crate::commands::sanitize::plan::Plan;
 use crate::commands::sanitize::record::Pruned;
+use crate::delta::operand::Half;
+use crate::delta::record::{Side, TensorRecord};
+use crate::delta::tensor_digests::digests as tensor_digests;
 use crate::factorize::truncate::product_norm2;
 use crate::lora::read::classify::{Extra, ExtraKind, PeftModule};
 use crate::lora::read::{Factors, PeftAdapter};
@@ -18,7 +21,6 @@ pub(crate) fn measure(
     adapter: &PeftAdapter,
     base: Option<&Checkpoint>,
     plan: &Plan<'_>,
-    read: &dyn Fn(u64),
 ) -> Result<Vec<Pruned>> {
     let mut lost = Vec::new();
     for extra in &plan.pruned {
@@ -29,18 +31,29 @@ pub(crate) fn measure(
             Some(extra.kind),
             own.as_ref().map(|(base, own)| (*base, own)),
         )?);
-        read(extra.tensor.size());
     }
     for tensor in &plan.lone {
         lost.push(whole(adapter, tensor, None, None)?);
-        read(tensor.size());
     }
     for module in &plan.dropped {
         lost.push(product(adapter, module)?);
-        read(module.a().size() + module.b().size());
     }
     lost.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(lost)
+}
+
+/// The digests of the base's own tensors that whole weights are held against.
+///
+/// # Errors
+/// What cannot be read.
+pub(crate) fn digests(base: &Checkpoint, plan: &Plan<'_>) -> Result<Vec<TensorRecord>> {
+    let mut records = Vec::new();
+    for own in plan.pruned.iter().filter_map(|extra| counterpart(base, extra)) {
+        records.extend(tensor_digests(Half { side: Side::Base, checkpoint: base, module: &own }, &|_| ())?);
+    }
+    records.sort();
+    records.dedup();
+    Ok(records)
 }
 
 /// The base's own tensor of the same shape.

@@ -1,7 +1,12 @@
 //! What sanitizing did: printed, and kept beside the adapter.
 
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::checkpoint::identity::Identity;
+use crate::delta::record::{Side, TensorRecord};
 use crate::lora::read::classify::ExtraKind;
 use crate::lora::rules::{Consumer, Finding};
 
@@ -10,6 +15,15 @@ use crate::lora::rules::{Consumer, Finding};
 pub struct Sanitized {
     /// Version of the program.
     pub trephine: String,
+    /// The options that determine the result: `for`, `max_rank`, `dtype`.
+    #[serde(default)]
+    pub options: Map<String, Value>,
+    /// Instruction set that the products ran on: another one may round differently.
+    #[serde(default)]
+    pub simd: String,
+    /// The files that were read, by what they are (`adapter`, `base`); of the adapter's all of their content.
+    #[serde(default)]
+    pub inputs: BTreeMap<Side, Identity>,
     /// The adapter that was read, as it was named.
     pub adapter: String,
     /// For whom.
@@ -32,6 +46,9 @@ pub struct Sanitized {
     pub truncation_error: f64,
     /// Relative error of all products together by storing the factors.
     pub rounding_error: f64,
+    /// The base's tensors that were read.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub tensors: Vec<TensorRecord>,
 }
 
 /// One module before and after.

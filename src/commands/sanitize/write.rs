@@ -2,32 +2,30 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
-use crate::commands::sanitize::factors::{Encoded, refit, zeros};
 use crate::commands::sanitize::options::Sanitizing;
 use crate::commands::sanitize::plan::{Plan, Planned};
 use crate::commands::sanitize::pruned_norms;
 use crate::commands::sanitize::record::{Completed, Refitted, Sanitized};
 use crate::container::safetensors::writer::SafetensorsWriter;
-use crate::durable::checksums;
 use crate::durable::digest::Written;
-use crate::durable::finding::B3SUMS;
-use crate::durable::lock::Lock;
-use crate::durable::lock::STATE;
-use crate::durable::{atomic_file, folder};
+use crate::durable::{atomic_file, checksums};
 use crate::lora::config::{AdapterConfig, write_config};
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::names::{Keys, Place, kind_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{Extra, ExtraKind, PeftModule};
 use crate::lora::rules::{Consumer, Finding};
+use crate::lora::write::shard::Shard;
 use crate::lora::{CONFIG, WEIGHTS};
 use crate::quant::weight::Stored;
+use crate::run::attempts::completed::Completed as CompletedUnits;
+use crate::run::identity::RunIdentity;
+use crate::run::unit::UnitId;
 use crate::{Error, Result};
 
 /// File name of the record of what was done.
@@ -35,66 +33,49 @@ pub const RECORD: &str = "sanitized.json";
 
 const CARD: &str = "README.md";
 
-/// All files, in the order in which they are written; the checksums come last, and only then is the folder whole.
-const FILES: [&str; 5] = [WEIGHTS, CONFIG, RECORD, CARD, B3SUMS];
+/// All files but the checksums, which come last: only then is the folder whole.
+pub(crate) const FILES: [&str; 4] = [WEIGHTS, CONFIG, RECORD, CARD];
 
-/// Refuses to write where something else lies, or over a finished result that is not to be thrown away.
+/// The name of `lora_A` in a shard.
+pub(crate) const A: &str = "lora_A";
+
+/// The name of `lora_B` in a shard.
+pub(crate) const B: &str = "lora_B";
+
+/// Writes the new folder of an adapter whose every module is refitted.
 ///
 /// # Errors
-/// Both are the user's to decide.
-pub(crate) fn refuse(job: &Sanitizing, adapter: &PeftAdapter) -> Result<()> {
-    let out = &job.out;
-    let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
-    if same(out, adapter.root()) {
-        return Err(Error::decide("the output folder is the adapter itself")
-            .path(out)
-            .hint("give another --out"));
-    }
-    folder::refuse_foreign(out, &[RECORD, STATE], &FILES, &[])?;
-    let state = fs::read_dir(out.join(STATE)).into_iter().flatten().flatten();
-    if state.into_iter().any(|entry| entry.file_name() != "lock") {
-        return Err(Error::decide("the output folder holds an unfinished run of another command")
-            .path(out)
-            .hint("give another --out; nothing in it was touched"));
-    }
-    if out.join(B3SUMS).exists() && !job.overwrite {
-        return Err(Error::decide("the output folder holds a finished adapter")
-            .path(out)
-            .hint("give another --out, or --overwrite to write it anew"));
-    }
-    Ok(())
-}
-
-/// Writes everything.
-///
-/// # Errors
-/// As [`refit`]; a folder that another process writes to; a failing disk.
+/// A shard that is not what was written; what cannot be read; a failing disk.
 pub(crate) fn write(
     job: &Sanitizing,
     adapter: &PeftAdapter,
     base: Option<&Checkpoint>,
     plan: &Plan<'_>,
-    found: Vec<Finding>,
-    read: &dyn Fn(u64),
+    found: &[Finding],
+    identity: &RunIdentity,
+    done: &CompletedUnits<Refitted>,
 ) -> Result<Sanitized> {
     let out = &job.out;
-    folder::create(out)?;
-    let lock = Lock::acquire(out)?;
-    clear(out)?;
-    let (written, modules) = weights(&out.join(WEIGHTS), adapter, plan, read)?;
+    let mut modules: Vec<Refitted> = done.units().map(|(_, unit)| unit.done.clone()).collect();
+    modules.sort_by(|a, b| a.name.cmp(&b.name));
+    let written = weights(&out.join(WEIGHTS), adapter, plan, done)?;
     let mut record = Sanitized {
-        trephine: env!("CARGO_PKG_VERSION").into(),
+        trephine: identity.trephine.clone(),
+        options: identity.options.clone(),
+        simd: identity.simd.clone().unwrap_or_default(),
+        inputs: identity.timeless_inputs(),
         adapter: job.adapter.clone(),
         consumers: job.consumers.clone(),
         rank: plan.rank,
         dtype: plan.dtype.dtype().to_string(),
-        found,
+        found: found.to_vec(),
         modules,
         completed: plan.modules.iter().filter(|m| m.source.is_none()).map(completed).collect(),
-        pruned: pruned_norms::measure(adapter, base, plan, read)?,
+        pruned: pruned_norms::measure(adapter, base, plan)?,
         kept: plan.kept.iter().map(|(_, key)| key.clone()).collect(),
         truncation_error: 0.0,
         rounding_error: 0.0,
+        tensors: base.map_or(Ok(Vec::new()), |base| pruned_norms::digests(base, plan))?,
     };
     record.truncation_error = total(&record.modules, |module| module.truncation_error);
     record.rounding_error = total(&record.modules, |module| module.rounding_error);
@@ -107,24 +88,7 @@ pub(crate) fn write(
         files.insert(name.to_owned(), written.blake3);
     }
     checksums::write(out, &files)?;
-    lock.remove()?;
-    folder::sync(out)?;
     Ok(record)
-}
-
-/// Removes an earlier result, checksums first: from then on the folder does not pass for whole.
-fn clear(out: &Path) -> Result<()> {
-    atomic_file::remove_leftovers(out)?;
-    for file in FILES.iter().rev() {
-        let path = out.join(file);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::unexpected("cannot remove an earlier result").path(&path).because(e));
-            }
-            _ => {}
-        }
-    }
-    folder::sync(out)
 }
 
 /// The names of a module's factors. Fused experts are linear by name.
@@ -137,22 +101,22 @@ fn completed(module: &Planned<'_>) -> Completed {
     Completed { name: module.name.clone(), shape: module.shape }
 }
 
-/// Writes the weights module by module; only one module's factors are in memory at a time.
+/// Writes the weights from the modules' shards; nothing larger than a piece of one is in memory.
 fn weights(
     path: &Path,
     adapter: &PeftAdapter,
     plan: &Plan<'_>,
-    read: &dyn Fn(u64),
-) -> Result<(Written, Vec<Refitted>)> {
+    done: &CompletedUnits<Refitted>,
+) -> Result<Written> {
     let dtype = plan.dtype.dtype();
     let mut layout = Vec::new();
     let mut owners = BTreeMap::new();
     for (at, module) in plan.modules.iter().enumerate() {
-        let ([out, inner], keys) = (module.shape, keys(module));
-        let width = plan.rank * module.source.map_or(1, PeftModule::experts);
+        let keys = keys(module);
         owners.extend([(keys.a.clone(), (at, true)), (keys.b.clone(), (at, false))]);
-        layout.push(Stored { name: keys.a, dtype, shape: vec![width, inner] });
-        layout.push(Stored { name: keys.b, dtype, shape: vec![out, width] });
+        let [a, b] = factors(module, plan);
+        layout.push(Stored { name: keys.a, ..a });
+        layout.push(Stored { name: keys.b, ..b });
     }
     let kept: BTreeMap<&str, _> = plan.kept.iter().map(|(extra, key)| (key.as_str(), *extra)).collect();
     layout.extend(kept.iter().map(|(key, extra)| Stored {
@@ -162,7 +126,8 @@ fn weights(
     }));
     let mut writer = SafetensorsWriter::create(path, layout)?;
     let order: Vec<String> = writer.layout().iter().map(|placed| placed.stored.name.clone()).collect();
-    let (mut refitted, mut held) = (Vec::new(), None);
+    // lora_B follows lora_A: each shard is opened, and so checked, once.
+    let mut open: Option<(usize, Shard)> = None;
     for name in &order {
         match owners.get(name) {
             None => {
@@ -171,21 +136,43 @@ fn weights(
                     Some(bytes) => writer.put(name, &bytes)?,
                     None => adapter.copy(&extra.tensor, |bytes| writer.put(name, bytes))?,
                 }
-                read(extra.tensor.size());
             }
             Some((at, is_a)) => {
-                // lora_B follows lora_A: both are computed once.
-                let encoded = match held.take() {
-                    Some((owner, encoded)) if owner == *at => encoded,
-                    _ => encode(adapter, &plan.modules[*at], plan, &mut refitted, read)?,
+                let (module, factor) = (&plan.modules[*at], if *is_a { A } else { B });
+                if module.source.is_none() {
+                    let [a, b] = factors(module, plan);
+                    let stored = if *is_a { a } else { b };
+                    writer
+                        .put(name, &vec![0; stored.shape.iter().product::<usize>() * plan.dtype.bytes()])?;
+                    continue;
+                }
+                let shard = match open.take() {
+                    Some((owner, shard)) if owner == *at => shard,
+                    _ => shard_of(&module.name, done)?,
                 };
-                writer.put(name, if *is_a { &encoded.a } else { &encoded.b })?;
-                held = is_a.then_some((*at, encoded));
+                shard.copy(factor, |bytes| writer.put(name, bytes))?;
+                open = Some((*at, shard));
             }
         }
     }
-    refitted.sort_by(|a: &Refitted, b| a.name.cmp(&b.name));
-    Ok((writer.finish()?, refitted))
+    writer.finish()
+}
+
+/// The two factors of a module as they are stored, by their names in a shard.
+pub(crate) fn factors(module: &Planned<'_>, plan: &Plan<'_>) -> [Stored; 2] {
+    let ([out, inner], dtype) = (module.shape, plan.dtype.dtype());
+    let width = plan.rank * module.source.map_or(1, PeftModule::experts);
+    let stored =
+        |name: &str, shape: [usize; 2]| Stored { name: name.to_owned(), dtype, shape: shape.to_vec() };
+    [stored(A, [width, inner]), stored(B, [out, width])]
+}
+
+fn shard_of(name: &str, done: &CompletedUnits<Refitted>) -> Result<Shard> {
+    let unit = done.get(&UnitId::module(name)).and_then(|unit| Some((&unit.path, unit.written?)));
+    let (path, written) = unit.ok_or_else(|| {
+        Error::unexpected("a module was never finished").tensor(name).hint("run the same command again")
+    })?;
+    Shard::open(path, written)
 }
 
 /// A `lora_B.bias`, to which the module's scale applies as to its factors.
@@ -199,20 +186,6 @@ fn bias_of_factor(adapter: &PeftAdapter, extra: &Extra, dtype: FactorType) -> Re
         Ok(())
     })?;
     Ok(Some(dtype.round(&mut scaled)))
-}
-
-fn encode(
-    adapter: &PeftAdapter,
-    module: &Planned<'_>,
-    plan: &Plan<'_>,
-    refitted: &mut Vec<Refitted>,
-    read: &dyn Fn(u64),
-) -> Result<Encoded> {
-    let Some(source) = module.source else { return Ok(zeros(module, plan.rank, plan.dtype)) };
-    let (encoded, record) = refit(adapter, source, plan.rank, plan.dtype)?;
-    refitted.push(record);
-    read(source.a().size() + source.b().size());
-    Ok(encoded)
 }
 
 /// One relative error for all products together.

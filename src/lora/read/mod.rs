@@ -26,15 +26,16 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
+use crate::checkpoint::identity::{FileIdentity, Identity};
 use crate::checkpoint::module::Module;
+use crate::durable::digest::hash_file;
 use crate::durable::folder;
 use crate::lora::read::classify::sort;
 use crate::lora::{CONFIG, WEIGHTS};
 use crate::storage::mmap::Window;
-use crate::{Error, Result};
+use crate::{Error, Result, checkpoint};
 
 /// How many bytes of a factor are mapped and decoded at once.
 const WINDOW: u64 = 4 << 20;
@@ -61,6 +62,19 @@ pub struct Factors {
 }
 
 impl PeftAdapter {
+    /// Its files, by all of their content: an adapter is small.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn identity(&self) -> Result<Identity> {
+        let file = |name: &str| {
+            let written = hash_file(&self.root().join(name))?;
+            let header = written.blake3.to_hex().to_string();
+            Ok(FileIdentity { name: name.to_owned(), size: written.bytes, header, modified: None })
+        };
+        Ok(Identity { files: [CONFIG, WEIGHTS].into_iter().map(file).collect::<Result<_>>()? })
+    }
+
     /// Whether `folder` is one that [`open`](Self::open) would take for an adapter, good or bad.
     pub fn is_at(folder: &Path) -> bool {
         folder.join(CONFIG).is_file()

@@ -1,0 +1,351 @@
+//! A conversion as the engine runs it: each file of weights is a unit, written in its place; all else comes after them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+use std::thread;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::catalogue::Tensor;
+use crate::checkpoint::module::Module;
+use crate::commands::convert::record::{CONVERSION, Conversion, Outcome};
+use crate::commands::convert::sharding::{Content, Shard, element, height, mapped};
+use crate::commands::convert::sidecar_files;
+use crate::commands::convert::sidecar_files::{CONFIG, Copy, Edits, INDEX};
+use crate::commands::convert::write_shard::{Change, Producer};
+use crate::container::safetensors::writer::memory_for;
+use crate::delta::record::{Side, TensorRecord};
+use crate::delta::tensor_digests::tensor_record;
+use crate::durable::checksums::Checksums;
+use crate::durable::digest::Written;
+use crate::durable::{atomic_file, checksums, digest, folder};
+use crate::lora::read::PeftAdapter;
+use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD};
+use crate::pipeline::options::Running;
+use crate::pipeline::ordered_panels::threads_within;
+use crate::run::attempts::completed::Completed;
+use crate::run::attempts::recorder::Recorder;
+use crate::run::engine::{Engine, PartOutcome};
+use crate::run::identity::RunIdentity;
+use crate::run::job::Job;
+use crate::run::layout::Layout;
+use crate::run::parts::assemble::{Assembled, Assembly, Begun};
+use crate::run::parts::part_id::Part;
+use crate::run::parts::partition::Share;
+use crate::run::progress::Progress;
+use crate::run::unit::{PlannedUnit, Unit, UnitId};
+use crate::{Error, Result};
+
+/// What the thread that hashes the inputs maps at a time, and its stack.
+const HASHING: u64 = THREAD + (2 << 20);
+
+/// All that a conversion is made of.
+pub(crate) struct Parts<'a> {
+    pub out: &'a Path,
+    pub running: &'a Running,
+    pub base: &'a Checkpoint,
+    /// Where `base` and the adapter lie, as they were given; what `base` is comes last.
+    pub places: Vec<(Side, String)>,
+    pub adapter: Option<&'a PeftAdapter>,
+    pub change: &'a dyn Change,
+    pub conversion: Conversion,
+    pub shards: Vec<Shard>,
+    pub edits: Edits,
+    /// Bytes that `change` holds in all, and for each thread.
+    pub held: [u64; 2],
+}
+
+/// A planned conversion.
+pub(crate) struct ConvertJob<'a> {
+    of: Parts<'a>,
+    side: Side,
+    identity: RunIdentity,
+    layout: Layout,
+    units: Vec<PlannedUnit>,
+    copies: Vec<Copy>,
+    config: Option<serde_json::Value>,
+    threads: usize,
+}
+
+/// What the journal records of a file of weights.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// Values in it that are NaN or infinite, by module.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    non_finite: BTreeMap<String, u64>,
+}
+
+/// A finished file of weights.
+pub(crate) struct Done {
+    non_finite: BTreeMap<String, u64>,
+    tensors: Vec<TensorRecord>,
+}
+
+impl<'a> ConvertJob<'a> {
+    /// Plans a conversion of `base` whose `identity` is given.
+    ///
+    /// # Errors
+    /// An output folder that holds what is to be read, a budget below what would do, a folder that cannot be listed.
+    pub fn new(parts: Parts<'a>, side: Side, identity: RunIdentity) -> Result<ConvertJob<'a>> {
+        for input in [Some(parts.base.root()), parts.adapter.map(PeftAdapter::root)].into_iter().flatten() {
+            folder::refuse_input(parts.out, input)?;
+        }
+        let copies = sidecar_files::copies(parts.base)?;
+        let config = sidecar_files::config(parts.base.config(), &parts.edits);
+        let layout = layout(&parts.shards, &copies, config.is_some());
+        let threads = threads(&parts)?;
+        let unit = |shard: &Shard| PlannedUnit::new(UnitId::file(&shard.name), 0.0, shard.bytes);
+        let units = parts.shards.iter().map(unit).collect();
+        Ok(ConvertJob { of: parts, side, identity, layout, units, copies, config, threads })
+    }
+
+    fn engine<'e>(&'e self, progress: &'e dyn Progress) -> Engine<'e, ConvertJob<'a>> {
+        Engine { job: self, out: self.of.out, running: self.of.running, progress }
+    }
+
+    /// Converts, or continues a conversion that was stopped.
+    pub fn run(&self, progress: &dyn Progress) -> Result<Outcome> {
+        let ended = self.engine(progress).run()?;
+        Ok(self.outcome(ended.output, ended.was_done))
+    }
+
+    /// Does one part.
+    pub fn part(&self, part: Part, progress: &dyn Progress) -> Result<PartOutcome> {
+        self.engine(progress).part(part)
+    }
+
+    /// Assembles the parts.
+    pub fn assemble(
+        &self,
+        assembly: &Assembly,
+        begun: &Begun,
+        defaults: &serde_json::Map<String, serde_json::Value>,
+        progress: &dyn Progress,
+    ) -> Result<Assembled<Outcome>> {
+        let assembled = self.engine(progress).assemble(begun, assembly.finish, defaults)?;
+        Ok(assembled.map(|ended| self.outcome(ended.output, ended.was_done)))
+    }
+
+    fn outcome(&self, conversion: Conversion, was_done: bool) -> Outcome {
+        let bytes = self.of.shards.iter().map(|shard| shard.bytes).sum();
+        Outcome { out: self.of.out.to_owned(), was_done, files: self.of.shards.len(), bytes, conversion }
+    }
+
+    /// The digests of what a file of weights is made from, each tensor or part of one once.
+    fn digests(&self, shard: &Shard) -> Result<Vec<TensorRecord>> {
+        let mut read: BTreeMap<(&str, u64), (&Tensor, Range<u64>)> = BTreeMap::new();
+        for out in &shard.tensors {
+            let mut add = |tensor, range: Range<u64>| {
+                read.insert((Tensor::name(tensor), range.start), (tensor, range));
+            };
+            match (&out.content, out.module(self.of.base)) {
+                (_, Some(module)) => module.extents().for_each(|(tensor, range)| add(tensor, range)),
+                (Content::Base(tensor), None) => add(tensor, 0..tensor.size()),
+                (_, None) => {}
+            }
+        }
+        let record = |(tensor, range): (&Tensor, Range<u64>)| {
+            let digest = self.of.base.hash_range(tensor, range.clone())?;
+            Ok(tensor_record(self.side, self.of.base, tensor, range, digest))
+        };
+        read.into_values().map(record).collect()
+    }
+
+    /// Brings the results of parts to their place. A rename that is lost by a power cut is done again: until the checksums
+    /// are written a file is looked for in both places.
+    fn bring(&self, done: &Completed<Done>) -> Result<()> {
+        for (id, unit) in done.units() {
+            let place = self.of.out.join(&id.name);
+            if unit.path != place {
+                fs::rename(&unit.path, &place).map_err(|e| {
+                    Error::unexpected("cannot bring a part's file to its place").path(&unit.path).because(e)
+                })?;
+            }
+        }
+        folder::sync(self.of.out)
+    }
+}
+
+impl Job for ConvertJob<'_> {
+    type Record = Record;
+    type Done = Done;
+    type Output = Conversion;
+
+    fn identity(&self) -> &RunIdentity {
+        &self.identity
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn units(&self) -> &[PlannedUnit] {
+        &self.units
+    }
+
+    fn places(&self) -> Vec<(Side, String)> {
+        self.of.places.clone()
+    }
+
+    fn checkpoint(&self, side: Side) -> Option<&Checkpoint> {
+        (side == self.side).then_some(self.of.base)
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        let copies = self.copies.iter().map(|copy| copy.bytes);
+        self.of.shards.iter().map(|shard| shard.bytes).chain(copies).sum::<u64>() + (1 << 20)
+    }
+
+    fn described(&self) -> String {
+        format!("{} threads, {} MiB", self.threads, self.of.running.memory >> 20)
+    }
+
+    fn result_name(&self, unit: &UnitId) -> String {
+        unit.name.clone()
+    }
+
+    fn load(&self, unit: Unit<Record>, result: &Path) -> Result<Done> {
+        let changed = || Error::input("it is not what was written").path(result);
+        let written = unit.written.ok_or_else(changed)?;
+        // The cheap comparison first.
+        let length = fs::metadata(result).map(|data| data.len()).ok();
+        if length != Some(written.bytes) || digest::hash_file(result)? != written {
+            return Err(changed());
+        }
+        Ok(Done { non_finite: unit.record.non_finite, tensors: unit.tensors })
+    }
+
+    fn work(
+        &self,
+        share: &Share,
+        recorder: &mut Recorder<'_, Record, Done>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let mine = |shard: &&Shard| share.contains(&UnitId::file(&shard.name));
+        let shards: Vec<&Shard> = self.of.shards.iter().filter(mine).collect();
+        let (done, left): (Vec<&Shard>, Vec<&Shard>) =
+            shards.iter().partition(|shard| recorder.is_done(&UnitId::file(&shard.name)));
+        let bytes = |shards: &[&Shard]| shards.iter().map(|shard| shard.bytes).sum::<u64>();
+        progress.begin_files(shards.len(), bytes(&shards), done.len(), bytes(&done));
+        let producer = Producer::new(self.of.base, self.of.adapter, self.of.change, self.threads);
+        for shard in left {
+            let started = Instant::now();
+            let path = recorder.results().join(&shard.name);
+            let (finished, tensors) = thread::scope(|scope| {
+                let digests = scope.spawn(|| self.digests(shard));
+                let finished = producer.write(&path, shard, progress);
+                let panicked = |_| Err(Error::unexpected("the thread that hashes the inputs has panicked"));
+                (finished, digests.join().unwrap_or_else(panicked))
+            });
+            let (finished, tensors) = (finished?, tensors?);
+            let non_finite = finished.non_finite;
+            let record = Record { non_finite: non_finite.clone() };
+            let (id, written) = (UnitId::file(&shard.name), Some(finished.written));
+            let unit = Unit { id, written, tensors: tensors.clone(), record };
+            recorder.record(unit, path, Done { non_finite, tensors }, started.elapsed())?;
+            progress.file(&shard.name, started.elapsed());
+            progress.journaled();
+        }
+        Ok(())
+    }
+
+    fn finish(
+        &self,
+        identity: &RunIdentity,
+        done: &Completed<Done>,
+        progress: &dyn Progress,
+    ) -> Result<Conversion> {
+        self.bring(done)?;
+        let out = self.of.out;
+        let mut sums = BTreeMap::new();
+        let simd = identity.simd.clone();
+        let mut conversion =
+            Conversion { simd, inputs: identity.timeless_inputs(), ..self.of.conversion.clone() };
+        for shard in &self.of.shards {
+            let unit = done.get(&UnitId::file(&shard.name)).and_then(|unit| Some((unit, unit.written?)));
+            let (unit, Written { blake3, .. }) = unit.ok_or_else(|| {
+                let error = Error::unexpected("a file of weights was never finished");
+                error.path(out.join(&shard.name)).hint("run the same command again")
+            })?;
+            sums.insert(shard.name.clone(), blake3);
+            conversion.non_finite.extend(unit.done.non_finite.clone());
+            conversion.tensors.extend(unit.done.tensors.iter().cloned());
+        }
+        conversion.tensors.sort();
+        conversion.tensors.dedup();
+        for file in &self.copies {
+            sums.insert(file.name.clone(), sidecar_files::copy(file, out)?.blake3);
+        }
+        let mut write = |name: &str, text: String| -> Result<()> {
+            let written = atomic_file::write(&out.join(name), |file| file.write_all(text.as_bytes()))?;
+            sums.insert(name.to_owned(), written.blake3);
+            Ok(())
+        };
+        if let Some(config) = &self.config {
+            write(CONFIG, sidecar_files::text(config)?)?;
+        }
+        write(CONVERSION, sidecar_files::text(&conversion)?)?;
+        if let Some(index) = sidecar_files::index(&self.of.shards) {
+            write(INDEX, sidecar_files::text(&index)?)?;
+        }
+        checksums::write(out, &sums)?;
+        for (module, count) in &conversion.non_finite {
+            progress.note(&format!("{module}: {count} values are NaN or infinite, as stored"));
+        }
+        Ok(conversion)
+    }
+}
+
+/// A conversion that is assembled already.
+///
+/// # Errors
+/// A file that was removed or damaged since.
+pub(crate) fn assembled(assembly: &Assembly) -> Result<Outcome> {
+    let conversion = crate::run::parts::assemble::finished(assembly, CONVERSION, &[CONVERSION], None)?;
+    let sums = Checksums::read(&assembly.out)?;
+    let weights = sums.entries().iter().filter(|entry| entry.name.ends_with(".safetensors"));
+    let sizes: Vec<u64> = weights
+        .filter_map(|entry| fs::metadata(assembly.out.join(&entry.name)).ok())
+        .map(|data| data.len())
+        .collect();
+    let (files, bytes) = (sizes.len(), sizes.iter().sum());
+    Ok(Outcome { out: assembly.out.clone(), was_done: true, files, bytes, conversion })
+}
+
+/// Every file of the finished folder but the checksums.
+fn layout(shards: &[Shard], copies: &[Copy], config: bool) -> Layout {
+    let mut names: BTreeSet<String> = shards.iter().map(|shard| shard.name.clone()).collect();
+    names.extend(copies.iter().map(|copy| copy.name.clone()));
+    names.insert(CONVERSION.to_owned());
+    names.extend(config.then(|| CONFIG.to_owned()));
+    names.extend((shards.len() > 1).then(|| INDEX.to_owned()));
+    Layout { in_place: true, ..Layout::new(CONVERSION, names) }
+}
+
+/// How many threads can work within the memory that is promised.
+fn threads(job: &Parts<'_>) -> Result<usize> {
+    let computed: Vec<&Module> = job
+        .shards
+        .iter()
+        .flat_map(|shard| &shard.tensors)
+        .filter_map(|tensor| tensor.module(job.base))
+        .collect();
+    let size = |module: &&Module| {
+        let [rows, columns] = module.shape();
+        (height(columns).min(rows) * columns) as u64
+    };
+    let piece = computed.iter().map(size).max().unwrap_or(0);
+    let mapped = computed.iter().map(|module| mapped(module)).max().unwrap_or(0);
+    let whole =
+        computed.iter().filter(|module| module.is_whole()).map(|module| module.size()).max().unwrap_or(0);
+    let writing = job.shards.iter().map(|shard| memory_for(shard.bytes)).max().unwrap_or(0);
+    let entries = job.base.tensors().len() + job.adapter.map_or(0, |adapter| adapter.tensors().len());
+    let fixed = OVERHEAD + HASHING + writing + entries as u64 * CATALOGUE_ENTRY + 2 * whole + job.held[0];
+    // A thread has its values in f32 and what is mapped; two results of its wait to be written, and it makes a third.
+    let made = (piece * element(safetensors::Dtype::F32) + piece * 4).max(2 << 20);
+    threads_within(job.running.threads, job.running.memory, fixed, THREAD + mapped + job.held[1] + 3 * made)
+}
