@@ -74,6 +74,9 @@ pub struct PartOutcome {
     pub assembled: bool,
 }
 
+/// What an attempt came to: all that is finished, and seconds by unit.
+type Worked<D> = (Completed<D>, BTreeMap<String, f64>);
+
 /// What is in the output folder.
 enum Found<J: Job> {
     /// A finished run of the same identity, and the lock under which to tidy up behind it.
@@ -271,7 +274,7 @@ impl<J: Job> Engine<'_, J> {
         journal: Journal<Entry<J::Record>>,
         done: Completed<J::Done>,
         log: &Log,
-    ) -> Result<(Completed<J::Done>, BTreeMap<String, f64>)> {
+    ) -> Result<Worked<J::Done>> {
         let living = Living::begin(attempt, self.job.units(), self.progress);
         let mut recorder = Recorder { results, journal, done, living: &living, log, times: BTreeMap::new() };
         let worked = self.job.work(share, &mut recorder, &living);

@@ -23,6 +23,9 @@ enum Verdict<D> {
     Refuse(Error),
 }
 
+/// Who says that a unit is done: the numbers of attempts, each with its last word.
+type Claims<'a, R> = BTreeMap<&'a UnitId, Vec<(usize, &'a Unit<R>)>>;
+
 /// Takes what the journals of `attempts` say is done, as far as it is `wanted`. Of a unit that one attempt did twice its
 /// last word counts; of one that two did, either, if they agree.
 ///
@@ -36,7 +39,7 @@ pub(crate) fn gather<J: Job + ?Sized>(
     notes: &mut Vec<String>,
 ) -> Result<Completed<J::Done>> {
     // In the order of their names, so that notes and errors are the same each time.
-    let mut claims: BTreeMap<&UnitId, Vec<(usize, &Unit<J::Record>)>> = BTreeMap::new();
+    let mut claims: Claims<'_, J::Record> = BTreeMap::new();
     for (index, attempt) in attempts.iter().enumerate() {
         for unit in attempt.units.iter().filter(|unit| wanted(&unit.id)) {
             let claims = claims.entry(&unit.id).or_default();

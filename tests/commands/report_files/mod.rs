@@ -16,7 +16,7 @@ use trephine::commands::autopsy::{
 use trephine::commands::fidelity::{
     Distances, FIDELITY, FIDELITY_VERSION, Fidelity, FidelityAdapter, FidelityModule,
 };
-use trephine::delta::Source;
+use trephine::delta::{Side, Source};
 
 pub const KINDS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
@@ -128,6 +128,7 @@ pub fn analysis(layers: u32) -> Analysis {
         layers: Vec::new(),
         modules,
         left_out: Vec::new(),
+        tensors: Vec::new(),
     }
 }
 
@@ -150,7 +151,8 @@ pub fn fidelity(inputs: [Identity; 2]) -> Fidelity {
     Fidelity {
         version: FIDELITY_VERSION,
         trephine: "0.1.0".into(),
-        inputs: ["served".to_owned(), "tuned".to_owned()].into_iter().zip(inputs).collect(),
+        simd: "AVX".into(),
+        inputs: [Side::Served, Side::Tuned].into_iter().zip(inputs).collect(),
         served: source("base-fp8"),
         tuned: source("tuned"),
         adapters: vec![adapter("method-b"), adapter("another")],
@@ -161,6 +163,7 @@ pub fn fidelity(inputs: [Identity; 2]) -> Fidelity {
             module("q_proj", distances(3.0, [1.5, 3.6])),
             module("k_proj", distances(4.0, [2.0, 4.8])),
         ],
+        tensors: Vec::new(),
     }
 }
 
