@@ -82,7 +82,7 @@ fn words(outcome: &Outcome) -> String {
     let done = if *was_done { " (it was there already)" } else { "" };
     format!(
         "{}: {inputs} inputs over {tokens} tokens, {} MiB{done}\n\
-         loss {loss:.4} a token (perplexity {:.2}): far from what you know of this model and text, something is wrong",
+         loss {loss:.4} per token (perplexity {:.2}); a value far from what this model has on such text means that it was not run correctly",
         out.display(),
         bytes >> 20,
         loss.exp()

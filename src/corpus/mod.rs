@@ -41,6 +41,23 @@ pub struct Tokenized {
 }
 
 impl Corpus {
+    /// About how many bytes it takes to read and tokenize the text for that model: mostly its vocabulary, in the tables of a tokenizer
+    /// (measured: 11 times its file).
+    pub fn memory(&self, model: &Path) -> u64 {
+        let file = self.folder(model).join("tokenizer.json");
+        let vocabulary = std::fs::metadata(file).map_or(0, |data| data.len());
+        14 * vocabulary + 64 * self.tokens as u64
+    }
+
+    /// Where the tokenizer lies.
+    fn folder(&self, model: &Path) -> PathBuf {
+        match &self.tokenizer {
+            Some(folder) => folder.clone(),
+            None if model.is_dir() => model.to_owned(),
+            None => model.parent().unwrap_or(Path::new(".")).to_owned(),
+        }
+    }
+
     /// Reads, tokenizes and cuts the text for the model in the folder (or file) `model`.
     ///
     /// # Errors
@@ -50,11 +67,7 @@ impl Corpus {
             let what = "a sequence of fewer than 2 tokens predicts nothing";
             return Err(Error::decide(what).hint("give --sequence 512 and --tokens 8192, for example"));
         }
-        let folder = match &self.tokenizer {
-            Some(folder) => folder.clone(),
-            None if model.is_dir() => model.to_owned(),
-            None => model.parent().unwrap_or(Path::new(".")).to_owned(),
-        };
+        let folder = self.folder(model);
         let tokenizer = ModelTokenizer::open(&folder)?;
         let mut chat = None;
         let mut files = Vec::new();

@@ -109,7 +109,10 @@ fn planned(job: &Calibration, checkpoint: &Checkpoint, decoder: &Decoder, text: 
     let inner = inner.map(|module| module.shape()[1]).max().unwrap_or(0);
     let attention = input(hidden) + input(heads);
     let beside = Beside {
-        process: OVERHEAD + CATALOGUE_ENTRY * checkpoint.tensors().len() as u64 + 8 * tokens as u64,
+        process: OVERHEAD
+            + job.corpus.memory(checkpoint.root())
+            + CATALOGUE_ENTRY * checkpoint.tensors().len() as u64
+            + 8 * tokens as u64,
         thread: THREAD,
         // What the attention of a layer was given waits until its experts are known.
         observer: attention.max(input(hidden) + input(inner)),

@@ -97,7 +97,10 @@ pub fn evaluate(job: &Evaluation, progress: &dyn Progress) -> Result<Evaluated> 
     let tokens = sequences.tokens();
     let entries = checkpoint.tensors().len() + adapters.tensors();
     let beside = Beside {
-        process: OVERHEAD + CATALOGUE_ENTRY * entries as u64 + 8 * tokens as u64,
+        process: OVERHEAD
+            + job.corpus.memory(checkpoint.root())
+            + CATALOGUE_ENTRY * entries as u64
+            + 8 * tokens as u64,
         thread: THREAD,
         observer: 0,
         updates: adapters.bytes(),
