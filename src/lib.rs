@@ -60,7 +60,8 @@
 //! The binary is thin: arguments into [`commands::extract::Extraction`], progress bars and tables out.
 //!
 //! ```no_run
-//! use trephine::commands::extract::{Deciding, Extraction, Running, default_memory, extract};
+//! use trephine::commands::extract::{Deciding, Extraction, default_memory, extract};
+//! use trephine::pipeline::Running;
 //! use trephine::run::Silent;
 //!
 //! # fn main() -> trephine::Result<()> {
