@@ -47,6 +47,23 @@ impl Config {
         self.raw.as_ref()?.get("model_type")?.as_str()
     }
 
+    /// PEFT's `task_type` for an adapter of this model: the wrapper that PEFT puts around it needs the model to generate text.
+    /// `None` for what does not: bare models, masked language models, classifiers. Where the config names no class it is a causal
+    /// language model, as most are.
+    pub fn task_type(&self) -> Option<&'static str> {
+        let Some(classes) = self.raw.as_ref().and_then(|raw| raw.get("architectures")?.as_array()) else {
+            return Some("CAUSAL_LM");
+        };
+        let generates = |class: &str| {
+            ["ForCausalLM", "LMHeadModel", "ForConditionalGeneration"].iter().any(|end| class.ends_with(end))
+        };
+        if !classes.is_empty() && !classes.iter().filter_map(Value::as_str).any(generates) {
+            return None;
+        }
+        let encodes = self.raw.as_ref().and_then(|raw| raw.get("is_encoder_decoder")?.as_bool());
+        Some(if encodes == Some(true) { "SEQ_2_SEQ_LM" } else { "CAUSAL_LM" })
+    }
+
     /// `model_type` of the language model in a model that also sees or hears (`text_config`).
     pub fn text_model_type(&self) -> Option<&str> {
         self.raw.as_ref()?.pointer("/text_config/model_type")?.as_str()

@@ -207,7 +207,10 @@ fn config(job: &Sanitizing, adapter: &PeftAdapter, plan: &Plan<'_>) -> serde_jso
         .collect();
     let mut new = AdapterConfig::portable(old.base().unwrap_or_default(), plan.rank, kinds);
     new.base_model_name_or_path = old.base().map(str::to_owned).or_else(|| job.base.clone());
-    new.task_type = old.text("task_type").map(str::to_owned).or(new.task_type);
+    // An adapter that says it is for no task, as one of a classifier or an embedding model does, stays so.
+    if let Some(task_type) = old.raw().get("task_type") {
+        new.task_type = task_type.as_str().map(str::to_owned);
+    }
     new.fan_in_fan_out = old.is("fan_in_fan_out");
     // Whole names: PEFT asks for a whole weight of every module whose name ends as an entry does. What the settings did not ask for
     // is loaded into the base's own weight, as it was.

@@ -82,7 +82,7 @@ pub fn finish(
     files.insert(lora::WEIGHTS.into(), weights.blake3);
 
     let manifest = manifest(inputs, job, plan, identity, done, rank, &digests);
-    let config = portable(&job.deciding.base_model_name, rank, &manifest);
+    let config = portable(&job.deciding.base_model_name, rank, &manifest, inputs.base.config().task_type());
     let config = config::write_config(&config).map_err(not_json)?;
     files.insert(lora::CONFIG.into(), write_text(&out.join(lora::CONFIG), &config)?.blake3);
 
@@ -192,8 +192,10 @@ fn manifest(
     }
 }
 
-fn portable(base: &str, rank: usize, manifest: &Manifest) -> AdapterConfig {
-    AdapterConfig::for_modules(base, rank, manifest.modules.iter().map(|module| module.name.as_str()))
+fn portable(base: &str, rank: usize, manifest: &Manifest, task_type: Option<&str>) -> AdapterConfig {
+    let modules = manifest.modules.iter().map(|module| module.name.as_str());
+    let task_type = task_type.map(str::to_owned);
+    AdapterConfig { task_type, ..AdapterConfig::for_modules(base, rank, modules) }
 }
 
 fn spectra(plan: &Plan, done: &DoneWork<'_>) -> Vec<Spectrum> {
