@@ -339,7 +339,7 @@ impl<J: Job> Engine<'_, J> {
         }
         let what =
             format!("the disk is too full: the run needs {} MiB, {} MiB are free", needed >> 20, free >> 20);
-        Err(Error::unexpected(what).path(self.out).hint("make room, or give another --out"))
+        Err(Error::unexpected(what).path(self.out).hint(self.job.room_hint()))
     }
 
     /// Removes what is there of different runs. Parts of this very run stay: each of them is told to overwrite, and they

@@ -49,6 +49,11 @@ pub trait Job: Sync {
     /// Bytes that the output folder takes at its fullest.
     fn disk_bytes(&self) -> u64;
 
+    /// What to do where the disk has no room for that.
+    fn room_hint(&self) -> &'static str {
+        "make room, or give another --out"
+    }
+
     /// A line of the log about how the work is run.
     fn described(&self) -> String;
 

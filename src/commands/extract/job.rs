@@ -142,6 +142,10 @@ impl Job for ExtractJob<'_> {
         }
     }
 
+    fn room_hint(&self) -> &'static str {
+        "make room, or give another --out; a lower --rank needs less"
+    }
+
     fn disk_bytes(&self) -> u64 {
         self.plan.disk_bytes
     }
