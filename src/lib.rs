@@ -27,7 +27,7 @@
 //! Modules are independent and shards are files, so a run can be split: every part ([`commands::extract::extract_part`]) finds its
 //! share from the plan's costs alone and writes under a name of its own in the shared output folder, with no lock between
 //! the parts; what they do know of each other is what the journals say is done. [`commands::extract::assemble`] checks that every
-//! module is there once, of one run, and gives the bytes of one machine. [`commands::extract::status`] tells how far a run is.
+//! module is there once, of one run, and gives the bytes of one machine. [`run::status`] tells how far a run is.
 //!
 //! # Words
 //! *Base* is what the adapter is added to, *tuned* what the two together should become, *delta* = tuned - base. With an

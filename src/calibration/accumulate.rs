@@ -14,7 +14,7 @@ const ENTRIES: usize = 8;
 /// Features that one thread works on at a time.
 const FEATURES: usize = 16;
 
-/// `XᵀX` of the rows `x` of an input: its diagonal in f64, and S·X, where S has random signs and E[SᵀS] is the identity.
+/// `XᵀX` of the rows `x` of an input: its diagonal in f64, and S·X, where S has random signs and the mean of `SᵀS` is the identity.
 ///
 /// Where there are no more rows than the sketch may have, S is the identity and the sketch is X itself. Otherwise each row of X is added
 /// to eight rows of the sketch, one in each eighth of them, with a random sign and the factor 1/√8: an oblivious sparse norm-approximating

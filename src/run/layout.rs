@@ -37,7 +37,7 @@ pub const RECORDS: [&str; 5] =
 /// The files of one command's output folder.
 #[derive(Clone, Debug)]
 pub struct Layout {
-    /// The JSON record that tells how the output was made: one of [`RECORDS`].
+    /// The JSON record that tells how the output was made: one of `RECORDS`.
     pub record: &'static str,
     /// Every file under the checksums, relative to the folder.
     pub outputs: BTreeSet<String>,

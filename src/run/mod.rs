@@ -3,7 +3,7 @@
 //! ```text
 //! identity ── folder, lock ── earlier attempts ── what is missing ── journal, heartbeat ── output, checksums
 //! ```
-//! A command plans its work as [units](unit) and implements [`Job`]; the [`Engine`] does the rest, and does it for all of them
+//! A command plans its work as [units](mod@unit) and implements [`Job`]; the [`Engine`] does the rest, and does it for all of them
 //! alike:
 //!
 //! - **Journal.** A unit counts when its result is safe on disk and its record is in the journal. A kill at any instant costs
