@@ -20,7 +20,7 @@ use safetensors::tensor::{TensorView, serialize_to_file};
 use serde_json::json;
 use trephine::checkpoint::Checkpoint;
 use trephine::commands::autopsy::{Examination, Thresholds, autopsy};
-use trephine::pipeline::Running;
+use trephine::pipeline::RunOptions;
 use trephine::quant::encode::{FP8_BLOCK, encode_block_fp8};
 use trephine::run::Silent;
 
@@ -126,7 +126,7 @@ fn measure(folder: &Path, threads: usize) -> AnyResult<[f64; 2]> {
         thresholds: Thresholds::default(),
     };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-    let running = Running::new(threads, 1 << 30);
+    let running = RunOptions::new(threads, 1 << 30);
     let mut times = [Vec::new(), Vec::new()];
     // The first round warms the cache.
     for round in 0..=ROUNDS {

@@ -15,16 +15,16 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 use trephine::quant::format::{GgmlType, Gguf, Layout};
 use trephine::quant::number::round_to_bf16;
-use trephine::quant::{Declared, Dequantize, Scheme, Stored, Tensors};
+use trephine::quant::{Declared, Dequantize, Scheme, TensorInfo, Tensors};
 
 const PANEL: usize = 512;
 const ROUNDS: usize = 7;
 
 /// The tensors, and the content of any small one among them.
-struct Shelf(BTreeMap<String, Stored>, Vec<u8>);
+struct Shelf(BTreeMap<String, TensorInfo>, Vec<u8>);
 
 impl Tensors for Shelf {
-    fn stored(&self, name: &str) -> Option<&Stored> {
+    fn stored(&self, name: &str) -> Option<&TensorInfo> {
         self.0.get(name)
     }
 
@@ -41,8 +41,11 @@ type Weight = (Arc<dyn Dequantize>, Vec<Vec<u8>>);
 
 /// The weight that a config and some tensors describe, and bytes for it. `content` is what a format finds in a small tensor.
 fn weight(config: Option<Value>, content: Vec<u8>, tensors: &[Part]) -> Weight {
-    let stored =
-        |(name, dtype, shape): &Part| Stored { name: (*name).into(), dtype: *dtype, shape: shape.clone() };
+    let stored = |(name, dtype, shape): &Part| TensorInfo {
+        name: (*name).into(),
+        dtype: *dtype,
+        shape: shape.clone(),
+    };
     let shelf = Shelf(tensors.iter().map(|t| (t.0.to_owned(), stored(t))).collect(), content);
     let declared = config.map(|raw| Declared { origin: "config.json".into(), raw });
     let scheme = Scheme::from_config(declared.as_ref()).expect("a known scheme");
@@ -226,7 +229,8 @@ fn cases(rows: usize, columns: usize) -> Vec<(&'static str, Weight)> {
     };
     let gguf = |kind: GgmlType| {
         let (values, size) = kind.block();
-        let stored = Stored { name: w.into(), dtype: Dtype::U8, shape: vec![rows, columns / values * size] };
+        let stored =
+            TensorInfo { name: w.into(), dtype: Dtype::U8, shape: vec![rows, columns / values * size] };
         let layout = Layout { kind, shape: [rows, columns], head: None };
         let scheme = Scheme::of(Box::new(Gguf::new([(w.to_owned(), layout)].into())));
         let shelf = Shelf([(w.to_owned(), stored.clone())].into(), Vec::new());

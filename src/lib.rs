@@ -60,8 +60,8 @@
 //! The binary is thin: arguments into [`commands::extract::Extraction`], progress bars and tables out.
 //!
 //! ```no_run
-//! use trephine::commands::extract::{Deciding, Extraction, default_memory, extract};
-//! use trephine::pipeline::Running;
+//! use trephine::commands::extract::{Extraction, ResultOptions, default_memory, extract};
+//! use trephine::pipeline::RunOptions;
 //! use trephine::run::Silent;
 //!
 //! # fn main() -> trephine::Result<()> {
@@ -70,8 +70,8 @@
 //!     tuned: "biomni/Biomni-R0-32B-Preview".into(),
 //!     served: None,
 //!     out: "adapter".into(),
-//!     deciding: Deciding { rank: 256, ..Deciding::for_base("Qwen/Qwen3-32B-FP8") },
-//!     running: Running::new(8, default_memory()),
+//!     deciding: ResultOptions { rank: 256, ..ResultOptions::for_base("Qwen/Qwen3-32B-FP8") },
+//!     running: RunOptions::new(8, default_memory()),
 //! };
 //! let outcome = extract(&job, &Silent)?;
 //! println!("{:.1} % captured", 100.0 * outcome.manifest.total.captured_energy);

@@ -8,7 +8,7 @@ mod cli;
 
 fn main() -> ExitCode {
     cli::ui::allocator::return_freed_blocks();
-    let arguments = cli::Arguments::parse();
+    let arguments = cli::ProgramArgs::parse();
     match cli::run(arguments) {
         Ok(code) => code,
         Err(error) => cli::fail(&error),

@@ -8,7 +8,7 @@ use safetensors::Dtype;
 use super::accumulate::Accumulator;
 use crate::container::safetensors::SafetensorsWriter;
 use crate::durable::Written;
-use crate::quant::Stored;
+use crate::quant::TensorInfo;
 use crate::{Error, Result};
 
 /// Rows of a sketch that are turned from features first to rows first at a time.
@@ -45,7 +45,7 @@ impl FileWriter {
         inputs: Vec<Announced>,
         metadata: &BTreeMap<String, String>,
     ) -> Result<FileWriter> {
-        let tensor = |input: &Announced, end: &str, dtype, shape: Vec<usize>| Stored {
+        let tensor = |input: &Announced, end: &str, dtype, shape: Vec<usize>| TensorInfo {
             name: format!("{}.{end}", input.name),
             dtype,
             shape,

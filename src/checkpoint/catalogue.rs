@@ -1,6 +1,6 @@
 //! The tensors of a checkpoint by name, and where each lies.
 
-use crate::quant::weight::Stored;
+use crate::quant::weight::TensorInfo;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ pub struct FileId(pub(crate) usize);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
     /// Name, dtype, shape.
-    pub stored: Stored,
+    pub stored: TensorInfo,
     /// The file that holds it.
     pub file: FileId,
     /// Its bytes, from the start of that file.

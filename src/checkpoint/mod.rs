@@ -30,7 +30,7 @@ use crate::checkpoint::index::Layout;
 use crate::container::safetensors::header;
 use crate::quant::expert::layout::Experts;
 use crate::quant::registry::Scheme;
-use crate::quant::weight::{SMALL, Stored, Tensors};
+use crate::quant::weight::{SMALL, TensorInfo, Tensors};
 use crate::storage::mmap::DataFile;
 use crate::storage::mmap::Window;
 use crate::{Error, Result};
@@ -57,7 +57,7 @@ struct Shelf<'a> {
 }
 
 impl Tensors for Shelf<'_> {
-    fn stored(&self, name: &str) -> Option<&Stored> {
+    fn stored(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.0.get(name).map(|tensor| &tensor.stored)
     }
 

@@ -10,7 +10,7 @@ use crate::checkpoint::{Checkpoint, Shelf};
 use crate::quant::format::dense::Dense;
 use crate::quant::registry::Scheme;
 use crate::quant::weight::Stack;
-use crate::quant::weight::{Dequantize, Found, Stored};
+use crate::quant::weight::{Dequantize, FoundWeight, TensorInfo};
 use crate::storage::mmap::DataFile;
 use crate::storage::mmap::Window;
 use crate::{Error, Result};
@@ -40,7 +40,7 @@ impl Module {
     }
 
     fn reshaped(tensor: &Tensor, shape: [usize; 2]) -> Option<Module> {
-        let matrix = Stored { shape: shape.to_vec(), ..tensor.stored.clone() };
+        let matrix = TensorInfo { shape: shape.to_vec(), ..tensor.stored.clone() };
         let weight = Arc::new(Dense::new(&matrix)?);
         Some(Module {
             name: tensor.name().to_owned(),
@@ -324,8 +324,8 @@ fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<String, Module>) -> Resu
     Ok(())
 }
 
-fn assemble(found: Found, tensors: &Catalogue) -> Result<Module> {
-    let Found { module: name, weight, quantized } = found;
+fn assemble(found: FoundWeight, tensors: &Catalogue) -> Result<Module> {
+    let FoundWeight { module: name, weight, quantized } = found;
     let stored = weight.tensors().iter().map(|stored| tensors.0.get(&stored.name).cloned());
     let tensors = stored.collect::<Option<_>>();
     let tensors = tensors.ok_or_else(|| Error::input("a tensor of this module is missing").tensor(&name))?;

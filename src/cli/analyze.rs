@@ -6,9 +6,11 @@ use std::process::ExitCode;
 use clap::Args;
 use comfy_table::Table;
 use trephine::Result;
-use trephine::commands::analyze::{Analysis, Analyzing, Asking, Cosine, Pooled, analyze, analyze_part};
+use trephine::commands::analyze::{
+    Analysis, AnalysisOptions, Analyzing, Cosine, Pooled, analyze, analyze_part,
+};
 use trephine::commands::extract::default_memory;
-use trephine::pipeline::Running;
+use trephine::pipeline::RunOptions;
 
 use crate::cli::splitting::{Splitting, show_part};
 use crate::cli::ui::byte_size;
@@ -22,7 +24,7 @@ use crate::cli::{print, print_json, threads};
 /// Is the noise the same in base and tuned? Is it orthogonal to the change? How much of Method B's rank goes to noise, and which
 /// rank does the noise leave room for? A run that was stopped goes on when the same command is given again.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct AnalyzeArgs {
     /// The unquantized base: a folder, a .safetensors or .gguf file, or a name in the Hugging Face cache
     #[arg(long, value_name = "CHECKPOINT")]
     base: String,
@@ -75,13 +77,13 @@ pub struct Arguments {
 }
 
 /// Analyzes, and tells what it comes to.
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
+pub fn run(arguments: AnalyzeArgs) -> Result<ExitCode> {
     let memory = arguments.memory.unwrap_or_else(default_memory);
     let part = arguments.splitting.part()?;
-    let running = Running {
+    let running = RunOptions {
         overwrite: arguments.overwrite,
         other_simd: arguments.other_simd,
-        ..Running::new(threads(arguments.threads)?, memory)
+        ..RunOptions::new(threads(arguments.threads)?, memory)
     };
     let job = Analyzing {
         base: arguments.base,
@@ -89,7 +91,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         tuned: arguments.tuned,
         tuned_quantized: arguments.tuned_quantized,
         out: arguments.out,
-        asking: Asking {
+        asking: AnalysisOptions {
             rank: arguments.rank,
             seed: arguments.seed,
             include: arguments.include,

@@ -8,7 +8,7 @@ use clap::Args;
 use trephine::commands::extract::{self, default_memory};
 use trephine::commands::{analyze, convert};
 use trephine::delta::Side;
-use trephine::pipeline::Running;
+use trephine::pipeline::RunOptions;
 use trephine::run::parts::assemble::recorded;
 use trephine::run::{Assembled, Assembly, Missing, MissingPart, UnitKind};
 use trephine::{Error, Result};
@@ -26,7 +26,7 @@ use crate::cli::{print, print_json, quoted, threads};
 /// Checks that every module or file is there exactly once, whole, and of one run; where something is missing, says what and how
 /// to do it. The bytes are those of a run on one machine.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct AssembleArgs {
     /// The output folder that the parts share
     out: PathBuf,
     /// Do here what is missing, be it left over by parts that never came back
@@ -96,15 +96,15 @@ impl Places {
 }
 
 /// Assembles, or tells what is missing.
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
-    let running = Running {
+pub fn run(arguments: AssembleArgs) -> Result<ExitCode> {
+    let running = RunOptions {
         keep_shards: arguments.keep_shards,
         other_simd: arguments.other_simd,
-        ..Running::new(threads(arguments.threads)?, arguments.memory.unwrap_or_else(default_memory))
+        ..RunOptions::new(threads(arguments.threads)?, arguments.memory.unwrap_or_else(default_memory))
     };
     let (json, bar) = (arguments.json, Bar::new(arguments.quiet));
     leave_on_signal(&bar)?;
-    let Arguments { out, finish, places, .. } = arguments;
+    let AssembleArgs { out, finish, places, .. } = arguments;
     let assembly = Assembly { out, finish, places: places.given(), running };
     let recorded = recorded(&assembly)?;
     match recorded.command() {

@@ -6,12 +6,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 use trephine::commands::autopsy::{
-    AUTOPSY, Autopsy, Examination, Gravity, TensorAutopsy, Thresholds, autopsy,
+    AUTOPSY, Autopsy, Examination, Severity, TensorAutopsy, Thresholds, autopsy,
 };
 use trephine::commands::extract::default_memory;
 use trephine::durable::{atomic_file, folder};
 use trephine::lora::kind_of;
-use trephine::pipeline::Running;
+use trephine::pipeline::RunOptions;
 use trephine::{Error, Result};
 
 use crate::cli::ui::byte_size;
@@ -27,7 +27,7 @@ use crate::cli::{print, print_json, threads};
 /// also the distance from another checkpoint, tensor by tensor, and whether blocks are scaled in other proportions than there.
 /// Exit code 4 where something is wrong. A few values far outside the others are told, and are no failure.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct AutopsyArgs {
     /// A folder, a .safetensors file, a name in the Hugging Face cache, or an adapter's folder
     checkpoint: String,
     /// Also compare with this checkpoint, tensor by tensor; either may be quantized
@@ -132,7 +132,7 @@ impl Limits {
 }
 
 /// Looks, and tells what is remarkable.
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
+pub fn run(arguments: AutopsyArgs) -> Result<ExitCode> {
     let job = Examination {
         checkpoint: arguments.checkpoint.clone(),
         against: arguments.against.clone(),
@@ -144,7 +144,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         folder::refuse_foreign(folder, &[], &[], &[AUTOPSY])?;
         folder::create(folder)?;
     }
-    let running = Running::new(threads(arguments.threads)?, arguments.memory.unwrap_or_else(default_memory));
+    let running =
+        RunOptions::new(threads(arguments.threads)?, arguments.memory.unwrap_or_else(default_memory));
     let bar = Bar::new(arguments.quiet);
     let found = autopsy(&job, &running, &bar);
     bar.clear();
@@ -166,7 +167,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
 }
 
 fn is_wrong(tensor: &TensorAutopsy) -> bool {
-    tensor.verdicts.iter().any(|verdict| verdict.gravity == Gravity::Error)
+    tensor.verdicts.iter().any(|verdict| verdict.gravity == Severity::Error)
 }
 
 fn write(folder: &Path, found: &Autopsy) -> Result<()> {
@@ -182,7 +183,7 @@ fn show(found: &Autopsy) -> String {
     let remarkable = found.tensors.iter().filter(|tensor| !tensor.verdicts.is_empty());
     for tensor in remarkable {
         for verdict in &tensor.verdicts {
-            let word = if verdict.gravity == Gravity::Error { "error" } else { "warning" };
+            let word = if verdict.gravity == Severity::Error { "error" } else { "warning" };
             let (name, fault, why) = (&tensor.name, verdict.fault.words(), &verdict.why);
             text += &format!("{word}: {fault}: {name} {why}\n");
         }

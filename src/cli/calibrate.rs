@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use trephine::Result;
-use trephine::commands::calibrate::{Calibration, Outcome, calibrate};
+use trephine::commands::calibrate::{Calibration, CalibrationOutcome, calibrate};
 use trephine::commands::extract::default_memory;
 
 use super::ui::byte_size;
@@ -20,7 +20,7 @@ use super::{print_json, threads};
 /// model may be larger than memory, dense or quantized in any format that is read; calibrate the tuned model, or the one that the adapter
 /// is for. A run that was stopped goes on when the same command is given again.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct CalibrateArgs {
     /// The model: a folder, or a name in the Hugging Face cache
     #[arg(long, value_name = "CHECKPOINT")]
     model: String,
@@ -53,7 +53,7 @@ pub struct Arguments {
 }
 
 /// Calibrates.
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
+pub fn run(arguments: CalibrateArgs) -> Result<ExitCode> {
     let job = Calibration {
         model: arguments.model,
         corpus: arguments.text.corpus(),
@@ -77,8 +77,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn words(outcome: &Outcome) -> String {
-    let Outcome { out, was_done, loss, tokens, inputs, bytes, .. } = outcome;
+fn words(outcome: &CalibrationOutcome) -> String {
+    let CalibrationOutcome { out, was_done, loss, tokens, inputs, bytes, .. } = outcome;
     let done = if *was_done { " (it was there already)" } else { "" };
     format!(
         "{}: {inputs} inputs over {tokens} tokens, {} MiB{done}\n\

@@ -13,16 +13,16 @@ use crate::cli::print;
 /// For bash, `trephine completions bash > ~/.local/share/bash-completion/completions/trephine`; for zsh, a file `_trephine` in a
 /// folder of `$fpath`; for fish, `~/.config/fish/completions/trephine.fish`.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct CompletionsArgs {
     /// The shell
     #[arg(value_enum)]
     shell: Shell,
 }
 
 /// Prints them.
-pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+pub fn run(arguments: &CompletionsArgs) -> Result<ExitCode> {
     let mut script = Vec::new();
-    generate(arguments.shell, &mut crate::cli::Arguments::command(), "trephine", &mut script);
+    generate(arguments.shell, &mut crate::cli::ProgramArgs::command(), "trephine", &mut script);
     print(&String::from_utf8_lossy(&script))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -5,9 +5,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 use trephine::Result;
-use trephine::commands::convert::{DEFAULT_SHARD_SIZE, Dequantization, Outcome, dequantize, dequantize_part};
+use trephine::commands::convert::{
+    ConversionOutcome, DEFAULT_SHARD_SIZE, Dequantization, dequantize, dequantize_part,
+};
 use trephine::commands::extract::default_memory;
-use trephine::pipeline::Running;
+use trephine::pipeline::RunOptions;
 
 use crate::cli::splitting::{Splitting, show_part};
 use crate::cli::ui::byte_size;
@@ -22,7 +24,7 @@ use crate::cli::{print, print_json, threads};
 /// stored dense is copied bit for bit, and so are the tokenizer and other files. A run that was stopped goes on when the same
 /// command is given again.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct DequantizeArgs {
     /// A folder, a .safetensors file, or a name in the Hugging Face cache
     checkpoint: String,
     /// The folder to write to
@@ -63,19 +65,19 @@ pub struct Writing {
 
 impl Writing {
     /// How the work is run.
-    pub fn running(&self) -> Result<Running> {
-        let running = Running::new(threads(self.threads)?, self.memory.unwrap_or_else(default_memory));
-        Ok(Running { overwrite: self.overwrite, ..running })
+    pub fn running(&self) -> Result<RunOptions> {
+        let running = RunOptions::new(threads(self.threads)?, self.memory.unwrap_or_else(default_memory));
+        Ok(RunOptions { overwrite: self.overwrite, ..running })
     }
 }
 
 /// Tells what was done.
-pub fn show_conversion(outcome: &Outcome, json: bool) -> Result<()> {
+pub fn show_conversion(outcome: &ConversionOutcome, json: bool) -> Result<()> {
     if json { print_json(outcome) } else { print(&text(outcome)) }
 }
 
 /// Dequantizes.
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
+pub fn run(arguments: DequantizeArgs) -> Result<ExitCode> {
     let job = Dequantization {
         checkpoint: arguments.checkpoint,
         out: arguments.out,
@@ -100,7 +102,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn text(outcome: &Outcome) -> String {
+fn text(outcome: &ConversionOutcome) -> String {
     let conversion = &outcome.conversion;
     let mut text = format!(
         "{} weights from {}, {} tensors copied\n",

@@ -20,7 +20,7 @@ use super::{print, print_json, threads};
 /// the weights. Differences are paired, sequence by sequence. To see how far an adapter closes the gap, evaluate the tuned model on the
 /// same text.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct EvaluateArgs {
     /// The model that serves: a folder, or a name in the Hugging Face cache
     #[arg(long, value_name = "CHECKPOINT")]
     model: String,
@@ -47,7 +47,7 @@ pub struct Arguments {
 }
 
 /// Evaluates, and reports.
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
+pub fn run(arguments: EvaluateArgs) -> Result<ExitCode> {
     let job = Evaluation {
         model: arguments.model,
         adapters: arguments.adapters,

@@ -5,11 +5,13 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use trephine::Result;
-use trephine::commands::extract::output::Outcome;
-use trephine::commands::extract::{Deciding, Extraction, Plan, default_memory, extract, extract_part, plan};
+use trephine::commands::extract::output::ExtractionOutcome;
+use trephine::commands::extract::{
+    Extraction, ExtractionPlan, ResultOptions, default_memory, extract, extract_part, plan,
+};
 use trephine::delta::{NonFinite, RoundBase};
 use trephine::factorize::Method;
-use trephine::pipeline::Running;
+use trephine::pipeline::RunOptions;
 use trephine::run::Part;
 
 use crate::cli::splitting::{Splitting, show_part};
@@ -26,7 +28,7 @@ use crate::cli::{print, print_json, threads};
 /// the adapter carries the change and corrects the base's quantization error too (Method B). A run that was stopped
 /// goes on when the same command is given again.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct ExtractArgs {
     /// What the adapter is added to: a folder, a .safetensors or .gguf file, or a name in the Hugging Face cache
     #[arg(long, value_name = "CHECKPOINT")]
     base: String,
@@ -122,14 +124,14 @@ words!(RoundName => RoundBase {
 });
 words!(NonFiniteName => NonFinite { Fail, Zero });
 
-impl Arguments {
+impl ExtractArgs {
     fn extraction(&self) -> Result<Extraction> {
         Ok(Extraction {
             base: self.base.clone(),
             tuned: self.tuned.clone(),
             served: self.served.clone(),
             out: self.out.clone(),
-            deciding: Deciding {
+            deciding: ResultOptions {
                 rank: self.rank,
                 energy: self.energy,
                 tolerance: self.tolerance,
@@ -143,7 +145,7 @@ impl Arguments {
                 trim_vocab: self.trim_vocab,
                 base_model_name: self.base_model_name.clone().unwrap_or_else(|| name_of(&self.base)),
             },
-            running: Running {
+            running: RunOptions {
                 threads: threads(self.threads)?,
                 memory: self.memory.unwrap_or_else(default_memory),
                 keep_shards: self.keep_shards,
@@ -161,7 +163,7 @@ fn name_of(base: &str) -> String {
 }
 
 /// Plans, shows or runs.
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
+pub fn run(arguments: ExtractArgs) -> Result<ExitCode> {
     let extraction = arguments.extraction()?;
     let part = arguments.splitting.part()?;
     if arguments.dry_run {
@@ -192,7 +194,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_plan(plan: &Plan, part: Option<Part>) -> String {
+fn show_plan(plan: &ExtractionPlan, part: Option<Part>) -> String {
     let mut text = part.map_or(String::new(), |part| format!("part {part} of the run\n"));
     for note in &plan.notes {
         text += &format!("note: {note}\n");
@@ -226,7 +228,7 @@ fn show_plan(plan: &Plan, part: Option<Part>) -> String {
 }
 
 /// The end of a run, for people.
-pub fn show_outcome(outcome: &Outcome) -> String {
+pub fn show_outcome(outcome: &ExtractionOutcome) -> String {
     let manifest = &outcome.manifest;
     let headings = ["kind", "modules", "rank", "mean error", "worst error", "captured", "time"];
     let mut rows = table(headings);
@@ -262,7 +264,7 @@ pub fn show_outcome(outcome: &Outcome) -> String {
     )
 }
 
-fn show_left_out(outcome: &Outcome) -> String {
+fn show_left_out(outcome: &ExtractionOutcome) -> String {
     if outcome.left_out.is_empty() {
         return String::new();
     }

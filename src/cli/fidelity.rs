@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use trephine::Result;
 use trephine::commands::extract::default_memory;
 use trephine::commands::fidelity::{Distances, Fidelity, Measuring, fidelity};
-use trephine::pipeline::Running;
+use trephine::pipeline::RunOptions;
 
 use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;
@@ -19,7 +19,7 @@ use crate::cli::{print, print_json, threads};
 ///
 /// Any LoRA adapter that PEFT loads will do. What extract --served says of its own adapter comes out the same.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct FidelityArgs {
     /// An adapter: a folder, or a name in the Hugging Face cache. Can be repeated
     #[arg(long = "adapter", value_name = "ADAPTER", required = true)]
     adapters: Vec<String>,
@@ -56,11 +56,11 @@ pub struct Arguments {
 }
 
 /// Measures, and tells.
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
-    let running = Running {
+pub fn run(arguments: FidelityArgs) -> Result<ExitCode> {
+    let running = RunOptions {
         overwrite: arguments.overwrite,
         other_simd: arguments.other_simd,
-        ..Running::new(threads(arguments.threads)?, arguments.memory.unwrap_or_else(default_memory))
+        ..RunOptions::new(threads(arguments.threads)?, arguments.memory.unwrap_or_else(default_memory))
     };
     let job = Measuring {
         adapters: arguments.adapters,

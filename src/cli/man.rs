@@ -12,15 +12,15 @@ use crate::cli::print;
 
 /// Writes the manual pages, one for the program and one for each subcommand.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct ManArgs {
     /// The folder to write them to, as ~/.local/share/man/man1; without it, the program's own page goes to stdout
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
 
 /// Writes them.
-pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let mut program = crate::cli::Arguments::command();
+pub fn run(arguments: &ManArgs) -> Result<ExitCode> {
+    let mut program = crate::cli::ProgramArgs::command();
     program.build();
     let Some(out) = &arguments.out else {
         print(&String::from_utf8_lossy(&page(program)?))?;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use trephine::Result;
 use trephine::commands::convert::{Merge, merge, merge_part};
-use trephine::pipeline::Running;
+use trephine::pipeline::RunOptions;
 
 use crate::cli::dequantize::{Writing, show_conversion};
 use crate::cli::splitting::{Splitting, show_part};
@@ -19,7 +19,7 @@ use crate::cli::ui::value_enums::DtypeName;
 /// Weights that the adapter changes become W + scale · B·A, rounded once. The base may be quantized: its other quantized weights
 /// are dequantized then, or, with --fp8, written as block FP8. A run that was stopped goes on when the same command is given again.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct MergeArgs {
     /// What the adapter belongs to: a folder, a .safetensors file, or a name in the Hugging Face cache
     #[arg(long, value_name = "CHECKPOINT")]
     base: String,
@@ -45,7 +45,7 @@ pub struct Arguments {
 }
 
 /// Merges.
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
+pub fn run(arguments: MergeArgs) -> Result<ExitCode> {
     let job = Merge {
         base: arguments.base,
         adapter: arguments.adapter,
@@ -53,7 +53,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         dtype: arguments.dtype.into(),
         fp8: arguments.fp8,
         max_shard_size: arguments.writing.max_shard_size,
-        running: Running { other_simd: arguments.other_simd, ..arguments.writing.running()? },
+        running: RunOptions { other_simd: arguments.other_simd, ..arguments.writing.running()? },
     };
     let bar = Bar::new(arguments.writing.quiet);
     leave_on_signal(&bar)?;

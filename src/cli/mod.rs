@@ -29,7 +29,7 @@ use trephine::{Error, Kind, Result};
 /// Extracts a LoRA adapter from the difference between two checkpoints that are far larger than memory.
 #[derive(Debug, Parser)]
 #[command(version, about, after_help = EXIT_CODES)]
-pub struct Arguments {
+pub struct ProgramArgs {
     #[command(subcommand)]
     command: Command,
 }
@@ -44,26 +44,26 @@ const EXIT_CODES: &str = "Exit codes:
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Extract(Box<extract::Arguments>),
-    Probe(probe::Arguments),
-    Autopsy(Box<autopsy::Arguments>),
-    Assemble(assemble::Arguments),
-    Status(status::Arguments),
-    Analyze(Box<analyze::Arguments>),
-    Fidelity(fidelity::Arguments),
-    Calibrate(Box<calibrate::Arguments>),
-    Evaluate(Box<evaluate::Arguments>),
-    Report(report::Arguments),
-    Dequantize(dequantize::Arguments),
-    Merge(merge::Arguments),
-    Verify(verify::Arguments),
-    Sanitize(Box<sanitize::Arguments>),
-    Completions(completions::Arguments),
-    Man(man::Arguments),
+    Extract(Box<extract::ExtractArgs>),
+    Probe(probe::ProbeArgs),
+    Autopsy(Box<autopsy::AutopsyArgs>),
+    Assemble(assemble::AssembleArgs),
+    Status(status::StatusArgs),
+    Analyze(Box<analyze::AnalyzeArgs>),
+    Fidelity(fidelity::FidelityArgs),
+    Calibrate(Box<calibrate::CalibrateArgs>),
+    Evaluate(Box<evaluate::EvaluateArgs>),
+    Report(report::ReportArgs),
+    Dequantize(dequantize::DequantizeArgs),
+    Merge(merge::MergeArgs),
+    Verify(verify::VerifyArgs),
+    Sanitize(Box<sanitize::SanitizeArgs>),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
 }
 
 /// Runs a subcommand.
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
+pub fn run(arguments: ProgramArgs) -> Result<ExitCode> {
     match arguments.command {
         Command::Extract(arguments) => extract::run(*arguments),
         Command::Probe(arguments) => probe::run(arguments),

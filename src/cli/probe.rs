@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use trephine::commands::probe::{
-    AdapterProbe, Level, Part, Probe, Probed, ProbedGroup, Showing, probe, probe_adapter,
+    AdapterProbe, DescribedTensor, Level, Probe, Probed, ProbedGroup, Showing, probe, probe_adapter,
 };
 use trephine::lora::read::PeftAdapter;
 use trephine::{Error, Result};
@@ -20,7 +20,7 @@ use crate::cli::{print, print_json};
 /// SGLang and llama.cpp would load it. Exit code 4 where a checkpoint cannot be read as it is, or where one of these programs
 /// would not load the adapter with all its effect.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct ProbeArgs {
     /// A folder, a file, a name in the Hugging Face cache, or an adapter's folder
     checkpoint: String,
     /// List tensors that match, one by one: a glob over the name or its last parts, or re:REGEX. '*' lists all. Can be
@@ -36,7 +36,7 @@ pub struct Arguments {
 }
 
 /// Looks, and shows.
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
+pub fn run(arguments: ProbeArgs) -> Result<ExitCode> {
     let found = trephine::checkpoint::find(&arguments.checkpoint)?;
     if PeftAdapter::is_at(&found) {
         return adapter(&arguments);
@@ -56,7 +56,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     }
 }
 
-fn adapter(arguments: &Arguments) -> Result<ExitCode> {
+fn adapter(arguments: &ProbeArgs) -> Result<ExitCode> {
     if !arguments.tensor.is_empty() {
         return Err(Error::decide("--tensor is for checkpoints")
             .path(&arguments.checkpoint)
@@ -138,7 +138,7 @@ fn one(probed: &Probed) -> String {
         probed.block.map_or_else(String::new, |[rows, columns]| format!(", a scale for {rows} x {columns}"));
     let mut text =
         format!("{}  {}{block}, {}\n", probed.name, sides(&probed.shape), byte_size::show(probed.bytes));
-    for Part { name, dtype, shape, bytes, file } in &probed.parts {
+    for DescribedTensor { name, dtype, shape, bytes, file } in &probed.parts {
         text += &format!("  {name}  {dtype} {shape:?}, {}, in {file}\n", byte_size::show(*bytes));
     }
     if let Some(values) = &probed.values {

@@ -13,7 +13,7 @@ use crate::cli::{print, print_json};
 
 /// Draws one page, complete in itself, from what the other commands wrote: figures, their numbers, and a summary in words.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct ReportArgs {
     /// Folders that extract, fidelity, analyze or autopsy wrote; several are compared
     #[arg(required = true, value_name = "DIR")]
     folders: Vec<PathBuf>,
@@ -39,8 +39,8 @@ struct Told<'a> {
 }
 
 /// Draws, and tells what the page says at its top.
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
-    let Arguments { folders, out, svg, json } = arguments;
+pub fn run(arguments: ReportArgs) -> Result<ExitCode> {
+    let ReportArgs { folders, out, svg, json } = arguments;
     let job = Report { folders, out, svg };
     let reported = report(&job)?;
     if json {

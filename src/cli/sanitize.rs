@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use trephine::commands::extract::default_memory;
 use trephine::commands::sanitize::{Sanitized, Sanitizing, check, sanitize};
 use trephine::lora::FactorType;
-use trephine::lora::rules::{Consumer, Finding};
+use trephine::lora::rules::{Loader, RuleFinding};
 use trephine::{Error, Result};
 
 use crate::cli::ui::byte_size;
@@ -22,7 +22,7 @@ use crate::cli::{print, print_json};
 /// One rank for all modules, the scale multiplied into the factors, names and config mended; what the program does not take,
 /// as norms and whole weights, is left out and told with its norm. What the adapter adds to each weight stays as it is.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct SanitizeArgs {
     /// The adapter: a folder with adapter_config.json and adapter_model.safetensors, or a name in the Hugging Face cache
     adapter: String,
     /// The folder to write the new adapter to
@@ -71,22 +71,22 @@ enum Target {
     All,
 }
 
-impl Arguments {
-    fn consumers(&self) -> Vec<Consumer> {
+impl SanitizeArgs {
+    fn consumers(&self) -> Vec<Loader> {
         let of = |target: &Target| match target {
-            Target::Vllm => &[Consumer::Vllm][..],
-            Target::Sglang => &[Consumer::Sglang],
-            Target::LlamaCpp => &[Consumer::LlamaCpp],
-            Target::Peft => &[Consumer::Peft],
-            Target::All => &Consumer::ALL,
+            Target::Vllm => &[Loader::Vllm][..],
+            Target::Sglang => &[Loader::Sglang],
+            Target::LlamaCpp => &[Loader::LlamaCpp],
+            Target::Peft => &[Loader::Peft],
+            Target::All => &Loader::ALL,
         };
-        let named: Vec<Consumer> = self.target.iter().flat_map(of).copied().collect();
-        Consumer::ALL.into_iter().filter(|consumer| named.contains(consumer)).collect()
+        let named: Vec<Loader> = self.target.iter().flat_map(of).copied().collect();
+        Loader::ALL.into_iter().filter(|consumer| named.contains(consumer)).collect()
     }
 }
 
 /// Checks, or sanitizes and tells what was done.
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
+pub fn run(arguments: SanitizeArgs) -> Result<ExitCode> {
     let consumers = arguments.consumers();
     let Some(out) = arguments.out.clone() else { return run_check(&arguments, &consumers) };
     let job = Sanitizing {
@@ -113,7 +113,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_check(arguments: &Arguments, consumers: &[Consumer]) -> Result<ExitCode> {
+fn run_check(arguments: &SanitizeArgs, consumers: &[Loader]) -> Result<ExitCode> {
     let found = check(&arguments.adapter, arguments.base.as_deref(), consumers)?;
     if arguments.json {
         print_json(&found)?;
@@ -131,7 +131,7 @@ fn run_check(arguments: &Arguments, consumers: &[Consumer]) -> Result<ExitCode> 
     }
 }
 
-fn show_findings(found: &[Finding]) -> String {
+fn show_findings(found: &[RuleFinding]) -> String {
     if found.is_empty() {
         return "nothing to mend\n".into();
     }

@@ -18,7 +18,7 @@ use crate::cli::{print, print_json, quoted};
 /// Whether a process is at work is a guess from its last sign of life, which it writes every 10 s; after 90 s of silence it
 /// counts as lost.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct StatusArgs {
     /// The output folder
     out: PathBuf,
     /// Look again every so many seconds, until the run is finished
@@ -30,7 +30,7 @@ pub struct Arguments {
 }
 
 /// Shows it once, or again and again.
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
+pub fn run(arguments: StatusArgs) -> Result<ExitCode> {
     loop {
         let status = status(&arguments.out)?;
         match (arguments.json, arguments.watch) {

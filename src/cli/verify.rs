@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use trephine::commands::extract::{Content, Verification, default_memory, verify};
-use trephine::pipeline::Running;
+use trephine::commands::extract::{AdapterVerification, Content, default_memory, verify};
+use trephine::pipeline::RunOptions;
 use trephine::{Error, Result};
 
 use crate::cli::ui::byte_size;
@@ -14,7 +14,7 @@ use crate::cli::{print, print_json, threads};
 
 /// Checks a folder against its B3SUMS; with both checkpoints, an adapter's content against them too.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct VerifyArgs {
     /// A folder with a B3SUMS
     folder: PathBuf,
     /// The base that the adapter was extracted from
@@ -38,10 +38,11 @@ pub struct Arguments {
 }
 
 /// Checks, and tells every finding.
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
+pub fn run(arguments: VerifyArgs) -> Result<ExitCode> {
     let content = arguments.base.clone().zip(arguments.tuned.clone());
     let content = content.map(|(base, tuned)| Content { base, tuned });
-    let running = Running::new(threads(arguments.threads)?, arguments.memory.unwrap_or_else(default_memory));
+    let running =
+        RunOptions::new(threads(arguments.threads)?, arguments.memory.unwrap_or_else(default_memory));
     let bar = Bar::new(arguments.quiet);
     let verification = verify(&arguments.folder, content.as_ref(), &running, &bar);
     bar.clear();
@@ -58,7 +59,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     }
 }
 
-fn show(verification: &Verification) -> String {
+fn show(verification: &AdapterVerification) -> String {
     let mut text = verification.to_string();
     text += &format!("{} files, {}", verification.files, byte_size::show(verification.bytes));
     if verification.modules > 0 {

@@ -27,14 +27,14 @@ pub(crate) struct Header {
     /// Numbers, flags and short texts, by key.
     pub(crate) metadata: BTreeMap<String, Value>,
     /// The tensors, in the order of their bytes.
-    pub(crate) tensors: Vec<Entry>,
+    pub(crate) tensors: Vec<GgufTensor>,
     /// The blake3 of all of the header.
     pub(crate) digest: blake3::Hash,
 }
 
 /// One tensor.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct GgufTensor {
     /// Its name in the file.
     pub(crate) name: String,
     pub(crate) kind: GgmlType,
@@ -105,7 +105,7 @@ fn header(cursor: &mut Cursor) -> Result<Header> {
 }
 
 /// A tensor's entry; its bytes still count from the end of the header.
-fn entry(cursor: &mut Cursor, name: &str, alignment: u64) -> Result<Entry> {
+fn entry(cursor: &mut Cursor, name: &str, alignment: u64) -> Result<GgufTensor> {
     let dimensions = cursor.u32()?;
     if dimensions > DIMENSIONS {
         return Err(Error::input(format!("{dimensions} dimensions; the format allows {DIMENSIONS}")));
@@ -135,11 +135,11 @@ fn entry(cursor: &mut Cursor, name: &str, alignment: u64) -> Result<Entry> {
             "the bytes of a tensor begin at {start}, no multiple of {alignment}"
         )));
     }
-    Ok(Entry { name: name.to_owned(), kind, shape: dims, bytes: start..end })
+    Ok(GgufTensor { name: name.to_owned(), kind, shape: dims, bytes: start..end })
 }
 
 /// Checks that the tensors cover the data but for padding, and moves their bytes behind the header.
-fn place(mut tensors: Vec<Entry>, data: u64, alignment: u64, size: u64) -> Result<Vec<Entry>> {
+fn place(mut tensors: Vec<GgufTensor>, data: u64, alignment: u64, size: u64) -> Result<Vec<GgufTensor>> {
     tensors.sort_by_key(|entry| (entry.bytes.start, entry.bytes.end));
     let (mut end, mut last) = (0u64, String::new());
     for entry in &mut tensors {

@@ -1,7 +1,7 @@
 //! The difference of one pair of modules, `tuned - base`, in slices of rows: held whole in f32, or computed anew at
 //! every visit. Both give the same bits.
 
-use crate::delta::operand::Half;
+use crate::delta::operand::Operand;
 use crate::pipeline::memory::slice_rows;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -37,8 +37,8 @@ pub const PIECE_SCRATCH: u64 = 4 * 1024 * 1024;
 /// While it lives, the bytes of a side whose rows cannot be had one by one are resident: see [`ModuleReader`].
 #[derive(Debug)]
 pub struct Difference<'a> {
-    base: Half<'a>,
-    tuned: Half<'a>,
+    base: Operand<'a>,
+    tuned: Operand<'a>,
     readers: [ModuleReader<'a>; 2],
     rows: usize,
     round_base: RoundBase,
@@ -93,13 +93,13 @@ impl<'a> Difference<'a> {
     /// # Errors
     /// A side that cannot be opened.
     pub fn new(
-        base: Half<'a>,
-        tuned: Half<'a>,
+        base: Operand<'a>,
+        tuned: Operand<'a>,
         rows: usize,
         round_base: RoundBase,
         non_finite: NonFinite,
     ) -> Result<Difference<'a>> {
-        let open = |half: Half<'a>| ModuleReader::open(half.checkpoint, half.module);
+        let open = |half: Operand<'a>| ModuleReader::open(half.checkpoint, half.module);
         Ok(Difference { base, tuned, readers: [open(base)?, open(tuned)?], rows, round_base, non_finite })
     }
 

@@ -6,7 +6,7 @@ use crate::delta::record::Side;
 
 /// One side of a difference.
 #[derive(Clone, Copy, Debug)]
-pub struct Half<'a> {
+pub struct Operand<'a> {
     /// Which side it is.
     pub side: Side,
     /// Where it lies.
@@ -15,7 +15,7 @@ pub struct Half<'a> {
     pub module: &'a Module,
 }
 
-impl<'a> Half<'a> {
+impl<'a> Operand<'a> {
     /// The file of the weight itself.
     pub(crate) fn path(&self) -> &'a std::path::Path {
         self.checkpoint.path(self.module.tensors()[0].file)

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
-use crate::delta::operand::Half;
+use crate::delta::operand::Operand;
 use crate::delta::record::{Side, TensorRecord};
 
 /// Bytes of a tensor that are mapped at a time to be hashed.
@@ -24,8 +24,8 @@ struct Hasher<'a> {
 
 impl<'a> Hashers<'a> {
     /// Of every tensor of these modules.
-    pub fn new(halves: &[Half<'a>]) -> Hashers<'a> {
-        let of = |half: &Half<'a>| {
+    pub fn new(halves: &[Operand<'a>]) -> Hashers<'a> {
+        let of = |half: &Operand<'a>| {
             let (side, checkpoint) = (half.side, half.checkpoint);
             let hasher = move |(tensor, range): (&'a Tensor, Range<u64>)| Hasher {
                 half: (side, checkpoint),
@@ -88,7 +88,7 @@ pub fn tensor_record(
 ///
 /// # Errors
 /// What reading met.
-pub fn digests(half: Half<'_>, read: &(dyn Fn(u64) + Sync)) -> Result<Vec<TensorRecord>> {
+pub fn digests(half: Operand<'_>, read: &(dyn Fn(u64) + Sync)) -> Result<Vec<TensorRecord>> {
     let mut hashers = Hashers::new(&[half]);
     hashers.advance(1, 1, read)?;
     Ok(hashers.finish())

@@ -3,7 +3,7 @@
 //! A line is 64 lowercase hex digits, two spaces, the name relative to the folder with `/` between its parts.
 //! A name with a backslash or a newline is escaped (`\\`, `\n`) and its line begins with a backslash.
 
-use crate::durable::finding::{B3SUMS, Entry};
+use crate::durable::finding::{B3SUMS, FileEntry};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -21,7 +21,7 @@ const LONGEST: u64 = 256 << 20;
 #[derive(Clone, Debug)]
 pub struct Checksums {
     pub(crate) folder: PathBuf,
-    pub(crate) entries: Vec<Entry>,
+    pub(crate) entries: Vec<FileEntry>,
     pub(crate) findings: Vec<Finding>,
 }
 
@@ -52,13 +52,14 @@ impl Checksums {
     }
 
     /// What is listed, each name once, in the order of the lines.
-    pub fn entries(&self) -> &[Entry] {
+    pub fn entries(&self) -> &[FileEntry] {
         &self.entries
     }
 
     /// Bytes of the listed files as far as they exist: what [`verify`](Checksums::verify) will read.
     pub fn bytes(&self) -> u64 {
-        let length = |e: &Entry| fs::metadata(self.folder.join(&e.name)).ok().filter(fs::Metadata::is_file);
+        let length =
+            |e: &FileEntry| fs::metadata(self.folder.join(&e.name)).ok().filter(fs::Metadata::is_file);
         self.entries.iter().filter_map(length).map(|m| m.len()).sum()
     }
 }
@@ -80,7 +81,7 @@ fn parse(folder: &Path, bytes: &[u8]) -> Checksums {
                 ));
             }
             Ok((name, blake3)) => match lines.insert(tidy(&name).to_owned(), number) {
-                None => sums.entries.push(Entry { line: number, name, blake3 }),
+                None => sums.entries.push(FileEntry { line: number, name, blake3 }),
                 Some(first) => {
                     let why = format!("was listed before, in line {first}");
                     sums.findings.push(at(Problem::Duplicate, Some(&name), why));

@@ -59,7 +59,7 @@ impl Finding {
         Finding { level, problem, name: name.map(str::to_owned), line, detail }
     }
 
-    pub(crate) fn of(problem: Problem, entry: &Entry, detail: impl Into<String>) -> Finding {
+    pub(crate) fn of(problem: Problem, entry: &FileEntry, detail: impl Into<String>) -> Finding {
         Finding::new(problem, Some(&entry.name), Some(entry.line), detail.into())
     }
 }
@@ -80,7 +80,7 @@ pub const B3SUMS: &str = "B3SUMS";
 
 /// One line: a file and the digest it should have.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct FileEntry {
     /// Number of the line, from 1.
     pub line: usize,
     /// The name as listed, without escapes.

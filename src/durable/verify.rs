@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::durable::checksums::{Checksums, tidy};
 
 use crate::durable::digest::digest;
-use crate::durable::finding::{B3SUMS, Entry};
+use crate::durable::finding::{B3SUMS, FileEntry};
 
 /// What a check found.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -57,7 +57,7 @@ impl Checksums {
         Verification { matched, findings }
     }
 
-    fn check(&self, entry: &Entry, walk: &Walk, progress: &(dyn Fn(u64) + Sync)) -> Option<Finding> {
+    fn check(&self, entry: &FileEntry, walk: &Walk, progress: &(dyn Fn(u64) + Sync)) -> Option<Finding> {
         let path = self.folder.join(&entry.name);
         let unreadable =
             |e: io::Error| Finding::of(Problem::Unreadable, entry, format!("cannot be read: {e}"));

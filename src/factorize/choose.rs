@@ -1,7 +1,7 @@
 //! What a factorization costs, and which way to go: from shape, rank and tolerance only, so that neither memory nor
 //! threads decide what comes out.
 
-use crate::factorize::types::{Plan, iterates};
+use crate::factorize::types::{BasisPlan, iterates};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};
 
@@ -47,7 +47,7 @@ fn gram_flops(m: usize, n: usize, request: &Request) -> f64 {
 }
 
 fn krylov_flops(m: usize, n: usize, request: &Request) -> f64 {
-    let plan = Plan::of(m, n, request);
+    let plan = BasisPlan::of(m, n, request);
     let (m, n, d) = (m as f64, n as f64, plan.expected() as f64);
     let passes = 4.0 * m * n * d * narrowness(plan.block);
     // Projections of 4 n d b each, summed over the blocks, and W^T W in f64.
@@ -65,11 +65,11 @@ fn narrowness(block: usize) -> f64 {
 pub fn workspace(m: usize, n: usize, request: &Request) -> usize {
     match choose(m, n, request) {
         Method::Gram => gram_bytes(m, n, request),
-        _ => krylov_bytes(m, n, Plan::of(m, n, request)),
+        _ => krylov_bytes(m, n, BasisPlan::of(m, n, request)),
     }
 }
 
-fn krylov_bytes(m: usize, n: usize, Plan { rank, block, most }: Plan) -> usize {
+fn krylov_bytes(m: usize, n: usize, BasisPlan { rank, block, most }: BasisPlan) -> usize {
     let basis = 4 * (n * (most + block) + m * most) + 8 * most * most;
     // The groups' sums, the packed block and the result, the first two in whole strips; what groups pack of their panels.
     let (strips, height) = (4 * block.next_multiple_of(32), panel_rows(m, n).1);
@@ -90,7 +90,11 @@ fn orthogonal_bytes(n: usize, most: usize, block: usize) -> usize {
 
 fn gram_bytes(m: usize, n: usize, request: &Request) -> usize {
     if iterates(m, n, request.rank) {
-        return iterated_bytes(m, n, request.rank).max(krylov_bytes(m, n, Plan::thorough(m, n, request)));
+        return iterated_bytes(m, n, request.rank).max(krylov_bytes(
+            m,
+            n,
+            BasisPlan::thorough(m, n, request),
+        ));
     }
     let (long, short) = (m.max(n), m.min(n));
     let rank = request.rank.min(short);
@@ -156,7 +160,7 @@ mod tests {
     #[test]
     fn plans_stay_within_the_matrix() {
         for (m, n, rank) in [(1, 500, 8), (3, 2, 8), (700, 400, 400), (25600, 5120, 256), (16, 100_000, 64)] {
-            let plan = Plan::of(m, n, &request(rank));
+            let plan = BasisPlan::of(m, n, &request(rank));
             assert!(plan.rank <= m.min(n) && plan.block >= 1 && plan.block <= m.min(n) && plan.most <= n);
         }
     }

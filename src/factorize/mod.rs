@@ -28,7 +28,7 @@ pub use self::in_memory::Held;
 pub use self::residual::{Residual, residual, stored_error};
 pub use self::truncate::{Recompressed, product_norm2, recompress};
 pub use self::types::{Factors, Method, Panels, Request};
-use crate::factorize::types::Plan;
+use crate::factorize::types::BasisPlan;
 
 use crate::factorize::backend::gram;
 use crate::factorize::backend::krylov;
@@ -59,7 +59,7 @@ pub fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &Request
     }
     match method {
         Method::Gram => gram::factorize(delta, norm2, module, request),
-        _ => krylov::factorize(delta, norm2, module, request, Plan::of(m, n, request)),
+        _ => krylov::factorize(delta, norm2, module, request, BasisPlan::of(m, n, request)),
     }
     .map_err(|e| e.tensor(module))
 }

@@ -131,7 +131,7 @@ pub(crate) fn kept_rank(squares: &[f64], most: usize, energy: Option<f64>, norm2
 
 /// The sizes of a block Krylov run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Plan {
+pub(crate) struct BasisPlan {
     /// Rank of the factors.
     pub(crate) rank: usize,
     /// Columns that are multiplied at a time.
@@ -140,9 +140,9 @@ pub(crate) struct Plan {
     pub(crate) most: usize,
 }
 
-impl Plan {
+impl BasisPlan {
     /// For a matrix `[m, n]`.
-    pub(crate) fn of(m: usize, n: usize, request: &Request) -> Plan {
+    pub(crate) fn of(m: usize, n: usize, request: &Request) -> BasisPlan {
         let side = m.min(n);
         let rank = request.rank.min(side);
         // Narrow blocks converge in the smallest basis, wide ones read the delta less often and multiply faster.
@@ -153,14 +153,14 @@ impl Plan {
         let digits = (1.0 / request.tolerance).log10().max(1.0);
         let factor = if digits <= 3.0 { 3 } else { 4 };
         let most = (factor * rank).max(rank + 6 * block).next_multiple_of(block).min(n);
-        Plan { rank, block, most }
+        BasisPlan { rank, block, most }
     }
 
     /// For the optimum to 1e-5 where a Gram matrix would not show it.
-    pub(crate) fn thorough(m: usize, n: usize, request: &Request) -> Plan {
-        let plan = Plan::of(m, n, request);
+    pub(crate) fn thorough(m: usize, n: usize, request: &Request) -> BasisPlan {
+        let plan = BasisPlan::of(m, n, request);
         let most = (6 * plan.rank).max(plan.rank + 12 * plan.block).next_multiple_of(plan.block).min(n);
-        Plan { most, ..plan }
+        BasisPlan { most, ..plan }
     }
 
     /// Columns of the basis when a flat spectrum has converged, roughly.

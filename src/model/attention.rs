@@ -3,7 +3,7 @@
 use super::decoder::NormStyle;
 use super::forward::{Forward, Observer, Part};
 use super::kernel::{Activations, Angles, Heads, attend, rms_norm, rotate};
-use super::linear::{Operand, Weight};
+use super::linear::{LinearInput, Weight};
 use super::threads::spread;
 use super::{Group, Input};
 use crate::Result;
@@ -61,12 +61,12 @@ impl Forward<'_> {
     ) -> Result<Vec<Activations>> {
         let width = xs.first().map_or(0, |x| x.features);
         let weight = Weight::open(&self.engine, module, width)?;
-        let operands: Vec<Operand<'_>> = self.groups[chunk]
+        let inputs: Vec<LinearInput<'_>> = self.groups[chunk]
             .iter()
             .zip(xs)
-            .map(|(group, x)| Operand { variant: group.variant, x })
+            .map(|(group, x)| LinearInput { variant: group.variant, x })
             .collect();
-        weight.apply(&operands)
+        weight.apply(&inputs)
     }
 
     fn project(

@@ -2,7 +2,7 @@
 
 use super::forward::{Forward, Observer, Part};
 use super::kernel::{Activations, TILE, gate, rms_norm};
-use super::linear::{Operand, Weight, find};
+use super::linear::{LinearInput, Weight, find};
 use super::threads::spread;
 use super::{Hidden, Input};
 use crate::{Error, Result};
@@ -118,9 +118,9 @@ impl Forward<'_> {
     fn apply_tiles(&self, module: &str, tiles: &[&[Route]], xs: &[Activations]) -> Result<Vec<Activations>> {
         let width = xs.first().map_or(0, |x| x.features);
         let operand =
-            |(tile, x): (&&[Route], _)| Operand { variant: tile.first().map_or(0, |r| r.variant), x };
-        let operands: Vec<Operand<'_>> = tiles.iter().zip(xs).map(operand).collect();
-        Weight::open(&self.engine, module, width)?.apply(&operands)
+            |(tile, x): (&&[Route], _)| LinearInput { variant: tile.first().map_or(0, |r| r.variant), x };
+        let inputs: Vec<LinearInput<'_>> = tiles.iter().zip(xs).map(operand).collect();
+        Weight::open(&self.engine, module, width)?.apply(&inputs)
     }
 
     /// The normed hidden states of a tile's tokens.

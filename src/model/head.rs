@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Input;
 use super::forward::{Forward, Observer, Part};
 use super::kernel::Activations;
-use super::linear::{Operand, Weight};
+use super::linear::{LinearInput, Weight};
 use super::threads::spread;
 use crate::{Error, Result};
 
@@ -94,9 +94,9 @@ impl Forward<'_> {
     fn totals(&self, head: &str, chunk: Range<usize>, xs: &[Activations]) -> Result<Vec<Vec<Total>>> {
         let weight = Weight::open(&self.engine, head, self.decoder.hidden)?;
         let groups = &self.groups[chunk];
-        let operands: Vec<Operand<'_>> =
-            groups.iter().zip(xs).map(|(group, x)| Operand { variant: group.variant, x }).collect();
-        let inner = weight.inner(&operands)?;
+        let inputs: Vec<LinearInput<'_>> =
+            groups.iter().zip(xs).map(|(group, x)| LinearInput { variant: group.variant, x }).collect();
+        let inner = weight.inner(&inputs)?;
         let none = Total { most: f64::NEG_INFINITY, sum: 0.0, next: f64::NAN };
         let mut totals: Vec<Vec<Total>> = groups.iter().map(|group| vec![none; group.tokens()]).collect();
         // The panels' answers are added in the order of the vocabulary, whoever made them.
@@ -108,7 +108,7 @@ impl Forward<'_> {
                 tasks,
                 |(panel, out): &mut (Vec<f32>, Vec<f32>), (rows, answers)| {
                     weight.decode(rows.clone(), panel)?;
-                    for ((operand, inner), group) in operands.iter().zip(&inner).zip(groups) {
+                    for ((operand, inner), group) in inputs.iter().zip(&inner).zip(groups) {
                         out.resize(rows.len() * operand.x.tokens, 0.0);
                         weight.panel(rows.clone(), panel, *operand, inner.as_ref(), out);
                         answers.push(partial(out, rows.clone(), &group.ids, self.decoder.logit_cap));

@@ -65,7 +65,7 @@ pub(super) struct Engine<'a> {
 
 /// The activations of a group, and the variant that it belongs to.
 #[derive(Clone, Copy)]
-pub(super) struct Operand<'a> {
+pub(super) struct LinearInput<'a> {
     pub variant: usize,
     pub x: &'a Activations,
 }
@@ -115,9 +115,9 @@ impl<'a> Weight<'a> {
     }
 
     /// The inner halves of the updates, `A·x`, for every operand whose variant has one.
-    pub fn inner(&self, operands: &[Operand<'_>]) -> Result<Vec<Option<Activations>>> {
-        let mut inner: Vec<Option<Activations>> = operands.iter().map(|_| None).collect();
-        let tasks: Vec<_> = inner.iter_mut().zip(operands).collect();
+    pub fn inner(&self, inputs: &[LinearInput<'_>]) -> Result<Vec<Option<Activations>>> {
+        let mut inner: Vec<Option<Activations>> = inputs.iter().map(|_| None).collect();
+        let tasks: Vec<_> = inner.iter_mut().zip(inputs).collect();
         spread(self.engine.threads, tasks, |_: &mut (), (inner, operand)| {
             if let Some(update) = &self.updates[operand.variant] {
                 let mut product_of = Activations::zeros(update.rank, operand.x.tokens);
@@ -143,7 +143,7 @@ impl<'a> Weight<'a> {
         &self,
         rows: Range<usize>,
         panel: &[f32],
-        operand: Operand<'_>,
+        operand: LinearInput<'_>,
         inner: Option<&Activations>,
         out: &mut [f32],
     ) {
@@ -161,11 +161,11 @@ impl<'a> Weight<'a> {
     }
 
     /// The layer's output for every operand.
-    pub fn apply(&self, operands: &[Operand<'_>]) -> Result<Vec<Activations>> {
-        let inner = self.inner(operands)?;
+    pub fn apply(&self, inputs: &[LinearInput<'_>]) -> Result<Vec<Activations>> {
+        let inner = self.inner(inputs)?;
         let panels = self.panels();
         let mut outputs: Vec<Activations> =
-            operands.iter().map(|operand| Activations::zeros(self.rows(), operand.x.tokens)).collect();
+            inputs.iter().map(|operand| Activations::zeros(self.rows(), operand.x.tokens)).collect();
         let mut slices: Vec<Vec<&mut [f32]>> = panels.iter().map(|_| Vec::new()).collect();
         for output in &mut outputs {
             let tokens = output.tokens;
@@ -179,7 +179,7 @@ impl<'a> Weight<'a> {
         let tasks: Vec<_> = panels.into_iter().zip(slices).collect();
         spread(self.engine.threads, tasks, |panel: &mut Vec<f32>, (rows, slices)| {
             self.decode(rows.clone(), panel)?;
-            for ((out, operand), inner) in slices.into_iter().zip(operands).zip(&inner) {
+            for ((out, operand), inner) in slices.into_iter().zip(inputs).zip(&inner) {
                 self.panel(rows.clone(), panel, *operand, inner.as_ref(), out);
             }
             Ok(())

@@ -45,7 +45,7 @@ pub struct Beside {
 
 /// A pass, planned.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct ForwardPlan {
     /// How it is run.
     pub needs: Needs,
     /// Bytes of weights that it reads, as they are stored.
@@ -58,7 +58,7 @@ pub struct Plan {
 ///
 /// # Errors
 /// The memory is too small; the least that would do is named.
-pub fn plan(asked: Asked<'_>) -> Result<Plan> {
+pub fn plan(asked: Asked<'_>) -> Result<ForwardPlan> {
     let Asked { checkpoint, decoder, sequences, variants, memory, threads, scratch, beside } = asked;
     let groups = sequences.groups(variants);
     let tokens: u64 = groups.iter().map(|group| group.tokens() as u64).sum();
@@ -93,7 +93,7 @@ pub fn plan(asked: Asked<'_>) -> Result<Plan> {
     let chunk = (free / token.max(1)).clamp(largest, tokens.max(largest));
     let chunks = tokens.div_ceil(chunk.max(1)) as usize;
     let weights: u64 = modules.iter().map(|module| module.size()).sum();
-    Ok(Plan {
+    Ok(ForwardPlan {
         needs: Needs {
             threads: threads as usize,
             chunk: chunk as usize,

@@ -10,18 +10,18 @@ use crate::{Error, Result};
 
 /// Values of f32, in huge pages where the system lends them.
 #[derive(Debug)]
-pub struct Slab {
+pub struct HugeBuffer {
     map: Option<MmapMut>,
 }
 
-impl Slab {
+impl HugeBuffer {
     /// So many zeros.
     ///
     /// # Errors
     /// The system has not that much memory.
-    pub fn zeroed(values: usize) -> Result<Slab> {
+    pub fn zeroed(values: usize) -> Result<HugeBuffer> {
         let Some(bytes) = values.checked_mul(size_of::<f32>()).filter(|&bytes| bytes > 0) else {
-            return Ok(Slab { map: None });
+            return Ok(HugeBuffer { map: None });
         };
         let map = MmapMut::map_anon(bytes).map_err(|e| {
             Error::unexpected(format!("{} MiB of memory cannot be had", bytes >> 20))
@@ -31,14 +31,14 @@ impl Slab {
         // Advice that is not taken costs time only.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
-        Ok(Slab { map: Some(map) })
+        Ok(HugeBuffer { map: Some(map) })
     }
 }
 
 /// Slabs that nothing holds at the moment. Nobody has a permit for their bytes: whoever takes one has to let go of as many.
 #[derive(Debug, Default)]
 pub struct Slabs {
-    idle: Mutex<Vec<Slab>>,
+    idle: Mutex<Vec<HugeBuffer>>,
 }
 
 impl Slabs {
@@ -47,12 +47,12 @@ impl Slabs {
     ///
     /// # Errors
     /// The system has not that much memory.
-    pub fn obtain(&self, values: usize, free: u64) -> Result<Slab> {
+    pub fn obtain(&self, values: usize, free: u64) -> Result<HugeBuffer> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let again = idle.iter().position(|slab| slab.len() == values).map(|at| idle.swap_remove(at));
         trim(&mut idle, free);
         drop(idle);
-        again.map_or_else(|| Slab::zeroed(values), Ok)
+        again.map_or_else(|| HugeBuffer::zeroed(values), Ok)
     }
 
     /// Lets go of what lies idle beyond `free` bytes: to be called after every permit is taken, before its bytes are used.
@@ -61,18 +61,18 @@ impl Slabs {
     }
 
     /// Keeps a slab for the next module of that size. To be called while the permit for it is still out.
-    pub fn give_back(&self, slab: Slab) {
+    pub fn give_back(&self, slab: HugeBuffer) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(slab);
     }
 }
 
-fn trim(idle: &mut Vec<Slab>, free: u64) {
+fn trim(idle: &mut Vec<HugeBuffer>, free: u64) {
     while idle.iter().map(|slab| 4 * slab.len() as u64).sum::<u64>() > free {
         idle.remove(0);
     }
 }
 
-impl Deref for Slab {
+impl Deref for HugeBuffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
@@ -80,13 +80,13 @@ impl Deref for Slab {
     }
 }
 
-impl DerefMut for Slab {
+impl DerefMut for HugeBuffer {
     fn deref_mut(&mut self) -> &mut [f32] {
         self.map.as_deref_mut().map_or(&mut [], bytemuck::cast_slice_mut)
     }
 }
 
-impl AsRef<[f32]> for Slab {
+impl AsRef<[f32]> for HugeBuffer {
     fn as_ref(&self) -> &[f32] {
         self
     }
@@ -94,7 +94,7 @@ impl AsRef<[f32]> for Slab {
 
 #[cfg(test)]
 mod tests {
-    use super::{Slab, Slabs};
+    use super::{HugeBuffer, Slabs};
 
     #[test]
     fn an_idle_slab_serves_again_within_what_is_free() {
@@ -113,11 +113,11 @@ mod tests {
 
     #[test]
     fn begins_as_zeros_and_keeps_what_is_written() {
-        let mut slab = Slab::zeroed(3 << 20).unwrap();
+        let mut slab = HugeBuffer::zeroed(3 << 20).unwrap();
         assert!(slab.len() == 3 << 20 && slab.iter().all(|&v| v == 0.0));
         slab[(3 << 20) - 1] = 2.5;
         assert_eq!(slab.iter().sum::<f32>(), 2.5);
-        assert!(Slab::zeroed(0).unwrap().is_empty());
-        assert!(Slab::zeroed(1 << 60).unwrap_err().cure().is_some());
+        assert!(HugeBuffer::zeroed(0).unwrap().is_empty());
+        assert!(HugeBuffer::zeroed(1 << 60).unwrap_err().cure().is_some());
     }
 }

@@ -5,4 +5,4 @@ pub(crate) mod buffer_pool;
 pub(crate) mod memory;
 pub(crate) mod options;
 pub mod ordered_panels;
-pub use self::options::Running;
+pub use self::options::RunOptions;

@@ -2,7 +2,7 @@
 
 /// The options that only say how the work is run. They may change between a stop and the next run.
 #[derive(Clone, Debug)]
-pub struct Running {
+pub struct RunOptions {
     /// Threads that compute.
     pub threads: usize,
     /// Peak resident memory of the process in bytes.
@@ -15,9 +15,9 @@ pub struct Running {
     pub other_simd: bool,
 }
 
-impl Running {
+impl RunOptions {
     /// So many threads and so much memory, and no more to say.
-    pub fn new(threads: usize, memory: u64) -> Running {
-        Running { threads, memory, keep_shards: false, overwrite: false, other_simd: false }
+    pub fn new(threads: usize, memory: u64) -> RunOptions {
+        RunOptions { threads, memory, keep_shards: false, overwrite: false, other_simd: false }
     }
 }

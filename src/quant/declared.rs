@@ -1,6 +1,6 @@
 //! What a config declares of a quantized checkpoint, and the errors of formats that do not find what was declared.
 
-use crate::quant::weight::{Stored, Tensors};
+use crate::quant::weight::{TensorInfo, Tensors};
 use crate::{Error, Result};
 use serde_json::Value;
 
@@ -40,7 +40,7 @@ pub(crate) fn unsupported(name: &str) -> Error {
 }
 
 /// The error of a weight without one of its companions.
-pub(crate) fn missing(weight: &Stored, name: &str) -> Error {
+pub(crate) fn missing(weight: &TensorInfo, name: &str) -> Error {
     Error::input(format!("a weight is stored as {} without its '{name}'", weight.describe()))
         .tensor(&weight.name)
         .hint("it is missing from the files or from the index: download or export the checkpoint again")

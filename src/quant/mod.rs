@@ -15,4 +15,4 @@ pub(crate) mod weight;
 pub use self::declared::Declared;
 pub use self::registry::Scheme;
 pub use self::weight::Stack;
-pub use self::weight::{Dequantize, Format, Found, SMALL, Segments, Stored, Tensors};
+pub use self::weight::{Dequantize, Format, FoundWeight, SMALL, Segments, TensorInfo, Tensors};

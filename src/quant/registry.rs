@@ -8,7 +8,7 @@ use crate::quant::expert::layout::Experts;
 use crate::quant::expert::stack;
 use crate::quant::format::dense::Dense;
 use crate::quant::format::{bitsandbytes, block_fp8, compressed, fp8, gptq_awq, mxfp4};
-use crate::quant::weight::{Format, Found, Stored, Tensors};
+use crate::quant::weight::{Format, FoundWeight, TensorInfo, Tensors};
 use crate::{Error, Result};
 
 /// Makes the format of a declared method.
@@ -79,7 +79,7 @@ impl Scheme {
     ///
     /// # Errors
     /// A weight that is quantized by its dtype or name, with nothing declared that says how or with its scale missing.
-    pub fn weights(&self, lead: &Stored, tensors: &dyn Tensors) -> Result<Vec<Found>> {
+    pub fn weights(&self, lead: &TensorInfo, tensors: &dyn Tensors) -> Result<Vec<FoundWeight>> {
         // Nothing to decode, and the other side of a zero may be any number.
         if lead.shape.contains(&0) {
             return Ok(Vec::new());
@@ -103,7 +103,7 @@ impl Scheme {
         Ok(Vec::new())
     }
 
-    fn unexplained(&self, lead: &Stored) -> Error {
+    fn unexplained(&self, lead: &TensorInfo) -> Error {
         let declared = match &self.format {
             Some(format) => format!("which {}, the declared quantization, does not read", format.label()),
             None => "but nothing declares how it is quantized".to_owned(),
@@ -116,7 +116,7 @@ impl Scheme {
 }
 
 /// Whether a tensor's name and dtype can only be a quantized weight's. A stack of experts bears no `.weight`.
-fn looks_quantized(stored: &Stored) -> bool {
+fn looks_quantized(stored: &TensorInfo) -> bool {
     use Dtype::*;
     let packed = [".qweight", ".weight_packed", "_proj_blocks"].iter().any(|end| stored.name.ends_with(end));
     let codes = matches!(

@@ -11,7 +11,7 @@ use crate::quant::encode::requantize::RoundToNearest;
 
 /// One stored array, as its file's header describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
+pub struct TensorInfo {
     /// The tensor's name in its file.
     pub name: String,
     /// Element type.
@@ -20,7 +20,7 @@ pub struct Stored {
     pub shape: Vec<usize>,
 }
 
-impl Stored {
+impl TensorInfo {
     /// Dtype and shape as messages give them: `F8_E4M3 [192, 320]`.
     pub fn describe(&self) -> String {
         format!("{} {:?}", self.dtype, self.shape)
@@ -33,7 +33,7 @@ pub const SMALL: usize = 64 << 10;
 /// The tensors of a checkpoint by name: where a format looks up the companions of a weight, whichever file they lie in.
 pub trait Tensors {
     /// The tensor of that name.
-    fn stored(&self, name: &str) -> Option<&Stored>;
+    fn stored(&self, name: &str) -> Option<&TensorInfo>;
 
     /// The bytes of a small tensor (at most [`SMALL`]): some formats keep the shape of a weight, or a description of it, in the
     /// content of a tensor beside it.
@@ -45,7 +45,7 @@ pub trait Tensors {
 
 /// A logical weight that a format found.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct FoundWeight {
     /// The module's name: the weight's without its last part (`model.layers.0.mlp.up_proj`).
     pub module: String,
     /// Its decoder.
@@ -64,7 +64,7 @@ pub trait Format: Debug + Send + Sync {
     ///
     /// # Errors
     /// A companion is missing or its shape or dtype is not what the config and `lead` ask for.
-    fn weights(&self, lead: &Stored, tensors: &dyn Tensors) -> Result<Vec<Found>>;
+    fn weights(&self, lead: &TensorInfo, tensors: &dyn Tensors) -> Result<Vec<FoundWeight>>;
 }
 
 /// One logical weight `[out, in]`, decoded in panels of consecutive rows from the bytes of its stored tensors.
@@ -77,7 +77,7 @@ pub trait Dequantize: Debug + Send + Sync {
 
     /// The stored tensors that make up this weight, the weight itself first. One whose content was read at opening, as a shape, is
     /// among them, with an empty span.
-    fn tensors(&self) -> &[Stored];
+    fn tensors(&self) -> &[TensorInfo];
 
     /// For each of [`tensors`](Self::tensors), the bytes of it that `rows` needs (relative to the tensor's start).
     fn spans(&self, rows: Range<usize>) -> Vec<Range<usize>>;
@@ -90,7 +90,7 @@ pub trait Dequantize: Debug + Send + Sync {
 
     /// For each of [`tensors`](Self::tensors), the bytes of it that belong to this weight: all, but for an expert of a stack.
     fn extents(&self) -> Vec<Range<usize>> {
-        let bytes = |stored: &Stored| stored.shape.iter().product::<usize>() * stored.dtype.bitsize() / 8;
+        let bytes = |stored: &TensorInfo| stored.shape.iter().product::<usize>() * stored.dtype.bitsize() / 8;
         self.tensors().iter().map(|stored| 0..bytes(stored)).collect()
     }
 

@@ -11,14 +11,14 @@ use crate::durable::atomic_file;
 use crate::durable::folder;
 use crate::durable::journal::Journal;
 use crate::durable::lock::Lock;
-use crate::pipeline::options::Running;
+use crate::pipeline::options::RunOptions;
 use crate::run::attempts::attempt;
 use crate::run::attempts::attempt::{Attempt, AttemptInfo, host, now, place, result_bytes};
 use crate::run::attempts::completed::Completed;
 use crate::run::attempts::gather::{at_work, check_same, damages, gather};
 use crate::run::attempts::recorder::Recorder;
 use crate::run::folder as run_folder;
-use crate::run::heartbeat::Living;
+use crate::run::heartbeat::Heartbeat;
 use crate::run::identity::RunIdentity;
 use crate::run::job::Job;
 use crate::run::layout::{JOURNAL, PART_LOG, SHARDS, STATE};
@@ -27,7 +27,7 @@ use crate::run::log::Log;
 use crate::run::parts::part_id::Part;
 use crate::run::parts::partition::Share;
 use crate::run::progress::Progress;
-use crate::run::unit::{AnyRecord, Entry, PlannedUnit, UnitKind, Work};
+use crate::run::unit::{AnyRecord, JournalEntry, PlannedUnit, UnitKind, Work};
 use crate::{Error, Result};
 
 /// Runs one job in one output folder.
@@ -37,7 +37,7 @@ pub struct Engine<'a, J: Job> {
     /// The output folder.
     pub out: &'a Path,
     /// How the work is run.
-    pub running: &'a Running,
+    pub running: &'a RunOptions,
     /// Who is told of it.
     pub progress: &'a dyn Progress,
 }
@@ -78,11 +78,11 @@ pub struct PartOutcome {
 type Worked<D> = (Completed<D>, BTreeMap<String, f64>);
 
 /// What is in the output folder.
-enum Found<J: Job> {
+enum EarlierRun<J: Job> {
     /// A finished run of the same identity, and the lock under which to tidy up behind it.
     Done(J::Output, Lock),
     /// Nothing, or a run to continue, and the lock that keeps others out.
-    Open(Journal<Entry<J::Record>>, Completed<J::Done>, Lock),
+    Open(Journal<JournalEntry<J::Record>>, Completed<J::Done>, Lock),
 }
 
 impl<J: Job> Engine<'_, J> {
@@ -95,11 +95,11 @@ impl<J: Job> Engine<'_, J> {
         let started = Instant::now();
         let (layout, keep) = (self.job.layout(), self.keeps_results());
         let (journal, done, lock) = match self.open()? {
-            Found::Done(output, lock) => {
+            EarlierRun::Done(output, lock) => {
                 run_folder::tidy(lock, self.out, layout.log, keep)?;
                 return Ok(Ended { output, times: BTreeMap::new(), was_done: true });
             }
-            Found::Open(journal, done, lock) => (journal, done, lock),
+            EarlierRun::Open(journal, done, lock) => (journal, done, lock),
         };
         self.check_disk(done.bytes())?;
         let log = self.log()?;
@@ -170,7 +170,7 @@ impl<J: Job> Engine<'_, J> {
     }
 
     /// Opens the output folder for the unsplit run: takes its lock, and takes over what earlier runs and parts have done.
-    fn open(&self) -> Result<Found<J>> {
+    fn open(&self) -> Result<EarlierRun<J>> {
         let (out, job, other_simd) = (self.out, self.job, self.running.other_simd);
         run_folder::refuse_foreign(out, job.layout())?;
         folder::create(out)?;
@@ -179,7 +179,7 @@ impl<J: Job> Engine<'_, J> {
             run_folder::clear(out, job.layout())?;
         } else if run_folder::is_finished(out) {
             return match run_folder::existing(job, out, other_simd) {
-                Ok(output) => Ok(Found::Done(output, lock)),
+                Ok(output) => Ok(EarlierRun::Done(output, lock)),
                 // The folder is to be as it was.
                 Err(error) => lock.remove().and(Err(error)),
             };
@@ -195,9 +195,10 @@ impl<J: Job> Engine<'_, J> {
         }
         let (mut journal, records) = Journal::open(&state.join(JOURNAL))?;
         if records.is_empty() {
-            journal.append(&Entry::Begin(Box::new(job.identity().clone())))?;
+            journal.append(&JournalEntry::Begin(Box::new(job.identity().clone())))?;
         }
-        let begun_once = |(at, entry): (usize, &Entry<_>)| matches!(entry, Entry::Begin(_)) == (at == 0);
+        let begun_once =
+            |(at, entry): (usize, &JournalEntry<_>)| matches!(entry, JournalEntry::Begin(_)) == (at == 0);
         if !records.iter().enumerate().all(begun_once) {
             let what = "the journal does not begin as a run's does";
             return Err(Error::input(what).path(out).hint("--overwrite starts anew"));
@@ -207,7 +208,7 @@ impl<J: Job> Engine<'_, J> {
         let mut notes: Vec<String> = damages(&attempts).chain(at_work(&attempts)).collect();
         let done = gather(job, out, &attempts, &|_| true, &mut notes)?;
         notes.iter().for_each(|note| self.progress.note(note));
-        Ok(Found::Open(journal, done, lock))
+        Ok(EarlierRun::Open(journal, done, lock))
     }
 
     /// Does what of `share` is not in `done`, in a folder of its own, and gives all that is finished then. `written` are
@@ -252,11 +253,11 @@ impl<J: Job> Engine<'_, J> {
         identity: &RunIdentity,
         attempt: &Path,
         info: &AttemptInfo,
-    ) -> Result<Journal<Entry<J::Record>>> {
+    ) -> Result<Journal<JournalEntry<J::Record>>> {
         info.write(attempt)?;
         folder::create(&attempt.join(SHARDS))?;
         let mut journal = Journal::create(&attempt.join(JOURNAL))?;
-        journal.append(&Entry::Begin(Box::new(identity.clone())))?;
+        journal.append(&JournalEntry::Begin(Box::new(identity.clone())))?;
         let others: Vec<Attempt<AnyRecord>> =
             attempt::all(self.out)?.into_iter().filter(|other| other.folder != attempt).collect();
         match check_same(&others, identity, self.running.other_simd, self.out) {
@@ -271,11 +272,11 @@ impl<J: Job> Engine<'_, J> {
         share: &Share,
         attempt: &Path,
         results: PathBuf,
-        journal: Journal<Entry<J::Record>>,
+        journal: Journal<JournalEntry<J::Record>>,
         done: Completed<J::Done>,
         log: &Log,
     ) -> Result<Worked<J::Done>> {
-        let living = Living::begin(attempt, self.job.units(), self.progress);
+        let living = Heartbeat::begin(attempt, self.job.units(), self.progress);
         let mut recorder = Recorder { results, journal, done, living: &living, log, times: BTreeMap::new() };
         let worked = self.job.work(share, &mut recorder, &living);
         let Recorder { done, times, .. } = recorder;
@@ -372,7 +373,7 @@ impl<J: Job> Engine<'_, J> {
 /// A part of a different run that has shown a sign of life lately is not removed.
 fn refuse_at_work<R>(attempt: &Attempt<R>, out: &Path) -> Result<()> {
     match last_beat(&attempt.folder) {
-        Some((beat, ago)) if beat.condition == Condition::Running && ago < SILENT => {
+        Some((beat, ago)) if beat.condition == Condition::RunOptions && ago < SILENT => {
             let what = format!(
                 "{} of another run seems to be at work: it wrote {} s ago",
                 attempt.name(),

@@ -19,16 +19,16 @@ use crate::run::unit::{PlannedUnit, UnitId, UnitKind};
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Passes a run's progress on, and writes signs of life.
-pub struct Living<'a> {
+pub struct Heartbeat<'a> {
     life: Arc<Life>,
     progress: &'a dyn Progress,
     costs: HashMap<UnitId, u64>,
     writer: Option<JoinHandle<()>>,
 }
 
-impl<'a> Living<'a> {
+impl<'a> Heartbeat<'a> {
     /// Begins to write into the folder of an attempt at `units`.
-    pub fn begin(attempt: &Path, units: &[PlannedUnit], progress: &'a dyn Progress) -> Living<'a> {
+    pub fn begin(attempt: &Path, units: &[PlannedUnit], progress: &'a dyn Progress) -> Heartbeat<'a> {
         let life = Arc::new(Life::new(attempt));
         // A signal from here on has the last word.
         progress.alive(&life);
@@ -36,9 +36,9 @@ impl<'a> Living<'a> {
         let own = Arc::clone(&life);
         let beat = move || {
             let mut beat = own.beat();
-            while beat.condition == Condition::Running {
+            while beat.condition == Condition::RunOptions {
                 beat = own.ended.wait_timeout(beat, EVERY).unwrap_or_else(PoisonError::into_inner).0;
-                if beat.condition == Condition::Running {
+                if beat.condition == Condition::RunOptions {
                     own.write(&mut beat);
                 }
             }
@@ -46,7 +46,7 @@ impl<'a> Living<'a> {
         // A system that has no thread to spare gets no signs of life.
         let writer = thread::Builder::new().name("heartbeat".into()).spawn(beat).ok();
         let costs = units.iter().map(|unit| (unit.id.clone(), unit.cost)).collect();
-        Living { life, progress, costs, writer }
+        Heartbeat { life, progress, costs, writer }
     }
 
     /// Ends with what the run came to.
@@ -66,7 +66,7 @@ impl<'a> Living<'a> {
     }
 }
 
-impl Drop for Living<'_> {
+impl Drop for Heartbeat<'_> {
     fn drop(&mut self) {
         self.life.end(Condition::Failed, None);
         if let Some(writer) = self.writer.take() {
@@ -75,7 +75,7 @@ impl Drop for Living<'_> {
     }
 }
 
-impl Progress for Living<'_> {
+impl Progress for Heartbeat<'_> {
     fn begin(&self, modules: usize, bytes: u64, done_modules: usize, done_bytes: u64) {
         self.progress.begin(modules, bytes, done_modules, done_bytes);
     }
@@ -137,7 +137,7 @@ mod tests {
         let life = Life::new(home.path());
         assert!(last_beat(home.path()).is_none());
         life.write(&mut life.beat());
-        assert_eq!(last_beat(home.path()).unwrap().0.condition, Condition::Running);
+        assert_eq!(last_beat(home.path()).unwrap().0.condition, Condition::RunOptions);
         life.beat().bytes = 7;
         life.stopped();
         life.end(Condition::Failed, Some("too late".into()));

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 #[serde(rename_all = "snake_case")]
 pub enum Condition {
     /// At work when it last wrote.
-    Running,
+    RunOptions,
     /// Its share is finished.
     Done,
     /// It met an error.
@@ -49,8 +49,14 @@ pub struct Life {
 
 impl Life {
     pub(crate) fn new(attempt: &Path) -> Life {
-        let beat =
-            Beat { condition: Condition::Running, error: None, seconds: 0.0, modules: 0, bytes: 0, cost: 0 };
+        let beat = Beat {
+            condition: Condition::RunOptions,
+            error: None,
+            seconds: 0.0,
+            modules: 0,
+            bytes: 0,
+            cost: 0,
+        };
         Life {
             path: attempt.join(HEARTBEAT),
             started: Instant::now(),
@@ -75,7 +81,7 @@ impl Life {
     /// The last word of this attempt; further ones are not heard.
     pub(crate) fn end(&self, condition: Condition, error: Option<String>) {
         let mut beat = self.beat();
-        if beat.condition == Condition::Running {
+        if beat.condition == Condition::RunOptions {
             (beat.condition, beat.error) = (condition, error);
             self.write(&mut beat);
         }

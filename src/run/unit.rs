@@ -96,20 +96,20 @@ pub struct Unit<R> {
 /// One record of the journal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Entry<R> {
+pub enum JournalEntry<R> {
     /// The run's identity. Always the first.
     Begin(Box<RunIdentity>),
     /// A module is finished.
-    Module(Line<R>),
+    Module(JournalLine<R>),
     /// A file of weights is on disk.
-    File(Line<R>),
+    File(JournalLine<R>),
     /// A comparison is finished.
-    Compared(Line<R>),
+    Compared(JournalLine<R>),
 }
 
 /// A finished unit as its line of the journal has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Line<R> {
+pub struct JournalLine<R> {
     name: String,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     bytes: Option<u64>,
@@ -124,30 +124,30 @@ pub struct Line<R> {
 /// The record of a unit of any command, unread.
 pub type AnyRecord = Map<String, Value>;
 
-impl<R> From<Unit<R>> for Entry<R> {
-    fn from(unit: Unit<R>) -> Entry<R> {
+impl<R> From<Unit<R>> for JournalEntry<R> {
+    fn from(unit: Unit<R>) -> JournalEntry<R> {
         let Unit { id: UnitId { kind, name }, written, tensors, record } = unit;
         let bytes = written.map(|written| written.bytes);
         let blake3 = written.map(|written| written.blake3.to_hex().to_string());
-        let line = Line { name, bytes, blake3, tensors, record };
+        let line = JournalLine { name, bytes, blake3, tensors, record };
         match kind {
-            UnitKind::Module => Entry::Module(line),
-            UnitKind::File => Entry::File(line),
-            UnitKind::Compared => Entry::Compared(line),
+            UnitKind::Module => JournalEntry::Module(line),
+            UnitKind::File => JournalEntry::File(line),
+            UnitKind::Compared => JournalEntry::Compared(line),
         }
     }
 }
 
-impl<R> Entry<R> {
+impl<R> JournalEntry<R> {
     /// The finished unit; `None` for the run's identity.
     pub fn into_unit(self) -> Option<Unit<R>> {
         let (kind, line) = match self {
-            Entry::Begin(_) => return None,
-            Entry::Module(line) => (UnitKind::Module, line),
-            Entry::File(line) => (UnitKind::File, line),
-            Entry::Compared(line) => (UnitKind::Compared, line),
+            JournalEntry::Begin(_) => return None,
+            JournalEntry::Module(line) => (UnitKind::Module, line),
+            JournalEntry::File(line) => (UnitKind::File, line),
+            JournalEntry::Compared(line) => (UnitKind::Compared, line),
         };
-        let Line { name, bytes, blake3, tensors, record } = line;
+        let JournalLine { name, bytes, blake3, tensors, record } = line;
         // A digest that cannot be read matches no file.
         let digest =
             |hex: String| blake3::Hash::from_hex(hex).unwrap_or_else(|_| blake3::Hash::from_bytes([0; 32]));
@@ -209,10 +209,10 @@ mod tests {
         {
             let id = UnitId { kind, name: "a".into() };
             let unit = Unit { id, written, tensors: Vec::new(), record: record.clone() };
-            let json = serde_json::to_string(&Entry::from(unit.clone())).unwrap();
-            let entry: Entry<Measured> = serde_json::from_str(&json).unwrap();
+            let json = serde_json::to_string(&JournalEntry::from(unit.clone())).unwrap();
+            let entry: JournalEntry<Measured> = serde_json::from_str(&json).unwrap();
             assert_eq!(entry.into_unit().unwrap(), unit, "{json}");
-            let any: Entry<AnyRecord> = serde_json::from_str(&json).unwrap();
+            let any: JournalEntry<AnyRecord> = serde_json::from_str(&json).unwrap();
             let any = any.into_unit().unwrap();
             assert_eq!((any.id, any.written), (unit.id, unit.written));
         }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use safetensors::Dtype;
 use serde_json::{Value, json};
-use trephine::commands::analyze::{ANALYSIS, About, Analyzing, Asking, analyze};
-use trephine::pipeline::Running;
+use trephine::commands::analyze::{ANALYSIS, About, AnalysisOptions, Analyzing, analyze};
+use trephine::pipeline::RunOptions;
 use trephine::quant::encode::encode_int4;
 use trephine::run::{Progress, Silent};
 
@@ -21,8 +21,13 @@ fn job(out: &Path) -> Analyzing {
         tuned: data("tuned"),
         tuned_quantized: None,
         out: out.to_owned(),
-        asking: Asking { rank: 16, seed: 0, include: vec!["*.layers.1.*_proj".into()], exclude: Vec::new() },
-        running: Running::new(2, 1 << 30),
+        asking: AnalysisOptions {
+            rank: 16,
+            seed: 0,
+            include: vec!["*.layers.1.*_proj".into()],
+            exclude: Vec::new(),
+        },
+        running: RunOptions::new(2, 1 << 30),
     }
 }
 
@@ -73,7 +78,7 @@ fn neither_threads_nor_memory_change_a_byte() {
     let all = |out: &Path, threads, memory| {
         let mut job = job(out);
         job.asking.include.clear();
-        job.running = Running::new(threads, memory);
+        job.running = RunOptions::new(threads, memory);
         job
     };
     analyze(&all(one.path(), 3, 2 << 30), &Silent).unwrap();

@@ -9,7 +9,7 @@ use safetensors::Dtype;
 use serde_json::Value;
 use tempfile::tempdir;
 use trephine::commands::autopsy::{Autopsy, Examination, Fault, TensorAutopsy, Thresholds, autopsy};
-use trephine::pipeline::Running;
+use trephine::pipeline::RunOptions;
 use trephine::run::Silent;
 
 fn examination(checkpoint: &str) -> Examination {
@@ -23,7 +23,7 @@ fn examination(checkpoint: &str) -> Examination {
 }
 
 fn look(job: &Examination) -> Autopsy {
-    autopsy(job, &Running::new(2, 1 << 30), &Silent).unwrap()
+    autopsy(job, &RunOptions::new(2, 1 << 30), &Silent).unwrap()
 }
 
 fn text(path: &Path) -> String {

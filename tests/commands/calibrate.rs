@@ -10,7 +10,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tempfile::tempdir;
 use trephine::Kind;
-use trephine::commands::calibrate::{Calibration, Outcome, calibrate};
+use trephine::commands::calibrate::{Calibration, CalibrationOutcome, calibrate};
 use trephine::corpus::Corpus;
 use trephine::run::{Progress, Silent};
 
@@ -88,7 +88,7 @@ fn read(folder: &Path) -> BTreeMap<String, Read> {
 /// Asserts that a calibration has what the reference has: counts alike, diagonals within 1e-4 of the largest of an input, the loss
 /// within 2e-4.
 #[track_caller]
-fn assert_agrees(what: &str, folder: &Path, outcome: &Outcome, expected: &Value) {
+fn assert_agrees(what: &str, folder: &Path, outcome: &CalibrationOutcome, expected: &Value) {
     let found = read(folder);
     let inputs = expected["inputs"].as_object().unwrap();
     for (name, expected) in inputs {

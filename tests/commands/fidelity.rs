@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use trephine::commands::extract::{Extraction, extract};
 use trephine::commands::fidelity::{FIDELITY, Fidelity, Measuring, fidelity};
-use trephine::pipeline::Running;
+use trephine::pipeline::RunOptions;
 use trephine::run::Silent;
 
 use crate::common::adapter::{config, lora, write_adapter};
@@ -18,7 +18,7 @@ fn measuring(adapters: &[&Path]) -> Measuring {
         served: data("base-fp8"),
         tuned: data("tuned"),
         out: None,
-        running: Running::new(2, 1 << 30),
+        running: RunOptions::new(2, 1 << 30),
     }
 }
 

@@ -198,7 +198,7 @@ fn fp8_has_the_error_of_one_rounding() {
             let (row, column) = (at / shape[1], at % shape[1]);
             let scale = scales[row / 128 * shape[1].div_ceil(128) + column / 128];
             let (got, want) = (f64::from(*got), f64::from(*want));
-            // Half a step: 2^-4 of a normal number, 2^-10 of the scale below.
+            // Operand a step: 2^-4 of a normal number, 2^-10 of the scale below.
             let step = (want.abs() / 16.0).max(scale / 1024.0);
             assert!((got - want).abs() <= step * 1.0001, "{name} at {at}: {got} for {want}");
             (error2, norm2) = (error2 + (got - want).powi(2), norm2 + want * want);

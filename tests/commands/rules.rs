@@ -8,10 +8,10 @@ use crate::common::pair::{Tensor, noise};
 use serde_json::{Value, json};
 use tempfile::tempdir;
 use trephine::lora::read::PeftAdapter;
-use trephine::lora::rules::Consumer::{self, LlamaCpp, Peft, Sglang, Vllm};
-use trephine::lora::rules::Mend::{ByMaxRank, ByPruning, No, Yes};
-use trephine::lora::rules::Outcome::{self, Caution, NoEffect, Refused, Wrong};
-use trephine::lora::rules::{Finding, Mend, judge, portable};
+use trephine::lora::rules::Effect::{self, Caution, NoEffect, Refused, Wrong};
+use trephine::lora::rules::Fix::{ByMaxRank, ByPruning, No, Yes};
+use trephine::lora::rules::Loader::{self, LlamaCpp, Peft, Sglang, Vllm};
+use trephine::lora::rules::{Fix, RuleFinding, judge, portable};
 
 const O: &str = "model.layers.0.self_attn.o_proj";
 
@@ -31,12 +31,12 @@ fn tensor(name: &str, shape: &[usize]) -> Tensor {
     Tensor::bf16(&format!("base_model.model.{name}"), shape, &noise(3, shape.iter().product()))
 }
 
-fn found(folder: &Path, model: Option<&str>) -> Vec<Finding> {
+fn found(folder: &Path, model: Option<&str>) -> Vec<RuleFinding> {
     judge(&PeftAdapter::open_folder(folder).unwrap(), model)
 }
 
 /// Whom it concerns, where, what it comes to, whether it can be mended.
-type Expected<'a> = (&'a [Consumer], &'a str, Outcome, Mend);
+type Expected<'a> = (&'a [Loader], &'a str, Effect, Fix);
 
 /// Breaks one thing in the good adapter; exactly these findings come of it.
 #[track_caller]
@@ -46,7 +46,7 @@ fn breaks(change: impl FnOnce(&mut Value, &mut Vec<Tensor>), expected: &[Expecte
     change(&mut settings, &mut tensors);
     let mut found = found(&write_adapter(home.path(), &tensors, &settings), Some("qwen3"));
     for (consumers, at, outcome, mend) in expected {
-        let fits = |f: &Finding| {
+        let fits = |f: &RuleFinding| {
             f.consumers == *consumers && f.at.ends_with(at) && (f.outcome, f.mend) == (*outcome, *mend)
         };
         let place = found.iter().position(fits);
@@ -107,7 +107,7 @@ fn ranks_and_scales() {
         },
         &[(&[Vllm], ": r", Refused, ByMaxRank)],
     );
-    breaks(|_, tensors| *tensors = lora(O, [8, 6], 0, 1), &[(&Consumer::ALL, O, Refused, Yes)]);
+    breaks(|_, tensors| *tensors = lora(O, [8, 6], 0, 1), &[(&Loader::ALL, O, Refused, Yes)]);
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn settings_tell_what_peft_loads() {
         settings[key] = value;
         tensors.push(tensor(name, shape));
         let found = found(&write_adapter(home.path(), &tensors, &settings), None);
-        let names = |f: &&Finding| f.at.ends_with(name);
+        let names = |f: &&RuleFinding| f.at.ends_with(name);
         assert!(found.iter().filter(names).all(|f| f.consumers != [Peft]), "{found:#?}");
         found.iter().any(|f| f.concerns(&[Vllm]) && f.is_failure())
     };
@@ -208,11 +208,8 @@ fn factors_that_are_no_pair() {
     breaks(|_, tensors| drop(tensors.pop()), &[none, lone, (&[Peft], O, NoEffect, ByPruning)]);
     breaks(|_, tensors| drop(tensors.remove(0)), &[none, lone, (&[Peft], O, Wrong, ByPruning)]);
     breaks(|_, tensors| tensors.clear(), &[none]);
-    breaks(|_, tensors| tensors[0].shape = vec![3, 8], &[none, (&Consumer::ALL, O, Refused, No)]);
-    breaks(
-        |_, tensors| tensors[0].dtype = safetensors::Dtype::I16,
-        &[none, (&Consumer::ALL, O, Refused, No)],
-    );
+    breaks(|_, tensors| tensors[0].shape = vec![3, 8], &[none, (&Loader::ALL, O, Refused, No)]);
+    breaks(|_, tensors| tensors[0].dtype = safetensors::Dtype::I16, &[none, (&Loader::ALL, O, Refused, No)]);
 }
 
 #[test]

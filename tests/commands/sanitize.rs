@@ -10,13 +10,13 @@ use crate::common::{Ended, contents, data, run, trephine};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 use trephine::lora::read::{Factors, PeftAdapter};
-use trephine::lora::rules::{Consumer, judge};
+use trephine::lora::rules::{Loader, judge};
 
-const TARGETS: [(&str, Consumer); 4] = [
-    ("peft", Consumer::Peft),
-    ("vllm", Consumer::Vllm),
-    ("sglang", Consumer::Sglang),
-    ("llama.cpp", Consumer::LlamaCpp),
+const TARGETS: [(&str, Loader); 4] = [
+    ("peft", Loader::Peft),
+    ("vllm", Loader::Vllm),
+    ("sglang", Loader::Sglang),
+    ("llama.cpp", Loader::LlamaCpp),
 ];
 
 fn fixture(name: &str) -> PathBuf {
@@ -86,7 +86,7 @@ fn settings(out: &Path) -> Value {
 }
 
 /// Nothing keeps the program from loading it, and the folder is whole.
-fn check(out: &Path, consumer: Consumer) {
+fn check(out: &Path, consumer: Loader) {
     let found = judge(&PeftAdapter::open_folder(out).unwrap(), Some("qwen3"));
     let failures: Vec<_> = found.iter().filter(|f| f.is_failure() && f.concerns(&[consumer])).collect();
     assert!(failures.is_empty(), "{failures:#?}");
@@ -112,8 +112,8 @@ fn mergekits_adapter_is_mended_for_each_program_and_adds_what_it_added() {
         let pruned = record["pruned"].as_array().unwrap();
         // 3 layers of 4 norms, and one at the end; llama.cpp's converter takes all but q_norm and k_norm.
         let expected = match consumer {
-            Consumer::Peft => (13, 0),
-            Consumer::LlamaCpp => (7, 6),
+            Loader::Peft => (13, 0),
+            Loader::LlamaCpp => (7, 6),
             _ => (0, 13),
         };
         assert_eq!((kept, pruned.len()), expected, "{name}");
@@ -139,7 +139,7 @@ fn ranks_that_differ_become_one_and_zero_ranks_go() {
         assert_eq!((&settings["rank_pattern"], &settings["alpha_pattern"]), (&json!({}), &json!({})));
         // v_proj has rank 0. SGLang wants it beside q and k.
         let v = PeftAdapter::open_folder(&out).unwrap().module("model.layers.0.self_attn.v_proj").is_some();
-        assert_eq!(v, consumer == Consumer::Sglang, "{name}");
+        assert_eq!(v, consumer == Loader::Sglang, "{name}");
     }
 }
 
@@ -180,7 +180,7 @@ fn scales_are_multiplied_in_and_their_rounding_is_told() {
         settings["use_rslora"] = json!(rslora);
         let (_home, adapter, out) = made(&tensors, &settings);
         sanitize(&adapter, &out, &["--dtype", dtype]).code(0);
-        check(&out, Consumer::Sglang);
+        check(&out, Loader::Sglang);
         let (stated, found) = (record(&out)["rounding_error"].as_f64().unwrap(), distance(&adapter, &out));
         if exact {
             // In f32 the one rounding of lora_B is below what its record can tell from f32 products.
@@ -208,7 +208,7 @@ fn a_lower_rank_is_the_best_and_its_error_exact() {
     settings["rank_pattern"] = json!({"down_proj": 3});
     let (_home, adapter, out) = made(&tensors, &settings);
     sanitize(&adapter, &out, &["--max-rank", "3", "--dtype", "f32"]).code(0);
-    check(&out, Consumer::Vllm);
+    check(&out, Loader::Vllm);
     assert_eq!(PeftAdapter::open_folder(&out).unwrap().rank(), 3);
     let (before, after) = (products(&adapter), products(&out));
     for module in record(&out)["modules"].as_array().unwrap() {
@@ -328,7 +328,7 @@ fn experts_are_completed_for_vllm() {
     }
     let (home, adapter, out) = made(&tensors, &config(&["gate_proj", "up_proj", "down_proj"]));
     sanitize(&adapter, &out, &["--for", "vllm"]).code(0);
-    check(&out, Consumer::Vllm);
+    check(&out, Loader::Vllm);
     assert_eq!(record(&out)["completed"].as_array().unwrap().len(), 9 - 3);
     // The base knows how many there are.
     let mut weights = Vec::new();
@@ -354,7 +354,7 @@ fn fused_experts_are_carried_over() {
     settings["target_parameters"] = json!(["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]);
     let (_home, adapter, out) = made(&tensors, &settings);
     sanitize(&adapter, &out, &["--for", "vllm"]).code(0);
-    check(&out, Consumer::Vllm);
+    check(&out, Loader::Vllm);
     assert_eq!(distance(&adapter, &out), 0.0);
     let after = PeftAdapter::open_folder(&out).unwrap();
     assert!(
@@ -448,6 +448,6 @@ fn check_says_what_would_be_refused() {
     }
     let json =
         run(trephine().args(["sanitize", "--check", "--json", text(&fixture("epsilon"))])).code(4).stdout;
-    let found: Vec<trephine::lora::rules::Finding> = serde_json::from_str(&json).unwrap();
+    let found: Vec<trephine::lora::rules::RuleFinding> = serde_json::from_str(&json).unwrap();
     assert!(found.iter().any(|f| f.is_failure()));
 }

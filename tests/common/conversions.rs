@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use trephine::Result;
 use trephine::checkpoint::Checkpoint;
-use trephine::commands::convert::{Dequantization, Merge, Outcome, dequantize, merge};
+use trephine::commands::convert::{ConversionOutcome, Dequantization, Merge, dequantize, merge};
 use trephine::run::{Progress, Silent};
 
 use super::{assert_same, contents, running};
@@ -22,7 +22,7 @@ pub struct Made {
 }
 
 impl Made {
-    pub fn run(&self, out: &Path, progress: &dyn Progress) -> Result<Outcome> {
+    pub fn run(&self, out: &Path, progress: &dyn Progress) -> Result<ConversionOutcome> {
         match &self.adapter {
             None => {
                 let job = Dequantization::new(&self.base, out.to_owned(), running());

@@ -62,18 +62,18 @@ fn e4m3(code: u8) -> f32 {
 }
 
 /// A delta, and what is left of it beside the factors.
-pub struct Found {
+pub struct FoundWeight {
     pub norm2: f64,
     pub error2: f64,
 }
 
 /// Measures one module of the manifest against two checkpoints.
-pub fn delta(out: &Path, module: &Value, base: &Weights, tuned: &Weights) -> Found {
+pub fn delta(out: &Path, module: &Value, base: &Weights, tuned: &Weights) -> FoundWeight {
     let name = module["name"].as_str().unwrap();
     let product = product(out, name);
     let ((shape, base), (tuned_shape, tuned)) = (base.get(name), tuned.get(name));
     assert_eq!((shape, product.len()), (tuned_shape, shape[0] * shape[1]), "{name}");
-    let mut found = Found { norm2: 0.0, error2: 0.0 };
+    let mut found = FoundWeight { norm2: 0.0, error2: 0.0 };
     for ((base, tuned), product) in base.iter().zip(tuned).zip(&product) {
         found.norm2 += (tuned - base).powi(2);
         found.error2 += (tuned - base - product).powi(2);

@@ -15,9 +15,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use trephine::commands::extract::{Deciding, Extraction};
+use trephine::commands::extract::{Extraction, ResultOptions};
 
-use trephine::pipeline::Running;
+use trephine::pipeline::RunOptions;
 
 /// A checkpoint of the repository: `base`, `base-fp8` or `tuned`.
 pub fn data(name: &str) -> String {
@@ -156,12 +156,12 @@ pub fn job(base: &str, tuned: &str, out: &Path) -> Extraction {
         tuned: tuned.into(),
         served: None,
         out: out.to_owned(),
-        deciding: Deciding { rank: 8, ..Deciding::for_base(base) },
+        deciding: ResultOptions { rank: 8, ..ResultOptions::for_base(base) },
         running: running(),
     }
 }
 
 /// Two threads, 2 GiB.
-pub fn running() -> Running {
-    Running::new(2, 2 << 30)
+pub fn running() -> RunOptions {
+    RunOptions::new(2, 2 << 30)
 }

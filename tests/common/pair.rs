@@ -17,13 +17,13 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Stored as bf16.
+    /// TensorInfo as bf16.
     pub fn bf16(name: &str, shape: &[usize], values: &[f32]) -> Tensor {
         let bytes = values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
         Tensor { name: name.into(), shape: shape.into(), dtype: Dtype::BF16, bytes }
     }
 
-    /// Stored as f32.
+    /// TensorInfo as f32.
     pub fn f32(name: &str, shape: &[usize], values: &[f32]) -> Tensor {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         Tensor { name: name.into(), shape: shape.into(), dtype: Dtype::F32, bytes }

@@ -12,12 +12,12 @@ use trephine::Result;
 use trephine::checkpoint::{Checkpoint, Module, ModuleReader};
 use trephine::quant::expert::Experts;
 use trephine::quant::number::{E4M3, round_to_bf16};
-use trephine::quant::{Declared, Dequantize, Found, Scheme, Stored, Tensors};
+use trephine::quant::{Declared, Dequantize, FoundWeight, Scheme, TensorInfo, Tensors};
 
-pub(crate) struct Shelf(BTreeMap<String, (Stored, Vec<u8>)>);
+pub(crate) struct Shelf(BTreeMap<String, (TensorInfo, Vec<u8>)>);
 
 impl Tensors for Shelf {
-    fn stored(&self, name: &str) -> Option<&Stored> {
+    fn stored(&self, name: &str) -> Option<&TensorInfo> {
         self.0.get(name).map(|(stored, _)| stored)
     }
 
@@ -28,7 +28,7 @@ impl Tensors for Shelf {
 
 impl Shelf {
     pub(crate) fn new(tensors: &[(&str, Dtype, &[usize])]) -> Shelf {
-        let stored = tensors.iter().map(|&(name, dtype, shape)| Stored {
+        let stored = tensors.iter().map(|&(name, dtype, shape)| TensorInfo {
             name: name.into(),
             dtype,
             shape: shape.into(),
@@ -43,7 +43,7 @@ impl Shelf {
     }
 
     /// All weights on the shelf, by the config.
-    pub(crate) fn weights(&self, config: Option<serde_json::Value>) -> Result<Vec<Found>> {
+    pub(crate) fn weights(&self, config: Option<serde_json::Value>) -> Result<Vec<FoundWeight>> {
         self.weights_of(config, Experts::default())
     }
 
@@ -52,7 +52,7 @@ impl Shelf {
         &self,
         config: Option<serde_json::Value>,
         experts: Experts,
-    ) -> Result<Vec<Found>> {
+    ) -> Result<Vec<FoundWeight>> {
         let declared = config.map(|raw| Declared { origin: "config.json".into(), raw });
         let scheme = Scheme::with_experts(declared.as_ref(), experts)?;
         let found: Result<Vec<_>> = self.0.values().map(|(lead, _)| scheme.weights(lead, self)).collect();
@@ -122,7 +122,7 @@ fn fixture(path: &Path) {
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let config = serde_json::from_str(&header.metadata().as_ref().unwrap()["quantization_config"]).unwrap();
     let stored = file.tensors().into_iter().filter(|(name, _)| name.starts_with("w.")).map(|(name, view)| {
-        let stored = Stored { name: name.clone(), dtype: view.dtype(), shape: view.shape().to_vec() };
+        let stored = TensorInfo { name: name.clone(), dtype: view.dtype(), shape: view.shape().to_vec() };
         (name, (stored, view.data().to_vec()))
     });
     let experts = experts(header.metadata().as_ref().unwrap().get("config"));
@@ -134,7 +134,7 @@ fn fixture(path: &Path) {
     let shape = file.tensor("expected_f32").unwrap().shape().to_vec();
     let count = if shape.len() == 3 { shape[0] } else { 1 };
     assert_eq!(found.len(), count, "{name}: {found:?}");
-    for (index, Found { module, weight, quantized }) in found.iter().enumerate() {
+    for (index, FoundWeight { module, weight, quantized }) in found.iter().enumerate() {
         assert!(*quantized, "{name}");
         assert_eq!(*module, module_name(&shape, index), "{name}");
         let whole: Vec<_> =

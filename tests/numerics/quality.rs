@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use faer::Mat;
 use safetensors::{Dtype, SafeTensors};
-use trephine::commands::extract::output::Outcome;
-use trephine::commands::extract::{Deciding, Extraction, extract};
+use trephine::commands::extract::output::ExtractionOutcome;
+use trephine::commands::extract::{Extraction, ResultOptions, extract};
 use trephine::factorize::Method;
 use trephine::lora::FactorType;
-use trephine::pipeline::Running;
+use trephine::pipeline::RunOptions;
 use trephine::run::Silent;
 
 fn data(name: &str) -> PathBuf {
@@ -62,9 +62,9 @@ fn weights(folder: &Path) -> BTreeMap<String, Mat<f64>> {
     found
 }
 
-fn run(base: &str, out: &Path, rank: usize, method: Method, dtype: FactorType) -> Outcome {
-    let deciding = Deciding { rank, method, dtype, ..Deciding::for_base("base") };
-    let running = Running::new(2, 512 << 20);
+fn run(base: &str, out: &Path, rank: usize, method: Method, dtype: FactorType) -> ExtractionOutcome {
+    let deciding = ResultOptions { rank, method, dtype, ..ResultOptions::for_base("base") };
+    let running = RunOptions::new(2, 512 << 20);
     let [base, tuned] = [base, "tuned"].map(|name| data(name).display().to_string());
     let job = Extraction { base, tuned, served: None, out: out.to_owned(), deciding, running };
     extract(&job, &Silent).unwrap()

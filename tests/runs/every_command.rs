@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 use trephine::commands::fidelity::{Measuring, fidelity};
 use trephine::commands::sanitize::{Sanitizing, sanitize};
-use trephine::lora::rules::Consumer;
+use trephine::lora::rules::Loader;
 use trephine::run::{Progress, Silent};
 
 use crate::common::{assert_same, contents, copied, copy, flip, run, running, trephine};
@@ -312,7 +312,7 @@ fn sanitizing_that_is_stopped_continues() {
         let job = Sanitizing {
             adapter: inputs.path("adapter").to_str().unwrap().to_owned(),
             out: out.to_owned(),
-            consumers: vec![Consumer::Vllm],
+            consumers: vec![Loader::Vllm],
             max_rank: Some(4),
             base: None,
             dtype: None,

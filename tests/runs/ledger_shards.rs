@@ -13,17 +13,17 @@ use trephine::durable::digest::Written;
 use trephine::durable::digest::hash_file;
 use trephine::lora::write::shard;
 use trephine::lora::write::shard::Shard;
-use trephine::quant::Stored;
+use trephine::quant::TensorInfo;
 
-fn stored(name: &str, dtype: Dtype, shape: &[usize]) -> Stored {
-    Stored { name: name.into(), dtype, shape: shape.into() }
+fn stored(name: &str, dtype: Dtype, shape: &[usize]) -> TensorInfo {
+    TensorInfo { name: name.into(), dtype, shape: shape.into() }
 }
 
 fn bytes(length: usize, seed: usize) -> Vec<u8> {
     (0..length).map(|i| ((i * 31 + seed) % 251) as u8).collect()
 }
 
-type Tensors = Vec<(Stored, Vec<u8>)>;
+type Tensors = Vec<(TensorInfo, Vec<u8>)>;
 
 fn factors() -> Tensors {
     vec![

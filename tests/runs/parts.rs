@@ -598,10 +598,10 @@ fn hollow(home: &Path, hidden: usize, intermediate: usize, heads: usize, layers:
 }
 
 /// A plan with so many threads and so much memory.
-fn planned(checkpoint: &str, threads: usize, memory: u64) -> trephine::commands::extract::Plan {
+fn planned(checkpoint: &str, threads: usize, memory: u64) -> trephine::commands::extract::ExtractionPlan {
     let mut job = crate::common::job(checkpoint, checkpoint, Path::new("/nonexistent"));
     job.deciding.rank = 256;
-    job.running = trephine::pipeline::Running::new(threads, memory);
+    job.running = trephine::pipeline::RunOptions::new(threads, memory);
     trephine::commands::extract::plan(&job).unwrap()
 }
 

@@ -1,4 +1,4 @@
-//! Verification: no flipped bit passes, and no adapter that is another than its checkpoints and manifest say.
+//! AdapterVerification: no flipped bit passes, and no adapter that is another than its checkpoints and manifest say.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::common::pair::{Tensor, read_file, write_file};
 use crate::common::{Ended, assert_same, contents, copy, data, extract_with, flip, run, running, trephine};
 use tempfile::{TempDir, tempdir};
-use trephine::commands::extract::{Content, Verification, verify};
+use trephine::commands::extract::{AdapterVerification, Content, verify};
 use trephine::durable::checksums;
 use trephine::run::Silent;
 
@@ -29,7 +29,7 @@ fn content() -> Content {
     Content { base: data("base"), tuned: data("tuned") }
 }
 
-fn against(folder: &Path, content: &Content) -> Verification {
+fn against(folder: &Path, content: &Content) -> AdapterVerification {
     verify(folder, Some(content), &running(), &Silent).unwrap()
 }
 
@@ -160,7 +160,7 @@ fn other_checkpoints_are_found() {
 }
 
 /// Changes the adapter's tensors, hides it from the checksums, and gives what the content check finds.
-fn tampered(out: &Path, home: &Path, change: impl FnOnce(&mut Vec<Tensor>)) -> Verification {
+fn tampered(out: &Path, home: &Path, change: impl FnOnce(&mut Vec<Tensor>)) -> AdapterVerification {
     let folder = home.join("tampered");
     copy(out, &folder);
     let path = folder.join("adapter_model.safetensors");
@@ -179,7 +179,7 @@ fn tampered(out: &Path, home: &Path, change: impl FnOnce(&mut Vec<Tensor>)) -> V
 }
 
 #[track_caller]
-fn finds(found: &Verification, at: &str, why: &str) {
+fn finds(found: &AdapterVerification, at: &str, why: &str) {
     assert!(found.content.iter().any(|f| f.at.contains(at) && f.why.contains(why)), "{:?}", found.content);
 }
 

@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 use crate::checkpoint::config::Config;
 use crate::checkpoint::gguf::names::Family;
 use crate::container::gguf;
-use crate::container::gguf::Entry;
+use crate::container::gguf::GgufTensor;
 use crate::container::safetensors::header::Header;
 use crate::quant::format::gguf::{Gguf, Layout};
 use crate::quant::registry::Scheme;
-use crate::quant::weight::Stored;
+use crate::quant::weight::TensorInfo;
 use crate::storage::mmap::DataFile;
 use crate::{Error, Result};
 
@@ -69,7 +69,7 @@ pub(crate) fn read(files: &[DataFile]) -> Result<Model> {
 }
 
 /// A tensor by its name in Hugging Face's files, and what its format has to know where it is 2-D.
-fn described(entry: &Entry, family: &Family) -> Result<(Stored, Option<Layout>)> {
+fn described(entry: &GgufTensor, family: &Family) -> Result<(TensorInfo, Option<Layout>)> {
     let name = family.name(&entry.name);
     let (values, bytes) = entry.kind.block();
     let mut shape = entry.shape.clone();
@@ -83,7 +83,7 @@ fn described(entry: &Entry, family: &Family) -> Result<(Stored, Option<Layout>)>
         }
         _ => None,
     };
-    Ok((Stored { name, dtype: entry.kind.plain().unwrap_or(Dtype::U8), shape }, layout))
+    Ok((TensorInfo { name, dtype: entry.kind.plain().unwrap_or(Dtype::U8), shape }, layout))
 }
 
 /// The file's name without `-00001-of-00003.gguf`, and how many parts there are.

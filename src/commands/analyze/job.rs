@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Checkpoint;
 use crate::commands::analyze::module::analyze_module;
-use crate::commands::analyze::plan::{Plan, PlannedAnalysis, plan};
+use crate::commands::analyze::plan::{AnalysisPlan, PlannedAnalysis, plan};
 use crate::commands::analyze::pooled;
-use crate::commands::analyze::quartet::{Analyzing, Asking, Checkpoints, Quartet, Quartets};
+use crate::commands::analyze::quartet::{AnalysisOptions, Analyzing, Checkpoints, Quartet, Quartets};
 use crate::commands::analyze::record::{ANALYSIS, ANALYSIS_VERSION, Analysis, ModuleAnalysis};
 use crate::commands::analyze::stats::significance::{FALSE_DISCOVERY_RATE, benjamini_hochberg};
 use crate::commands::analyze::verdict::verdict;
@@ -82,7 +82,7 @@ pub fn assemble(
         asking: begun.options(assembly)?,
         running: begun.running(assembly),
     };
-    let defaults = option_map(&Asking::default())?;
+    let defaults = option_map(&AnalysisOptions::default())?;
     planned(&job, progress, |job| {
         let assembled = job.engine(progress).assemble(begun, assembly.finish, &defaults)?;
         Ok(assembled.map(|ended| (ended.output, ended.was_done)))
@@ -113,7 +113,7 @@ struct AnalyzeJob<'a> {
     job: &'a Analyzing,
     all: &'a Checkpoints,
     quartets: &'a Quartets<'a>,
-    plan: &'a Plan,
+    plan: &'a AnalysisPlan,
     identity: RunIdentity,
     layout: Layout,
     units: Vec<PlannedUnit>,

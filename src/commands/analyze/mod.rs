@@ -80,7 +80,7 @@ pub(crate) mod single_pass;
 pub mod stats;
 pub(crate) mod verdict;
 pub use self::job::{analyze, analyze_part, assemble};
-pub use self::quartet::{Analyzing, Asking};
+pub use self::quartet::{AnalysisOptions, Analyzing};
 pub use self::record::{
     ANALYSIS, ANALYSIS_VERSION, About, Analysis, Angles, Cosine, Group, LeftAside, MethodB, ModuleAnalysis,
     Norms, Pooled, Remaining, SpectrumAboveNoise, Statement, Subspaces,

@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use crate::commands::analyze::plan::{LEADING, PlannedAnalysis, request};
-use crate::commands::analyze::quartet::{Asking, Checkpoints, Quartet};
+use crate::commands::analyze::quartet::{AnalysisOptions, Checkpoints, Quartet};
 use crate::commands::analyze::record::{MethodB, ModuleAnalysis, Remaining, SpectrumAboveNoise, Subspaces};
 use crate::commands::analyze::single_pass::survey;
 use crate::commands::analyze::stats::marchenko_pastur::{edge, hard_threshold};
@@ -32,7 +32,7 @@ pub fn analyze_module(
     all: &Checkpoints,
     of: &Quartet<'_>,
     planned: &PlannedAnalysis,
-    asking: &Asking,
+    asking: &AnalysisOptions,
     read: &(dyn Fn(u64) + Sync),
 ) -> Result<ModuleAnalysis> {
     let sums = survey(all, of, read)?;

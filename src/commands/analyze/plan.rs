@@ -1,7 +1,7 @@
 //! What each module of an analysis costs, and whether its differences are held in memory or recomputed at every visit. Both
 //! give the same bits.
 
-use crate::commands::analyze::quartet::{Analyzing, Asking, Checkpoints, Quartet};
+use crate::commands::analyze::quartet::{AnalysisOptions, Analyzing, Checkpoints, Quartet};
 use crate::commands::analyze::single_pass::{SURVEY_SCRATCH, band_bytes};
 use crate::commands::analyze::stats::subspace::projection_bytes;
 use crate::delta::difference::VISIT_SCRATCH;
@@ -32,7 +32,7 @@ pub struct PlannedAnalysis {
 
 /// The whole plan.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct AnalysisPlan {
     /// One for each of the modules, in their order.
     pub modules: Vec<PlannedAnalysis>,
     /// What modules may hold together.
@@ -40,7 +40,7 @@ pub struct Plan {
 }
 
 /// The factorization of a difference of this shape, into the rank's directions, or more where that is few.
-pub fn request(asking: &Asking, [m, n]: [usize; 2]) -> Request {
+pub fn request(asking: &AnalysisOptions, [m, n]: [usize; 2]) -> Request {
     Request {
         rank: asking.rank.max(LEADING).min(m.min(n)).max(1),
         energy: None,
@@ -54,7 +54,7 @@ pub fn request(asking: &Asking, [m, n]: [usize; 2]) -> Request {
 ///
 /// # Errors
 /// A rank of 0, a budget below what would do.
-pub fn plan(all: &Checkpoints, modules: &[Quartet<'_>], job: &Analyzing) -> Result<Plan> {
+pub fn plan(all: &Checkpoints, modules: &[Quartet<'_>], job: &Analyzing) -> Result<AnalysisPlan> {
     if job.asking.rank == 0 {
         return Err(Error::decide("rank 0 holds nothing").hint("give --rank 1 or more"));
     }
@@ -77,7 +77,7 @@ pub fn plan(all: &Checkpoints, modules: &[Quartet<'_>], job: &Analyzing) -> Resu
         return Err(Error::decide(what).tensor(name).hint(hint));
     }
     let budget = memory - fixed;
-    Ok(Plan { modules: costs.iter().map(|cost| cost.plan(budget, threads)).collect(), budget })
+    Ok(AnalysisPlan { modules: costs.iter().map(|cost| cost.plan(budget, threads)).collect(), budget })
 }
 
 struct Cost {
@@ -93,7 +93,7 @@ struct Cost {
 }
 
 impl Cost {
-    fn of(of: &Quartet<'_>, asking: &Asking) -> Cost {
+    fn of(of: &Quartet<'_>, asking: &AnalysisOptions) -> Cost {
         let shape @ [m, n] = [of.pair.rows, of.pair.shape[1]];
         let request = request(asking, shape);
         let k = request.rank;

@@ -12,19 +12,19 @@ use crate::checkpoint::identity::Identity;
 use crate::checkpoint::module::Module;
 use crate::commands::analyze::record::LeftAside;
 use crate::delta::difference::Difference;
-use crate::delta::operand::Half;
+use crate::delta::operand::Operand;
 use crate::delta::options::{NonFinite, RoundBase};
 use crate::delta::pair::{Pair, pair};
 use crate::delta::record::{Side, TensorRecord};
 use crate::delta::select::Selection;
 use crate::delta::tensor_digests::digests;
-use crate::pipeline::options::Running;
+use crate::pipeline::options::RunOptions;
 use crate::quant::encode::requantize::RoundToNearest;
 use crate::{Error, Result};
 
 /// The options that decide the result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Asking {
+pub struct AnalysisOptions {
     /// The rank of the adapters in question.
     pub rank: usize,
     /// Seed of the random directions.
@@ -35,10 +35,10 @@ pub struct Asking {
     pub exclude: Vec<String>,
 }
 
-impl Default for Asking {
+impl Default for AnalysisOptions {
     /// The defaults of the command line.
-    fn default() -> Asking {
-        Asking { rank: 128, seed: 0, include: Vec::new(), exclude: Vec::new() }
+    fn default() -> AnalysisOptions {
+        AnalysisOptions { rank: 128, seed: 0, include: Vec::new(), exclude: Vec::new() }
     }
 }
 
@@ -56,9 +56,9 @@ pub struct Analyzing {
     /// The output folder.
     pub out: PathBuf,
     /// What decides the result.
-    pub asking: Asking,
+    pub asking: AnalysisOptions,
     /// How the work is run; shards are none.
-    pub running: Running,
+    pub running: RunOptions,
 }
 
 /// The checkpoints, opened.
@@ -78,7 +78,7 @@ pub struct Checkpoints {
 #[derive(Clone, Copy, Debug)]
 pub enum TunedNoise<'a> {
     /// A module of `P`.
-    Stored(&'a Module),
+    TensorInfo(&'a Module),
     /// `T`, quantized here.
     Rounded(RoundToNearest),
     /// `Q` leaves this module as it is, and so does `P`.
@@ -117,7 +117,7 @@ impl Quartet<'_> {
     /// The module in each checkpoint that has it.
     fn modules(&self) -> impl Iterator<Item = &Module> {
         let stored = match self.tuned_noise {
-            TunedNoise::Stored(module) => Some(module),
+            TunedNoise::TensorInfo(module) => Some(module),
             _ => None,
         };
         [Some(self.base), Some(self.base_quantized), Some(self.tuned), stored].into_iter().flatten()
@@ -175,19 +175,19 @@ impl Checkpoints {
     /// What cannot be read.
     pub fn digests(&self, of: &Quartet<'_>) -> Result<Vec<TensorRecord>> {
         let stored = match of.tuned_noise {
-            TunedNoise::Stored(module) => Some(module),
+            TunedNoise::TensorInfo(module) => Some(module),
             _ => None,
         };
         let modules = [Some(of.base), Some(of.base_quantized), Some(of.tuned), stored];
         let sides = [Side::Base, Side::BaseQuantized, Side::Tuned, Side::TunedQuantized];
         let checkpoints =
             [Some(&self.base), Some(&self.base_quantized), Some(&self.tuned), self.tuned_quantized.as_ref()];
-        let halves: Vec<Half<'_>> = sides
+        let halves: Vec<Operand<'_>> = sides
             .into_iter()
             .zip(checkpoints)
             .zip(modules)
             .filter_map(|((side, checkpoint), module)| {
-                Some(Half { side, checkpoint: checkpoint?, module: module? })
+                Some(Operand { side, checkpoint: checkpoint?, module: module? })
             })
             .collect();
         let records: Vec<Vec<TensorRecord>> =
@@ -200,7 +200,7 @@ impl Checkpoints {
     /// # Errors
     /// Checkpoints that do not belong together, patterns that cannot be read, nothing to analyze; a quantization that cannot be
     /// done here where `P` is not given.
-    pub fn quartets(&self, asking: &Asking) -> Result<Quartets<'_>> {
+    pub fn quartets(&self, asking: &AnalysisOptions) -> Result<Quartets<'_>> {
         let selection = Selection::parse(&asking.include, &asking.exclude)?;
         let pairing = pair(&self.base, &self.tuned, &selection, true)?;
         let (mut modules, mut left_out) = (Vec::new(), Vec::new());
@@ -255,7 +255,7 @@ impl Checkpoints {
                 Some(module) if module.shape() != tuned.shape() => {
                     return Ok(Err(left("the quantized tuned checkpoint has it in another shape")));
                 }
-                Some(module) => TunedNoise::Stored(module),
+                Some(module) => TunedNoise::TensorInfo(module),
             },
             None if !base_quantized.is_quantized() => TunedNoise::None,
             None => match base_quantized.weight().round_to_nearest() {
@@ -280,7 +280,7 @@ impl Checkpoints {
         rows: usize,
         of: [(Side, &'a Checkpoint, &'a Module); 2],
     ) -> Result<Difference<'a>> {
-        let [base, tuned] = of.map(|(side, checkpoint, module)| Half { side, checkpoint, module });
+        let [base, tuned] = of.map(|(side, checkpoint, module)| Operand { side, checkpoint, module });
         Difference::new(base, tuned, rows, RoundBase::None, NonFinite::Fail)
     }
 

@@ -75,7 +75,9 @@ struct Readers<'a> {
 impl<'a> Readers<'a> {
     fn open(all: &'a Checkpoints, of: &Quartet<'a>) -> Result<Readers<'a>> {
         let stored = match of.tuned_noise {
-            TunedNoise::Stored(module) => all.tuned_quantized.as_ref().map(|checkpoint| (checkpoint, module)),
+            TunedNoise::TensorInfo(module) => {
+                all.tuned_quantized.as_ref().map(|checkpoint| (checkpoint, module))
+            }
             _ => None,
         };
         Ok(Readers {

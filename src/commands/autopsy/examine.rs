@@ -13,7 +13,7 @@ use crate::checkpoint::module::{Module, PackedRows};
 use crate::commands::autopsy::compare::{Sums, compare};
 use crate::commands::autopsy::judge::{Known, judge, role_of_module, role_of_tensor};
 use crate::commands::autopsy::record::{
-    AUTOPSY_VERSION, Autopsy, Comparison, Fault, Gravity, LeftUnread, Role, Saturated, TensorAutopsy, Total,
+    AUTOPSY_VERSION, Autopsy, Comparison, Fault, LeftUnread, Role, Saturated, Severity, TensorAutopsy, Total,
     Verdict,
 };
 use crate::commands::autopsy::statistics::{Counts, Gathered, Partial, Sixteen, Values};
@@ -23,7 +23,7 @@ use crate::delta::record::source;
 use crate::delta::select::Selection;
 use crate::lora::WEIGHTS;
 use crate::lora::read::PeftAdapter;
-use crate::pipeline::options::Running;
+use crate::pipeline::options::RunOptions;
 use crate::pipeline::ordered_panels::{in_order, panel_bytes, panels, piece_rows, threads_within};
 use crate::run::progress::Progress;
 use crate::{Error, Result};
@@ -57,7 +57,7 @@ pub struct Examination {
 /// # Errors
 /// A checkpoint that cannot be opened or read; patterns that select nothing; a budget that is too small. What is wrong with the
 /// tensors is no error of this function.
-pub fn autopsy(job: &Examination, running: &Running, progress: &dyn Progress) -> Result<Autopsy> {
+pub fn autopsy(job: &Examination, running: &RunOptions, progress: &dyn Progress) -> Result<Autopsy> {
     job.thresholds.check()?;
     let selection = Selection::of_all(&job.include, &job.exclude)?;
     let ours = open(&job.checkpoint)?;
@@ -228,7 +228,7 @@ fn examine(
     both: &Both<'_>,
     items: &[Item<'_>],
     job: &Examination,
-    running: &Running,
+    running: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<(Vec<TensorAutopsy>, Total)> {
     let each = items.iter().map(thread_bytes).max().unwrap_or(0);
@@ -369,7 +369,7 @@ impl Gathering {
         let mut verdicts = judge(&known, &job.thresholds);
         if let Partner::Shaped(shape) = &item.partner {
             let why = format!("is {:?}, and its partner {shape:?}", item.shape);
-            verdicts.push(Verdict { gravity: Gravity::Error, fault: Fault::ShapeDiffers, why });
+            verdicts.push(Verdict { gravity: Severity::Error, fault: Fault::ShapeDiffers, why });
         }
         TensorAutopsy {
             name: item.name.clone(),
@@ -403,9 +403,9 @@ impl Total {
         self.nan += statistics.nan;
         self.infinite += statistics.infinite;
         self.zeros += statistics.zeros;
-        let faults: BTreeMap<Fault, Gravity> = verdicts.iter().map(|v| (v.fault, v.gravity)).collect();
+        let faults: BTreeMap<Fault, Severity> = verdicts.iter().map(|v| (v.fault, v.gravity)).collect();
         faults.keys().for_each(|fault| *self.verdicts.entry(*fault).or_default() += 1);
-        self.errors += verdicts.iter().filter(|v| v.gravity == Gravity::Error).count() as u64;
-        self.warnings += verdicts.iter().filter(|v| v.gravity == Gravity::Warning).count() as u64;
+        self.errors += verdicts.iter().filter(|v| v.gravity == Severity::Error).count() as u64;
+        self.warnings += verdicts.iter().filter(|v| v.gravity == Severity::Warning).count() as u64;
     }
 }

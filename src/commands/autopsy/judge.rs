@@ -1,10 +1,10 @@
 //! Verdicts: a tensor's numbers held against what is healthy for its role.
 
-use crate::commands::autopsy::record::{Comparison, Fault, Gravity, Role, Saturated, Verdict};
+use crate::commands::autopsy::record::{Comparison, Fault, Role, Saturated, Severity, Verdict};
 use crate::commands::autopsy::statistics::Statistics;
 use crate::commands::autopsy::thresholds::Thresholds;
 use crate::lora::names::{Place, kind_of, place_of};
-use crate::quant::weight::Stored;
+use crate::quant::weight::TensorInfo;
 
 /// A matrix of fewer values other than zero has too few to tell a lattice by.
 const ENOUGH: u64 = 4096;
@@ -19,7 +19,7 @@ pub fn role_of_module(name: &str) -> Role {
 }
 
 /// The role of any other tensor.
-pub fn role_of_tensor(stored: &Stored) -> Role {
+pub fn role_of_tensor(stored: &TensorInfo) -> Role {
     let (name, kind) = (stored.name.as_str(), kind_of(stored.name.trim_end_matches(".weight")));
     match stored.shape.len() {
         _ if name.contains(".lora_") => Role::Factor,
@@ -49,7 +49,7 @@ pub struct Known<'a> {
 /// Everything that is wrong with a tensor, the gravest first.
 pub fn judge(known: &Known<'_>, limits: &Thresholds) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
-    let mut error = |fault, why: String| verdicts.push(Verdict { gravity: Gravity::Error, fault, why });
+    let mut error = |fault, why: String| verdicts.push(Verdict { gravity: Severity::Error, fault, why });
     let statistics = known.statistics;
     if statistics.nan + statistics.infinite > 0 {
         let [nan, infinite, count] = [statistics.nan, statistics.infinite, statistics.count];
@@ -151,12 +151,12 @@ fn unhealthy(statistics: &Statistics, limits: &Thresholds) -> Vec<Verdict> {
     let (mean, std, range) = (statistics.mean, statistics.std, limits.healthy_range);
     if mean.abs() > limits.healthy_mean {
         let why = format!("has a mean of {mean:.4} (healthy: up to {})", limits.healthy_mean);
-        say(Gravity::Error, Fault::OutsideRange, why);
+        say(Severity::Error, Fault::OutsideRange, why);
     }
     if std < limits.least_std || std > limits.most_std {
         let (least, most) = (limits.least_std, limits.most_std);
         let why = format!("has a standard deviation of {std:.4} (healthy: {least} to {most})");
-        say(Gravity::Error, Fault::OutsideRange, why);
+        say(Severity::Error, Fault::OutsideRange, why);
     }
     if statistics.largest() > range {
         let beyond = statistics.histogram.from(range);
@@ -164,8 +164,8 @@ fn unhealthy(statistics: &Statistics, limits: &Thresholds) -> Vec<Verdict> {
         let (min, max) = (statistics.min.unwrap_or(0.0), statistics.max.unwrap_or(0.0));
         let why = format!("reaches from {min:.4} to {max:.4}, {:.4} % of it beyond {range}", 100.0 * share);
         match share <= limits.outliers {
-            true => say(Gravity::Warning, Fault::Outliers, why),
-            false => say(Gravity::Error, Fault::OutsideRange, why),
+            true => say(Severity::Warning, Fault::Outliers, why),
+            false => say(Severity::Error, Fault::OutsideRange, why),
         }
     }
     found
@@ -174,7 +174,7 @@ fn unhealthy(statistics: &Statistics, limits: &Thresholds) -> Vec<Verdict> {
 /// What is wrong between partners.
 fn apart(comparison: &Comparison, limits: &Thresholds) -> Vec<Verdict> {
     let mut found = Vec::new();
-    let mut error = |fault, why: String| found.push(Verdict { gravity: Gravity::Error, fault, why });
+    let mut error = |fault, why: String| found.push(Verdict { gravity: Severity::Error, fault, why });
     let limit = limits.relative_error;
     match comparison.relative_error {
         None => error(Fault::Differs, "is not zero, and its partner is".to_owned()),

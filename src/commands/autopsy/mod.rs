@@ -9,7 +9,7 @@ pub mod statistics;
 pub(crate) mod thresholds;
 pub use self::examine::{Examination, autopsy};
 pub use self::record::{
-    AUTOPSY, AUTOPSY_VERSION, Autopsy, Comparison, Fault, Gravity, LeftUnread, Role, Saturated,
+    AUTOPSY, AUTOPSY_VERSION, Autopsy, Comparison, Fault, LeftUnread, Role, Saturated, Severity,
     TensorAutopsy, Total, Verdict,
 };
 pub use self::statistics::{Histogram, Quantile, Statistics};

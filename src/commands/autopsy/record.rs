@@ -162,7 +162,7 @@ pub struct Comparison {
 /// How grave a verdict is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Gravity {
+pub enum Severity {
     /// Worth knowing.
     Warning,
     /// The check fails.
@@ -220,7 +220,7 @@ impl Fault {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
     /// How grave it is.
-    pub gravity: Gravity,
+    pub gravity: Severity,
     /// What is wrong.
     pub fault: Fault,
     /// The rest of the sentence that begins with the tensor's name, with its numbers.

@@ -17,21 +17,21 @@ use serde::Serialize;
 use self::identity::{Begin, Record};
 pub use self::options::Calibration;
 use self::recorder::Recorder;
-use self::state::{Entry, Found, State};
+use self::state::{EarlierState, State, StateEntry};
 use crate::calibration::Accumulator;
 use crate::calibration::layout::{FORMAT, INDEX, Index, IndexInput, VERSION, file_name};
 use crate::checkpoint::Checkpoint;
 use crate::corpus::Tokenized;
 use crate::durable::{atomic_file, checksums, folder};
 use crate::model::decoder::Decoder;
-use crate::model::{Asked, Beside, Forward, Loss, Plan, plan};
+use crate::model::{Asked, Beside, Forward, ForwardPlan, Loss, plan};
 use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD};
 use crate::run::Progress;
 use crate::{Error, Result};
 
 /// What a calibration found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Outcome {
+pub struct CalibrationOutcome {
     /// The folder.
     pub out: PathBuf,
     /// Whether it was there already.
@@ -52,7 +52,7 @@ pub struct Outcome {
 ///
 /// # Errors
 /// Bad input; a budget that is too small; a folder that holds something else or another run; a failing disk.
-pub fn calibrate(job: &Calibration, progress: &dyn Progress) -> Result<Outcome> {
+pub fn calibrate(job: &Calibration, progress: &dyn Progress) -> Result<CalibrationOutcome> {
     if job.k == 0 {
         return Err(
             Error::decide("a sketch of 0 rows holds nothing").hint("give --k 2048, the default, or more")
@@ -65,8 +65,8 @@ pub fn calibrate(job: &Calibration, progress: &dyn Progress) -> Result<Outcome> 
     let plan = planned(job, &checkpoint, &decoder, &text)?;
     let begin = Begin::of(job, &checkpoint, &text.sequences);
     let mut state = match state::open(job, &begin)? {
-        Found::Open(state) => *state,
-        Found::Done(record, lock) => {
+        EarlierState::Open(state) => *state,
+        EarlierState::Done(record, lock) => {
             state::tidy(lock, &job.out)?;
             return outcome(job, record.index, 0, true);
         }
@@ -84,7 +84,7 @@ pub fn calibrate(job: &Calibration, progress: &dyn Progress) -> Result<Outcome> 
     outcome(job, record.index, text.sequences.all().len(), false)
 }
 
-fn describe(text: &Tokenized, plan: &Plan, progress: &dyn Progress) {
+fn describe(text: &Tokenized, plan: &ForwardPlan, progress: &dyn Progress) {
     let (sequences, tokens) = (text.sequences.all().len(), text.sequences.tokens());
     progress.note(&format!(
         "{tokens} tokens in {sequences} sequences{}",
@@ -98,7 +98,12 @@ fn describe(text: &Tokenized, plan: &Plan, progress: &dyn Progress) {
     }
 }
 
-fn planned(job: &Calibration, checkpoint: &Checkpoint, decoder: &Decoder, text: &Tokenized) -> Result<Plan> {
+fn planned(
+    job: &Calibration,
+    checkpoint: &Checkpoint,
+    decoder: &Decoder,
+    text: &Tokenized,
+) -> Result<ForwardPlan> {
     let tokens = text.sequences.tokens();
     let input = |width| Accumulator::bytes(width, tokens, job.k);
     let (heads, hidden) = (decoder.heads * decoder.head_dim, decoder.hidden);
@@ -127,7 +132,7 @@ fn planned(job: &Calibration, checkpoint: &Checkpoint, decoder: &Decoder, text: 
 fn run(
     mut pass: Forward<'_>,
     mut recorder: Recorder,
-    plan: &Plan,
+    plan: &ForwardPlan,
     state: &mut State,
     progress: &dyn Progress,
 ) -> Result<f64> {
@@ -142,7 +147,7 @@ fn run(
         pass.layer(layer, Some(&mut recorder))?;
         let (written, inputs) = recorder.finish()?;
         let hidden = atomic_file::write(&state.hidden_path(layer), |out| pass.hidden().save(out))?;
-        let entry = Entry::layer(file_name(Some(layer)), written, inputs, hidden);
+        let entry = StateEntry::layer(file_name(Some(layer)), written, inputs, hidden);
         state.append(entry)?;
         progress.analyzed(&format!("layer {layer}"), started.elapsed());
         progress.journaled();
@@ -189,12 +194,12 @@ fn write(job: &Calibration, record: &Record, state: &State) -> Result<()> {
     Ok(())
 }
 
-fn outcome(job: &Calibration, index: Index, sequences: usize, was_done: bool) -> Result<Outcome> {
+fn outcome(job: &Calibration, index: Index, sequences: usize, was_done: bool) -> Result<CalibrationOutcome> {
     let mut files: Vec<&str> = index.inputs.values().map(|input| input.file.as_str()).collect();
     files.sort_unstable();
     files.dedup();
     let size = |file: &&str| std::fs::metadata(job.out.join(file)).map_or(0, |data| data.len());
-    Ok(Outcome {
+    Ok(CalibrationOutcome {
         out: job.out.clone(),
         was_done,
         loss: index.loss.unwrap_or(f64::NAN),

@@ -20,20 +20,20 @@ use crate::{Error, Result};
 /// A line of the journal.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Entry {
+pub(super) enum StateEntry {
     Begin(Box<Begin>),
     Layer { file: String, bytes: u64, blake3: String, inputs: BTreeMap<String, IndexInput>, hidden: String },
 }
 
-impl Entry {
+impl StateEntry {
     pub fn layer(
         file: String,
         written: Written,
         inputs: BTreeMap<String, IndexInput>,
         hidden: Written,
-    ) -> Entry {
+    ) -> StateEntry {
         let (bytes, blake3) = (written.bytes, written.blake3.to_hex().to_string());
-        Entry::Layer { file, bytes, blake3, inputs, hidden: hidden.blake3.to_hex().to_string() }
+        StateEntry::Layer { file, bytes, blake3, inputs, hidden: hidden.blake3.to_hex().to_string() }
     }
 }
 
@@ -48,7 +48,7 @@ pub(super) struct Done {
 /// A run at work.
 pub(super) struct State {
     out: PathBuf,
-    journal: Journal<Entry>,
+    journal: Journal<StateEntry>,
     /// The layers that are done, the first ones.
     pub layers: Vec<Done>,
     /// What lies outside the layers.
@@ -58,7 +58,7 @@ pub(super) struct State {
 }
 
 /// What the folder holds.
-pub(super) enum Found {
+pub(super) enum EarlierState {
     /// Nothing, or a part of this run.
     Open(Box<State>),
     /// All of it.
@@ -77,9 +77,9 @@ impl State {
     }
 
     /// A layer is done; the hidden states before it are needed no more.
-    pub fn append(&mut self, entry: Entry) -> Result<()> {
+    pub fn append(&mut self, entry: StateEntry) -> Result<()> {
         self.journal.append(&entry)?;
-        if let Entry::Layer { file, blake3, inputs, .. } = entry {
+        if let StateEntry::Layer { file, blake3, inputs, .. } = entry {
             let blake3 = parse(&blake3)?;
             self.layers.push(Done { file, blake3, inputs });
         }
@@ -102,7 +102,7 @@ impl State {
 }
 
 /// Opens the folder, and takes what is done.
-pub(super) fn open(job: &Calibration, begin: &Begin) -> Result<Found> {
+pub(super) fn open(job: &Calibration, begin: &Begin) -> Result<EarlierState> {
     let out = &job.out;
     refuse_foreign(out)?;
     folder::create(out)?;
@@ -114,28 +114,28 @@ pub(super) fn open(job: &Calibration, begin: &Begin) -> Result<Found> {
         clear(out)?;
     }
     if out.join(B3SUMS).is_file() {
-        return Ok(Found::Done(Box::new(finished(out, begin)?), lock));
+        return Ok(EarlierState::Done(Box::new(finished(out, begin)?), lock));
     }
     let (journal, entries) = Journal::open(&out.join(STATE).join("journal"))?;
     let mut state =
         State { out: out.clone(), journal, layers: Vec::new(), last: None, notes: Vec::new(), lock };
     let mut entries = entries.into_iter();
     match entries.next() {
-        None => state.journal.append(&Entry::Begin(Box::new(begin.clone())))?,
-        Some(Entry::Begin(before)) => match begin.difference(&before) {
+        None => state.journal.append(&StateEntry::Begin(Box::new(begin.clone())))?,
+        Some(StateEntry::Begin(before)) => match begin.difference(&before) {
             None => replay(&mut state, entries)?,
             Some(what) => return Err(other_run(out, &what)),
         },
-        Some(Entry::Layer { .. }) => return Err(other_run(out, "its journal has no beginning")),
+        Some(StateEntry::Layer { .. }) => return Err(other_run(out, "its journal has no beginning")),
     }
-    Ok(Found::Open(Box::new(state)))
+    Ok(EarlierState::Open(Box::new(state)))
 }
 
 /// Takes the layers that the journal names, as far as their files, and the hidden states after the last of them, are whole.
-fn replay(state: &mut State, entries: impl Iterator<Item = Entry>) -> Result<()> {
+fn replay(state: &mut State, entries: impl Iterator<Item = StateEntry>) -> Result<()> {
     let mut hidden = Vec::new();
     for entry in entries {
-        let Entry::Layer { file, bytes, blake3, inputs, hidden: digest } = entry else { continue };
+        let StateEntry::Layer { file, bytes, blake3, inputs, hidden: digest } = entry else { continue };
         let expected = Written { bytes, blake3: parse(&blake3)? };
         let path = state.out.join(&file);
         if !path.is_file() || hash_file(&path)? != expected {

@@ -8,15 +8,15 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::commands::convert::job::{ConvertJob, Parts};
-use crate::commands::convert::output_plan::{Target, Wish};
-use crate::commands::convert::record::{Conversion, Outcome};
+use crate::commands::convert::output_plan::{OutputSpec, Target};
+use crate::commands::convert::record::{Conversion, ConversionOutcome};
 use crate::commands::convert::sharding;
 use crate::commands::convert::sharding::DEFAULT_SHARD_SIZE;
 use crate::commands::convert::sidecar_files::Edits;
 use crate::commands::convert::write_shard::Unchanged;
 use crate::delta::record::Side;
 use crate::lora::factor_dtype::FactorType;
-use crate::pipeline::options::Running;
+use crate::pipeline::options::RunOptions;
 use crate::run::engine::PartOutcome;
 use crate::run::identity::{RunIdentity, option_map};
 use crate::run::parts::assemble::{Assembled, Assembly, Begun};
@@ -35,12 +35,12 @@ pub struct Dequantization {
     /// The largest file of weights in bytes; a tensor that is larger has one by itself.
     pub max_shard_size: u64,
     /// How the work is run: threads, memory, overwriting.
-    pub running: Running,
+    pub running: RunOptions,
 }
 
 impl Dequantization {
     /// To bf16, in files as large as usual.
-    pub fn new(checkpoint: &str, out: PathBuf, running: Running) -> Dequantization {
+    pub fn new(checkpoint: &str, out: PathBuf, running: RunOptions) -> Dequantization {
         let (dtype, max_shard_size) = (FactorType::Bf16, DEFAULT_SHARD_SIZE);
         Dequantization { checkpoint: checkpoint.to_owned(), out, dtype, max_shard_size, running }
     }
@@ -48,7 +48,7 @@ impl Dequantization {
 
 /// The options that determine the bytes.
 #[derive(Serialize, Deserialize)]
-struct Deciding {
+struct ResultOptions {
     dtype: FactorType,
     max_shard_size: u64,
 }
@@ -61,7 +61,7 @@ struct Deciding {
 /// # Errors
 /// What is wrong with the checkpoint; a value that f16 does not hold; an output folder or a budget that needs a decision; a failing
 /// disk. Whatever was finished stays safe, and the same call continues from there.
-pub fn dequantize(job: &Dequantization, progress: &dyn Progress) -> Result<Outcome> {
+pub fn dequantize(job: &Dequantization, progress: &dyn Progress) -> Result<ConversionOutcome> {
     planned(job, progress, |job| job.run(progress))
 }
 
@@ -78,8 +78,8 @@ pub(super) fn assemble(
     assembly: &Assembly,
     begun: &Begun,
     progress: &dyn Progress,
-) -> Result<Assembled<Outcome>> {
-    let Deciding { dtype, max_shard_size } = begun.options(assembly)?;
+) -> Result<Assembled<ConversionOutcome>> {
+    let ResultOptions { dtype, max_shard_size } = begun.options(assembly)?;
     let (checkpoint, running) = (begun.place(assembly, Side::Checkpoint)?, begun.running(assembly));
     let usual = Dequantization::new(&checkpoint, assembly.out.clone(), running);
     let defaults = option_map(&usual.deciding())?;
@@ -88,8 +88,8 @@ pub(super) fn assemble(
 }
 
 impl Dequantization {
-    fn deciding(&self) -> Deciding {
-        Deciding { dtype: self.dtype, max_shard_size: self.max_shard_size }
+    fn deciding(&self) -> ResultOptions {
+        ResultOptions { dtype: self.dtype, max_shard_size: self.max_shard_size }
     }
 }
 
@@ -100,7 +100,7 @@ fn planned<T>(
     act: impl FnOnce(&ConvertJob<'_>) -> Result<T>,
 ) -> Result<T> {
     let base = Checkpoint::open(&job.checkpoint)?;
-    let wish = Wish {
+    let wish = OutputSpec {
         dtype: job.dtype.dtype(),
         fp8: false,
         changed: BTreeSet::new(),

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
-use crate::commands::convert::record::{CONVERSION, Conversion, Outcome};
+use crate::commands::convert::record::{CONVERSION, Conversion, ConversionOutcome};
 use crate::commands::convert::sharding::{Content, Shard, element, height, mapped};
 use crate::commands::convert::sidecar_files;
 use crate::commands::convert::sidecar_files::{CONFIG, Copy, Edits, INDEX};
@@ -25,7 +25,7 @@ use crate::durable::digest::Written;
 use crate::durable::{atomic_file, checksums, digest, folder};
 use crate::lora::read::PeftAdapter;
 use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD};
-use crate::pipeline::options::Running;
+use crate::pipeline::options::RunOptions;
 use crate::pipeline::ordered_panels::threads_within;
 use crate::run::attempts::completed::Completed;
 use crate::run::attempts::recorder::Recorder;
@@ -46,7 +46,7 @@ const HASHING: u64 = THREAD + (2 << 20);
 /// All that a conversion is made of.
 pub(crate) struct Parts<'a> {
     pub out: &'a Path,
-    pub running: &'a Running,
+    pub running: &'a RunOptions,
     pub base: &'a Checkpoint,
     /// Where `base` and the adapter lie, as they were given; what `base` is comes last.
     pub places: Vec<(Side, String)>,
@@ -108,7 +108,7 @@ impl<'a> ConvertJob<'a> {
     }
 
     /// Converts, or continues a conversion that was stopped.
-    pub fn run(&self, progress: &dyn Progress) -> Result<Outcome> {
+    pub fn run(&self, progress: &dyn Progress) -> Result<ConversionOutcome> {
         let ended = self.engine(progress).run()?;
         Ok(self.outcome(ended.output, ended.was_done))
     }
@@ -125,14 +125,20 @@ impl<'a> ConvertJob<'a> {
         begun: &Begun,
         defaults: &serde_json::Map<String, serde_json::Value>,
         progress: &dyn Progress,
-    ) -> Result<Assembled<Outcome>> {
+    ) -> Result<Assembled<ConversionOutcome>> {
         let assembled = self.engine(progress).assemble(begun, assembly.finish, defaults)?;
         Ok(assembled.map(|ended| self.outcome(ended.output, ended.was_done)))
     }
 
-    fn outcome(&self, conversion: Conversion, was_done: bool) -> Outcome {
+    fn outcome(&self, conversion: Conversion, was_done: bool) -> ConversionOutcome {
         let bytes = self.of.shards.iter().map(|shard| shard.bytes).sum();
-        Outcome { out: self.of.out.to_owned(), was_done, files: self.of.shards.len(), bytes, conversion }
+        ConversionOutcome {
+            out: self.of.out.to_owned(),
+            was_done,
+            files: self.of.shards.len(),
+            bytes,
+            conversion,
+        }
     }
 
     /// The digests of what a file of weights is made from, each tensor or part of one once.
@@ -304,7 +310,7 @@ impl Job for ConvertJob<'_> {
 ///
 /// # Errors
 /// A file that was removed or damaged since.
-pub(crate) fn assembled(assembly: &Assembly) -> Result<Outcome> {
+pub(crate) fn assembled(assembly: &Assembly) -> Result<ConversionOutcome> {
     let conversion = crate::run::parts::assemble::finished(assembly, CONVERSION, &[CONVERSION], None)?;
     let sums = Checksums::read(&assembly.out)?;
     let weights = sums.entries().iter().filter(|entry| entry.name.ends_with(".safetensors"));
@@ -313,7 +319,7 @@ pub(crate) fn assembled(assembly: &Assembly) -> Result<Outcome> {
         .map(|data| data.len())
         .collect();
     let (files, bytes) = (sizes.len(), sizes.iter().sum());
-    Ok(Outcome { out: assembly.out.clone(), was_done: true, files, bytes, conversion })
+    Ok(ConversionOutcome { out: assembly.out.clone(), was_done: true, files, bytes, conversion })
 }
 
 /// Every file of the finished folder but the checksums.

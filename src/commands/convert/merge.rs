@@ -10,8 +10,8 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::commands::convert::job::{ConvertJob, Parts};
 use crate::commands::convert::lora_update::Product;
-use crate::commands::convert::output_plan::{Target, Wish};
-use crate::commands::convert::record::{Conversion, Outcome};
+use crate::commands::convert::output_plan::{OutputSpec, Target};
+use crate::commands::convert::record::{Conversion, ConversionOutcome};
 use crate::commands::convert::sharding;
 use crate::commands::convert::sharding::DEFAULT_SHARD_SIZE;
 use crate::commands::convert::sidecar_files::Edits;
@@ -20,7 +20,7 @@ use crate::lora::factor_dtype::FactorType;
 use crate::lora::names::Place;
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{ExtraKind, Fault};
-use crate::pipeline::options::Running;
+use crate::pipeline::options::RunOptions;
 use crate::quant::encode::fp8::FP8_BLOCK;
 use crate::run::engine::PartOutcome;
 use crate::run::identity::{RunIdentity, option_map};
@@ -45,12 +45,12 @@ pub struct Merge {
     /// The largest file of weights in bytes; a tensor that is larger has one by itself.
     pub max_shard_size: u64,
     /// How the work is run: threads, memory, overwriting.
-    pub running: Running,
+    pub running: RunOptions,
 }
 
 impl Merge {
     /// To bf16, in files as large as usual.
-    pub fn new(base: &str, adapter: &str, out: PathBuf, running: Running) -> Merge {
+    pub fn new(base: &str, adapter: &str, out: PathBuf, running: RunOptions) -> Merge {
         Merge {
             base: base.to_owned(),
             adapter: adapter.to_owned(),
@@ -65,7 +65,7 @@ impl Merge {
 
 /// The options that determine the bytes.
 #[derive(Serialize, Deserialize)]
-struct Deciding {
+struct ResultOptions {
     dtype: FactorType,
     fp8: bool,
     max_shard_size: u64,
@@ -81,7 +81,7 @@ struct Deciding {
 /// What is wrong with base or adapter; modules of the adapter that the base does not have, by name; adapters whose meaning is another
 /// one than `W + scale · B·A` (DoRA, biases, initializations that change the base); weights that become NaN or infinite; an output
 /// folder or a budget that needs a decision; a failing disk.
-pub fn merge(job: &Merge, progress: &dyn Progress) -> Result<Outcome> {
+pub fn merge(job: &Merge, progress: &dyn Progress) -> Result<ConversionOutcome> {
     planned(job, progress, |job| job.run(progress))
 }
 
@@ -98,8 +98,8 @@ pub(super) fn assemble(
     assembly: &Assembly,
     begun: &Begun,
     progress: &dyn Progress,
-) -> Result<Assembled<Outcome>> {
-    let Deciding { dtype, fp8, max_shard_size } = begun.options(assembly)?;
+) -> Result<Assembled<ConversionOutcome>> {
+    let ResultOptions { dtype, fp8, max_shard_size } = begun.options(assembly)?;
     let [base, adapter] = [Side::Base, Side::Adapter].map(|side| begun.place(assembly, side));
     let usual = Merge::new(&base?, &adapter?, assembly.out.clone(), begun.running(assembly));
     let defaults = option_map(&usual.deciding())?;
@@ -108,8 +108,8 @@ pub(super) fn assemble(
 }
 
 impl Merge {
-    fn deciding(&self) -> Deciding {
-        Deciding { dtype: self.dtype, fp8: self.fp8, max_shard_size: self.max_shard_size }
+    fn deciding(&self) -> ResultOptions {
+        ResultOptions { dtype: self.dtype, fp8: self.fp8, max_shard_size: self.max_shard_size }
     }
 }
 
@@ -125,7 +125,7 @@ fn planned<T>(
     let changed = changed(&base, &adapter)?;
     let replaced = replaced(&base, &adapter)?;
     let untie = untie(&base, &changed, &replaced);
-    let wish = Wish { dtype: job.dtype.dtype(), fp8: job.fp8, changed, replaced, untie };
+    let wish = OutputSpec { dtype: job.dtype.dtype(), fp8: job.fp8, changed, replaced, untie };
     let target = Target::of(&base, &wish)?;
     let product = Product::new(&base, &adapter, &wish.changed);
     let held = product.held();

@@ -22,7 +22,7 @@ pub(crate) mod sidecar_files;
 pub(crate) mod write_shard;
 pub use self::dequantize::{Dequantization, dequantize, dequantize_part};
 pub use self::merge::{Merge, merge, merge_part};
-pub use self::record::{CONVERSION, Conversion, Outcome};
+pub use self::record::{CONVERSION, Conversion, ConversionOutcome};
 pub use self::sharding::DEFAULT_SHARD_SIZE;
 
 use crate::Result;
@@ -38,7 +38,7 @@ pub fn assemble(
     assembly: &Assembly,
     recorded: &Recorded,
     progress: &dyn Progress,
-) -> Result<Assembled<Outcome>> {
+) -> Result<Assembled<ConversionOutcome>> {
     match recorded {
         Recorded::Finished(_) => job::assembled(assembly).map(Assembled::Done),
         Recorded::Begun(begun) if begun.identity.command == "merge" => {

@@ -11,12 +11,12 @@ use crate::commands::convert::sharding::{Content, OutTensor, Unit};
 use crate::lora::names::{Place, kind_of, place_of};
 use crate::quant::encode::fp8::FP8_BLOCK;
 use crate::quant::expert::layout::ExpertForm;
-use crate::quant::weight::Stored;
+use crate::quant::weight::TensorInfo;
 use crate::{Error, Result};
 
 /// What is asked of the weights.
 #[derive(Clone, Debug)]
-pub(crate) struct Wish {
+pub(crate) struct OutputSpec {
     /// The type of computed weights.
     pub dtype: Dtype,
     /// Linear layers as block FP8.
@@ -53,7 +53,7 @@ impl Target {
     ///
     /// # Errors
     /// GGUF; a stack of experts that the adapter changes, of a model that is only known with stacks; two weights of one name.
-    pub fn of(base: &Checkpoint, wish: &Wish) -> Result<Target> {
+    pub fn of(base: &Checkpoint, wish: &OutputSpec) -> Result<Target> {
         // Its metadata are no whole config, and some of its dense weights lie permuted.
         if base.scheme().label().starts_with("GGUF") {
             let hint = "let transformers convert it: from_pretrained(.., gguf_file=..), then save_pretrained";
@@ -96,7 +96,7 @@ impl Target {
         Ok(target)
     }
 
-    fn module(&mut self, module: &Module, wish: &Wish, is_block_fp8: bool) -> Result<()> {
+    fn module(&mut self, module: &Module, wish: &OutputSpec, is_block_fp8: bool) -> Result<()> {
         let (name, lead) = (module.name(), &module.tensors()[0]);
         let weight = format!("{name}.weight");
         if wish.replaced.contains_key(&weight) && !module.is_quantized() {
@@ -111,7 +111,7 @@ impl Target {
         }
         let fp8 = wish.fp8 && is_convertible(module);
         let place = (lead.file, lead.bytes.start);
-        let whole = Stored { name: weight.clone(), dtype: wish.dtype, shape: module.shape().to_vec() };
+        let whole = TensorInfo { name: weight.clone(), dtype: wish.dtype, shape: module.shape().to_vec() };
         if fp8 && !changed && module.is_quantized() && is_block_fp8 {
             self.fp8 = true;
             self.copied += module.tensors().len();
@@ -122,8 +122,8 @@ impl Target {
             self.computed += 1;
             let shape = module.shape();
             let grid = vec![shape[0].div_ceil(FP8_BLOCK[0]), shape[1].div_ceil(FP8_BLOCK[1])];
-            let codes = Stored { dtype: Dtype::F8_E4M3, ..whole };
-            let scales = Stored { name: format!("{weight}_scale_inv"), dtype: Dtype::F32, shape: grid };
+            let codes = TensorInfo { dtype: Dtype::F8_E4M3, ..whole };
+            let scales = TensorInfo { name: format!("{weight}_scale_inv"), dtype: Dtype::F32, shape: grid };
             let tensors = vec![
                 OutTensor { stored: codes, content: Content::Codes(name.to_owned()) },
                 OutTensor { stored: scales, content: Content::Scales(name.to_owned()) },
@@ -137,7 +137,7 @@ impl Target {
                 self.computed += 1;
                 // A slice that stays as it is keeps its type.
                 let dtype = if changed || module.is_quantized() { wish.dtype } else { lead.stored.dtype };
-                let stored = Stored { dtype, ..whole };
+                let stored = TensorInfo { dtype, ..whole };
                 let tensors = vec![OutTensor { stored, content: Content::Weight(name.to_owned()) }];
                 self.units.push(Unit { place, tensors });
             } else {
@@ -148,7 +148,7 @@ impl Target {
     }
 
     /// A stack of experts, once for all of its modules.
-    fn stack(&mut self, stack: Module, shape: [usize; 3], wish: &Wish, is_block_fp8: bool) {
+    fn stack(&mut self, stack: Module, shape: [usize; 3], wish: &OutputSpec, is_block_fp8: bool) {
         let lead = stack.tensors()[0].clone();
         if !self.stacks.insert(lead.name().to_owned()) {
             return;
@@ -168,19 +168,19 @@ impl Target {
             return self.copy(&lead, wish);
         }
         self.computed += 1;
-        let stored = Stored { name: stack.name().to_owned(), dtype: wish.dtype, shape: shape.to_vec() };
+        let stored = TensorInfo { name: stack.name().to_owned(), dtype: wish.dtype, shape: shape.to_vec() };
         self.units.push(Unit { place, tensors: vec![OutTensor { stored, content: Content::Stack(stack) }] });
     }
 
     /// The head of a model that had none of its own.
-    fn head(&mut self, head: &str, embedding: &Module, wish: &Wish) {
+    fn head(&mut self, head: &str, embedding: &Module, wish: &OutputSpec) {
         let lead = &embedding.tensors()[0];
         let (dtype, content) = if wish.changed.contains(head) || embedding.is_quantized() {
             (wish.dtype, Content::Weight(head.to_owned()))
         } else {
             (lead.stored.dtype, Content::Base(lead.clone()))
         };
-        let stored = Stored { name: format!("{head}.weight"), dtype, shape: embedding.shape().to_vec() };
+        let stored = TensorInfo { name: format!("{head}.weight"), dtype, shape: embedding.shape().to_vec() };
         if wish.fp8 {
             self.not_converted.push(head.to_owned());
         }
@@ -189,12 +189,12 @@ impl Target {
         self.units.push(Unit { place: (lead.file, lead.bytes.start), tensors });
     }
 
-    fn copy(&mut self, tensor: &Tensor, wish: &Wish) {
+    fn copy(&mut self, tensor: &Tensor, wish: &OutputSpec) {
         let place = (tensor.file, tensor.bytes.start);
         let out = match wish.replaced.get(tensor.name()) {
             None => OutTensor::copy(tensor),
             Some(saved) => {
-                let stored = Stored { name: tensor.name().to_owned(), ..saved.stored.clone() };
+                let stored = TensorInfo { name: tensor.name().to_owned(), ..saved.stored.clone() };
                 OutTensor { stored, content: Content::Adapter(saved.clone()) }
             }
         };
@@ -217,7 +217,7 @@ impl Target {
 
 /// The stacks, by their first tensors, that are written as single experts: of models that are known with such, those of which an
 /// adapter changes an expert or that become FP8.
-fn stacks_to_part(base: &Checkpoint, wish: &Wish, is_block_fp8: bool) -> HashSet<String> {
+fn stacks_to_part(base: &Checkpoint, wish: &OutputSpec, is_block_fp8: bool) -> HashSet<String> {
     if base.scheme().experts().form() != ExpertForm::Single {
         return HashSet::new();
     }

@@ -86,7 +86,7 @@ impl RunOutput for Conversion {
 
 /// The end of a conversion.
 #[derive(Clone, Debug, Serialize)]
-pub struct Outcome {
+pub struct ConversionOutcome {
     /// The folder.
     pub out: PathBuf,
     /// Whether an earlier run had done all of it.

@@ -8,7 +8,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::{FileId, Tensor};
 use crate::checkpoint::module::Module;
 use crate::quant::encode::fp8::FP8_BLOCK;
-use crate::quant::weight::Stored;
+use crate::quant::weight::TensorInfo;
 
 /// The largest file of weights, as transformers had it for years: many tools and file systems are at ease with it.
 pub const DEFAULT_SHARD_SIZE: u64 = 5_000_000_000;
@@ -40,7 +40,7 @@ pub(crate) enum Content {
 #[derive(Clone, Debug)]
 pub(crate) struct OutTensor {
     /// Name, dtype, shape.
-    pub stored: Stored,
+    pub stored: TensorInfo,
     /// Its bytes.
     pub content: Content,
 }
@@ -132,7 +132,7 @@ fn order(tensor: &OutTensor) -> (u8, &str) {
 
 /// A part of a tensor: what is made at once.
 #[derive(Clone, Debug)]
-pub(crate) enum Piece {
+pub(crate) enum ShardPiece {
     /// Bytes of a copied tensor.
     Bytes(Range<u64>),
     /// Rows of a computed one.
@@ -142,20 +142,23 @@ pub(crate) enum Piece {
 }
 
 /// The pieces of a tensor in order; `module` is the one it is computed from.
-pub(crate) fn pieces(tensor: &OutTensor, module: Option<&Module>) -> Vec<Piece> {
+pub(crate) fn pieces(tensor: &OutTensor, module: Option<&Module>) -> Vec<ShardPiece> {
     match (&tensor.content, module) {
-        (Content::Scales(_), _) => vec![Piece::Scales],
+        (Content::Scales(_), _) => vec![ShardPiece::Scales],
         (Content::Base(_) | Content::Adapter(_), _) | (_, None) => {
             let size = tensor.bytes();
             (0..size)
                 .step_by(COPY as usize)
-                .map(|start| Piece::Bytes(start..(start + COPY).min(size)))
+                .map(|start| ShardPiece::Bytes(start..(start + COPY).min(size)))
                 .collect()
         }
         (_, Some(module)) => {
             let [rows, columns] = module.shape();
             let height = height(columns);
-            (0..rows).step_by(height).map(|start| Piece::Rows(start..(start + height).min(rows))).collect()
+            (0..rows)
+                .step_by(height)
+                .map(|start| ShardPiece::Rows(start..(start + height).min(rows)))
+                .collect()
         }
     }
 }

@@ -9,7 +9,7 @@ use safetensors::Dtype;
 
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::module::{Module, PackedRows};
-use crate::commands::convert::sharding::{Content, OutTensor, Piece, Shard, pieces};
+use crate::commands::convert::sharding::{Content, OutTensor, Shard, ShardPiece, pieces};
 use crate::container::safetensors::writer::SafetensorsWriter;
 use crate::durable::digest::Written;
 use crate::lora::read::PeftAdapter;
@@ -78,7 +78,7 @@ enum Made {
 }
 
 /// A file that is written, and the values in it that are not finite, by module.
-pub(crate) struct Finished {
+pub(crate) struct WrittenShard {
     pub written: Written,
     pub non_finite: BTreeMap<String, u64>,
 }
@@ -98,10 +98,10 @@ impl<'a> Producer<'a> {
     ///
     /// # Errors
     /// What reading, decoding or writing met; no file of that name is there then.
-    pub fn write(&self, path: &Path, shard: &Shard, progress: &dyn Progress) -> Result<Finished> {
+    pub fn write(&self, path: &Path, shard: &Shard, progress: &dyn Progress) -> Result<WrittenShard> {
         let tensors = shard.tensors.iter().map(|tensor| tensor.stored.clone()).collect();
         let mut writer = SafetensorsWriter::in_order(path, tensors)?;
-        let all: Vec<(&OutTensor, Piece)> = shard
+        let all: Vec<(&OutTensor, ShardPiece)> = shard
             .tensors
             .iter()
             .flat_map(|tensor| {
@@ -147,30 +147,30 @@ impl<'a> Producer<'a> {
             }
             Ok(())
         })?;
-        Ok(Finished { written: writer.finish()?, non_finite })
+        Ok(WrittenShard { written: writer.finish()?, non_finite })
     }
 
-    fn prefetch(&self, tensor: &OutTensor, piece: &Piece) {
+    fn prefetch(&self, tensor: &OutTensor, piece: &ShardPiece) {
         match (piece, &tensor.content, tensor.module(self.base)) {
-            (Piece::Bytes(range), Content::Base(from), _) => self.base.prefetch(from, range.clone()),
+            (ShardPiece::Bytes(range), Content::Base(from), _) => self.base.prefetch(from, range.clone()),
             // A module that is mapped whole is read when it is mapped.
-            (Piece::Rows(rows), _, Some(module)) if !module.is_whole() => {
+            (ShardPiece::Rows(rows), _, Some(module)) if !module.is_whole() => {
                 module.prefetch(self.base, rows.clone());
             }
             _ => {}
         }
     }
 
-    fn make(&self, tensor: &OutTensor, piece: &Piece) -> Result<Made> {
+    fn make(&self, tensor: &OutTensor, piece: &ShardPiece) -> Result<Made> {
         match (piece, &tensor.content, self.adapter) {
-            (Piece::Bytes(range), Content::Base(from), _) => {
+            (ShardPiece::Bytes(range), Content::Base(from), _) => {
                 Ok(Made::Mapped(self.base.read(from, range.clone())?))
             }
-            (Piece::Bytes(range), Content::Adapter(from), Some(adapter)) => {
+            (ShardPiece::Bytes(range), Content::Adapter(from), Some(adapter)) => {
                 Ok(Made::Mapped(adapter.window(from, range.clone())?))
             }
-            (Piece::Scales, ..) => Ok(Made::Scales),
-            (Piece::Rows(rows), content, _) => {
+            (ShardPiece::Scales, ..) => Ok(Made::Scales),
+            (ShardPiece::Rows(rows), content, _) => {
                 let missing = || Error::unexpected("the module is gone").tensor(&tensor.stored.name);
                 let module = tensor.module(self.base).ok_or_else(missing)?;
                 let mut buffer =

@@ -55,7 +55,7 @@ pub struct Evaluated {
     /// The model by itself, then with each adapter.
     pub variants: Vec<Variant>,
     /// Every two adapters, the later of them less the earlier.
-    pub pairs: Vec<Pair>,
+    pub pairs: Vec<AdapterPair>,
 }
 
 /// A model with an adapter, or without.
@@ -75,7 +75,7 @@ pub struct Variant {
 
 /// Two adapters against each other.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Pair {
+pub struct AdapterPair {
     /// One adapter.
     pub first: String,
     /// The other.
@@ -147,7 +147,7 @@ fn record(job: &Evaluation, digest: blake3::Hash, tokens: usize, losses: Vec<Los
         change: (index > 0).then(|| paired(none, losses)),
         by_sequence: losses.iter().map(|loss| loss.sum / loss.tokens as f64).collect(),
     };
-    let pair = |first: usize, second: usize| Pair {
+    let pair = |first: usize, second: usize| AdapterPair {
         first: job.adapters[first].clone(),
         second: job.adapters[second].clone(),
         change: paired(&by_variant[first + 1], &by_variant[second + 1]),

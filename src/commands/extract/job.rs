@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::checkpoint::Checkpoint;
-use crate::commands::extract::options::{Deciding, Extraction};
+use crate::commands::extract::options::{Extraction, ResultOptions};
 use crate::commands::extract::output::files::{FILES, MANIFEST};
 use crate::commands::extract::output::manifest::Manifest;
-use crate::commands::extract::output::summary::Outcome;
+use crate::commands::extract::output::summary::ExtractionOutcome;
 use crate::commands::extract::output::write;
 use crate::commands::extract::output::write::DoneWork;
-use crate::commands::extract::plan::{Inputs, Plan};
+use crate::commands::extract::plan::{ExtractionPlan, Inputs};
 use crate::commands::extract::record::{Done, Record};
 use crate::commands::extract::stages;
 use crate::delta::record::{Side, TensorRecord};
@@ -33,7 +33,7 @@ use crate::{Error, Result};
 pub(crate) struct ExtractJob<'a> {
     extraction: &'a Extraction,
     inputs: &'a Inputs,
-    plan: &'a Plan,
+    plan: &'a ExtractionPlan,
     identity: RunIdentity,
     layout: Layout,
     units: Vec<PlannedUnit>,
@@ -44,7 +44,11 @@ impl<'a> ExtractJob<'a> {
     ///
     /// # Errors
     /// Options that JSON cannot hold.
-    pub fn new(extraction: &'a Extraction, inputs: &'a Inputs, plan: &'a Plan) -> Result<ExtractJob<'a>> {
+    pub fn new(
+        extraction: &'a Extraction,
+        inputs: &'a Inputs,
+        plan: &'a ExtractionPlan,
+    ) -> Result<ExtractJob<'a>> {
         let sides = [
             (Side::Base, Some(&inputs.base)),
             (Side::Tuned, Some(&inputs.tuned)),
@@ -61,9 +65,9 @@ impl<'a> ExtractJob<'a> {
     }
 
     /// Extracts, or continues an extraction that was stopped, split or not.
-    pub fn run(&self, progress: &dyn Progress) -> Result<Outcome> {
+    pub fn run(&self, progress: &dyn Progress) -> Result<ExtractionOutcome> {
         let ended = self.engine(progress).run()?;
-        Ok(Outcome::new(self.extraction.out.clone(), ended.output, &ended.times, ended.was_done))
+        Ok(ExtractionOutcome::new(self.extraction.out.clone(), ended.output, &ended.times, ended.was_done))
     }
 
     /// Does one part.
@@ -81,21 +85,28 @@ pub fn assemble(
     assembly: &Assembly,
     recorded: &Recorded,
     progress: &dyn Progress,
-) -> Result<Assembled<Outcome>> {
+) -> Result<Assembled<ExtractionOutcome>> {
     let begun = match recorded {
         Recorded::Begun(begun) => begun,
         Recorded::Finished(_) => {
             let manifest: Manifest = parts::assemble::finished(assembly, MANIFEST, &FILES[..5], Some(LOG))?;
-            return Ok(Assembled::Done(Outcome::new(assembly.out.clone(), manifest, &BTreeMap::new(), true)));
+            return Ok(Assembled::Done(ExtractionOutcome::new(
+                assembly.out.clone(),
+                manifest,
+                &BTreeMap::new(),
+                true,
+            )));
         }
     };
     let extraction = recorded_extraction(assembly, begun)?;
     let inputs = Inputs::open(&extraction.base, &extraction.tuned, extraction.served.as_deref())?;
-    let plan = Plan::make(&inputs, &extraction)?;
+    let plan = ExtractionPlan::make(&inputs, &extraction)?;
     let job = ExtractJob::new(&extraction, &inputs, &plan)?;
-    let defaults = option_map(&Deciding::for_base(&extraction.base))?;
+    let defaults = option_map(&ResultOptions::for_base(&extraction.base))?;
     let assembled = job.engine(progress).assemble(begun, assembly.finish, &defaults)?;
-    Ok(assembled.map(|ended| Outcome::new(assembly.out.clone(), ended.output, &ended.times, ended.was_done)))
+    Ok(assembled.map(|ended| {
+        ExtractionOutcome::new(assembly.out.clone(), ended.output, &ended.times, ended.was_done)
+    }))
 }
 
 /// The extraction as its parts have recorded it.

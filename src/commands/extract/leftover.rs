@@ -5,7 +5,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::module::Module;
 use crate::commands::extract::plan::Inputs;
 use crate::delta::difference::{Difference, Survey};
-use crate::delta::operand::Half;
+use crate::delta::operand::Operand;
 use crate::delta::options::{NonFinite, RoundBase};
 use crate::delta::pair::Leftover;
 use crate::delta::record::{LeftOut, Reason, Side, TensorRecord};
@@ -30,7 +30,7 @@ pub fn compare(
     let Some((base, tuned)) = matrices.filter(|(b, t)| b.shape() == t.shape()) else {
         return Ok((left_out, Vec::new()));
     };
-    let half = |side, checkpoint, module| Half { side, checkpoint, module };
+    let half = |side, checkpoint, module| Operand { side, checkpoint, module };
     let base = half(Side::Base, &inputs.base, &base);
     let tuned = half(Side::Tuned, &inputs.tuned, &tuned);
     let rows = base.module.shape()[0];

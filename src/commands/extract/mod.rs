@@ -11,13 +11,13 @@ pub(crate) mod stages;
 pub(crate) mod units;
 pub(crate) mod verify;
 pub use self::job::assemble;
-pub use self::options::{Deciding, Extraction};
-pub use self::plan::{Inputs, Plan, PlannedLeftover, PlannedModule, kind};
-pub use self::verify::{Content, Verification, verify};
+pub use self::options::{Extraction, ResultOptions};
+pub use self::plan::{ExtractionPlan, Inputs, PlannedLeftover, PlannedModule, kind};
+pub use self::verify::{AdapterVerification, Content, verify};
 
 use crate::Result;
 use crate::commands::extract::job::ExtractJob;
-use crate::commands::extract::output::summary::Outcome;
+use crate::commands::extract::output::summary::ExtractionOutcome;
 use crate::run::engine::PartOutcome;
 use crate::run::parts::part_id::Part;
 use crate::run::progress::Progress;
@@ -35,10 +35,10 @@ pub fn default_memory() -> u64 {
 /// Plans an extraction and does nothing.
 ///
 /// # Errors
-/// See [`Plan::make`] and [`Checkpoint::open`](crate::checkpoint::Checkpoint::open).
-pub fn plan(job: &Extraction) -> Result<Plan> {
+/// See [`ExtractionPlan::make`] and [`Checkpoint::open`](crate::checkpoint::Checkpoint::open).
+pub fn plan(job: &Extraction) -> Result<ExtractionPlan> {
     let inputs = Inputs::open(&job.base, &job.tuned, job.served.as_deref())?;
-    Plan::make(&inputs, job)
+    ExtractionPlan::make(&inputs, job)
 }
 
 /// Extracts an adapter, or continues an extraction that was stopped, split or not.
@@ -46,9 +46,9 @@ pub fn plan(job: &Extraction) -> Result<Plan> {
 /// # Errors
 /// Bad input, options that need a decision, a failing disk: see [`Kind`](crate::Kind). Whatever was finished stays
 /// safe, and the same call continues from there.
-pub fn extract(job: &Extraction, progress: &dyn Progress) -> Result<Outcome> {
+pub fn extract(job: &Extraction, progress: &dyn Progress) -> Result<ExtractionOutcome> {
     let inputs = Inputs::open(&job.base, &job.tuned, job.served.as_deref())?;
-    let plan = Plan::make(&inputs, job)?;
+    let plan = ExtractionPlan::make(&inputs, job)?;
     plan.notes.iter().for_each(|note| progress.note(note));
     ExtractJob::new(job, &inputs, &plan)?.run(progress)
 }
@@ -59,7 +59,7 @@ pub fn extract(job: &Extraction, progress: &dyn Progress) -> Result<Outcome> {
 /// As [`extract`]; a folder with parts of a different run.
 pub fn extract_part(job: &Extraction, part: Part, progress: &dyn Progress) -> Result<PartOutcome> {
     let inputs = Inputs::open(&job.base, &job.tuned, job.served.as_deref())?;
-    let plan = Plan::make(&inputs, job)?;
+    let plan = ExtractionPlan::make(&inputs, job)?;
     plan.notes.iter().for_each(|note| progress.note(note));
     ExtractJob::new(job, &inputs, &plan)?.part(part, progress)
 }

@@ -7,7 +7,7 @@ use crate::commands::extract::output::manifest::Spectrum;
 use crate::commands::extract::plan::{Inputs, PlannedModule, request};
 use crate::delta::difference::{Difference, Recomputed, Survey};
 use crate::delta::module_record::{ModuleRecord, Quality, ServedError};
-use crate::delta::operand::Half;
+use crate::delta::operand::Operand;
 use crate::delta::record::{Side, TensorRecord};
 use crate::delta::tensor_digests::digests;
 use crate::factorize::in_memory::Held;
@@ -15,7 +15,7 @@ use crate::factorize::residual;
 use crate::factorize::types::{Factors, Panels};
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::names::Place;
-use crate::pipeline::buffer_pool::Slab;
+use crate::pipeline::buffer_pool::HugeBuffer;
 use crate::{Error, Result, factorize};
 
 /// Below this share of the delta the error is measured by one more pass: the difference of the two norms, which tells
@@ -31,7 +31,7 @@ pub const B: &str = "lora_B";
 /// A module whose delta is ready.
 pub struct Loaded {
     /// The delta in f32 where it is held.
-    pub held: Option<Held<Slab>>,
+    pub held: Option<Held<HugeBuffer>>,
     /// What the first reading found out.
     pub survey: Survey,
 }
@@ -48,7 +48,7 @@ pub struct ShardRecord {
 }
 
 /// The factors of one module as they will lie in the adapter, but for the padding to the uniform rank.
-pub struct Finished {
+pub struct FinishedModule {
     /// What is known of it.
     pub record: ShardRecord,
     /// `lora_A` `[rank, in]` and its bytes.
@@ -73,9 +73,13 @@ pub fn difference<'a>(
 ///
 /// # Errors
 /// No such module.
-pub fn half<'a>(side: Side, checkpoint: &'a crate::checkpoint::Checkpoint, name: &str) -> Result<Half<'a>> {
+pub fn half<'a>(
+    side: Side,
+    checkpoint: &'a crate::checkpoint::Checkpoint,
+    name: &str,
+) -> Result<Operand<'a>> {
     match checkpoint.module(name) {
-        Some(module) => Ok(Half { side, checkpoint, module }),
+        Some(module) => Ok(Operand { side, checkpoint, module }),
         None => Err(Error::input("the checkpoint has no such module").tensor(name).path(checkpoint.root())),
     }
 }
@@ -88,7 +92,7 @@ pub fn load(
     inputs: &Inputs,
     module: &PlannedModule,
     job: &Extraction,
-    slab: &dyn Fn(usize) -> Result<Slab>,
+    slab: &dyn Fn(usize) -> Result<HugeBuffer>,
     read: &(dyn Fn(u64) + Sync),
 ) -> Result<Loaded> {
     let difference = difference(inputs, module, job)?;
@@ -110,8 +114,8 @@ pub fn finish(
     module: &PlannedModule,
     job: &Extraction,
     loaded: Loaded,
-    spent: &dyn Fn(Slab),
-) -> Result<Finished> {
+    spent: &dyn Fn(HugeBuffer),
+) -> Result<FinishedModule> {
     let Loaded { held, mut survey } = loaded;
     let anew = || Ok(Recomputed::new(difference(inputs, module, job)?, module.visitors));
     let mut recomputed = None;
@@ -150,7 +154,7 @@ pub fn finish(
         record.quality.served = Some(measure_served(inputs, module, job, served, &stored)?);
     }
     let (a, b) = lay_out(module, record.rank, stored, job.deciding.dtype);
-    Ok(Finished { record: ShardRecord { module: record, spectrum, tensors: survey.tensors }, a, b })
+    Ok(FinishedModule { record: ShardRecord { module: record, spectrum, tensors: survey.tensors }, a, b })
 }
 
 /// Rounded factors: `left` `[rows, rank]`, `right` `[rank, cols]`, row-major.
@@ -187,7 +191,7 @@ fn measure_served(
     inputs: &Inputs,
     module: &PlannedModule,
     job: &Extraction,
-    served: Half<'_>,
+    served: Operand<'_>,
     stored: &StoredFactors,
 ) -> Result<ServedError> {
     let tuned = half(Side::Tuned, &inputs.tuned, &module.pair.tuned)?;

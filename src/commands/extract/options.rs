@@ -2,7 +2,7 @@
 
 use crate::delta::options::{NonFinite, RoundBase};
 use crate::factorize::types::Method;
-use crate::pipeline::options::Running;
+use crate::pipeline::options::RunOptions;
 use crate::{Error, Result};
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ pub use crate::lora::factor_dtype::FactorType;
 
 /// The options that decide the result. Equal options on equal checkpoints give equal bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Deciding {
+pub struct ResultOptions {
     /// Largest rank of a module.
     pub rank: usize,
     /// Share of each delta's energy that is enough, in (0, 1].
@@ -39,10 +39,10 @@ pub struct Deciding {
     pub base_model_name: String,
 }
 
-impl Deciding {
+impl ResultOptions {
     /// The defaults of the command line, for a base of this name.
-    pub fn for_base(name: &str) -> Deciding {
-        Deciding {
+    pub fn for_base(name: &str) -> ResultOptions {
+        ResultOptions {
             rank: 128,
             energy: None,
             tolerance: 0.005,
@@ -90,7 +90,7 @@ pub struct Extraction {
     /// The output folder.
     pub out: PathBuf,
     /// What decides the result.
-    pub deciding: Deciding,
+    pub deciding: ResultOptions,
     /// How the work is run.
-    pub running: Running,
+    pub running: RunOptions,
 }

@@ -99,7 +99,7 @@ impl PlannedLeftover {
 
 /// The whole plan.
 #[derive(Clone, Debug, Serialize)]
-pub struct Plan {
+pub struct ExtractionPlan {
     /// Remarks for the user.
     pub notes: Vec<String>,
     /// The work, in the order in which it is begun.
@@ -136,19 +136,19 @@ pub fn request(job: &Extraction) -> Request {
     }
 }
 
-impl Plan {
+impl ExtractionPlan {
     /// Plans the work.
     ///
     /// # Errors
     /// Options that no run can be made with, checkpoints that do not belong together, a memory budget below what
     /// would do.
-    pub fn make(inputs: &Inputs, job: &Extraction) -> Result<Plan> {
+    pub fn make(inputs: &Inputs, job: &Extraction) -> Result<ExtractionPlan> {
         job.deciding.check()?;
         let selection = Selection::parse(&job.deciding.include, &job.deciding.exclude)?;
         let pairing = pair(&inputs.base, &inputs.tuned, &selection, job.deciding.trim_vocab)?;
         check_served(inputs, &pairing)?;
         let Pairing { pairs, zeros, leftovers, notes } = pairing;
-        let mut plan = Plan {
+        let mut plan = ExtractionPlan {
             notes,
             modules: Vec::new(),
             zeros,

@@ -1,7 +1,7 @@
 //! A run: readers bring deltas, workers factorize them, one writer makes them safe.
 //!
 //! ```text
-//! readers ── Loaded ──▶ workers ── Finished ──▶ writer ── shard, then journal
+//! readers ── Loaded ──▶ workers ── FinishedModule ──▶ writer ── shard, then journal
 //!    ▲ a permit for the module's bytes goes along, and returns when its shard is written
 //! ```
 
@@ -16,15 +16,15 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use safetensors::Dtype;
 
 use crate::commands::extract::leftover::compare;
-use crate::commands::extract::module::{A, B, Finished, Loaded, finish, load};
+use crate::commands::extract::module::{A, B, FinishedModule, Loaded, finish, load};
 use crate::commands::extract::options::Extraction;
-use crate::commands::extract::plan::{Inputs, Plan, PlannedLeftover, PlannedModule};
+use crate::commands::extract::plan::{ExtractionPlan, Inputs, PlannedLeftover, PlannedModule};
 use crate::commands::extract::record::{self, Record};
 use crate::delta::record::{LeftOut, TensorRecord};
 use crate::lora::write::shard;
 use crate::pipeline::budget::{Budget, Permit};
 use crate::pipeline::buffer_pool::Slabs;
-use crate::quant::weight::Stored;
+use crate::quant::weight::TensorInfo;
 use crate::run::attempts::recorder::Recorder;
 use crate::run::progress::Progress;
 use crate::run::unit::{Unit, UnitId};
@@ -57,7 +57,7 @@ enum Ready<'a> {
 
 /// A unit that only has to be made safe.
 enum Done {
-    Module(Box<Finished>, Duration),
+    Module(Box<FinishedModule>, Duration),
     Compared(LeftOut, Vec<TensorRecord>),
 }
 
@@ -98,7 +98,7 @@ type Records<'r> = Recorder<'r, Record, record::Done>;
 pub fn run(
     inputs: &Inputs,
     job: &Extraction,
-    plan: &Plan,
+    plan: &ExtractionPlan,
     recorder: &mut Records<'_>,
     progress: &dyn Progress,
 ) -> Result<()> {
@@ -140,7 +140,7 @@ pub fn run(
 }
 
 /// What is left to do: modules in the plan's order, then the comparisons, which are light.
-fn remaining<'a>(plan: &'a Plan, recorder: &Records<'_>, progress: &dyn Progress) -> Vec<Task<'a>> {
+fn remaining<'a>(plan: &'a ExtractionPlan, recorder: &Records<'_>, progress: &dyn Progress) -> Vec<Task<'a>> {
     let (done, modules): (Vec<_>, Vec<_>) = plan.modules.iter().partition(|m| recorder.is_done(&m.unit()));
     let compared = |l: &&PlannedLeftover| recorder.is_done(&l.unit());
     let (compared, leftovers): (Vec<_>, Vec<_>) = plan.not_represented.iter().partition(compared);
@@ -231,13 +231,13 @@ fn write(shared: &Shared<'_>, recorder: &mut Records<'_>, done: &Receiver<Sent<'
 fn write_module(
     shared: &Shared<'_>,
     recorder: &mut Records<'_>,
-    finished: Finished,
+    finished: FinishedModule,
     took: Duration,
 ) -> Result<()> {
-    let Finished { record, a, b } = finished;
+    let FinishedModule { record, a, b } = finished;
     let name = record.module.name.clone();
     let dtype: Dtype = shared.job.deciding.dtype.dtype();
-    let stored = |name: &str, shape: [usize; 2]| Stored { name: name.into(), dtype, shape: shape.into() };
+    let stored = |name: &str, shape: [usize; 2]| TensorInfo { name: name.into(), dtype, shape: shape.into() };
     let json = serde_json::to_string(&record);
     let json = json
         .map_err(|e| Error::unexpected("cannot write a module's record as JSON").tensor(&name).because(e))?;

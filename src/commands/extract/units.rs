@@ -1,6 +1,6 @@
 //! A plan as units of work, and the plan of some of them.
 
-use crate::commands::extract::plan::{Plan, PlannedLeftover, PlannedModule};
+use crate::commands::extract::plan::{ExtractionPlan, PlannedLeftover, PlannedModule};
 use crate::run::parts::part_id::Part;
 use crate::run::parts::partition::Share;
 use crate::run::unit::{PlannedUnit, UnitId, Work};
@@ -19,7 +19,7 @@ impl PlannedLeftover {
     }
 }
 
-impl Plan {
+impl ExtractionPlan {
     /// Its work, unit by unit.
     pub fn units(&self) -> Vec<PlannedUnit> {
         let modules = self.modules.iter().map(|m| PlannedUnit::new(m.unit(), m.flops, m.read_bytes));
@@ -29,13 +29,13 @@ impl Plan {
 
     /// The plan of one part alone: its share of the modules and of the comparisons.
     #[must_use]
-    pub fn share(&self, part: Part) -> Plan {
+    pub fn share(&self, part: Part) -> ExtractionPlan {
         self.only(&Share::of_part(&self.units(), part))
     }
 
     /// The plan of a share alone.
     #[must_use]
-    pub fn only(&self, share: &Share) -> Plan {
+    pub fn only(&self, share: &Share) -> ExtractionPlan {
         let mut plan = self.clone();
         plan.modules.retain(|module| share.contains(&module.unit()));
         plan.not_represented.retain(|left| share.contains(&left.unit()));

@@ -12,7 +12,7 @@ use crate::commands::extract::module::difference;
 use crate::commands::extract::options::Extraction;
 use crate::commands::extract::output::files::MANIFEST;
 use crate::commands::extract::output::manifest::Manifest;
-use crate::commands::extract::plan::{Inputs, Plan, PlannedModule};
+use crate::commands::extract::plan::{ExtractionPlan, Inputs, PlannedModule};
 use crate::delta::difference::Recomputed;
 use crate::delta::module_record::{ModuleRecord, Quality};
 use crate::delta::record::{Side, TensorRecord};
@@ -25,7 +25,7 @@ use crate::lora::read::PeftAdapter;
 use crate::lora::rules;
 use crate::lora::write::expert_stacks::{ModuleFactors, read_factors};
 use crate::lora::write::shard::Shard;
-use crate::pipeline::options::Running;
+use crate::pipeline::options::RunOptions;
 use crate::quant::format::dense::to_f32;
 use crate::run::layout::LOG;
 use crate::run::progress::Progress;
@@ -51,7 +51,7 @@ pub struct Mismatch {
 
 /// Everything that a verification found.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Verification {
+pub struct AdapterVerification {
     /// Files that are as their checksums say.
     pub files: usize,
     /// Their bytes.
@@ -64,14 +64,14 @@ pub struct Verification {
     pub content: Vec<Mismatch>,
 }
 
-impl Verification {
+impl AdapterVerification {
     /// How many findings are failures.
     pub fn failures(&self) -> usize {
         self.content.len() + self.checksums.iter().filter(|f| f.level == finding::Level::Error).count()
     }
 }
 
-impl fmt::Display for Verification {
+impl fmt::Display for AdapterVerification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for finding in &self.checksums {
             let word = if finding.level == finding::Level::Error { "error" } else { "note" };
@@ -88,9 +88,9 @@ impl fmt::Display for Verification {
 pub fn verify(
     folder: &Path,
     content: Option<&Content>,
-    running: &Running,
+    running: &RunOptions,
     progress: &dyn Progress,
-) -> Result<Verification> {
+) -> Result<AdapterVerification> {
     let checksums = Checksums::read(folder)?;
     let bytes = checksums.bytes();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(running.threads).build();
@@ -100,11 +100,11 @@ pub fn verify(
         progress.begin(0, bytes, 0, 0);
     }
     let checked = pool.install(|| checksums.verify(&[LOG], &count));
-    let mut verification = Verification {
+    let mut verification = AdapterVerification {
         files: checked.matched,
         bytes,
         checksums: checked.findings,
-        ..Verification::default()
+        ..AdapterVerification::default()
     };
     if let Some(content) = content {
         pool.install(|| check_content(folder, content, running, progress, &mut verification))?;
@@ -115,9 +115,9 @@ pub fn verify(
 fn check_content(
     folder: &Path,
     content: &Content,
-    running: &Running,
+    running: &RunOptions,
     progress: &dyn Progress,
-    verification: &mut Verification,
+    verification: &mut AdapterVerification,
 ) -> Result<()> {
     let manifest = read_manifest(folder)?;
     let options = serde_json::Value::Object(manifest.options.clone());
@@ -128,7 +128,7 @@ fn check_content(
     let job =
         Extraction { base, tuned, served: None, out: folder.to_owned(), deciding, running: running.clone() };
     let inputs = Inputs::open(&job.base, &job.tuned, None)?;
-    let plan = Plan::make(&inputs, &job)?;
+    let plan = ExtractionPlan::make(&inputs, &job)?;
     let weights = folder.join(lora::WEIGHTS);
     let opened = hash_file(&weights).and_then(|written| Shard::open(&weights, written));
     let adapter = match opened {

@@ -13,7 +13,7 @@ use crate::commands::fidelity::record::{
     Distances, FIDELITY_VERSION, Fidelity, FidelityAdapter, FidelityGroup, FidelityModule,
 };
 use crate::delta::difference::{Difference, Recomputed, VISIT_SCRATCH};
-use crate::delta::operand::Half;
+use crate::delta::operand::Operand;
 use crate::delta::options::{NonFinite, RoundBase};
 use crate::delta::pair::{Pair, pair};
 use crate::delta::record::{Side, TensorRecord, source};
@@ -26,7 +26,7 @@ use crate::lora::names::{Place, kind_of, place_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{ExtraKind, PeftModule};
 use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD, mapped};
-use crate::pipeline::options::Running;
+use crate::pipeline::options::RunOptions;
 use crate::run::identity::RunIdentity;
 use crate::run::progress::Progress;
 use crate::{Error, Result};
@@ -43,7 +43,7 @@ pub struct Measuring {
     /// Where `fidelity.json` is written to, if anywhere.
     pub out: Option<PathBuf>,
     /// Threads and memory.
-    pub running: Running,
+    pub running: RunOptions,
 }
 
 /// A planned measurement.
@@ -137,7 +137,7 @@ impl<'a> Measurement<'a> {
         let half = |(side, checkpoint, name): (Side, &'_ Checkpoint, &String)| {
             let module = Checkpoint::module(checkpoint, name)
                 .ok_or_else(|| Error::unexpected("a paired module is gone").tensor(name))?;
-            digests(Half { side, checkpoint, module }, &|_| ())
+            digests(Operand { side, checkpoint, module }, &|_| ())
         };
         let records: Vec<Vec<TensorRecord>> =
             self.pool.install(|| sides.into_par_iter().map(half).collect::<Result<_>>())?;
@@ -264,7 +264,7 @@ fn measure(
     visitors: usize,
 ) -> Result<FidelityModule> {
     let half = |side, checkpoint, name: &str| match Checkpoint::module(checkpoint, name) {
-        Some(module) => Ok(Half { side, checkpoint, module }),
+        Some(module) => Ok(Operand { side, checkpoint, module }),
         None => Err(Error::unexpected("a paired module is gone").tensor(name)),
     };
     let (base, tuned) = (half(Side::Served, served, &pair.name)?, half(Side::Tuned, tuned, &pair.tuned)?);

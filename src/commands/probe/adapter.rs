@@ -11,7 +11,7 @@ use crate::lora::names::kind_of;
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::PeftModule;
 use crate::lora::read::config::Targets;
-use crate::lora::rules::{Consumer, Finding, Outcome, judge};
+use crate::lora::rules::{Effect, Loader, RuleFinding, judge};
 
 /// What a probe found in an adapter.
 #[derive(Clone, Debug, Serialize)]
@@ -39,16 +39,16 @@ pub struct AdapterProbe {
     /// Tensors that are no factors: name and what it is.
     pub extras: BTreeMap<String, String>,
     /// For each program, whether it would load.
-    pub consumers: Vec<Verdict>,
+    pub consumers: Vec<LoaderVerdict>,
     /// Everything that a program objects to, the worst first.
-    pub findings: Vec<Finding>,
+    pub findings: Vec<RuleFinding>,
 }
 
 /// What one program would do with an adapter.
 #[derive(Clone, Debug, Serialize)]
-pub struct Verdict {
+pub struct LoaderVerdict {
     /// The program.
-    pub consumer: Consumer,
+    pub consumer: Loader,
     /// Whether it would load it.
     pub loads: bool,
     /// Whether all of it would then have the effect that it should have.
@@ -94,17 +94,18 @@ pub fn probe_adapter(spec: &str, model: Option<&str>) -> Result<AdapterProbe> {
         kinds,
         bytes: adapter.tensors().map(Tensor::size).sum(),
         extras: adapter.extras().iter().map(extra).collect(),
-        consumers: Consumer::ALL.map(|consumer| verdict(consumer, &findings)).to_vec(),
+        consumers: Loader::ALL.map(|consumer| verdict(consumer, &findings)).to_vec(),
         findings,
     })
 }
 
-fn verdict(consumer: Consumer, findings: &[Finding]) -> Verdict {
-    let against: Vec<&Finding> = findings.iter().filter(|finding| finding.concerns(&[consumer])).collect();
+fn verdict(consumer: Loader, findings: &[RuleFinding]) -> LoaderVerdict {
+    let against: Vec<&RuleFinding> =
+        findings.iter().filter(|finding| finding.concerns(&[consumer])).collect();
     let why = against.iter().min_by_key(|finding| finding.outcome);
-    Verdict {
+    LoaderVerdict {
         consumer,
-        loads: against.iter().all(|finding| finding.outcome != Outcome::Refused),
+        loads: against.iter().all(|finding| finding.outcome != Effect::Refused),
         works: !against.iter().any(|finding| finding.is_failure()),
         why: why.map(|finding| format!("{} {}", finding.at, finding.why)),
     }

@@ -1,6 +1,6 @@
 //! What is in a checkpoint, from its headers alone: each tensor, what belongs together, and everything that looks wrong.
 
-use crate::commands::probe::described::Part;
+use crate::commands::probe::described::DescribedTensor;
 use crate::commands::probe::described::Probed;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -36,18 +36,18 @@ pub struct Probe {
     /// Values of all weights and other dense tensors, scales and codes not counted apart.
     pub values: u64,
     /// Totals by how they are stored, the largest first.
-    pub kinds: Vec<Kind>,
+    pub kinds: Vec<WeightKind>,
     /// All tensors, those that differ by numbers in their names alone as one.
     pub groups: Vec<ProbedGroup>,
     /// The tensors that were asked for, one by one.
     pub tensors: Vec<Probed>,
     /// What looks wrong, the gravest first.
-    pub findings: Vec<Finding>,
+    pub findings: Vec<ProbeFinding>,
 }
 
 /// Tensors that are stored the same way.
 #[derive(Clone, Debug, Serialize)]
-pub struct Kind {
+pub struct WeightKind {
     /// `quantized weights`, `dense weights, BF16`, `other tensors, F32` ...
     pub kind: String,
     /// How many.
@@ -70,7 +70,7 @@ pub enum Level {
 
 /// Something that looks wrong.
 #[derive(Clone, Debug, Serialize)]
-pub struct Finding {
+pub struct ProbeFinding {
     /// How grave it is.
     pub level: Level,
     /// What is wrong, with tensor and file.
@@ -99,7 +99,7 @@ pub fn probe(spec: &str, showing: &Showing) -> Result<Probe> {
     let selection = Selection::of_all(&showing.tensors, &[])?;
     let (checkpoint, met) = Checkpoint::inspect(spec)?;
     let everything = everything(&checkpoint);
-    let mut found: Vec<Finding> = Vec::new();
+    let mut found: Vec<ProbeFinding> = Vec::new();
     met.iter().for_each(|error| {
         let cure = error.cure().map(str::to_owned);
         add(&mut found, Level::Error, error.to_string(), cure);
@@ -139,7 +139,7 @@ pub fn probe(spec: &str, showing: &Showing) -> Result<Probe> {
 
 /// Every module, and every tensor that is in none.
 fn everything(checkpoint: &Checkpoint) -> Vec<Probed> {
-    let part = |tensor: &Tensor| Part {
+    let part = |tensor: &Tensor| DescribedTensor {
         name: tensor.name().to_owned(),
         dtype: tensor.stored.dtype.to_string(),
         shape: tensor.stored.shape.clone(),
@@ -172,32 +172,32 @@ fn everything(checkpoint: &Checkpoint) -> Vec<Probed> {
     all
 }
 
-fn kinds(everything: &[Probed]) -> Vec<Kind> {
-    let mut kinds: BTreeMap<String, Kind> = BTreeMap::new();
+fn kinds(everything: &[Probed]) -> Vec<WeightKind> {
+    let mut kinds: BTreeMap<String, WeightKind> = BTreeMap::new();
     for probed in everything {
         let kind = probed.kind();
-        let blank = || Kind { kind: kind.clone(), tensors: 0, values: 0, bytes: 0 };
+        let blank = || WeightKind { kind: kind.clone(), tensors: 0, values: 0, bytes: 0 };
         let sum = kinds.entry(kind.clone()).or_insert_with(blank);
         sum.tensors += 1;
         sum.values += probed.count();
         sum.bytes += probed.bytes;
     }
-    let mut kinds: Vec<Kind> = kinds.into_values().collect();
+    let mut kinds: Vec<WeightKind> = kinds.into_values().collect();
     kinds.sort_by_key(|kind| std::cmp::Reverse(kind.bytes));
     kinds
 }
 
 /// Adds a finding, or counts it to one that differs in numbers alone.
-fn add(found: &mut Vec<Finding>, level: Level, what: String, cure: Option<String>) {
+fn add(found: &mut Vec<ProbeFinding>, level: Level, what: String, cure: Option<String>) {
     let plain = |text: &str| text.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
     match found.iter_mut().find(|known| known.level == level && plain(&known.what) == plain(&what)) {
         Some(known) => known.alike += 1,
-        None => found.push(Finding { level, what, cure, alike: 0 }),
+        None => found.push(ProbeFinding { level, what, cure, alike: 0 }),
     }
 }
 
 /// Tensors in no module that can only be parts of one: scales without a weight, codes that nothing explains.
-fn strays(checkpoint: &Checkpoint, found: &mut Vec<Finding>) {
+fn strays(checkpoint: &Checkpoint, found: &mut Vec<ProbeFinding>) {
     const PARTS: [&str; 9] = [
         ".weight_scale_inv",
         ".weight_scale",
@@ -221,7 +221,7 @@ fn strays(checkpoint: &Checkpoint, found: &mut Vec<Finding>) {
 }
 
 /// Layers that the config speaks of and the files do not hold.
-fn layers(checkpoint: &Checkpoint, found: &mut Vec<Finding>) {
+fn layers(checkpoint: &Checkpoint, found: &mut Vec<ProbeFinding>) {
     let raw = checkpoint.config().raw();
     let field = |key: &str| raw.and_then(|raw| raw.get(key).or_else(|| raw.get("text_config")?.get(key)));
     let Some(asked) = field("num_hidden_layers").and_then(Value::as_u64) else { return };

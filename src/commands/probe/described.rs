@@ -16,7 +16,7 @@ pub struct Probed {
     /// Rows and columns under one scale.
     pub block: Option<[usize; 2]>,
     /// The stored tensors, the weight itself first.
-    pub parts: Vec<Part>,
+    pub parts: Vec<DescribedTensor>,
     /// Stored bytes of all of them.
     pub bytes: u64,
     /// A corner of its values after dequantization, where it was asked for; what is not finite is null.
@@ -43,7 +43,7 @@ impl Probed {
 
 /// One stored tensor.
 #[derive(Clone, Debug, Serialize)]
-pub struct Part {
+pub struct DescribedTensor {
     /// Its name.
     pub name: String,
     /// Element type.

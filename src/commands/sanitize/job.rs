@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::Checkpoint;
 use crate::commands::sanitize::factors::refit;
 use crate::commands::sanitize::options::Sanitizing;
-use crate::commands::sanitize::plan::{Plan, Planned};
+use crate::commands::sanitize::plan::{Planned, SanitizePlan};
 use crate::commands::sanitize::record::{Refitted, Sanitized};
 use crate::commands::sanitize::write;
 use crate::commands::sanitize::write::{FILES, RECORD};
@@ -18,11 +18,11 @@ use crate::durable::folder;
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::PeftModule;
-use crate::lora::rules::{Consumer, Finding};
+use crate::lora::rules::{Loader, RuleFinding};
 use crate::lora::write::shard;
 use crate::lora::write::shard::Shard;
-use crate::pipeline::options::Running;
-use crate::quant::weight::Stored;
+use crate::pipeline::options::RunOptions;
+use crate::quant::weight::TensorInfo;
 use crate::run::attempts::completed::Completed;
 use crate::run::attempts::recorder::Recorder;
 use crate::run::engine::Engine;
@@ -36,9 +36,9 @@ use crate::{Error, Result};
 
 /// The options that determine the bytes.
 #[derive(Serialize)]
-pub(crate) struct Deciding<'a> {
+pub(crate) struct ResultOptions<'a> {
     #[serde(rename = "for")]
-    consumers: &'a [Consumer],
+    consumers: &'a [Loader],
     max_rank: Option<usize>,
     dtype: Option<FactorType>,
 }
@@ -54,8 +54,8 @@ pub(crate) struct SanitizeJob<'a> {
     job: &'a Sanitizing,
     adapter: &'a PeftAdapter,
     base: Option<&'a Checkpoint>,
-    plan: &'a Plan<'a>,
-    found: &'a [Finding],
+    plan: &'a SanitizePlan<'a>,
+    found: &'a [RuleFinding],
     identity: RunIdentity,
     layout: Layout,
     units: Vec<PlannedUnit>,
@@ -70,8 +70,8 @@ impl<'a> SanitizeJob<'a> {
         job: &'a Sanitizing,
         adapter: &'a PeftAdapter,
         base: Option<&'a Checkpoint>,
-        plan: &'a Plan<'a>,
-        found: &'a [Finding],
+        plan: &'a SanitizePlan<'a>,
+        found: &'a [RuleFinding],
     ) -> Result<SanitizeJob<'a>> {
         if let (Ok(out), Ok(root)) = (job.out.canonicalize(), adapter.root().canonicalize())
             && out == root
@@ -84,7 +84,7 @@ impl<'a> SanitizeJob<'a> {
         }
         let mut inputs = BTreeMap::from([(Side::Adapter, adapter.identity()?)]);
         inputs.extend(base.map(|base| (Side::Base, base.identity().clone())));
-        let deciding = Deciding { consumers: &job.consumers, max_rank: job.max_rank, dtype: job.dtype };
+        let deciding = ResultOptions { consumers: &job.consumers, max_rank: job.max_rank, dtype: job.dtype };
         let identity = RunIdentity::new("sanitize", &deciding, true, inputs)?;
         let units = sources(plan).map(|(planned, source)| unit(planned, source)).collect();
         Ok(SanitizeJob {
@@ -102,7 +102,7 @@ impl<'a> SanitizeJob<'a> {
     /// Sanitizes, or continues what was stopped.
     pub(crate) fn run(&self, progress: &dyn Progress) -> Result<Sanitized> {
         let Sanitizing { memory, overwrite, other_simd, .. } = *self.job;
-        let running = Running { overwrite, other_simd, ..Running::new(1, memory) };
+        let running = RunOptions { overwrite, other_simd, ..RunOptions::new(1, memory) };
         let ended = Engine { job: self, out: &self.job.out, running: &running, progress }.run()?;
         if ended.was_done {
             progress.note("this was already done");
@@ -112,7 +112,7 @@ impl<'a> SanitizeJob<'a> {
 }
 
 /// The modules that have factors to refit.
-fn sources<'p>(plan: &'p Plan<'_>) -> impl Iterator<Item = (&'p Planned<'p>, &'p PeftModule)> {
+fn sources<'p>(plan: &'p SanitizePlan<'_>) -> impl Iterator<Item = (&'p Planned<'p>, &'p PeftModule)> {
     plan.modules.iter().filter_map(|planned| Some((planned, planned.source?)))
 }
 
@@ -149,7 +149,7 @@ impl Job for SanitizeJob<'_> {
     fn disk_bytes(&self) -> u64 {
         let factors = |planned: &Planned<'_>| write::factors(planned, self.plan);
         let size =
-            |factor: &Stored| (factor.shape.iter().product::<usize>() * self.plan.dtype.bytes()) as u64;
+            |factor: &TensorInfo| (factor.shape.iter().product::<usize>() * self.plan.dtype.bytes()) as u64;
         let kept = self.plan.kept.iter().map(|(extra, _)| extra.tensor.size());
         // The shards and the adapter stand beside each other until the adapter is whole.
         let both = self.plan.modules.iter().map(|planned| 2 * factors(planned).iter().map(size).sum::<u64>());

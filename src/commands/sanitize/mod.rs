@@ -22,9 +22,9 @@ pub use self::write::RECORD;
 
 use crate::checkpoint::Checkpoint;
 use crate::commands::sanitize::job::SanitizeJob;
-use crate::commands::sanitize::plan::Plan;
+use crate::commands::sanitize::plan::SanitizePlan;
 use crate::lora::read::PeftAdapter;
-use crate::lora::rules::{Consumer, Finding, Mend};
+use crate::lora::rules::{Fix, Loader, RuleFinding};
 use crate::lora::{CONFIG, rules};
 use crate::run::progress::Progress;
 use crate::{Error, Result};
@@ -33,13 +33,13 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// The adapter or the base cannot be read.
-pub fn check(adapter: &str, base: Option<&str>, consumers: &[Consumer]) -> Result<Vec<Finding>> {
+pub fn check(adapter: &str, base: Option<&str>, consumers: &[Loader]) -> Result<Vec<RuleFinding>> {
     let adapter = PeftAdapter::open(adapter)?;
     let base = base.map(Checkpoint::open).transpose()?;
     Ok(concerning(&adapter, base.as_ref(), consumers))
 }
 
-fn concerning(adapter: &PeftAdapter, base: Option<&Checkpoint>, consumers: &[Consumer]) -> Vec<Finding> {
+fn concerning(adapter: &PeftAdapter, base: Option<&Checkpoint>, consumers: &[Loader]) -> Vec<RuleFinding> {
     let mut found = rules::judge(adapter, base.and_then(model_type));
     found.retain(|finding| finding.concerns(consumers));
     found
@@ -59,7 +59,7 @@ pub fn sanitize(job: &Sanitizing, progress: &dyn Progress) -> Result<Sanitized> 
     let adapter = PeftAdapter::open(&job.adapter)?;
     let base = job.base.as_deref().map(Checkpoint::open).transpose()?;
     let judged = rules::judge(&adapter, base.as_ref().and_then(model_type));
-    if let Some(hopeless) = judged.iter().find(|finding| finding.mend == Mend::No) {
+    if let Some(hopeless) = judged.iter().find(|finding| finding.mend == Fix::No) {
         let is_another_method =
             hopeless.at.starts_with(CONFIG) || hopeless.at.contains("lora_magnitude_vector");
         return Err(Error::input(format!("{} {}, so it cannot be sanitized", hopeless.at, hopeless.why))
@@ -70,8 +70,9 @@ pub fn sanitize(job: &Sanitizing, progress: &dyn Progress) -> Result<Sanitized> 
                 "export the adapter again"
             }));
     }
-    let found: Vec<Finding> = judged.into_iter().filter(|finding| finding.concerns(&job.consumers)).collect();
-    let plan = Plan::make(job, &adapter, base.as_ref(), &found)?;
+    let found: Vec<RuleFinding> =
+        judged.into_iter().filter(|finding| finding.concerns(&job.consumers)).collect();
+    let plan = SanitizePlan::make(job, &adapter, base.as_ref(), &found)?;
     let record = SanitizeJob::new(job, &adapter, base.as_ref(), &plan, &found)?.run(progress)?;
     let left = concerning(&PeftAdapter::open_folder(&job.out)?, base.as_ref(), &job.consumers);
     match left.iter().find(|finding| finding.is_failure()) {

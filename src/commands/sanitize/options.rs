@@ -1,7 +1,7 @@
 //! What to sanitize, for whom, and where to.
 
 use crate::lora::factor_dtype::FactorType;
-use crate::lora::rules::Consumer;
+use crate::lora::rules::Loader;
 use std::path::PathBuf;
 
 /// What is to be sanitized, and for whom.
@@ -12,7 +12,7 @@ pub struct Sanitizing {
     /// The folder to write to.
     pub out: PathBuf,
     /// The programs that are to load it.
-    pub consumers: Vec<Consumer>,
+    pub consumers: Vec<Loader>,
     /// The rank that no module may be above.
     pub max_rank: Option<usize>,
     /// The base: its shapes, its kind, and what whole weights are held against. Needed only where the adapter does not tell.

@@ -13,7 +13,7 @@ use crate::lora::names::{Place, expert_of, fused_siblings, kind_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{Extra, ExtraKind, PeftModule};
 use crate::lora::rules::tensors::takes;
-use crate::lora::rules::{Consumer, Finding, Mend, Outcome};
+use crate::lora::rules::{Effect, Fix, Loader, RuleFinding};
 use crate::{Error, Result};
 
 /// What a process needs beside one module's factors.
@@ -31,7 +31,7 @@ pub(crate) struct Planned<'a> {
 }
 
 /// All decisions.
-pub(crate) struct Plan<'a> {
+pub(crate) struct SanitizePlan<'a> {
     /// The one rank.
     pub(crate) rank: usize,
     pub(crate) dtype: FactorType,
@@ -46,7 +46,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) lone: Vec<&'a Tensor>,
 }
 
-impl<'a> Plan<'a> {
+impl<'a> SanitizePlan<'a> {
     /// Decides. `found` is what the consumers object to.
     ///
     /// # Errors
@@ -55,12 +55,12 @@ impl<'a> Plan<'a> {
         job: &Sanitizing,
         adapter: &'a PeftAdapter,
         base: Option<&Checkpoint>,
-        found: &[Finding],
-    ) -> Result<Plan<'a>> {
+        found: &[RuleFinding],
+    ) -> Result<SanitizePlan<'a>> {
         let refused = |module: &&PeftModule| {
             found
                 .iter()
-                .any(|f| f.at == module.name() && f.mend == Mend::ByPruning && f.outcome == Outcome::Refused)
+                .any(|f| f.at == module.name() && f.mend == Fix::ByPruning && f.outcome == Effect::Refused)
         };
         let (dropped, carried): (Vec<_>, Vec<_>) =
             adapter.modules().filter(|module| module.rank() > 0).partition(refused);
@@ -78,12 +78,12 @@ impl<'a> Plan<'a> {
         let all = |extra: &&Extra| job.consumers.iter().all(|consumer| takes(*consumer, adapter, extra));
         let (kept, pruned): (Vec<_>, Vec<_>) = adapter.extras().iter().partition(all);
         // A copy of the base's own weight matters to PEFT alone, which loads it: it may have more rows than the base.
-        let copies_matter = job.consumers.contains(&Consumer::Peft);
+        let copies_matter = job.consumers.contains(&Loader::Peft);
         let (kept, copies): (Vec<_>, Vec<_>) =
             kept.into_iter().partition(|extra| copies_matter || extra.kind != ExtraKind::BaseCopy);
         let kept = kept.into_iter().map(|extra| (extra, key(adapter, extra))).collect();
         let pruned = pruned.into_iter().chain(copies).collect();
-        let plan = Plan { rank, dtype, modules, kept, pruned, dropped, lone: lone(adapter) };
+        let plan = SanitizePlan { rank, dtype, modules, kept, pruned, dropped, lone: lone(adapter) };
         plan.check_memory(job.memory)?;
         Ok(plan)
     }
@@ -120,7 +120,7 @@ fn rank(job: &Sanitizing, adapter: &PeftAdapter, carried: &[&PeftModule]) -> Res
         return Err(Error::decide("a rank of 0 holds nothing").hint("give --max-rank 1 or more"));
     }
     let rank = largest.min(job.max_rank.unwrap_or(largest));
-    if rank > VLLM_MOST && job.consumers.contains(&Consumer::Vllm) {
+    if rank > VLLM_MOST && job.consumers.contains(&Loader::Vllm) {
         return Err(Error::decide(format!(
             "vLLM loads adapters of rank {VLLM_MOST} at most, this one has {largest}"
         ))
@@ -156,10 +156,10 @@ fn complete<'a>(
 ) -> Result<Vec<Planned<'a>>> {
     let names: BTreeSet<&str> = carried.iter().map(|module| module.name()).collect();
     let mut wanted = BTreeSet::new();
-    if job.consumers.contains(&Consumer::Sglang) {
+    if job.consumers.contains(&Loader::Sglang) {
         wanted.extend(carried.iter().flat_map(|module| fused_siblings(module.name())));
     }
-    if job.consumers.contains(&Consumer::Vllm) {
+    if job.consumers.contains(&Loader::Vllm) {
         wanted.extend(all_experts(carried, base));
     }
     wanted.retain(|name| !names.contains(name.as_str()));

@@ -4,9 +4,9 @@ use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
-use crate::commands::sanitize::plan::Plan;
+use crate::commands::sanitize::plan::SanitizePlan;
 use crate::commands::sanitize::record::Pruned;
-use crate::delta::operand::Half;
+use crate::delta::operand::Operand;
 use crate::delta::record::{Side, TensorRecord};
 use crate::delta::tensor_digests::digests as tensor_digests;
 use crate::factorize::truncate::product_norm2;
@@ -20,7 +20,7 @@ use crate::lora::read::{Factors, PeftAdapter};
 pub(crate) fn measure(
     adapter: &PeftAdapter,
     base: Option<&Checkpoint>,
-    plan: &Plan<'_>,
+    plan: &SanitizePlan<'_>,
 ) -> Result<Vec<Pruned>> {
     let mut lost = Vec::new();
     for extra in &plan.pruned {
@@ -46,10 +46,11 @@ pub(crate) fn measure(
 ///
 /// # Errors
 /// What cannot be read.
-pub(crate) fn digests(base: &Checkpoint, plan: &Plan<'_>) -> Result<Vec<TensorRecord>> {
+pub(crate) fn digests(base: &Checkpoint, plan: &SanitizePlan<'_>) -> Result<Vec<TensorRecord>> {
     let mut records = Vec::new();
     for own in plan.pruned.iter().filter_map(|extra| counterpart(base, extra)) {
-        records.extend(tensor_digests(Half { side: Side::Base, checkpoint: base, module: &own }, &|_| ())?);
+        records
+            .extend(tensor_digests(Operand { side: Side::Base, checkpoint: base, module: &own }, &|_| ())?);
     }
     records.sort();
     records.dedup();

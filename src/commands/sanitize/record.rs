@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::checkpoint::identity::Identity;
 use crate::delta::record::{Side, TensorRecord};
 use crate::lora::read::classify::ExtraKind;
-use crate::lora::rules::{Consumer, Finding};
+use crate::lora::rules::{Loader, RuleFinding};
 
 /// Everything that was done to an adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,13 +27,13 @@ pub struct Sanitized {
     /// The adapter that was read, as it was named.
     pub adapter: String,
     /// For whom.
-    pub consumers: Vec<Consumer>,
+    pub consumers: Vec<Loader>,
     /// The one rank that every module has now.
     pub rank: usize,
     /// How the factors are stored.
     pub dtype: String,
     /// What was found for these programs before.
-    pub found: Vec<Finding>,
+    pub found: Vec<RuleFinding>,
     /// Modules that were carried over, by name.
     pub modules: Vec<Refitted>,
     /// Modules of zeros that complete a set.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
 use crate::commands::sanitize::options::Sanitizing;
-use crate::commands::sanitize::plan::{Plan, Planned};
+use crate::commands::sanitize::plan::{Planned, SanitizePlan};
 use crate::commands::sanitize::pruned_norms;
 use crate::commands::sanitize::record::{Completed, Refitted, Sanitized};
 use crate::container::safetensors::writer::SafetensorsWriter;
@@ -19,10 +19,10 @@ use crate::lora::factor_dtype::FactorType;
 use crate::lora::names::{Keys, Place, kind_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{Extra, ExtraKind, PeftModule};
-use crate::lora::rules::{Consumer, Finding};
+use crate::lora::rules::{Loader, RuleFinding};
 use crate::lora::write::shard::Shard;
 use crate::lora::{CONFIG, WEIGHTS};
-use crate::quant::weight::Stored;
+use crate::quant::weight::TensorInfo;
 use crate::run::attempts::completed::Completed as CompletedUnits;
 use crate::run::identity::RunIdentity;
 use crate::run::unit::UnitId;
@@ -50,8 +50,8 @@ pub(crate) fn write(
     job: &Sanitizing,
     adapter: &PeftAdapter,
     base: Option<&Checkpoint>,
-    plan: &Plan<'_>,
-    found: &[Finding],
+    plan: &SanitizePlan<'_>,
+    found: &[RuleFinding],
     identity: &RunIdentity,
     done: &CompletedUnits<Refitted>,
 ) -> Result<Sanitized> {
@@ -105,7 +105,7 @@ fn completed(module: &Planned<'_>) -> Completed {
 fn weights(
     path: &Path,
     adapter: &PeftAdapter,
-    plan: &Plan<'_>,
+    plan: &SanitizePlan<'_>,
     done: &CompletedUnits<Refitted>,
 ) -> Result<Written> {
     let dtype = plan.dtype.dtype();
@@ -115,11 +115,11 @@ fn weights(
         let keys = keys(module);
         owners.extend([(keys.a.clone(), (at, true)), (keys.b.clone(), (at, false))]);
         let [a, b] = factors(module, plan);
-        layout.push(Stored { name: keys.a, ..a });
-        layout.push(Stored { name: keys.b, ..b });
+        layout.push(TensorInfo { name: keys.a, ..a });
+        layout.push(TensorInfo { name: keys.b, ..b });
     }
     let kept: BTreeMap<&str, _> = plan.kept.iter().map(|(extra, key)| (key.as_str(), *extra)).collect();
-    layout.extend(kept.iter().map(|(key, extra)| Stored {
+    layout.extend(kept.iter().map(|(key, extra)| TensorInfo {
         name: (*key).to_owned(),
         dtype: if extra.kind == ExtraKind::LoraBias { dtype } else { extra.tensor.stored.dtype },
         shape: extra.tensor.stored.shape.clone(),
@@ -159,11 +159,11 @@ fn weights(
 }
 
 /// The two factors of a module as they are stored, by their names in a shard.
-pub(crate) fn factors(module: &Planned<'_>, plan: &Plan<'_>) -> [Stored; 2] {
+pub(crate) fn factors(module: &Planned<'_>, plan: &SanitizePlan<'_>) -> [TensorInfo; 2] {
     let ([out, inner], dtype) = (module.shape, plan.dtype.dtype());
     let width = plan.rank * module.source.map_or(1, PeftModule::experts);
     let stored =
-        |name: &str, shape: [usize; 2]| Stored { name: name.to_owned(), dtype, shape: shape.to_vec() };
+        |name: &str, shape: [usize; 2]| TensorInfo { name: name.to_owned(), dtype, shape: shape.to_vec() };
     [stored(A, [width, inner]), stored(B, [out, width])]
 }
 
@@ -196,7 +196,7 @@ fn total(modules: &[Refitted], error: impl Fn(&Refitted) -> f64) -> f64 {
 }
 
 /// The portable config, and beside it what the kept whole weights ask for.
-fn config(job: &Sanitizing, adapter: &PeftAdapter, plan: &Plan<'_>) -> serde_json::Result<String> {
+fn config(job: &Sanitizing, adapter: &PeftAdapter, plan: &SanitizePlan<'_>) -> serde_json::Result<String> {
     let old = adapter.config();
     let fused = |module: &&Planned<'_>| module.source.is_some_and(|source| source.experts() > 1);
     let kinds: BTreeSet<String> = plan
@@ -238,7 +238,7 @@ fn config(job: &Sanitizing, adapter: &PeftAdapter, plan: &Plan<'_>) -> serde_jso
 
 /// The model card.
 fn card(record: &Sanitized) -> String {
-    let names: Vec<&str> = record.consumers.iter().map(|consumer: &Consumer| consumer.name()).collect();
+    let names: Vec<&str> = record.consumers.iter().map(|consumer: &Loader| consumer.name()).collect();
     let mut text = format!(
         "---\nlibrary_name: peft\ntags:\n- lora\n- trephine\n---\n\n# {} for {}\n\nA LoRA of rank {} on {} modules in {}, made by \
          Trephine {} from `{}` for {}: one rank, `lora_alpha` equal to it.\n\n",

@@ -13,7 +13,7 @@ use safetensors::tensor::Metadata;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
-use crate::quant::weight::Stored;
+use crate::quant::weight::TensorInfo;
 use crate::storage::mmap::DataFile;
 use crate::{Error, Result};
 
@@ -25,7 +25,7 @@ pub(crate) const AGAIN: &str = "the file is damaged or was cut short: download o
 #[derive(Debug)]
 pub(crate) struct Header {
     /// Tensors and their bytes from the start of the file, in the order of those.
-    pub(crate) tensors: Vec<(Stored, Range<u64>)>,
+    pub(crate) tensors: Vec<(TensorInfo, Range<u64>)>,
     /// The blake3 of the length and the JSON.
     pub(crate) digest: blake3::Hash,
 }
@@ -79,7 +79,7 @@ pub(crate) fn lfs_pointer() -> Error {
 }
 
 /// Parses a header's JSON. `size` is the number of bytes that follow it. The ranges count from the end of the header.
-fn parse(json: &[u8], size: u64) -> Result<Vec<(Stored, Range<u64>)>> {
+fn parse(json: &[u8], size: u64) -> Result<Vec<(TensorInfo, Range<u64>)>> {
     let entries: Entries = serde_json::from_slice(json)
         .map_err(|e| Error::input("the header is not a JSON object").because(e))?;
     let mut names = HashSet::new();
@@ -100,7 +100,7 @@ fn parse(json: &[u8], size: u64) -> Result<Vec<(Stored, Range<u64>)>> {
 }
 
 /// One tensor's entry: dtype, shape, offsets, each checked against the others.
-fn entry(name: &str, value: &Value) -> Result<(Stored, Range<u64>)> {
+fn entry(name: &str, value: &Value) -> Result<(TensorInfo, Range<u64>)> {
     let field = |key| value.get(key).ok_or_else(|| Error::input(format!("the header's entry has no {key}")));
     let kind = field("dtype")?;
     let dtype = Dtype::deserialize(kind).map_err(|_| {
@@ -121,7 +121,7 @@ fn entry(name: &str, value: &Value) -> Result<(Stored, Range<u64>)> {
     }
     let bits = elements.and_then(|n| n.checked_mul(dtype.bitsize()));
     let bits = bits.ok_or_else(|| Error::input(format!("shape {shape:?} overflows")))?;
-    let stored = Stored { name: name.to_owned(), dtype, shape: dims };
+    let stored = TensorInfo { name: name.to_owned(), dtype, shape: dims };
     let given = end.checked_sub(start).ok_or_else(|| {
         Error::input(format!("the bytes of a tensor end at {end}, before their start at {start}"))
     })?;
@@ -141,7 +141,7 @@ fn numbers(value: &Value, key: &str) -> Result<Vec<u64>> {
 }
 
 /// Checks that the tensors, in order, cover all bytes once. `safetensors` asks for this, so that no file can hide anything.
-fn cover(tensors: &[(Stored, Range<u64>)], size: u64) -> Result<()> {
+fn cover(tensors: &[(TensorInfo, Range<u64>)], size: u64) -> Result<()> {
     let mut end = 0;
     let mut last = "";
     for (stored, bytes) in tensors {

@@ -9,10 +9,10 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
 
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::{Metadata, TensorInfo as HeaderInfo};
 use serde::{Serialize, Serializer};
 
-use crate::quant::weight::Stored;
+use crate::quant::weight::TensorInfo;
 use crate::{Error, Result};
 
 /// The longest header that readers accept.
@@ -25,7 +25,7 @@ const METADATA: &str = "__metadata__";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placed {
     /// Name, element type, shape.
-    pub stored: Stored,
+    pub stored: TensorInfo,
     /// Its bytes, from the beginning of the file.
     pub range: Range<u64>,
 }
@@ -61,22 +61,23 @@ impl Header {
 /// Serialized in order: the metadata first, as readers by eye expect, then the tensors by name.
 struct Document<'a> {
     metadata: &'a BTreeMap<String, String>,
-    tensors: BTreeMap<&'a str, TensorInfo>,
+    tensors: BTreeMap<&'a str, HeaderInfo>,
 }
 
 impl Serialize for Document<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let metadata = (!self.metadata.is_empty()).then_some((METADATA, Entry::Metadata(self.metadata)));
-        let tensors = self.tensors.iter().map(|(&name, info)| (name, Entry::Tensor(info)));
+        let metadata =
+            (!self.metadata.is_empty()).then_some((METADATA, HeaderEntry::Metadata(self.metadata)));
+        let tensors = self.tensors.iter().map(|(&name, info)| (name, HeaderEntry::Tensor(info)));
         serializer.collect_map(metadata.into_iter().chain(tensors))
     }
 }
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Entry<'a> {
+enum HeaderEntry<'a> {
     Metadata(&'a BTreeMap<String, String>),
-    Tensor(&'a TensorInfo),
+    Tensor(&'a HeaderInfo),
 }
 
 /// Builds the header of `tensors`. The data lie wide elements first, so that each is aligned, then by name;
@@ -85,7 +86,7 @@ enum Entry<'a> {
 /// # Errors
 /// A name given twice or not allowed, a length that overflows or ends inside a byte, a header that is too
 /// long.
-pub(crate) fn build(mut tensors: Vec<Stored>, metadata: &BTreeMap<String, String>) -> Result<Header> {
+pub(crate) fn build(mut tensors: Vec<TensorInfo>, metadata: &BTreeMap<String, String>) -> Result<Header> {
     tensors.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then_with(|| a.name.cmp(&b.name)));
     build_in_order(tensors, metadata)
 }
@@ -94,7 +95,10 @@ pub(crate) fn build(mut tensors: Vec<Stored>, metadata: &BTreeMap<String, String
 ///
 /// # Errors
 /// As [`build`], and a tensor that would not be aligned.
-pub(crate) fn build_in_order(tensors: Vec<Stored>, metadata: &BTreeMap<String, String>) -> Result<Header> {
+pub(crate) fn build_in_order(
+    tensors: Vec<TensorInfo>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<Header> {
     let mut infos = BTreeMap::new();
     let mut end = 0u64;
     for tensor in &tensors {
@@ -105,7 +109,7 @@ pub(crate) fn build_in_order(tensors: Vec<Stored>, metadata: &BTreeMap<String, S
             refuse(&format!("{:?} {:?} has no whole number of bytes", tensor.dtype, tensor.shape))
         })?;
         let data_offsets = (index(start)?, index(end)?);
-        let info = TensorInfo { dtype: tensor.dtype, shape: tensor.shape.clone(), data_offsets };
+        let info = HeaderInfo { dtype: tensor.dtype, shape: tensor.shape.clone(), data_offsets };
         if !start.is_multiple_of((tensor.dtype.bitsize() as u64 / 8).max(1)) {
             return Err(refuse("its bytes would not be aligned"));
         }
@@ -115,7 +119,7 @@ pub(crate) fn build_in_order(tensors: Vec<Stored>, metadata: &BTreeMap<String, S
     }
     let bytes = encode(&Document { metadata, tensors: infos })?;
     let mut at = bytes.len() as u64;
-    let place = |stored: Stored| {
+    let place = |stored: TensorInfo| {
         let start = at;
         at += self::bytes(&stored).unwrap_or_default();
         Placed { stored, range: start..at }
@@ -138,7 +142,7 @@ fn encode(document: &Document<'_>) -> Result<Vec<u8>> {
 }
 
 /// Length of a tensor in bytes; `None` where it overflows or ends inside a byte.
-fn bytes(tensor: &Stored) -> Option<u64> {
+fn bytes(tensor: &TensorInfo) -> Option<u64> {
     let bits =
         tensor.shape.iter().try_fold(tensor.dtype.bitsize() as u64, |n, &d| n.checked_mul(d as u64))?;
     bits.is_multiple_of(8).then_some(bits / 8)
@@ -183,7 +187,7 @@ pub(crate) fn parse(mut file: &File, length: u64) -> Result<Parsed> {
         let info = found.info(&name)?;
         let (start, end) = info.data_offsets;
         let range = 8 + size + start as u64..8 + size + end as u64;
-        Some(Placed { stored: Stored { name, dtype: info.dtype, shape: info.shape.clone() }, range })
+        Some(Placed { stored: TensorInfo { name, dtype: info.dtype, shape: info.shape.clone() }, range })
     };
     let layout = found.offset_keys().into_iter().filter_map(place).collect();
     Ok(Parsed { layout, metadata: found.metadata().clone().unwrap_or_default() })

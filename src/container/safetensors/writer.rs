@@ -8,7 +8,7 @@ use crate::container::safetensors::layout::Placed;
 use crate::durable::atomic_file::Draft;
 use crate::durable::digest::Written;
 use crate::durable::direct_io::DIRECT_BYTES;
-use crate::quant::weight::Stored;
+use crate::quant::weight::TensorInfo;
 use crate::{Error, Result};
 
 /// From so many bytes on a thread and buffers are worth while for a file.
@@ -36,7 +36,7 @@ impl SafetensorsWriter {
     ///
     /// # Errors
     /// As [`with_metadata`](Self::with_metadata).
-    pub fn create(path: &Path, tensors: Vec<Stored>) -> Result<SafetensorsWriter> {
+    pub fn create(path: &Path, tensors: Vec<TensorInfo>) -> Result<SafetensorsWriter> {
         Self::with_metadata(path, tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))
     }
 
@@ -48,7 +48,7 @@ impl SafetensorsWriter {
     /// a folder that cannot be written; a full disk.
     pub fn with_metadata(
         path: &Path,
-        tensors: Vec<Stored>,
+        tensors: Vec<TensorInfo>,
         metadata: &BTreeMap<String, String>,
     ) -> Result<SafetensorsWriter> {
         Self::begin(layout::build(tensors, metadata).map_err(|e| e.path(path))?, Draft::create(path)?)
@@ -59,7 +59,7 @@ impl SafetensorsWriter {
     ///
     /// # Errors
     /// As [`with_metadata`](Self::with_metadata) and [`Draft::create_direct`], and an order in which a tensor would not be aligned.
-    pub fn in_order(path: &Path, tensors: Vec<Stored>) -> Result<SafetensorsWriter> {
+    pub fn in_order(path: &Path, tensors: Vec<TensorInfo>) -> Result<SafetensorsWriter> {
         Self::in_order_with(path, tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))
     }
 
@@ -69,7 +69,7 @@ impl SafetensorsWriter {
     /// As [`in_order`](Self::in_order).
     pub fn in_order_with(
         path: &Path,
-        tensors: Vec<Stored>,
+        tensors: Vec<TensorInfo>,
         metadata: &BTreeMap<String, String>,
     ) -> Result<SafetensorsWriter> {
         let header = layout::build_in_order(tensors, metadata).map_err(|e| e.path(path))?;

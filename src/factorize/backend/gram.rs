@@ -23,8 +23,8 @@ use crate::factorize::kernel::ritz;
 use crate::factorize::kernel::ritz::Coefficients;
 use crate::factorize::kernel::rng::Stream;
 use crate::factorize::kernel::tiling::{pieces, split_rows};
+use crate::factorize::types::{BasisPlan, iterates};
 use crate::factorize::types::{Factors, Method, Panels, Request, kept_rank, unit_scale};
-use crate::factorize::types::{Plan, iterates};
 
 /// Side of the tiles of the triangle. Each tile is one task's, so its sums depend on no other.
 const TILE: usize = 256;
@@ -36,7 +36,7 @@ const FILL: usize = 64;
 const STRIP: usize = 128;
 
 /// What the Gram matrix is summed in.
-pub(crate) trait Entry: ComplexField + From<f32> + Send + Sync {
+pub(crate) trait GramScalar: ComplexField + From<f32> + Send + Sync {
     /// Whether batches of rows lie along their columns, rather than along their rows as the delta does.
     const UPRIGHT: bool;
 
@@ -44,7 +44,7 @@ pub(crate) trait Entry: ComplexField + From<f32> + Send + Sync {
     fn add_product(tile: MatMut<'_, Self>, left: MatRef<'_, f32>, right: MatRef<'_, f32>, scale: f32);
 }
 
-impl Entry for f32 {
+impl GramScalar for f32 {
     // Turning a batch costs less than having each tile's product turn its part of it.
     const UPRIGHT: bool = true;
 
@@ -53,7 +53,7 @@ impl Entry for f32 {
     }
 }
 
-impl Entry for f64 {
+impl GramScalar for f64 {
     const UPRIGHT: bool = false;
 
     fn add_product(mut tile: MatMut<'_, f64>, left: MatRef<'_, f32>, right: MatRef<'_, f32>, scale: f32) {
@@ -75,7 +75,7 @@ pub(crate) fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &
         return Ok(factors);
     }
     let request = Request { tolerance: EXCESS, ..*request };
-    krylov::factorize(delta, norm2, module, &request, Plan::thorough(m, n, &request))
+    krylov::factorize(delta, norm2, module, &request, BasisPlan::thorough(m, n, &request))
 }
 
 /// By an f32 Gram matrix and block Krylov on it. None where singular values are asked for that it does not show.
@@ -205,7 +205,7 @@ pub fn gram_matrix(delta: &dyn Panels) -> Result<Mat<f64>> {
 }
 
 /// The same of `scale·delta`, summed in `T`.
-fn triangle<T: Entry>(delta: &dyn Panels, scale: f32) -> Result<Mat<T>> {
+fn triangle<T: GramScalar>(delta: &dyn Panels, scale: f32) -> Result<Mat<T>> {
     if delta.cols() <= delta.rows() { tall(delta, scale) } else { wide(delta, scale) }
 }
 
@@ -220,7 +220,7 @@ pub(crate) fn batch_bytes(m: usize, n: usize) -> usize {
 }
 
 /// Batches of rows are converted in parallel, then each tile adds its product.
-fn tall<T: Entry>(delta: &dyn Panels, scale: f32) -> Result<Mat<T>> {
+fn tall<T: GramScalar>(delta: &dyn Panels, scale: f32) -> Result<Mat<T>> {
     let (m, n) = (delta.rows(), delta.cols());
     let mut gram = Mat::<T>::zeros(n, n);
     let depth = DEPTH.min(m);
@@ -242,7 +242,7 @@ fn tall<T: Entry>(delta: &dyn Panels, scale: f32) -> Result<Mat<T>> {
 }
 
 /// Copies `rows` of `scale·delta` to `out` `[rows.len(), n]`, row-major, in parallel.
-fn fill<T: Entry>(delta: &dyn Panels, rows: Range<usize>, scale: f32, out: MatMut<'_, T>) -> Result<()> {
+fn fill<T: GramScalar>(delta: &dyn Panels, rows: Range<usize>, scale: f32, out: MatMut<'_, T>) -> Result<()> {
     let parts: Vec<_> = pieces(rows, FILL).collect();
     let tasks: Vec<_> = parts.iter().cloned().zip(split_rows(out, &parts)).collect();
     tasks.into_par_iter().with_max_len(1).try_for_each(|(part, mut out)| {
@@ -261,7 +261,7 @@ fn fill<T: Entry>(delta: &dyn Panels, rows: Range<usize>, scale: f32, out: MatMu
 }
 
 /// The tiles on and below the diagonal with the row and column they start at.
-fn tiles<T: Entry>(gram: MatMut<'_, T>) -> Vec<(usize, usize, MatMut<'_, T>)> {
+fn tiles<T: GramScalar>(gram: MatMut<'_, T>) -> Vec<(usize, usize, MatMut<'_, T>)> {
     let side = gram.nrows();
     let bands: Vec<_> = pieces(0..side, TILE).collect();
     let mut out = Vec::new();
@@ -277,7 +277,7 @@ fn tiles<T: Entry>(gram: MatMut<'_, T>) -> Vec<(usize, usize, MatMut<'_, T>)> {
 
 /// A block of rows is held; strips of all rows down to its end are visited and multiplied with it. Where the delta is
 /// recomputed at each visit that is about `m / (2·TILE)` passes, still less than the products cost.
-fn wide<T: Entry>(delta: &dyn Panels, scale: f32) -> Result<Mat<T>> {
+fn wide<T: GramScalar>(delta: &dyn Panels, scale: f32) -> Result<Mat<T>> {
     let (m, n) = (delta.rows(), delta.cols());
     let mut gram = Mat::<T>::zeros(m, m);
     for held in pieces(0..m, TILE) {

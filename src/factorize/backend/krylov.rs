@@ -15,7 +15,7 @@ use crate::factorize::kernel::passes::{Scratch, sweep};
 use crate::factorize::kernel::ritz;
 use crate::factorize::kernel::ritz::{Coefficients, Left, flat_enough};
 use crate::factorize::kernel::rng::Stream;
-use crate::factorize::types::Plan;
+use crate::factorize::types::BasisPlan;
 use crate::factorize::types::{Factors, Method, Panels, Request, kept_rank, unit_scale};
 
 /// Share of the energy that f32 arithmetic cannot tell from nothing.
@@ -54,7 +54,7 @@ pub(crate) fn factorize(
     norm2: f64,
     module: &str,
     request: &Request,
-    plan: Plan,
+    plan: BasisPlan,
 ) -> Result<Factors> {
     let (m, n) = (delta.rows(), delta.cols());
     let scale = unit_scale(norm2);
@@ -78,7 +78,7 @@ pub(crate) fn factorize(
 }
 
 impl Basis {
-    fn start(m: usize, n: usize, plan: &Plan, fresh: &mut Stream) -> Result<Basis> {
+    fn start(m: usize, n: usize, plan: &BasisPlan, fresh: &mut Stream) -> Result<Basis> {
         let mut v = Mat::with_capacity(n, (plan.most + plan.block).min(n));
         let mut first = fresh.gaussian(n, plan.block);
         orthonormalize(v.as_ref(), 0, &mut first, fresh)?;
@@ -101,7 +101,7 @@ impl Basis {
     }
 
     /// Multiplies the newest block and adds the next one.
-    fn step(&mut self, delta: &dyn Panels, scale: f32, plan: &Plan, fresh: &mut Stream) -> Result<()> {
+    fn step(&mut self, delta: &dyn Panels, scale: f32, plan: &BasisPlan, fresh: &mut Stream) -> Result<()> {
         let (m, n, old) = (delta.rows(), delta.cols(), self.size());
         let b = self.v.ncols() - old;
         self.w.resize_with(m, old + b, |_, _| 0.0);
@@ -147,7 +147,7 @@ impl Basis {
         &self,
         total: f64,
         history: &mut History,
-        plan: &Plan,
+        plan: &BasisPlan,
         request: &Request,
     ) -> Result<Option<End>> {
         let d = self.size();

@@ -10,7 +10,7 @@ pub(crate) struct History {
 #[derive(Clone, Debug)]
 struct Step {
     right: Vec<f64>,
-    /// Half a step further, where the left projection is safe.
+    /// Operand a step further, where the left projection is safe.
     left: Option<Vec<f64>>,
 }
 

@@ -16,7 +16,7 @@ use crate::lora::read::PeftAdapter;
 
 /// A program that loads LoRA adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Consumer {
+pub enum Loader {
     /// PEFT, with transformers.
     #[serde(rename = "peft")]
     Peft,
@@ -31,22 +31,22 @@ pub enum Consumer {
     LlamaCpp,
 }
 
-impl Consumer {
+impl Loader {
     /// All of them.
-    pub const ALL: [Consumer; 4] = [Consumer::Peft, Consumer::Vllm, Consumer::Sglang, Consumer::LlamaCpp];
+    pub const ALL: [Loader; 4] = [Loader::Peft, Loader::Vllm, Loader::Sglang, Loader::LlamaCpp];
 
     /// Its name as its makers write it.
     pub fn name(self) -> &'static str {
         match self {
-            Consumer::Peft => "PEFT",
-            Consumer::Vllm => "vLLM",
-            Consumer::Sglang => "SGLang",
-            Consumer::LlamaCpp => "llama.cpp",
+            Loader::Peft => "PEFT",
+            Loader::Vllm => "vLLM",
+            Loader::Sglang => "SGLang",
+            Loader::LlamaCpp => "llama.cpp",
         }
     }
 }
 
-impl fmt::Display for Consumer {
+impl fmt::Display for Loader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -55,7 +55,7 @@ impl fmt::Display for Consumer {
 /// What comes of a breach, from bad to mild.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
+pub enum Effect {
     /// The program refuses the adapter.
     Refused,
     /// It loads and computes something else, without a word.
@@ -66,14 +66,14 @@ pub enum Outcome {
     Caution,
 }
 
-impl Outcome {
+impl Effect {
     /// In words, for tables.
     pub fn words(self) -> &'static str {
         match self {
-            Outcome::Refused => "refused",
-            Outcome::Wrong => "wrong numbers",
-            Outcome::NoEffect => "no effect",
-            Outcome::Caution => "caution",
+            Effect::Refused => "refused",
+            Effect::Wrong => "wrong numbers",
+            Effect::NoEffect => "no effect",
+            Effect::Caution => "caution",
         }
     }
 }
@@ -81,7 +81,7 @@ impl Outcome {
 /// Whether `sanitize` can mend a breach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Mend {
+pub enum Fix {
     /// Yes, and what the adapter adds stays as it is, but for rounding.
     Yes,
     /// Yes, by leaving something out: what that was is told with its norm.
@@ -92,46 +92,46 @@ pub enum Mend {
     No,
 }
 
-impl Mend {
+impl Fix {
     /// In words, for tables.
     pub fn words(self) -> &'static str {
         match self {
-            Mend::Yes => "yes",
-            Mend::ByPruning => "by pruning",
-            Mend::ByMaxRank => "with --max-rank",
-            Mend::No => "no",
+            Fix::Yes => "yes",
+            Fix::ByPruning => "by pruning",
+            Fix::ByMaxRank => "with --max-rank",
+            Fix::No => "no",
         }
     }
 }
 
 /// One rule that an adapter breaks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Finding {
+pub struct RuleFinding {
     /// For whom it matters.
-    pub consumers: Vec<Consumer>,
+    pub consumers: Vec<Loader>,
     /// The tensor, module, file or key of the config at fault.
     pub at: String,
     /// What is wrong, and what comes of it.
     pub why: String,
     /// What it comes to.
-    pub outcome: Outcome,
+    pub outcome: Effect,
     /// Whether `sanitize` can mend it.
-    pub mend: Mend,
+    pub mend: Fix,
 }
 
-impl Finding {
-    /// Whether it keeps the adapter from working: all but [`Outcome::Caution`].
+impl RuleFinding {
+    /// Whether it keeps the adapter from working: all but [`Effect::Caution`].
     pub fn is_failure(&self) -> bool {
-        self.outcome != Outcome::Caution
+        self.outcome != Effect::Caution
     }
 
     /// Whether it matters for one of these.
-    pub fn concerns(&self, consumers: &[Consumer]) -> bool {
+    pub fn concerns(&self, consumers: &[Loader]) -> bool {
         self.consumers.iter().any(|consumer| consumers.contains(consumer))
     }
 }
 
-impl fmt::Display for Finding {
+impl fmt::Display for RuleFinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = self.consumers.iter().map(|consumer| consumer.name()).collect();
         write!(f, "{} {} ({}: {})", self.at, self.why, names.join(", "), self.outcome.words())
@@ -139,25 +139,25 @@ impl fmt::Display for Finding {
 }
 
 /// Where the rules put what they find.
-pub(crate) struct Report(Vec<Finding>);
+pub(crate) struct Report(Vec<RuleFinding>);
 
 impl Report {
     fn add(
         &mut self,
-        consumers: &[Consumer],
+        consumers: &[Loader],
         at: impl Into<String>,
         why: impl Into<String>,
-        outcome: Outcome,
-        mend: Mend,
+        outcome: Effect,
+        mend: Fix,
     ) {
         let consumers = consumers.to_vec();
-        self.0.push(Finding { consumers, at: at.into(), why: why.into(), outcome, mend });
+        self.0.push(RuleFinding { consumers, at: at.into(), why: why.into(), outcome, mend });
     }
 }
 
 /// Holds `adapter` against every rule. `model` is the base's `model_type` (`qwen3`), where it is known: whether vLLM takes a
 /// LoRA on the embedding or the head depends on it. The worst come first.
-pub fn judge(adapter: &PeftAdapter, model: Option<&str>) -> Vec<Finding> {
+pub fn judge(adapter: &PeftAdapter, model: Option<&str>) -> Vec<RuleFinding> {
     let mut found = portable(adapter);
     let mut report = Report(Vec::new());
     tensors::vocabulary(adapter, model, &mut report);
@@ -168,7 +168,7 @@ pub fn judge(adapter: &PeftAdapter, model: Option<&str>) -> Vec<Finding> {
 
 /// What keeps `adapter` from being the portable one: everything that anybody could object to, but for what the base alone
 /// decides. The worst come first.
-pub fn portable(adapter: &PeftAdapter) -> Vec<Finding> {
+pub fn portable(adapter: &PeftAdapter) -> Vec<RuleFinding> {
     let mut report = Report(Vec::new());
     settings::check(adapter, &mut report);
     tensors::check(adapter, &mut report);
@@ -183,10 +183,10 @@ mod tests {
     #[test]
     fn a_finding_names_whom_it_concerns() {
         let mut report = Report(Vec::new());
-        report.add(&[Consumer::Vllm, Consumer::LlamaCpp], "x", "is wrong", Outcome::Refused, Mend::No);
+        report.add(&[Loader::Vllm, Loader::LlamaCpp], "x", "is wrong", Effect::Refused, Fix::No);
         let found = &report.0[0];
         assert_eq!(found.to_string(), "x is wrong (vLLM, llama.cpp: refused)");
-        assert!(found.is_failure() && found.concerns(&Consumer::ALL) && !found.concerns(&[Consumer::Peft]));
+        assert!(found.is_failure() && found.concerns(&Loader::ALL) && !found.concerns(&[Loader::Peft]));
         let json = serde_json::to_value(found).unwrap();
         assert_eq!(json["consumers"], serde_json::json!(["vllm", "llama.cpp"]));
     }

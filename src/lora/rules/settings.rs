@@ -6,8 +6,8 @@ use serde_json::Value;
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{Extra, PeftModule};
 use crate::lora::read::config::{PeftConfig, Targets};
-use crate::lora::rules::Consumer::{LlamaCpp, Peft, Sglang, Vllm};
-use crate::lora::rules::{Mend, Outcome, Report};
+use crate::lora::rules::Loader::{LlamaCpp, Peft, Sglang, Vllm};
+use crate::lora::rules::{Effect, Fix, Report};
 use crate::lora::{CONFIG, WEIGHTS};
 
 /// The largest `--max-lora-rank` of vLLM.
@@ -16,7 +16,7 @@ const VLLM_MOST: usize = 512;
 pub(crate) fn check(adapter: &PeftAdapter, report: &mut Report) {
     for file in adapter.files().iter().filter(|file| file.ends_with(".safetensors") && *file != WEIGHTS) {
         let why = "lies beside the weights and may be loaded in their stead";
-        report.add(&[Sglang], file, why, Outcome::Wrong, Mend::Yes);
+        report.add(&[Sglang], file, why, Effect::Wrong, Fix::Yes);
     }
     let config = adapter.config();
     ranks(config, adapter, report);
@@ -36,42 +36,36 @@ fn is_silent(config: &PeftConfig, key: &str) -> bool {
 
 fn ranks(config: &PeftConfig, adapter: &PeftAdapter, report: &mut Report) {
     if config.text("peft_type").is_none() {
-        report.add(&[Peft], at("peft_type"), "is missing", Outcome::Refused, Mend::Yes);
+        report.add(&[Peft], at("peft_type"), "is missing", Effect::Refused, Fix::Yes);
     }
     match config.r() {
-        None => report.add(&[Vllm, Sglang], at("r"), "is missing", Outcome::Refused, Mend::Yes),
-        Some(0) => report.add(&[Peft, Vllm, Sglang], at("r"), "is 0", Outcome::Refused, Mend::Yes),
+        None => report.add(&[Vllm, Sglang], at("r"), "is missing", Effect::Refused, Fix::Yes),
+        Some(0) => report.add(&[Peft, Vllm, Sglang], at("r"), "is 0", Effect::Refused, Fix::Yes),
         Some(_) => {}
     }
     let rank = adapter.rank().max(config.r().unwrap_or(0));
     if rank > VLLM_MOST {
         let why = format!("is {rank}, and no --max-lora-rank is above {VLLM_MOST}");
-        report.add(&[Vllm], at("r"), why, Outcome::Refused, Mend::ByMaxRank);
+        report.add(&[Vllm], at("r"), why, Effect::Refused, Fix::ByMaxRank);
     }
     match (config.lora_alpha(), config.r()) {
         (None, _) => {
-            report.add(
-                &[Vllm, Sglang, LlamaCpp],
-                at("lora_alpha"),
-                "is missing",
-                Outcome::Refused,
-                Mend::Yes,
-            );
+            report.add(&[Vllm, Sglang, LlamaCpp], at("lora_alpha"), "is missing", Effect::Refused, Fix::Yes);
         }
         (Some(alpha), Some(r)) if r > 0 && alpha != r as f64 => {
             let why = "is not r: B is multiplied by the scale and rounded again";
-            report.add(&[Vllm], at("lora_alpha"), why, Outcome::Caution, Mend::Yes);
+            report.add(&[Vllm], at("lora_alpha"), why, Effect::Caution, Fix::Yes);
         }
         _ => {}
     }
     for key in ["rank_pattern", "alpha_pattern"].into_iter().filter(|key| !is_silent(config, key)) {
         let why = "makes ranks or scales differ from module to module";
-        report.add(&[Sglang], at(key), why, Outcome::Refused, Mend::Yes);
-        report.add(&[Vllm], at(key), "is ignored by older versions", Outcome::Caution, Mend::Yes);
+        report.add(&[Sglang], at(key), why, Effect::Refused, Fix::Yes);
+        report.add(&[Vllm], at(key), "is ignored by older versions", Effect::Caution, Fix::Yes);
     }
     let differs = |module: &&PeftModule| config.lora_alpha() != Some(module.alpha());
     if config.lora_alpha().is_some() && adapter.modules().find(differs).is_some() {
-        report.add(&[LlamaCpp], at("alpha_pattern"), "is ignored", Outcome::Wrong, Mend::Yes);
+        report.add(&[LlamaCpp], at("alpha_pattern"), "is ignored", Effect::Wrong, Fix::Yes);
     }
 }
 
@@ -80,13 +74,11 @@ fn targets(config: &PeftConfig, adapter: &PeftAdapter, report: &mut Report) {
         Targets::Names(names) if !names.is_empty() || config.is("target_parameters") => {}
         Targets::Pattern(_) => {
             let why = "is a pattern; a list of names is sure to be understood";
-            report.add(&[Sglang], at("target_modules"), why, Outcome::Caution, Mend::Yes);
+            report.add(&[Sglang], at("target_modules"), why, Effect::Caution, Fix::Yes);
         }
         // Of stacks of experts alone: an empty list is what PEFT and vLLM take.
         Targets::Names(_) if !is_silent(config, "target_parameters") => {}
-        _ => {
-            report.add(&[Vllm, Sglang], at("target_modules"), "names no module", Outcome::Refused, Mend::Yes)
-        }
+        _ => report.add(&[Vllm, Sglang], at("target_modules"), "names no module", Effect::Refused, Fix::Yes),
     }
     let saved: Vec<String> = config.modules_to_save();
     for name in &saved {
@@ -94,25 +86,25 @@ fn targets(config: &PeftConfig, adapter: &PeftAdapter, report: &mut Report) {
             |extra: &Extra| extra.target.rsplit_once('.').is_some_and(|(module, _)| module.ends_with(name));
         if !adapter.extras().iter().any(module) {
             let why = format!("names '{name}', of which there is no whole weight");
-            report.add(&[Peft], at("modules_to_save"), why, Outcome::Refused, Mend::Yes);
+            report.add(&[Peft], at("modules_to_save"), why, Effect::Refused, Fix::Yes);
         }
     }
     if saved.iter().any(|name| !matches!(name.as_str(), "classifier" | "score")) {
         let why = "asks for whole weights beside the LoRA";
-        report.add(&[Vllm, Sglang], at("modules_to_save"), why, Outcome::Refused, Mend::ByPruning);
+        report.add(&[Vllm, Sglang], at("modules_to_save"), why, Effect::Refused, Fix::ByPruning);
     }
 }
 
 fn switches(config: &PeftConfig, report: &mut Report) {
     if !is_silent(config, "bias") {
-        report.add(&[Vllm], at("bias"), "asks for biases", Outcome::Refused, Mend::ByPruning);
+        report.add(&[Vllm], at("bias"), "asks for biases", Effect::Refused, Fix::ByPruning);
     }
     if !is_silent(config, "lora_bias") {
-        report.add(&[Vllm], at("lora_bias"), "asks for biases of lora_B", Outcome::Refused, Mend::ByPruning);
+        report.add(&[Vllm], at("lora_bias"), "asks for biases of lora_B", Effect::Refused, Fix::ByPruning);
     }
     if !is_silent(config, "use_rslora") {
         let why = "is ignored, so that the scale is alpha / r and not alpha / sqrt(r)";
-        report.add(&[Sglang, LlamaCpp], at("use_rslora"), why, Outcome::Wrong, Mend::Yes);
+        report.add(&[Sglang, LlamaCpp], at("use_rslora"), why, Effect::Wrong, Fix::Yes);
     }
 }
 
@@ -120,12 +112,12 @@ fn switches(config: &PeftConfig, report: &mut Report) {
 fn meanings(config: &PeftConfig, report: &mut Report) {
     if !is_silent(config, "use_dora") {
         let why = "rescales every row of the sum by a magnitude, which no plain LoRA can";
-        report.add(&[Vllm, Sglang, LlamaCpp], at("use_dora"), why, Outcome::Refused, Mend::No);
+        report.add(&[Vllm, Sglang, LlamaCpp], at("use_dora"), why, Effect::Refused, Fix::No);
     }
     if let Some(init) = config.init_that_changes_the_base() {
         let why = format!("is '{init}', by which PEFT changes the base's own weights at loading");
-        report.add(&[Vllm], at("init_lora_weights"), &*why, Outcome::Refused, Mend::No);
-        report.add(&[Sglang, LlamaCpp], at("init_lora_weights"), why, Outcome::Wrong, Mend::No);
+        report.add(&[Vllm], at("init_lora_weights"), &*why, Effect::Refused, Fix::No);
+        report.add(&[Sglang, LlamaCpp], at("init_lora_weights"), why, Effect::Wrong, Fix::No);
     }
     for (key, does) in [
         ("alora_invocation_tokens", "switches the adapter on in the midst of a text (aLoRA)"),
@@ -134,13 +126,13 @@ fn meanings(config: &PeftConfig, report: &mut Report) {
         ("use_qalora", "pools the input in groups (QALoRA)"),
     ] {
         if !is_silent(config, key) {
-            report.add(&[Vllm], at(key), does, Outcome::Refused, Mend::No);
+            report.add(&[Vllm], at(key), does, Effect::Refused, Fix::No);
             report.add(
                 &[Sglang, LlamaCpp],
                 at(key),
                 format!("{does}, and is ignored"),
-                Outcome::Wrong,
-                Mend::No,
+                Effect::Wrong,
+                Fix::No,
             );
         }
     }

@@ -6,9 +6,9 @@ use crate::lora::WEIGHTS;
 use crate::lora::names::{expert_of, fused_siblings, kind_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{Extra, ExtraKind, Fault, PeftModule};
-use crate::lora::rules::Consumer::{LlamaCpp, Peft, Sglang, Vllm};
+use crate::lora::rules::Loader::{LlamaCpp, Peft, Sglang, Vllm};
 use crate::lora::rules::settings::{is_target, is_target_parameter};
-use crate::lora::rules::{Consumer, Mend, Outcome, Report};
+use crate::lora::rules::{Effect, Fix, Loader, Report};
 
 /// Bases (`model_type`) on whose embedding and head vLLM takes a LoRA, and on whose it does not.
 const VOCABULARY_TAKEN: [&str; 5] = ["llama", "mixtral", "qwen3", "qwen3_moe", "granite"];
@@ -28,39 +28,39 @@ pub(crate) fn check(adapter: &PeftAdapter, report: &mut Report) {
     experts(adapter, report);
     stacks(adapter, report);
     if adapter.modules().len() == 0 {
-        report.add(&[Vllm], WEIGHTS, "holds no LoRA at all", Outcome::Refused, Mend::No);
+        report.add(&[Vllm], WEIGHTS, "holds no LoRA at all", Effect::Refused, Fix::No);
     }
 }
 
 fn fault(at: &str, fault: &Fault, report: &mut Report) {
     let why = fault.to_string();
-    let mut add = |consumers: &[Consumer], outcome, mend| report.add(consumers, at, &*why, outcome, mend);
+    let mut add = |consumers: &[Loader], outcome, mend| report.add(consumers, at, &*why, outcome, mend);
     match fault {
         Fault::LoneA => {
-            add(&[Vllm, Sglang, LlamaCpp], Outcome::Refused, Mend::ByPruning);
-            add(&[Peft], Outcome::NoEffect, Mend::ByPruning);
+            add(&[Vllm, Sglang, LlamaCpp], Effect::Refused, Fix::ByPruning);
+            add(&[Peft], Effect::NoEffect, Fix::ByPruning);
         }
         // Its lora_A is random then.
         Fault::LoneB => {
-            add(&[Vllm, Sglang, LlamaCpp], Outcome::Refused, Mend::ByPruning);
-            add(&[Peft], Outcome::Wrong, Mend::ByPruning);
+            add(&[Vllm, Sglang, LlamaCpp], Effect::Refused, Fix::ByPruning);
+            add(&[Peft], Effect::Wrong, Fix::ByPruning);
         }
-        Fault::Misfit { .. } | Fault::Dtype { .. } => add(&Consumer::ALL, Outcome::Refused, Mend::No),
-        Fault::ZeroRank => add(&Consumer::ALL, Outcome::Refused, Mend::Yes),
+        Fault::Misfit { .. } | Fault::Dtype { .. } => add(&Loader::ALL, Effect::Refused, Fix::No),
+        Fault::ZeroRank => add(&Loader::ALL, Effect::Refused, Fix::Yes),
         Fault::OtherRank { .. } => {
-            add(&[Peft, Sglang], Outcome::Refused, Mend::Yes);
-            add(&[Vllm], Outcome::Wrong, Mend::Yes);
+            add(&[Peft, Sglang], Effect::Refused, Fix::Yes);
+            add(&[Vllm], Effect::Wrong, Fix::Yes);
         }
-        Fault::NoPrefix => add(&[Peft], Outcome::NoEffect, Mend::Yes),
+        Fault::NoPrefix => add(&[Peft], Effect::NoEffect, Fix::Yes),
         Fault::AdapterName { .. } => {
-            add(&[Vllm, LlamaCpp], Outcome::Refused, Mend::Yes);
+            add(&[Vllm, LlamaCpp], Effect::Refused, Fix::Yes);
             // Under the name that it has by chance, it works.
             let outcome = if matches!(fault, Fault::AdapterName { adapter } if adapter == "default") {
-                Outcome::Caution
+                Effect::Caution
             } else {
-                Outcome::NoEffect
+                Effect::NoEffect
             };
-            add(&[Peft], outcome, Mend::Yes);
+            add(&[Peft], outcome, Fix::Yes);
         }
     }
 }
@@ -69,21 +69,21 @@ fn fault(at: &str, fault: &Fault, report: &mut Report) {
 fn beside(adapter: &PeftAdapter, extra: &Extra, report: &mut Report) {
     let (at, why) = (extra.tensor.name(), format!("is no factor of a LoRA: {}", extra.kind.words()));
     let mend = match extra.kind {
-        ExtraKind::Magnitude => Mend::No,
-        ExtraKind::BaseCopy => Mend::Yes,
-        _ => Mend::ByPruning,
+        ExtraKind::Magnitude => Fix::No,
+        ExtraKind::BaseCopy => Fix::Yes,
+        _ => Fix::ByPruning,
     };
     for consumer in [Vllm, Sglang, LlamaCpp].into_iter().filter(|consumer| !takes(*consumer, adapter, extra))
     {
-        report.add(&[consumer], at, &*why, Outcome::Refused, mend);
+        report.add(&[consumer], at, &*why, Effect::Refused, mend);
     }
     if !takes(Peft, adapter, extra) {
-        report.add(&[Peft], at, format!("{why}, which nothing asks for"), Outcome::NoEffect, mend);
+        report.add(&[Peft], at, format!("{why}, which nothing asks for"), Effect::NoEffect, mend);
     }
 }
 
 /// Whether `consumer` takes this tensor beside the factors, and does with it what it stands for.
-pub fn takes(consumer: Consumer, adapter: &PeftAdapter, extra: &Extra) -> bool {
+pub fn takes(consumer: Loader, adapter: &PeftAdapter, extra: &Extra) -> bool {
     let (config, kind, name) = (adapter.config(), extra.kind, extra.tensor.name());
     let module = extra.target.rsplit_once('.').map_or(&*extra.target, |(module, _)| module);
     let is_saved = || config.modules_to_save().iter().any(|saved| module.ends_with(saved.as_str()));
@@ -121,12 +121,12 @@ pub fn takes(consumer: Consumer, adapter: &PeftAdapter, extra: &Extra) -> bool {
 fn in_place(adapter: &PeftAdapter, module: &PeftModule, report: &mut Report) {
     let (config, name) = (adapter.config(), module.name());
     if is_target(config, name) == Some(false) && !is_target_parameter(config, name) {
-        report.add(&[Peft], name, "is in no entry of target_modules", Outcome::NoEffect, Mend::Yes);
+        report.add(&[Peft], name, "is in no entry of target_modules", Effect::NoEffect, Fix::Yes);
     }
     let absent = |sibling: &&String| adapter.module(sibling).is_none();
     for sibling in fused_siblings(name).iter().filter(absent) {
         let why = format!("comes without {}, which servers fuse with it", kind_of(sibling));
-        report.add(&[Sglang], name, why, Outcome::Refused, Mend::Yes);
+        report.add(&[Sglang], name, why, Effect::Refused, Fix::Yes);
     }
 }
 
@@ -136,15 +136,15 @@ pub(crate) fn vocabulary(adapter: &PeftAdapter, model: Option<&str>, report: &mu
         let (why, outcome) = match model {
             Some(model) if VOCABULARY_TAKEN.contains(&model) => continue,
             Some(model) if VOCABULARY_REFUSED.contains(&model) => {
-                (format!("is a LoRA on the vocabulary of a base of type {model}"), Outcome::Refused)
+                (format!("is a LoRA on the vocabulary of a base of type {model}"), Effect::Refused)
             }
             _ => {
                 let why = "is a LoRA on the vocabulary: taken on Llama, Mixtral, Qwen3 and Granite, refused on Mistral, \
                            Qwen2, Gemma, DeepSeek-V2 and gpt-oss";
-                (why.to_owned(), Outcome::Caution)
+                (why.to_owned(), Effect::Caution)
             }
         };
-        report.add(&[Vllm], module.name(), why, outcome, Mend::ByPruning);
+        report.add(&[Vllm], module.name(), why, outcome, Fix::ByPruning);
     }
 }
 
@@ -158,7 +158,7 @@ fn stacks(adapter: &PeftAdapter, report: &mut Report) {
         };
         if adapter.module(&other).is_none() {
             let why = format!("comes without '{other}', the factors of {kind}");
-            report.add(&[Vllm], name, why, Outcome::Refused, Mend::No);
+            report.add(&[Vllm], name, why, Effect::Refused, Fix::No);
         }
     }
 }
@@ -185,7 +185,7 @@ fn experts(adapter: &PeftAdapter, report: &mut Report) {
         if missing > 0 {
             let why =
                 format!("lacks {missing} projections of its {most} experts, of which all have to be there");
-            report.add(&[Vllm], *layer, why, Outcome::Refused, Mend::Yes);
+            report.add(&[Vllm], *layer, why, Effect::Refused, Fix::Yes);
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::durable::digest::Written;
 use crate::lora::names::{Keys, Place};
 use crate::lora::write::expert_stacks;
 use crate::lora::write::shard::Shard;
-use crate::quant::weight::Stored;
+use crate::quant::weight::TensorInfo;
 
 /// Writes `adapter_model.safetensors` of uniform rank `r` durably; factors of a lower rank are padded with zeros.
 /// Gives the file's digest, and for each module the digest of its `lora_A` followed by its `lora_B`.
@@ -39,7 +39,7 @@ pub fn assemble(
         }
         let ([out, inner], keys) = (first.shape, Keys::of(&first.module, first.place));
         let wide = r * if stacked { pieces.len() } else { 1 };
-        let stored = |name, shape| Stored { name, dtype, shape };
+        let stored = |name, shape| TensorInfo { name, dtype, shape };
         layout.extend([stored(keys.a, vec![wide, inner]), stored(keys.b, vec![out, wide])]);
     }
     let mut writer = SafetensorsWriter::create(path, layout)?;

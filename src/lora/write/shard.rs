@@ -13,7 +13,7 @@ use crate::container::safetensors::layout;
 use crate::container::safetensors::layout::Placed;
 use crate::container::safetensors::writer::SafetensorsWriter;
 use crate::durable::digest::{PIECE, Written, digest};
-use crate::quant::weight::Stored;
+use crate::quant::weight::TensorInfo;
 use crate::{Error, Result};
 
 /// The file name of a module's shard: 16 hex digits of the name's BLAKE3, for a module's own name may be
@@ -28,7 +28,7 @@ pub fn file_name(module: &str) -> String {
 /// A tensor given twice, or with more or fewer bytes than its shape has; a full disk.
 pub fn write(
     path: &Path,
-    tensors: &[(Stored, &[u8])],
+    tensors: &[(TensorInfo, &[u8])],
     metadata: &BTreeMap<String, String>,
 ) -> Result<Written> {
     let headers = tensors.iter().map(|(stored, _)| stored.clone()).collect();

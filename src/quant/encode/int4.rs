@@ -10,7 +10,7 @@ use safetensors::Dtype;
 
 use crate::quant::number::rounding::round;
 
-/// Half the range of the codes.
+/// Operand the range of the codes.
 const HALF_RANGE: f32 = 7.5;
 
 /// Encodes rows, `values` `[rows, columns]` row-major, in groups of `group` columns (the last of a row possibly short): `codes` from

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use crate::quant::expert::slice::Slice;
 use crate::quant::packing::row_concat::Joined;
 use crate::quant::packing::transposed::Turned;
-use crate::quant::weight::{Dequantize, Found};
+use crate::quant::weight::{Dequantize, FoundWeight};
 use crate::{Error, Result};
 
 /// What adapters for a model hold.
@@ -156,11 +156,12 @@ impl Experts {
         stack: &Stack,
         slices: impl Iterator<Item = Slice>,
         quantized: bool,
-    ) -> Result<Vec<Found>> {
+    ) -> Result<Vec<FoundWeight>> {
         let mut found = Vec::new();
         for (index, slice) in slices.enumerate() {
             let rows = slice.shape()[0];
-            let mut add = |module, weight| found.push(Found { module, weight: Arc::new(weight), quantized });
+            let mut add =
+                |module, weight| found.push(FoundWeight { module, weight: Arc::new(weight), quantized });
             match (self.form, stack.projection) {
                 (ExpertForm::Stacked, projection) => {
                     add(format!("{}.{}.{index}", stack.path, projection.name()), slice);

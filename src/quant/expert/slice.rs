@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::Result;
 use crate::quant::expert::whole_stack::WholeStack;
 use crate::quant::weight::Stack;
-use crate::quant::weight::{Dequantize, Stored};
+use crate::quant::weight::{Dequantize, TensorInfo};
 
 /// Consecutive rows of a decoder whose tensors lie one behind the other in larger ones.
 #[derive(Clone, Debug)]
@@ -15,7 +15,7 @@ pub(crate) struct Slice {
     /// The same as it lies in the dense tensor of the whole stack, which may be transposed.
     dense: Arc<dyn Dequantize>,
     /// The stored tensors, whole.
-    tensors: Vec<Stored>,
+    tensors: Vec<TensorInfo>,
     /// Where in each of them those of `inner` begin, in bytes.
     starts: Vec<usize>,
     /// The rows of `inner`.
@@ -28,10 +28,10 @@ impl Slice {
     pub(crate) fn of_stack(
         inner: Arc<dyn Dequantize>,
         dense: Arc<dyn Dequantize>,
-        tensors: Vec<Stored>,
+        tensors: Vec<TensorInfo>,
         index: usize,
     ) -> Slice {
-        let start = |stored: &Stored| index * bytes(&stored.shape[1..], stored);
+        let start = |stored: &TensorInfo| index * bytes(&stored.shape[1..], stored);
         let starts = tensors.iter().map(start).collect();
         let rows = 0..inner.shape()[0];
         Slice { inner, dense, tensors, starts, rows }
@@ -48,7 +48,7 @@ impl Slice {
     }
 }
 
-fn bytes(shape: &[usize], stored: &Stored) -> usize {
+fn bytes(shape: &[usize], stored: &TensorInfo) -> usize {
     shape.iter().product::<usize>() * stored.dtype.bitsize() / 8
 }
 
@@ -57,7 +57,7 @@ impl Dequantize for Slice {
         [self.rows.len(), self.inner.shape()[1]]
     }
 
-    fn tensors(&self) -> &[Stored] {
+    fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
 

@@ -8,7 +8,7 @@ use crate::quant::expert::layout::Experts;
 use crate::quant::expert::slice::Slice;
 use crate::quant::format::dense::Dense;
 use crate::quant::number::code_type::Codes;
-use crate::quant::weight::{Dequantize, Format, Found, Stored, Tensors};
+use crate::quant::weight::{Dequantize, Format, FoundWeight, TensorInfo, Tensors};
 use crate::{Error, Result};
 
 /// What stands behind the name of a stack for its scales, and behind `.weight` for those of a single weight.
@@ -19,8 +19,8 @@ struct Slices(Vec<Companion>);
 
 struct Companion {
     sought: String,
-    one: Stored,
-    stored: Stored,
+    one: TensorInfo,
+    stored: TensorInfo,
 }
 
 impl Slices {
@@ -28,10 +28,10 @@ impl Slices {
     ///
     /// # Errors
     /// Scales of another number of experts.
-    fn new(lead: &Stored, stem: &str, tensors: &dyn Tensors) -> Result<Slices> {
-        let slice = |stored: &Stored, sought: String| {
+    fn new(lead: &TensorInfo, stem: &str, tensors: &dyn Tensors) -> Result<Slices> {
+        let slice = |stored: &TensorInfo, sought: String| {
             let shape = stored.shape.get(1..).unwrap_or_default().to_vec();
-            Companion { sought, one: Stored { shape, ..stored.clone() }, stored: stored.clone() }
+            Companion { sought, one: TensorInfo { shape, ..stored.clone() }, stored: stored.clone() }
         };
         let mut found = vec![slice(lead, format!("{stem}.weight"))];
         // By this name the lead is known as a weight.
@@ -51,14 +51,14 @@ impl Slices {
     }
 
     /// The stored tensors behind those of a decoder.
-    fn stored(&self, decoder: &dyn Dequantize) -> Vec<Stored> {
-        let behind = |one: &Stored| self.0.iter().find(|slice| slice.one.name == one.name);
+    fn stored(&self, decoder: &dyn Dequantize) -> Vec<TensorInfo> {
+        let behind = |one: &TensorInfo| self.0.iter().find(|slice| slice.one.name == one.name);
         decoder.tensors().iter().filter_map(behind).map(|slice| slice.stored.clone()).collect()
     }
 }
 
 impl Tensors for Slices {
-    fn stored(&self, name: &str) -> Option<&Stored> {
+    fn stored(&self, name: &str) -> Option<&TensorInfo> {
         self.0.iter().find(|slice| slice.sought == name).map(|slice| &slice.one)
     }
 
@@ -74,9 +74,9 @@ impl Tensors for Slices {
 pub(crate) fn weights(
     experts: &Experts,
     format: Option<&dyn Format>,
-    lead: &Stored,
+    lead: &TensorInfo,
     tensors: &dyn Tensors,
-) -> Result<Vec<Found>> {
+) -> Result<Vec<FoundWeight>> {
     let stem = lead.name.strip_suffix(".weight").unwrap_or(&lead.name);
     let (Some(stack), &[count, rows, columns]) = (experts.stack(stem), lead.shape.as_slice()) else {
         return Ok(Vec::new());
@@ -90,7 +90,7 @@ pub(crate) fn weights(
         Some(format) => format.weights(one, &slices)?.pop(),
         None => None,
     };
-    let Some(Found { weight, quantized, .. }) = found.or_else(|| Dense::find(one)) else {
+    let Some(FoundWeight { weight, quantized, .. }) = found.or_else(|| Dense::find(one)) else {
         return Ok(Vec::new());
     };
     let stored = slices.stored(&*weight);
@@ -105,7 +105,7 @@ pub(crate) fn weights(
     experts.modules(&stack, slices, quantized)
 }
 
-fn turned(experts: &Experts, weight: Arc<dyn Dequantize>, lead: &Stored) -> Result<Arc<dyn Dequantize>> {
+fn turned(experts: &Experts, weight: Arc<dyn Dequantize>, lead: &TensorInfo) -> Result<Arc<dyn Dequantize>> {
     experts.turn(weight).ok_or_else(|| {
         Error::input(format!(
             "a stack of experts {} is stored transposed in this format, which is not supported",
@@ -117,7 +117,7 @@ fn turned(experts: &Experts, weight: Arc<dyn Dequantize>, lead: &Stored) -> Resu
 }
 
 /// The shape of a slice of the stack's other tensor.
-fn sibling(stem: &str, lead: &Stored, tensors: &dyn Tensors) -> Option<[usize; 2]> {
+fn sibling(stem: &str, lead: &TensorInfo, tensors: &dyn Tensors) -> Option<[usize; 2]> {
     let (path, last) = stem.rsplit_once('.')?;
     let other = if last == "down_proj" { "gate_up_proj" } else { "down_proj" };
     let end = &lead.name[stem.len()..];

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::quant::weight::{Dequantize, Stored};
+use crate::quant::weight::{Dequantize, TensorInfo};
 
 /// The slices of a stack, one below the other.
 #[derive(Clone, Debug)]
@@ -13,12 +13,12 @@ pub(crate) struct WholeStack {
     one: Arc<dyn Dequantize>,
     experts: usize,
     /// The stored tensors, whole.
-    tensors: Vec<Stored>,
+    tensors: Vec<TensorInfo>,
 }
 
 impl WholeStack {
     /// Of `tensors`, each of which holds as many of those of `one` as its first dimension says.
-    pub(crate) fn new(one: Arc<dyn Dequantize>, tensors: Vec<Stored>) -> WholeStack {
+    pub(crate) fn new(one: Arc<dyn Dequantize>, tensors: Vec<TensorInfo>) -> WholeStack {
         let experts = tensors.first().and_then(|lead| lead.shape.first()).copied().unwrap_or(0);
         WholeStack { one, experts, tensors }
     }
@@ -35,7 +35,7 @@ impl WholeStack {
 
     /// The spans of one expert's rows within the whole tensors.
     fn spans_of(&self, expert: usize, rows: Range<usize>) -> Vec<Range<usize>> {
-        let shift = |(span, stored): (Range<usize>, &Stored)| {
+        let shift = |(span, stored): (Range<usize>, &TensorInfo)| {
             let start = expert * stored.shape[1..].iter().product::<usize>() * stored.dtype.bitsize() / 8;
             start + span.start..start + span.end
         };
@@ -72,7 +72,7 @@ impl Dequantize for WholeStack {
         [self.experts * rows, columns]
     }
 
-    fn tensors(&self) -> &[Stored] {
+    fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
 

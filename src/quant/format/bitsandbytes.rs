@@ -20,7 +20,7 @@ use crate::quant::declared::missing;
 use crate::quant::format::dense::widen;
 use crate::quant::format::llm_int8::LlmInt8;
 use crate::quant::number::rounding::round;
-use crate::quant::weight::{Dequantize, Format, Found, Stored, Tensors};
+use crate::quant::weight::{Dequantize, Format, FoundWeight, TensorInfo, Tensors};
 use crate::{Error, Result};
 
 /// What the config declares.
@@ -51,7 +51,7 @@ impl Format for BitsAndBytes {
         format!("bitsandbytes ({kind})")
     }
 
-    fn weights(&self, lead: &Stored, tensors: &dyn Tensors) -> Result<Vec<Found>> {
+    fn weights(&self, lead: &TensorInfo, tensors: &dyn Tensors) -> Result<Vec<FoundWeight>> {
         let Some(module) = lead.name.strip_suffix(".weight").filter(|_| lead.shape.len() == 2) else {
             return Ok(Vec::new());
         };
@@ -71,7 +71,7 @@ impl Format for BitsAndBytes {
             (Dtype::U8, None) if declared => return Err(missing(lead, &states[0].1)),
             _ => return Ok(Vec::new()),
         };
-        Ok(vec![Found { module: module.to_owned(), weight, quantized: true }])
+        Ok(vec![FoundWeight { module: module.to_owned(), weight, quantized: true }])
     }
 }
 
@@ -91,12 +91,12 @@ pub(crate) struct FourBits {
     dtype: Dtype,
     block: usize,
     nested: Option<Nested>,
-    tensors: Vec<Stored>,
+    tensors: Vec<TensorInfo>,
 }
 
 impl FourBits {
     /// The weight of codes `lead` that the JSON in the tensor `state` describes.
-    fn new(lead: &Stored, tensors: &dyn Tensors, state: &str) -> Result<FourBits> {
+    fn new(lead: &TensorInfo, tensors: &dyn Tensors, state: &str) -> Result<FourBits> {
         let bad = |what: &str| {
             Error::input(format!("'{state}' describes {what}"))
                 .tensor(&lead.name)
@@ -194,7 +194,7 @@ impl Dequantize for FourBits {
         self.shape
     }
 
-    fn tensors(&self) -> &[Stored] {
+    fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
 

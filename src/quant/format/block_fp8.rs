@@ -20,7 +20,7 @@ use crate::quant::number::code_type::{Codes, Kind};
 use crate::quant::number::e4m3::e4m3;
 use crate::quant::number::e5m2::e5m2;
 use crate::quant::number::simd::{Loop, widest};
-use crate::quant::weight::{Dequantize, Format, Found, Segments, Stored, Tensors};
+use crate::quant::weight::{Dequantize, Format, FoundWeight, Segments, TensorInfo, Tensors};
 use crate::{Error, Result};
 
 /// What a block's scale does to its codes.
@@ -76,7 +76,7 @@ impl Format for Fp8 {
         format!("block FP8 ({} x {}{inverse})", self.height, self.width)
     }
 
-    fn weights(&self, lead: &Stored, tensors: &dyn Tensors) -> Result<Vec<Found>> {
+    fn weights(&self, lead: &TensorInfo, tensors: &dyn Tensors) -> Result<Vec<FoundWeight>> {
         let (Some(module), Some(_)) = (lead.name.strip_suffix(".weight"), Codes::of_fp8(lead.dtype)) else {
             return Ok(Vec::new());
         };
@@ -91,7 +91,7 @@ impl Format for Fp8 {
                 .hint("the scale is missing from the files or from the index: download or export the checkpoint again")
         })?;
         let weight = Arc::new(BlockFp8::new(*self, lead, scale)?);
-        Ok(vec![Found { module: module.to_owned(), weight, quantized: true }])
+        Ok(vec![FoundWeight { module: module.to_owned(), weight, quantized: true }])
     }
 }
 
@@ -99,12 +99,12 @@ impl Format for Fp8 {
 #[derive(Clone, Debug)]
 pub struct BlockFp8 {
     format: Fp8,
-    tensors: [Stored; 2],
+    tensors: [TensorInfo; 2],
     shape: [usize; 2],
 }
 
 impl BlockFp8 {
-    fn new(format: Fp8, weight: &Stored, scale: &Stored) -> Result<BlockFp8> {
+    fn new(format: Fp8, weight: &TensorInfo, scale: &TensorInfo) -> Result<BlockFp8> {
         let shape = [weight.shape[0], weight.shape[1]];
         let grid = [shape[0].div_ceil(format.height), shape[1].div_ceil(format.width)];
         let known = matches!(scale.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16 | Dtype::F8_E8M0 | Dtype::U8);
@@ -176,7 +176,7 @@ impl Dequantize for BlockFp8 {
         self.shape
     }
 
-    fn tensors(&self) -> &[Stored] {
+    fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
 

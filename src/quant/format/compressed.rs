@@ -26,7 +26,7 @@ use crate::quant::format::targets::{Fit, Targets};
 use crate::quant::number::code_type::Codes;
 use crate::quant::packing::scaled_codes::ScaledGrid;
 use crate::quant::packing::scaled_codes::{Parts, Scales, Zeros, disagree};
-use crate::quant::weight::{Dequantize, Format, Found, Stored, Tensors};
+use crate::quant::weight::{Dequantize, Format, FoundWeight, TensorInfo, Tensors};
 use crate::{Error, Result};
 
 /// What a scale is for.
@@ -173,7 +173,7 @@ impl Format for Compressed {
         self.label.clone()
     }
 
-    fn weights(&self, lead: &Stored, tensors: &dyn Tensors) -> Result<Vec<Found>> {
+    fn weights(&self, lead: &TensorInfo, tensors: &dyn Tensors) -> Result<Vec<FoundWeight>> {
         let packed = lead.name.strip_suffix(".weight_packed");
         let coded =
             matches!(lead.dtype, Dtype::F8_E4M3 | Dtype::I8).then(|| lead.name.strip_suffix(".weight"));
@@ -194,13 +194,13 @@ impl Format for Compressed {
             return Err(Error::input(what).tensor(&lead.name).hint("check where the config comes from"));
         }
         let weight: Arc<dyn Dequantize> = Arc::new(weight(weights, lead, module, tensors)?);
-        Ok(vec![Found { module: module.to_owned(), weight, quantized: true }])
+        Ok(vec![FoundWeight { module: module.to_owned(), weight, quantized: true }])
     }
 }
 
 impl Compressed {
     /// The scheme of the group that names `module` best.
-    fn weights_for(&self, lead: &Stored, module: &str) -> Result<Weights> {
+    fn weights_for(&self, lead: &TensorInfo, module: &str) -> Result<Weights> {
         let error = |what: String| {
             Error::input(format!("a weight is stored as {}, but {what}", lead.describe()))
                 .tensor(&lead.name)
@@ -222,7 +222,7 @@ impl Compressed {
 }
 
 /// The decoder of `lead`, with its companions.
-fn weight(weights: Weights, lead: &Stored, module: &str, tensors: &dyn Tensors) -> Result<ScaledGrid> {
+fn weight(weights: Weights, lead: &TensorInfo, module: &str, tensors: &dyn Tensors) -> Result<ScaledGrid> {
     let part = |name: &str| tensors.stored(&format!("{module}.{name}"));
     let missing = |name: &str| missing(lead, &format!("{module}.{name}"));
     let shape = match weights.codes {
@@ -266,7 +266,7 @@ fn weight(weights: Weights, lead: &Stored, module: &str, tensors: &dyn Tensors) 
 }
 
 /// The logical shape of a packed weight, which `X.weight_shape` holds and the packed one has to agree with.
-fn packed_shape(codes: Codes, lead: &Stored, stored: &Stored, bytes: &[u8]) -> Result<[usize; 2]> {
+fn packed_shape(codes: Codes, lead: &TensorInfo, stored: &TensorInfo, bytes: &[u8]) -> Result<[usize; 2]> {
     let sides: Option<Vec<usize>> = match stored.dtype {
         Dtype::I64 => {
             bytes.as_chunks().0.iter().map(|&b| usize::try_from(i64::from_le_bytes(b)).ok()).collect()

@@ -7,28 +7,28 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use safetensors::Dtype;
 
-use crate::quant::weight::{Dequantize, Found, Segments, Stored};
+use crate::quant::weight::{Dequantize, FoundWeight, Segments, TensorInfo};
 use crate::{Error, Result};
 
 /// A dense `[out, in]` weight, row-major.
 #[derive(Clone, Debug)]
 pub struct Dense {
-    tensor: [Stored; 1],
+    tensor: [TensorInfo; 1],
     shape: [usize; 2],
 }
 
 impl Dense {
     /// The decoder of `stored`, or `None` where it is not 2-D or not BF16, F16, F32 or F64.
-    pub fn new(stored: &Stored) -> Option<Dense> {
+    pub fn new(stored: &TensorInfo) -> Option<Dense> {
         let &[rows, columns] = stored.shape.as_slice() else { return None };
         let numeric = matches!(stored.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32 | Dtype::F64);
         numeric.then(|| Dense { tensor: [stored.clone()], shape: [rows, columns] })
     }
 
     /// The weight of a linear layer, `X.weight`, as a module.
-    pub(crate) fn find(stored: &Stored) -> Option<Found> {
+    pub(crate) fn find(stored: &TensorInfo) -> Option<FoundWeight> {
         let module = stored.name.strip_suffix(".weight")?.to_owned();
-        Some(Found { module, weight: Arc::new(Dense::new(stored)?), quantized: false })
+        Some(FoundWeight { module, weight: Arc::new(Dense::new(stored)?), quantized: false })
     }
 
     fn row_bytes(&self) -> usize {
@@ -58,7 +58,7 @@ impl Dequantize for Dense {
         self.shape
     }
 
-    fn tensors(&self) -> &[Stored] {
+    fn tensors(&self) -> &[TensorInfo] {
         &self.tensor
     }
 

@@ -16,7 +16,7 @@ use crate::quant::format::nvfp4::Nvfp4;
 use crate::quant::number::code_type::{Codes, Kind};
 use crate::quant::packing::scaled_codes::ScaledGrid;
 use crate::quant::packing::scaled_codes::{Parts, Scales};
-use crate::quant::weight::{Format, Found, Stored, Tensors};
+use crate::quant::weight::{Format, FoundWeight, TensorInfo, Tensors};
 
 /// What a config says that a scale is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +62,7 @@ impl Format for Fp8 {
         self.label.to_owned()
     }
 
-    fn weights(&self, lead: &Stored, tensors: &dyn Tensors) -> Result<Vec<Found>> {
+    fn weights(&self, lead: &TensorInfo, tensors: &dyn Tensors) -> Result<Vec<FoundWeight>> {
         let (Some(module), Some(codes)) = (lead.name.strip_suffix(".weight"), Codes::of_fp8(lead.dtype))
         else {
             return Ok(Vec::new());
@@ -88,6 +88,6 @@ impl Format for Fp8 {
             g_idx: None,
         };
         let weight = ScaledGrid::new([rows, columns], cell, codes, parts)?.in_f32();
-        Ok(vec![Found { module: module.to_owned(), weight: Arc::new(weight), quantized: true }])
+        Ok(vec![FoundWeight { module: module.to_owned(), weight: Arc::new(weight), quantized: true }])
     }
 }

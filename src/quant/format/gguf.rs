@@ -4,7 +4,7 @@
 //! parts whose scales are themselves codes under the block's. The arithmetic is that of gguf-py's `gguf/quants.py`
 //! (`dequantize_blocks`), in f32 with each product and sum rounded: `d * q`, `d * q + m`, `(d * sc) * q - (dmin * m)`.
 //!
-//! A file keeps a quantized tensor as bytes, and so does its [`Stored`]: U8 `[out, bytes of a row]`.
+//! A file keeps a quantized tensor as bytes, and so does its [`TensorInfo`]: U8 `[out, bytes of a row]`.
 //!
 //! llama.cpp's rotary embedding pairs neighbours where Hugging Face's pairs halves of a head. For the architecture `llama` its
 //! converter therefore stores the rows of Q and K in another order, which [`Permuted`] undoes.
@@ -18,7 +18,7 @@ use half::f16;
 use safetensors::Dtype;
 
 use crate::quant::format::dense::Dense;
-use crate::quant::weight::{Dequantize, Format, Found, Stored, Tensors};
+use crate::quant::weight::{Dequantize, Format, FoundWeight, TensorInfo, Tensors};
 use crate::{Error, Result};
 
 /// The type of a GGUF tensor's elements.
@@ -161,7 +161,7 @@ impl Format for Gguf {
         format!("GGUF ({})", kinds.join(", "))
     }
 
-    fn weights(&self, lead: &Stored, _: &dyn Tensors) -> Result<Vec<Found>> {
+    fn weights(&self, lead: &TensorInfo, _: &dyn Tensors) -> Result<Vec<FoundWeight>> {
         let named = lead.name.strip_suffix(".weight").zip(self.0.get(&lead.name));
         let Some((module, layout)) = named else { return Ok(Vec::new()) };
         let plain: Option<Arc<dyn Dequantize>> = Dense::new(lead).map(|dense| Arc::new(dense) as _);
@@ -173,7 +173,7 @@ impl Format for Gguf {
             None => weight,
             Some(head) => Arc::new(Permuted { head, weight }),
         };
-        Ok(vec![Found { module: module.to_owned(), weight, quantized }])
+        Ok(vec![FoundWeight { module: module.to_owned(), weight, quantized }])
     }
 }
 
@@ -182,7 +182,7 @@ impl Format for Gguf {
 struct Blocks {
     kind: GgmlType,
     shape: [usize; 2],
-    tensor: [Stored; 1],
+    tensor: [TensorInfo; 1],
 }
 
 impl Dequantize for Blocks {
@@ -190,7 +190,7 @@ impl Dequantize for Blocks {
         self.shape
     }
 
-    fn tensors(&self) -> &[Stored] {
+    fn tensors(&self) -> &[TensorInfo] {
         &self.tensor
     }
 
@@ -375,7 +375,7 @@ impl Dequantize for Permuted {
         self.weight.shape()
     }
 
-    fn tensors(&self) -> &[Stored] {
+    fn tensors(&self) -> &[TensorInfo] {
         self.weight.tensors()
     }
 

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::quant::declared::Declared;
 use crate::quant::declared::unsupported;
 use crate::quant::packing::column_packed::{ColumnPacked, Layout};
-use crate::quant::weight::{Format, Found, Stored, Tensors};
+use crate::quant::weight::{Format, FoundWeight, TensorInfo, Tensors};
 use crate::{Error, Result};
 
 #[derive(Debug)]
@@ -113,12 +113,12 @@ impl Format for Columns {
         self.label.clone()
     }
 
-    fn weights(&self, lead: &Stored, tensors: &dyn Tensors) -> Result<Vec<Found>> {
+    fn weights(&self, lead: &TensorInfo, tensors: &dyn Tensors) -> Result<Vec<FoundWeight>> {
         let Some(module) = lead.name.strip_suffix(".qweight") else { return Ok(Vec::new()) };
         if lead.dtype != Dtype::I32 || lead.shape.len() != 2 {
             return Ok(Vec::new());
         }
         let weight = ColumnPacked::new(self.layout, self.group, lead, module, tensors)?;
-        Ok(vec![Found { module: module.to_owned(), weight: Arc::new(weight), quantized: true }])
+        Ok(vec![FoundWeight { module: module.to_owned(), weight: Arc::new(weight), quantized: true }])
     }
 }

@@ -9,7 +9,7 @@ use safetensors::Dtype;
 use crate::quant::declared::{missing, unsupported};
 use crate::quant::format::dense::widen;
 use crate::quant::number::code_type::Codes;
-use crate::quant::weight::{Dequantize, Stored, Tensors};
+use crate::quant::weight::{Dequantize, TensorInfo, Tensors};
 use crate::{Error, Result};
 
 /// The library's own reciprocal of 127.
@@ -20,7 +20,7 @@ const STEP: f32 = 7.874_016e-3;
 pub(crate) struct LlmInt8 {
     shape: [usize; 2],
     /// Codes, scales, and `weight_format` where it is stored.
-    tensors: Vec<Stored>,
+    tensors: Vec<TensorInfo>,
 }
 
 impl LlmInt8 {
@@ -28,7 +28,7 @@ impl LlmInt8 {
     ///
     /// # Errors
     /// It has no `SCB`, or one of another shape; `weight_format` names a layout of tiles, not of rows.
-    pub(crate) fn new(lead: &Stored, module: &str, tensors: &dyn Tensors) -> Result<LlmInt8> {
+    pub(crate) fn new(lead: &TensorInfo, module: &str, tensors: &dyn Tensors) -> Result<LlmInt8> {
         let name = format!("{module}.weight_format");
         let format = tensors.stored(&name);
         if format.is_some() {
@@ -58,7 +58,7 @@ impl Dequantize for LlmInt8 {
         self.shape
     }
 
-    fn tensors(&self) -> &[Stored] {
+    fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
 

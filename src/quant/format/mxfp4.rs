@@ -17,7 +17,7 @@ use crate::quant::number::code_type::Codes;
 use crate::quant::number::e8m0::e8m0;
 use crate::quant::packing::scaled_codes::ScaledGrid;
 use crate::quant::packing::scaled_codes::{Parts, Scales};
-use crate::quant::weight::{Dequantize, Format, Found, Segments, Stored, Tensors};
+use crate::quant::weight::{Dequantize, Format, FoundWeight, Segments, TensorInfo, Tensors};
 use crate::{Error, Result};
 
 /// Values under one scale, and the bytes that hold them.
@@ -39,7 +39,7 @@ impl Format for Mxfp4 {
         "MXFP4".to_owned()
     }
 
-    fn weights(&self, lead: &Stored, tensors: &dyn Tensors) -> Result<Vec<Found>> {
+    fn weights(&self, lead: &TensorInfo, tensors: &dyn Tensors) -> Result<Vec<FoundWeight>> {
         let (Some(stem), Dtype::U8) = (lead.name.strip_suffix("_blocks"), lead.dtype) else {
             return Ok(Vec::new());
         };
@@ -63,7 +63,7 @@ impl Format for Mxfp4 {
                 scales.describe()
             )));
         }
-        let flat = |stored: &Stored, columns| Stored { shape: vec![rows, columns], ..stored.clone() };
+        let flat = |stored: &TensorInfo, columns| TensorInfo { shape: vec![rows, columns], ..stored.clone() };
         let parts = Parts {
             weight: flat(lead, groups * BYTES),
             scale: (Scales::E8m0, flat(scales, groups)),
@@ -107,7 +107,7 @@ impl Dequantize for Blocks {
         self.0.shape()
     }
 
-    fn tensors(&self) -> &[Stored] {
+    fn tensors(&self) -> &[TensorInfo] {
         self.0.tensors()
     }
 

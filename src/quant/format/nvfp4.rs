@@ -14,7 +14,7 @@ use crate::quant::declared::missing;
 use crate::quant::number::code_type::Codes;
 use crate::quant::packing::scaled_codes::ScaledGrid;
 use crate::quant::packing::scaled_codes::{Parts, Scales};
-use crate::quant::weight::{Format, Found, Stored, Tensors};
+use crate::quant::weight::{Format, FoundWeight, TensorInfo, Tensors};
 
 /// Values under one scale of a group; the standard knows no other size.
 const GROUP: usize = 16;
@@ -28,7 +28,7 @@ impl Format for Nvfp4 {
         "modelopt (NVFP4)".to_owned()
     }
 
-    fn weights(&self, lead: &Stored, tensors: &dyn Tensors) -> Result<Vec<Found>> {
+    fn weights(&self, lead: &TensorInfo, tensors: &dyn Tensors) -> Result<Vec<FoundWeight>> {
         let (Some(module), Dtype::U8) = (lead.name.strip_suffix(".weight"), lead.dtype) else {
             return Ok(Vec::new());
         };
@@ -42,6 +42,6 @@ impl Format for Nvfp4 {
         let global = Some(part("weight_scale_2")?);
         let parts = Parts { weight: lead.clone(), scale, global, zeros: None, note: None, g_idx: None };
         let weight = ScaledGrid::new([rows, bytes * 2], [1, GROUP], Codes::E2m1, parts)?;
-        Ok(vec![Found { module: module.to_owned(), weight: Arc::new(weight), quantized: true }])
+        Ok(vec![FoundWeight { module: module.to_owned(), weight: Arc::new(weight), quantized: true }])
     }
 }

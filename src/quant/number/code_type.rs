@@ -6,7 +6,7 @@ use crate::quant::declared::unsupported;
 use crate::quant::number::e4m3::e4m3;
 use crate::quant::number::e5m2::e5m2;
 use crate::quant::number::simd::{Loop, widest};
-use crate::quant::weight::Stored;
+use crate::quant::weight::TensorInfo;
 use crate::{Error, Result};
 
 /// How the codes of a row lie.
@@ -52,7 +52,7 @@ impl Kind {
     ///
     /// # Errors
     /// That.
-    pub(crate) fn check(self, lead: &Stored) -> Result<()> {
+    pub(crate) fn check(self, lead: &TensorInfo) -> Result<()> {
         let Some(named) = self.0.filter(|&named| named != lead.dtype) else { return Ok(()) };
         let what = format!("a weight is stored as {}, but the config's `fmt` says {named}", lead.describe());
         Err(Error::input(what).tensor(&lead.name).hint("check where the config comes from"))

@@ -16,7 +16,7 @@ use crate::quant::declared::missing;
 use crate::quant::format::dense::widen;
 use crate::quant::number::rounding::round;
 use crate::quant::packing::scaled_codes::{gathered, order, scaled};
-use crate::quant::weight::{Dequantize, Stored, Tensors};
+use crate::quant::weight::{Dequantize, TensorInfo, Tensors};
 use crate::{Error, Result};
 
 /// Stored rows in a tile. Three bits need a multiple of 3.
@@ -52,7 +52,7 @@ pub(crate) struct ColumnPacked {
     group: usize,
     layout: Layout,
     ordered: bool,
-    tensors: Vec<Stored>,
+    tensors: Vec<TensorInfo>,
 }
 
 impl ColumnPacked {
@@ -63,7 +63,7 @@ impl ColumnPacked {
     pub(crate) fn new(
         layout: Layout,
         group: Option<usize>,
-        lead: &Stored,
+        lead: &TensorInfo,
         module: &str,
         tensors: &dyn Tensors,
     ) -> Result<ColumnPacked> {
@@ -244,12 +244,12 @@ impl Dequantize for ColumnPacked {
         self.shape
     }
 
-    fn tensors(&self) -> &[Stored] {
+    fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
 
     fn spans(&self, _: Range<usize>) -> Vec<Range<usize>> {
-        let size = |tensor: &Stored| tensor.shape.iter().product::<usize>() * tensor.dtype.bitsize() / 8;
+        let size = |tensor: &TensorInfo| tensor.shape.iter().product::<usize>() * tensor.dtype.bitsize() / 8;
         self.tensors.iter().map(|tensor| 0..size(tensor)).collect()
     }
 

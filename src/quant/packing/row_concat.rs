@@ -3,14 +3,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::quant::weight::{Dequantize, Stored};
+use crate::quant::weight::{Dequantize, TensorInfo};
 use crate::{Error, Result};
 
 /// The rows of two weights, one behind the other or by turns.
 #[derive(Clone, Debug)]
 pub struct Joined {
     parts: [Arc<dyn Dequantize>; 2],
-    tensors: Vec<Stored>,
+    tensors: Vec<TensorInfo>,
     interleaved: bool,
 }
 
@@ -72,7 +72,7 @@ impl Dequantize for Joined {
         [2 * rows, columns]
     }
 
-    fn tensors(&self) -> &[Stored] {
+    fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
 

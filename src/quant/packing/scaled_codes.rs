@@ -15,7 +15,7 @@ use crate::quant::number::code_type::Codes;
 use crate::quant::number::e4m3::E4M3;
 use crate::quant::number::e8m0::e8m0;
 use crate::quant::number::simd::{Loop, widest};
-use crate::quant::weight::{Dequantize, Stored};
+use crate::quant::weight::{Dequantize, TensorInfo};
 use crate::{Error, Result};
 
 /// Rows of the tallest cell that is quantized at once: a scale for a whole weight would take all of it in memory.
@@ -47,15 +47,15 @@ pub(crate) enum Zeros {
 /// The stored tensors of a [`ScaledGrid`].
 #[derive(Clone, Debug)]
 pub(crate) struct Parts {
-    pub weight: Stored,
-    pub scale: (Scales, Stored),
+    pub weight: TensorInfo,
+    pub scale: (Scales, TensorInfo),
     /// F32 of one number, under [`Scales::Over`] and [`Scales::Times`].
-    pub global: Option<Stored>,
-    pub zeros: Option<(Zeros, Stored)>,
+    pub global: Option<TensorInfo>,
+    pub zeros: Option<(Zeros, TensorInfo)>,
     /// The tensor that held the shape: read at opening, and a part of the weight all the same.
-    pub note: Option<Stored>,
+    pub note: Option<TensorInfo>,
     /// I32 `[in]`: the column of scales for each column of the weight.
-    pub g_idx: Option<Stored>,
+    pub g_idx: Option<TensorInfo>,
 }
 
 /// A weight `[out, in]` of codes under one scale for each cell of `height` by `width`.
@@ -70,7 +70,7 @@ pub struct ScaledGrid {
     zeros: Option<Zeros>,
     noted: bool,
     ordered: bool,
-    tensors: Vec<Stored>,
+    tensors: Vec<TensorInfo>,
 }
 
 impl ScaledGrid {
@@ -207,7 +207,7 @@ impl ScaledGrid {
 ///
 /// # Errors
 /// A group that is not among the `groups` that have scales.
-pub(crate) fn order(stored: &Stored, bytes: &[u8], groups: usize) -> Result<Vec<usize>> {
+pub(crate) fn order(stored: &TensorInfo, bytes: &[u8], groups: usize) -> Result<Vec<usize>> {
     let known =
         |&bytes: &[u8; 4]| usize::try_from(i32::from_le_bytes(bytes)).ok().filter(|&group| group < groups);
     let order: Option<Vec<usize>> = bytes.as_chunks::<4>().0.iter().map(known).collect();
@@ -223,7 +223,7 @@ impl Dequantize for ScaledGrid {
         self.shape
     }
 
-    fn tensors(&self) -> &[Stored] {
+    fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
 
@@ -333,9 +333,9 @@ pub(crate) fn gathered(out: &mut [f32], order: &[usize], scales: &[f32], zeros: 
 
 /// The error of a companion that does not go with its weight.
 pub(crate) fn disagree(
-    weight: &Stored,
+    weight: &TensorInfo,
     shape: [usize; 2],
-    part: &Stored,
+    part: &TensorInfo,
     asked: [usize; 2],
     dtypes: &str,
 ) -> Error {

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::quant::weight::{Dequantize, Segments, Stored};
+use crate::quant::weight::{Dequantize, Segments, TensorInfo};
 
 /// Stored rows in a tile: a line of the cache in the output.
 const TILE: usize = 16;
@@ -53,7 +53,7 @@ impl Dequantize for Turned {
         [columns, rows]
     }
 
-    fn tensors(&self) -> &[Stored] {
+    fn tensors(&self) -> &[TensorInfo] {
         self.0.tensors()
     }
 

@@ -18,7 +18,7 @@ use crate::durable::{folder, journal};
 use crate::run::identity::RunIdentity;
 use crate::run::layout::{ATTEMPT, JOURNAL, PARTS, STATE};
 use crate::run::parts::part_id::Part;
-use crate::run::unit::{Entry, Unit, UnitId, Work};
+use crate::run::unit::{JournalEntry, Unit, UnitId, Work};
 use crate::{Error, Result};
 
 /// How, where and on what an attempt is run: nothing that determines a byte.
@@ -123,14 +123,14 @@ impl<R: DeserializeOwned> Attempt<R> {
     }
 
     /// The one in `folder` whose journal holds `records`.
-    pub fn new(folder: &Path, records: Vec<Entry<R>>, damage: Option<Error>) -> Attempt<R> {
+    pub fn new(folder: &Path, records: Vec<JournalEntry<R>>, damage: Option<Error>) -> Attempt<R> {
         let mut records = records.into_iter();
         let identity = records.next().and_then(|first| match first {
-            Entry::Begin(identity) => Some(*identity),
+            JournalEntry::Begin(identity) => Some(*identity),
             _ => None,
         });
         let info = fs::read(folder.join(ATTEMPT)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let units = records.filter_map(Entry::into_unit).collect();
+        let units = records.filter_map(JournalEntry::into_unit).collect();
         Attempt { folder: folder.to_owned(), identity, info, units, damage }
     }
 }

@@ -10,16 +10,16 @@ use serde::de::DeserializeOwned;
 use crate::Result;
 use crate::durable::journal::Journal;
 use crate::run::attempts::completed::Completed;
-use crate::run::heartbeat::Living;
+use crate::run::heartbeat::Heartbeat;
 use crate::run::log::Log;
-use crate::run::unit::{Entry, Unit, UnitId};
+use crate::run::unit::{JournalEntry, Unit, UnitId};
 
 /// Takes the finished units of one attempt: `R` is what the journal records of one, `D` the unit itself.
 pub struct Recorder<'a, R, D> {
     pub(crate) results: PathBuf,
-    pub(crate) journal: Journal<Entry<R>>,
+    pub(crate) journal: Journal<JournalEntry<R>>,
     pub(crate) done: Completed<D>,
-    pub(crate) living: &'a Living<'a>,
+    pub(crate) living: &'a Heartbeat<'a>,
     pub(crate) log: &'a Log,
     pub(crate) times: BTreeMap<String, f64>,
 }
@@ -41,7 +41,7 @@ impl<R: Serialize + DeserializeOwned, D> Recorder<'_, R, D> {
     /// A journal that cannot be written to.
     pub fn record(&mut self, unit: Unit<R>, result: PathBuf, done: D, took: Duration) -> Result<()> {
         let (id, written) = (unit.id.clone(), unit.written);
-        self.journal.append(&Entry::from(unit))?;
+        self.journal.append(&JournalEntry::from(unit))?;
         self.living.finished(&id);
         self.times.insert(id.name.clone(), took.as_secs_f64());
         self.done.insert(id, result, written, done);

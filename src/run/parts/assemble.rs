@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::delta::record::Side;
 use crate::durable::atomic_file;
 use crate::durable::lock::Lock;
-use crate::pipeline::options::Running;
+use crate::pipeline::options::RunOptions;
 use crate::run::attempts::attempt;
 use crate::run::attempts::attempt::{Attempt, AttemptInfo, result_bytes};
 use crate::run::attempts::completed::Completed;
@@ -36,7 +36,7 @@ pub struct Assembly {
     /// Where inputs lie, if not where the parts found them.
     pub places: BTreeMap<Side, String>,
     /// How the work is run.
-    pub running: Running,
+    pub running: RunOptions,
 }
 
 /// What came of it. `O` is the end of the command's run.
@@ -211,10 +211,10 @@ impl Begun {
     }
 
     /// How the work is run here.
-    pub fn running(&self, assembly: &Assembly) -> Running {
+    pub fn running(&self, assembly: &Assembly) -> RunOptions {
         // Nothing is held in memory where nothing is computed.
         let memory = if assembly.finish { assembly.running.memory } else { u64::MAX / 2 };
-        Running { memory, overwrite: false, ..assembly.running.clone() }
+        RunOptions { memory, overwrite: false, ..assembly.running.clone() }
     }
 }
 

@@ -11,7 +11,7 @@ use trephine::commands::analyze::{
 };
 use trephine::commands::autopsy::statistics::{Histogram, Statistics};
 use trephine::commands::autopsy::{
-    AUTOPSY, AUTOPSY_VERSION, Autopsy, Fault, Gravity, Role, TensorAutopsy, Thresholds, Total, Verdict,
+    AUTOPSY, AUTOPSY_VERSION, Autopsy, Fault, Role, Severity, TensorAutopsy, Thresholds, Total, Verdict,
 };
 use trephine::commands::fidelity::{
     Distances, FIDELITY, FIDELITY_VERSION, Fidelity, FidelityAdapter, FidelityModule,
@@ -217,7 +217,7 @@ pub fn autopsy() -> Autopsy {
         })
         .collect();
     tensors[8].verdicts = vec![Verdict {
-        gravity: Gravity::Error,
+        gravity: Severity::Error,
         fault: Fault::ExplodedStd,
         why: "has a standard deviation of 12".into(),
     }];

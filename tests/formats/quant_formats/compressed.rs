@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use trephine::Result;
-use trephine::quant::Found;
+use trephine::quant::FoundWeight;
 
 use crate::quant::{Shelf, declared, refusal};
 
@@ -95,7 +95,7 @@ fn configs_that_make_no_sense() {
 }
 
 /// The modules that are found, and whether they are quantized.
-fn names(found: Result<Vec<Found>>) -> Vec<(String, bool)> {
+fn names(found: Result<Vec<FoundWeight>>) -> Vec<(String, bool)> {
     found.unwrap().into_iter().map(|f| (f.module, f.quantized)).collect()
 }
 

@@ -8,4 +8,4 @@ pub(crate) mod write;
 pub use self::files::{CARD, MANIFEST, SPECTRA};
 pub use self::manifest::{Manifest, Spectrum};
 pub use self::model_card::smallest_vllm_rank;
-pub use self::summary::{KindSummary, LeftOutGroup, Outcome};
+pub use self::summary::{ExtractionOutcome, KindSummary, LeftOutGroup};

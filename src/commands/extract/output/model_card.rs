@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::commands::extract::options::Deciding;
+use crate::commands::extract::options::ResultOptions;
 use crate::commands::extract::output::manifest::{Manifest, Spectrum};
 use crate::commands::extract::output::summary::{groups, kinds};
 
@@ -16,7 +16,7 @@ pub fn smallest_vllm_rank(r: usize) -> Option<usize> {
 }
 
 /// The card's text, in Markdown with the front matter of the hub.
-pub fn write(manifest: &Manifest, deciding: &Deciding, spectra: &[Spectrum]) -> String {
+pub fn write(manifest: &Manifest, deciding: &ResultOptions, spectra: &[Spectrum]) -> String {
     let base = &deciding.base_model_name;
     let mut text =
         format!("---\nlibrary_name: peft\ntags:\n- lora\n- trephine\n{}---\n\n", front_matter(base));

@@ -13,7 +13,7 @@ use crate::lora::names::{group_of, place_of};
 
 /// The end of a run.
 #[derive(Clone, Debug, Serialize)]
-pub struct Outcome {
+pub struct ExtractionOutcome {
     /// The folder of the adapter.
     pub out: PathBuf,
     /// Whether an earlier run had done all of it.
@@ -27,10 +27,21 @@ pub struct Outcome {
     pub manifest: Manifest,
 }
 
-impl Outcome {
+impl ExtractionOutcome {
     /// Sums up `manifest`; `times` are seconds by module, of those that this run has done.
-    pub fn new(out: PathBuf, manifest: Manifest, times: &BTreeMap<String, f64>, was_done: bool) -> Outcome {
-        Outcome { out, was_done, kinds: kinds(&manifest, times), left_out: groups(&manifest), manifest }
+    pub fn new(
+        out: PathBuf,
+        manifest: Manifest,
+        times: &BTreeMap<String, f64>,
+        was_done: bool,
+    ) -> ExtractionOutcome {
+        ExtractionOutcome {
+            out,
+            was_done,
+            kinds: kinds(&manifest, times),
+            left_out: groups(&manifest),
+            manifest,
+        }
     }
 }
 

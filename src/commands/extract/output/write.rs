@@ -5,7 +5,7 @@ use crate::commands::extract::options::Extraction;
 use crate::commands::extract::output::files::{CARD, MANIFEST, SPECTRA};
 use crate::commands::extract::output::manifest::{Manifest, Spectrum, total};
 use crate::commands::extract::output::model_card;
-use crate::commands::extract::plan::{Inputs, Plan};
+use crate::commands::extract::plan::{ExtractionPlan, Inputs};
 use crate::commands::extract::record::Done;
 use crate::delta::module_record::{ModuleRecord, Quality};
 use crate::delta::record::{LeftOut, TensorRecord, source};
@@ -68,7 +68,7 @@ impl<'a> DoneWork<'a> {
 pub fn finish(
     inputs: &Inputs,
     job: &Extraction,
-    plan: &Plan,
+    plan: &ExtractionPlan,
     identity: &RunIdentity,
     done: &DoneWork<'_>,
 ) -> Result<Manifest> {
@@ -106,7 +106,7 @@ fn write_text(path: &Path, text: &str) -> Result<Written> {
 
 fn write_weights(
     job: &Extraction,
-    plan: &Plan,
+    plan: &ExtractionPlan,
     done: &DoneWork<'_>,
     rank: usize,
 ) -> Result<(Written, BTreeMap<String, blake3::Hash>)> {
@@ -144,7 +144,7 @@ fn write_weights(
 fn manifest(
     inputs: &Inputs,
     job: &Extraction,
-    plan: &Plan,
+    plan: &ExtractionPlan,
     identity: &RunIdentity,
     done: &DoneWork<'_>,
     rank: usize,
@@ -198,7 +198,7 @@ fn portable(base: &str, rank: usize, manifest: &Manifest, task_type: Option<&str
     AdapterConfig { task_type, ..AdapterConfig::for_modules(base, rank, modules) }
 }
 
-fn spectra(plan: &Plan, done: &DoneWork<'_>) -> Vec<Spectrum> {
+fn spectra(plan: &ExtractionPlan, done: &DoneWork<'_>) -> Vec<Spectrum> {
     let mut names: Vec<&str> = plan.modules.iter().map(|module| module.name.as_str()).collect();
     names.sort_unstable();
     names.iter().filter_map(|name| done.modules.get(name)).map(|done| done.record.spectrum.clone()).collect()
