@@ -422,7 +422,7 @@ fn folders_that_are_not_this_runs() {
     }
     // The checkpoint's own folder, and an adapter's.
     let own = copied("base-fp8", home.path());
-    command(own.to_str().unwrap(), &own, &["--overwrite"]).code(2).says("holds what is to be read");
+    command(own.to_str().unwrap(), &own, &["--overwrite"]).code(2).says("contains the input");
     // A finished one: again is nothing to do, other options are refused, damage is told.
     command(&base, &out, &[]).code(0);
     let before = contents(&out);
@@ -431,10 +431,10 @@ fn folders_that_are_not_this_runs() {
     command(&base, &out, &["--max-shard-size", "300kB"])
         .code(2)
         .says("--max-shard-size was 5000000000 and is 300000");
-    command(&data("base"), &out, &[]).code(2).says("the checkpoint is another one");
+    command(&data("base"), &out, &[]).code(2).says("the checkpoint is a different one");
     assert_same(&out, &before, "refused");
     crate::common::flip(&out.join("model.safetensors"), 9000);
-    command(&base, &out, &[]).code(2).says("no longer whole");
+    command(&base, &out, &[]).code(2).says("finished run that is damaged");
     fs::write(out.join("mine.txt"), "x").unwrap();
     command(&base, &out, &["--overwrite"]).code(2).says("mine.txt");
     fs::remove_file(out.join("mine.txt")).unwrap();
@@ -475,7 +475,7 @@ fn overwrite_never_destroys_its_own_input() {
     let before = fs::read(bridge.join("model.safetensors")).unwrap();
     for input in [bridge.clone(), bridge.join("model.safetensors")] {
         let ended = command(input.to_str().unwrap(), &bridge, &["--overwrite"]).code(2);
-        ended.says("the output folder holds what is to be read");
+        ended.says("the output folder contains the input");
     }
     assert_eq!(fs::read(bridge.join("model.safetensors")).unwrap(), before);
 }

@@ -293,7 +293,7 @@ fn what_would_do_nothing_or_something_else_is_refused() {
     assert!(!out.join("model.safetensors").exists());
     // The same folder by another adapter: other inputs.
     let adapter = write_adapter(&home.path().join("adapter"), &q(), &config(&["q_proj"]));
-    command(&base, &adapter, &out, &[]).code(2).says("the adapter is another one");
+    command(&base, &adapter, &out, &[]).code(2).says("the adapter is a different one");
     command(&base, &adapter, &out, &["--overwrite"]).code(0);
     command(&base, &adapter, &out, &["--fp8"]).code(2).says("--fp8 was false and is true");
 }

@@ -194,7 +194,7 @@ fn parts_of_a_model() {
     let folder = Folder::new();
     let name = |index: u32| format!("m-Q8_0-{:05}-of-00002.gguf", index + 1);
     folder.write(&name(0), &part(0, 2).bytes());
-    assert!(folder.refusal(folder.open()).starts_with("a part of the model is missing, 2 of 2: "));
+    assert!(folder.refusal(folder.open()).starts_with("part 2 of 2 of the model is missing: "));
     folder.write(&name(1), &part(1, 2).bytes());
     let names = |checkpoint: &Checkpoint| -> Vec<String> {
         checkpoint.modules().map(|module| module.name().to_owned()).collect()
@@ -211,7 +211,7 @@ fn parts_of_a_model() {
     assert!(folder.refusal(folder.open()).starts_with("two files hold the same tensor"));
     folder.write(&name(1), &part(1, 3).bytes());
     assert!(
-        folder.refusal(folder.open()).starts_with("the file is one of 3 parts of a model, but here are 2")
+        folder.refusal(folder.open()).starts_with("the file is one of 3 parts of a model, but 2 were found")
     );
     folder.write("m-Q4_K_M.gguf", &File::plain().bytes());
     let error = folder.open().unwrap_err();
@@ -222,7 +222,7 @@ fn parts_of_a_model() {
             .starts_with("the folder holds more than one model, 'm-Q4_K_M.gguf' and 'm-Q8_0-00001"),
         "{error}"
     );
-    assert_eq!(error.cure(), Some("give the file that is meant"));
+    assert_eq!(error.cure(), Some("give the file of one of them"));
 }
 
 /// Blocks of Q8_0 for `[rows, cols]`, and what they stand for.

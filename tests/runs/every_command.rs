@@ -192,7 +192,7 @@ fn a_finished_measurement_or_adapter_is_held_against_its_inputs() {
     let inputs = Inputs::new();
     for (name, words) in [
         ("fidelity", "the tensor "),
-        ("sanitize", "the adapter is another one: adapter_model.safetensors has another header"),
+        ("sanitize", "the adapter is a different one: adapter_model.safetensors has a different header"),
     ] {
         run(&mut inputs.command(name, name, &[])).code(0);
         let files = contents(&inputs.path(name));
@@ -222,7 +222,7 @@ fn a_folder_of_a_different_run_is_refused_and_left_alone() {
         (
             "fidelity",
             &["--adapter", "other"],
-            "the adapter is another one: 2/adapter_config.json was not there before",
+            "the adapter is a different one: 2/adapter_config.json was not there before",
         ),
         ("sanitize", &["--dtype", "f32"], "--dtype was null and is \"f32\""),
     ];

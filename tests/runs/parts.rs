@@ -74,7 +74,7 @@ fn a_lost_part_is_taken_over() {
             let mut command = crate::common::trephine();
             command.args(["extract", "--rank", "8", "--base", &reference.job.base, "--tuned"]);
             let ended = run(command.arg(&reference.job.tuned).arg("--out").arg(out)).code(0);
-            ended.says("note: part 2/3 on ").says(" seems to be at work, it wrote ");
+            ended.says("note: part 2/3 on ").says(" appears to be running (heartbeat ");
         }),
     ];
     for (name, way) in ways {
@@ -144,10 +144,10 @@ fn two_parts_that_differ_are_both_named() {
     how["host"] = "another".into();
     fs::write(other.join("attempt.json"), how.to_string()).unwrap();
     let before = contents(&out);
-    let ended = assemble(&out).code(4).says("came to different bytes: tensor 'model.layers.");
+    let ended = assemble(&out).code(4).says("computed different bytes: tensor 'model.layers.");
     ended.says("part 1/2 on ").says("part 1/2 on another (process ").says(other.to_str().unwrap());
-    run(finish(&out).arg("-q")).code(4).says("came to different bytes");
-    run(&mut part(&reference, &out, 1, 1)).code(4).says("came to different bytes");
+    run(finish(&out).arg("-q")).code(4).says("computed different bytes");
+    run(&mut part(&reference, &out, 1, 1)).code(4).says("computed different bytes");
     assert_eq!(contents(&out).len(), before.len() + 1, "but for the lock nothing is new");
     fs::remove_dir_all(&other).unwrap();
     assemble(&out).code(0);
@@ -171,7 +171,7 @@ fn parts_of_another_run_are_refused_by_name() {
     refused(base, &["--rank", "8", "--seed", "1"], "--seed was 0 and is 1");
     refused(base, &["--rank", "8", "--served", base], "the earlier run had no --served");
     let name = ["--rank", "8", "--base-model-name", base];
-    refused(&data("base"), &name, "the base checkpoint is another one: config.json had ");
+    refused(&data("base"), &name, "the base checkpoint is a different one: config.json had ");
     // The unsplit run is no better, and leaves no journal behind.
     extract_with(base, tuned, &out, &["--rank", "9"]).code(2).says("--rank was 8 and is 9");
     assert!(!out.join(".trephine/journal").exists());
@@ -196,7 +196,7 @@ fn other_versions_and_processors_are_refused() {
         run(&mut part(&reference, &out, 2, 2)).code(2).says("part 1/2 on ").says(words);
         run(part(&reference, &out, 2, 2).arg("--other-simd")).code(code);
         let ended = assemble(&out).code(2).says("part 1/2 on ").says("part 2/2 on ");
-        ended.says(if field == "simd" { "different vector instructions" } else { "are not of one run: " });
+        ended.says(if field == "simd" { "different vector instructions" } else { "belong to different runs: " });
         let mut other_simd = crate::common::trephine();
         run(other_simd.arg("assemble").arg(&out).args(["-q", "--other-simd"])).code(code);
         if field == "simd" {
@@ -235,7 +235,7 @@ fn damage_costs_only_what_it_hits() {
             let ended = assemble(&out).code(4);
             assert!(ended.stdout.contains("--part 1/2"), "{name}: {}", ended.stdout);
             if name.starts_with("its ") {
-                ended.says("the journal is damaged: line ").says("what it says before that counts");
+                ended.says("the journal is damaged: line ").says("the entries before that count");
             }
             run(&mut part(&reference, &out, 1, 2)).code(0);
         }
@@ -336,7 +336,7 @@ fn overwrite_makes_way_for_this_run_only() {
     for damaged in [false, true] {
         if damaged {
             crate::common::flip(&out.join("README.md"), 70);
-            run(&mut part(&reference, &out, 1, 2)).code(2).says("no longer whole");
+            run(&mut part(&reference, &out, 1, 2)).code(2).says("finished run that is damaged");
         }
         [1, 2].into_iter().for_each(|index| drop(overwriting(index).code(0)));
         assemble(&out).code(0);
@@ -347,7 +347,7 @@ fn overwrite_makes_way_for_this_run_only() {
     let other = Reference::of(&data("base"), &data("tuned"));
     assert!(part_killed_at(&other.job, &out, "record 1", "1/2"));
     let overwriting = || run(part(&reference, &out, 1, 2).arg("--overwrite"));
-    overwriting().code(2).says("part 1/2 on ").says("seems to be at work: it wrote ");
+    overwriting().code(2).says("part 1/2 on ").says("appears to be running (heartbeat ");
     attempts(&out).iter().for_each(|attempt| age(attempt));
     overwriting().code(0);
     // Nor does the unsplit run leave anything of them.
@@ -419,14 +419,14 @@ fn parts_say_what_they_are() {
     let home = tempdir().unwrap();
     let out = home.path().join("out");
     for (bad, words) in
-        [("0/4", "no part 0 of 4"), ("5/4", "no part 5 of 4"), ("x", "'x' is no part of a run")]
+        [("0/4", "no part 0 of 4"), ("5/4", "no part 5 of 4"), ("x", "'x' is not a part of a run")]
     {
         let ended = extract_with(&reference.job.base, &reference.job.tuned, &out, &["--part", bad]);
         ended.code(2).says(words);
     }
     let mut auto = reference.extract(&out);
     auto.args(["--part", "auto"]).env_remove("SLURM_ARRAY_TASK_ID").env_remove("JOB_COMPLETION_INDEX");
-    run(&mut auto).code(2).says("neither a task of a Slurm array nor an indexed Job");
+    run(&mut auto).code(2).says("neither a Slurm array task nor a pod of an indexed Job");
     assert!(!out.exists());
     for (name, value) in [("ID", "14"), ("MIN", "10"), ("MAX", "14"), ("STEP", "4"), ("COUNT", "2")] {
         auto.env(format!("SLURM_ARRAY_TASK_{name}"), value);

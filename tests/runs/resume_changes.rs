@@ -56,7 +56,7 @@ fn a_finished_folder_that_was_damaged_is_not_called_done() {
             continue;
         }
         let before = contents(&out);
-        run(&mut reference.extract(&out)).code(2).says("no longer whole").says(file);
+        run(&mut reference.extract(&out)).code(2).says("finished run that is damaged").says(file);
         assert_same(&out, &before, file);
         run(reference.extract(&out).arg("--overwrite")).code(0);
         assert_same(&out, &reference.files, file);
@@ -93,7 +93,7 @@ fn changed_options_are_refused_and_named() {
         ended.code(2).says("the earlier run had no --served");
         let name = ["--rank", "8", "--base-model-name", &reference.job.base];
         let ended = extract_with(&data("base"), &reference.job.tuned, out, &name);
-        ended.code(2).says("the base checkpoint is another one: config.json had 1004 bytes and now has 849");
+        ended.code(2).says("the base checkpoint is a different one: config.json had 1004 bytes and now has 849");
         assert_same(out, &before, "refused");
     }
     reference.goes_on(&killed, "as before");
@@ -187,7 +187,7 @@ fn a_lock_keeps_the_second_run_out() {
     let out = home.path().join("out");
     fs::create_dir(&out).unwrap();
     let lock = Lock::acquire(&out).unwrap();
-    let words = format!("another run (process {}) writes to this folder", std::process::id());
+    let words = format!("another run (process {}) is writing to this folder", std::process::id());
     run(&mut reference.extract(&out)).code(2).says(&words);
     run(reference.extract(&out).arg("--overwrite")).code(2).says(&words);
     assert_eq!(contents(&out).keys().collect::<Vec<_>>(), [".trephine/", ".trephine/lock"]);
