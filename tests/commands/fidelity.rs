@@ -1,4 +1,4 @@
-//! `fidelity`: what `extract --served` says of its own adapter, for any adapter.
+//! `fidelity`: the figures of `extract --served`, for any adapter.
 
 use std::fs;
 use std::path::Path;
@@ -33,7 +33,7 @@ fn extracted(base: &str, out: &Path, include: &[&str]) {
 fn it_agrees_with_extract_for_both_methods_and_every_kind_of_module() {
     let home = tempfile::tempdir().unwrap();
     let (a, b) = (home.path().join("a"), home.path().join("b"));
-    // An embedding has its factors the other way round.
+    // An embedding has its factors in the opposite order.
     extracted("base", &a, &["linear", "lm_head", "embed_tokens"]);
     extracted("base-fp8", &b, &["linear", "lm_head", "embed_tokens"]);
     let found = fidelity(&measuring(&[&a, &b]), &Silent).unwrap();

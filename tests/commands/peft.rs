@@ -1,4 +1,4 @@
-//! Adapters of every make as the library reads them: modules, what lies beside them, what is wrong.
+//! Adapters from many tools as the library reads them: modules, other tensors, and errors.
 
 use std::fs;
 use std::path::Path;
@@ -22,7 +22,7 @@ fn bf16(name: &str, shape: &[usize]) -> Tensor {
     Tensor::bf16(name, shape, &noise(77, shape.iter().product()))
 }
 
-/// Stores a tensor under another name.
+/// Renames a tensor.
 fn renamed(mut tensor: Tensor, from: &str, to: &str) -> Tensor {
     tensor.name = tensor.name.replace(from, to);
     tensor

@@ -1,4 +1,4 @@
-//! What a probe shows of checkpoints and adapters, sound and broken, from their headers alone.
+//! Probes of sound and broken checkpoints and adapters, from their headers alone.
 
 use std::fs;
 use std::io::Write;
@@ -19,7 +19,7 @@ fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// The JSON of a probe that ends with `code`.
+/// The JSON of a probe that exits with `code`.
 fn probed(path: &str, code: i32) -> Value {
     serde_json::from_str(&probe(&[path, "--json"]).code(code).stdout).unwrap()
 }
@@ -78,7 +78,7 @@ fn tensors_and_values_on_demand() {
     probe(&["/nowhere/at/all"]).code(3).says("no such file or folder");
 }
 
-/// A folder of three layers in two files under an index, to be spoilt.
+/// A folder with three layers in two files and an index, to be damaged.
 fn indexed(home: &Path) -> std::path::PathBuf {
     let folder = copied("base-fp8", home);
     let tensors = read_file(&folder.join("model.safetensors"));
@@ -101,7 +101,7 @@ fn everything_wrong_is_told_and_not_only_the_first() {
     assert_eq!(findings(&probed(&text(&folder), 0)), Vec::<String>::new());
     let path = folder.join("1.safetensors");
     let mut tensors = read_file(&path);
-    // A scale is gone, another has a wrong shape, one belongs to no weight.
+    // One scale is missing, another has a wrong shape, one belongs to no weight.
     tensors.retain(|tensor| tensor.name != "model.layers.0.mlp.up_proj.weight_scale_inv");
     let wrong = tensors.iter_mut().find(|t| t.name == "model.layers.1.mlp.up_proj.weight_scale_inv").unwrap();
     wrong.shape = vec![2, 4];
@@ -117,12 +117,12 @@ fn everything_wrong_is_told_and_not_only_the_first() {
     ] {
         assert!(told.contains(words), "no '{words}' in\n{told}");
     }
-    // What is whole is shown all the same.
+    // The intact rest is still shown.
     assert!(
         found["groups"].as_array().unwrap().iter().any(|g| g["name"] == "model.layers.0-2.mlp.gate_proj")
     );
     probe(&[&text(&folder)]).code(4).says("things are wrong with the checkpoint");
-    // Opening for work still stops at the first.
+    // Opening the checkpoint still stops at the first error.
     assert!(Checkpoint::open(&text(&folder)).is_err());
 }
 
@@ -156,7 +156,7 @@ fn undeclared_codes_are_one_finding_for_all_their_layers() {
     let ended = probe(&[&text(&folder)]).code(4);
     assert!(ended.stdout.contains("but nothing declares how it is quantized"), "{}", ended.stdout);
     assert!(ended.stdout.contains("(and 2 more like it)"), "{}", ended.stdout);
-    // A scheme that is not read is said once, whatever it covers.
+    // An unsupported scheme is reported once, whatever it covers.
     config["quantization_config"] = json!({"quant_method": "hqq"});
     fs::write(folder.join("config.json"), config.to_string()).unwrap();
     let told = findings(&probed(&text(&folder), 4));
@@ -218,7 +218,7 @@ fn gguf_is_shown_under_the_names_of_transformers() {
 
 #[test]
 fn hundreds_of_gigabytes_are_probed_by_their_headers() {
-    // 1000 tensors in 10 files of 70 GB each, sparse: nothing but the headers is on the disk, or read.
+    // 1000 tensors in 10 sparse files of 70 GB each: only the headers are on the disk and read.
     let home = tempdir().unwrap();
     let shape = [57_344usize, 12_208];
     let size = shape[0] * shape[1];

@@ -1,4 +1,4 @@
-//! GGUF files as checkpoints: what the container may get wrong, parts of a model, whole runs.
+//! GGUF files as checkpoints: damaged containers, parts of a model, whole runs.
 
 use std::fs;
 use std::path::Path;
@@ -110,7 +110,7 @@ fn a_whole_file_opens() {
     assert_eq!(modules, [("model.layers.0.mlp.down_proj", [2, 8]), ("model.layers.0.mlp.up_proj", [2, 8])]);
     assert_eq!(checkpoint.config().model_type(), Some("qwen3"));
     assert_eq!(checkpoint.scheme().label(), "GGUF (F32)");
-    // A config beside it speaks of something else, and does not count.
+    // A config beside it describes something else, and is ignored.
     folder.write("config.json", b"no JSON");
     assert_eq!(folder.open().unwrap().identity(), checkpoint.identity());
 }
@@ -201,7 +201,7 @@ fn parts_of_a_model() {
     };
     let whole = ["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"];
     assert_eq!(names(&folder.open().unwrap()), whole);
-    // Any of the parts stands for all.
+    // Any part stands for all of them.
     let second = folder.path().join(name(1));
     assert_eq!(names(&Checkpoint::open(second.to_str().unwrap()).unwrap()), whole);
     // A vision projector beside them is not the model.
@@ -225,7 +225,7 @@ fn parts_of_a_model() {
     assert_eq!(error.cure(), Some("give the file of one of them"));
 }
 
-/// Blocks of Q8_0 for `[rows, cols]`, and what they stand for.
+/// Blocks of Q8_0 for `[rows, cols]`, and their decoded values.
 fn q8_0(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let (mut bytes, mut decoded) = (Vec::new(), Vec::new());
     for block in values.chunks(32) {
@@ -240,7 +240,7 @@ fn q8_0(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
     (bytes, decoded)
 }
 
-/// A run on a GGUF base gives the very adapter of a run on the same numbers in safetensors, by name, and both verify.
+/// A run on a GGUF base gives the same adapter, by name, as a run on the same values in safetensors, and both verify.
 #[test]
 fn a_run_on_gguf_is_a_run_on_its_numbers() {
     let home = tempfile::tempdir().unwrap();
@@ -295,7 +295,7 @@ fn a_run_on_gguf_is_a_run_on_its_numbers() {
         run(&mut command)
     };
     verify().code(0);
-    // Another block's scale: verification tells.
+    // A different scale in one block: verification reports it.
     let mut bytes = gguf.bytes();
     let at = bytes.len() - (n * 4) - m * n / 32 * 34 + 340;
     bytes[at] ^= 1;

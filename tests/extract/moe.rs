@@ -1,5 +1,5 @@
-//! Mixtures of experts end to end: whichever way either side stores its experts, the adapter is the same, its factors are near the
-//! best approximation that an exact SVD tells, and every expert of a layer is in it.
+//! Mixtures of experts end to end: however either side stores its experts, the adapter is the same, its factors are
+//! near the best approximation by an exact SVD, and it contains every expert of a layer.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ const EXPERTS: usize = 3;
 const HIDDEN: usize = 64;
 const INNER: usize = 32;
 const RANK: usize = 2;
-/// The expert that no training has changed.
+/// The expert that training did not change.
 const IDLE: usize = 1;
 
 /// gate, up `[INNER, HIDDEN]` and down `[HIDDEN, INNER]` of one expert.
@@ -29,17 +29,17 @@ const SHAPES: [[usize; 2]; 3] = [[INNER, HIDDEN], [INNER, HIDDEN], [HIDDEN, INNE
 /// How a checkpoint stores its experts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum TensorInfo {
-    /// `experts.0.gate_proj.weight`, or as Mixtral names them.
+    /// `experts.0.gate_proj.weight`, or Mixtral's names.
     Singly,
     /// `[E, 2I, H]` and `[E, H, I]`.
     Stacked,
     /// `[E, H, 2I]` and `[E, I, H]`.
     Turned,
-    /// The same with gate and up by turns.
+    /// The same with gate and up interleaved.
     TurnedByTurns,
 }
 
-/// Two layers of a model that is changed in its experts and one projection.
+/// Two layers of a model in which the experts and one projection change.
 struct Model {
     kind: &'static str,
     base: Vec<Vec<Expert>>,
@@ -111,7 +111,7 @@ impl Model {
             .map(|(side, tensors)| text(&write(&folder.join(side), &tensors, &config)))
     }
 
-    /// What training has added to part `p` of an expert, row-major.
+    /// The change by training of part `p` of an expert, row-major.
     fn delta(&self, layer: usize, expert: usize, p: usize) -> Vec<f64> {
         let (base, tuned) = (&self.base[layer][expert][p], &self.tuned[layer][expert][p]);
         base.iter().zip(tuned).map(|(b, t)| f64::from(*t) - f64::from(*b)).collect()
@@ -155,8 +155,8 @@ fn extracted(home: &Path, [base, tuned]: &[String; 2], more: &[&str]) -> PathBuf
     out
 }
 
-/// The product of one expert's factors, `[out, in]`, from the keys that a loader reads: those of a single expert, or, by PEFT's
-/// layout, its part of a stack's.
+/// The product of one expert's factors, `[out, in]`, from the keys that a loader reads: those of a single expert, or
+/// its part of a stack's in PEFT's layout.
 fn product(
     factors: &BTreeMap<String, (Vec<usize>, Vec<f64>)>,
     stem: &str,
@@ -178,7 +178,7 @@ fn product(
     product
 }
 
-/// Holds a product against the best approximation of `delta` of that rank; an expert that did not change has to be zero.
+/// Checks a product against the best approximation of `delta` with that rank; an unchanged expert must be zero.
 fn near_the_optimum(delta: &[f64], product: &[f64], [rows, cols]: [usize; 2], what: &str) {
     let norm2: f64 = delta.iter().map(|v| v * v).sum();
     if norm2 == 0.0 {
@@ -193,7 +193,7 @@ fn near_the_optimum(delta: &[f64], product: &[f64], [rows, cols]: [usize; 2], wh
     assert!(error2 <= allowed, "{what}: {error2} and not {allowed}, the optimum is {optimal2}");
 }
 
-/// What did not fit is told, the router's change with it.
+/// Checks that what did not fit is reported, including the router's change.
 fn leaves_out_the_router(out: &Path) {
     let manifest = manifest(out);
     let left = manifest["not_represented"].as_array().unwrap();
@@ -218,7 +218,7 @@ fn checked(out: &Path, [base, tuned]: &[String; 2]) {
     assert!(found.failures() == 0 && found.modules > 10, "{found}");
 }
 
-/// Extracts every pair of layouts, the same adapter from each, and gives the first's folder.
+/// Extracts from every pair of layouts, checks that the adapters are equal, and returns the first one's folder.
 fn same_from_all(model: &Model, home: &TempDir, layouts: &[(TensorInfo, TensorInfo)]) -> PathBuf {
     let mut first: Option<(PathBuf, Vec<u8>)> = None;
     for &(base, tuned) in layouts {
@@ -259,7 +259,7 @@ fn parts() -> impl Iterator<Item = (usize, usize, usize)> {
     (0..2).flat_map(|l| (0..EXPERTS).flat_map(move |e| (0..3).map(move |p| (l, e, p))))
 }
 
-/// Holds a stack's adapter against the model; `by_turns` says how rows of gate and up lie in `lora_B`.
+/// Checks a stack's adapter against the model; `by_turns` says whether gate and up are interleaved in `lora_B`.
 fn check_stacks(model: &Model, out: &Path, by_turns: bool) {
     let factors = dense(&out.join("adapter_model.safetensors"));
     assert_eq!(factors.len(), 2 * (2 * 2 + 1));
@@ -310,7 +310,7 @@ fn summary(out: &Path) -> Vec<String> {
     outcome.kinds.into_iter().map(|kind| kind.kind).collect()
 }
 
-/// A gpt-oss as it is published: codes of four bits under exponents. The base is what these stand for.
+/// A gpt-oss as it is published: 4-bit codes with shared exponents. The base has the decoded values.
 fn quantize(experts: &mut [Expert], path: &str) -> Vec<Tensor> {
     const E2M1: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
     let mut tensors: BTreeMap<&str, [Vec<u8>; 2]> = BTreeMap::new();
@@ -384,7 +384,7 @@ fn a_tuned_gpt_oss_against_its_quantized_base() {
     let out = extracted(home.path(), &pair, &[]);
     checked(&out, &pair);
     measure::check_rules(&out);
-    // With a quantized base even an expert that no training has changed gets a correction.
+    // With a quantized base even an expert that training did not change gets a correction.
     check_stacks(&model, &out, true);
     let manifest = manifest(&out);
     let bias = manifest["not_represented"]
@@ -393,7 +393,7 @@ fn a_tuned_gpt_oss_against_its_quantized_base() {
         .iter()
         .find(|l| l["name"] == "model.layers.0.mlp.experts.down_proj_bias");
     assert!((bias.unwrap()["relative_change"].as_f64().unwrap() - 1.0).abs() < 1e-3);
-    // Of a stack, each expert's own bytes are on record.
+    // For a stack, the record has each expert's own bytes.
     let parts: Vec<&Value> = manifest["tensors"]
         .as_array()
         .unwrap()

@@ -1,4 +1,4 @@
-//! Bad input, each kind with its message: file, tensor, bytes, cure.
+//! Bad input, each kind with its message: file, tensor, bytes, hint.
 
 use crate::checkpoint_files::{Folder, f32s, safetensors, with_header};
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! `B3SUMS` against damage: whatever is changed is found, and all of it at once.
+//! `B3SUMS` against damage: every change is found, and all of them at once.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,7 +19,7 @@ fn verify(folder: &Path) -> Verification {
     Checksums::read(folder).unwrap().verify(&["extraction.log"], &|_| ())
 }
 
-/// What was found, as pairs of problem and name.
+/// The findings, as pairs of problem and name.
 fn found(folder: &Path) -> Vec<(Problem, String)> {
     verify(folder).findings.into_iter().map(|f| (f.problem, f.name.unwrap_or_default())).collect()
 }

@@ -1,4 +1,4 @@
-//! What a run finds in its output folder: a finished run, one of other options or inputs, another that is at work.
+//! Output folders that are in use: by a finished run, by one with different options or inputs, by one that is running.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -63,7 +63,7 @@ fn a_finished_folder_that_was_damaged_is_not_called_done() {
     }
 }
 
-/// Options that decide the result, and how the difference is told.
+/// Options that determine the result, and the message about the difference.
 const CHANGES: [(&[&str], &str); 10] = [
     (&["--rank", "9"], "--rank was 8 and is 9"),
     (&["--rank", "8", "--seed", "1"], "--seed was 0 and is 1"),
@@ -122,14 +122,14 @@ fn another_version_is_refused() {
     }
 }
 
-/// Gives a file another time.
+/// Changes the modification time of a file.
 fn touch(path: &Path, later: u64) {
     let file = File::options().append(true).open(path).unwrap();
     let time = file.metadata().unwrap().modified().unwrap() + Duration::from_secs(later);
     file.set_modified(time).unwrap();
 }
 
-/// Where the bytes of a tensor begin in a file of one header.
+/// The offset of a tensor's bytes in a safetensors file.
 fn place_of(file: &Path, tensor: &str) -> usize {
     let bytes = fs::read(file).unwrap();
     let length = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
