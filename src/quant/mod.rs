@@ -16,6 +16,6 @@ pub use self::declared::Declared;
 pub use self::registry::Scheme;
 pub use self::weight::Stack;
 pub use self::weight::{
-    Capabilities, Dequantize, Double, Format, FoundWeight, SMALL, Saturation, Segments, SegmentsF64,
-    StackSlice, TensorInfo, Tensors,
+    Capabilities, Dequantize, Double, Format, FoundWeight, SMALL, Saturation, SchemeKind, Segments,
+    SegmentsF64, StackSlice, TensorInfo, Tensors,
 };

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::quant::encode::requantize::RoundToNearest;
@@ -54,8 +55,31 @@ pub struct FoundWeight {
     pub quantized: bool,
 }
 
+/// What callers need to know of how a checkpoint is stored, beyond the label that people read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum SchemeKind {
+    /// Plain numbers.
+    Dense,
+    /// FP8 codes under one float scale for each block of rows and columns, which multiplies: what `merge --fp8` writes.
+    BlockFp8 {
+        /// Rows of a block.
+        rows: usize,
+        /// Columns of a block.
+        columns: usize,
+    },
+    /// A GGUF file, whatever the types of its tensors.
+    Gguf,
+    /// Any other quantized format.
+    Quantized,
+}
+
 /// A family of quantized formats, made from what the config declares.
 pub trait Format: Debug + Send + Sync {
+    /// What callers need to know of the format beyond its label.
+    fn kind(&self) -> SchemeKind;
+
     /// What it is and with which parameters, for messages and tables: `block FP8 (128 x 128)`.
     fn label(&self) -> String;
 

@@ -20,7 +20,9 @@ use crate::quant::declared::missing;
 use crate::quant::format::dense::widen;
 use crate::quant::format::llm_int8::LlmInt8;
 use crate::quant::number::rounding::round;
-use crate::quant::weight::{Capabilities, Dequantize, Format, FoundWeight, Saturation, TensorInfo, Tensors};
+use crate::quant::weight::{
+    Capabilities, Dequantize, Format, FoundWeight, Saturation, SchemeKind, TensorInfo, Tensors,
+};
 use crate::{Error, Result};
 
 /// What the config declares.
@@ -46,6 +48,10 @@ pub(crate) fn from_config(declared: &Declared) -> Result<Box<dyn Format>> {
 }
 
 impl Format for BitsAndBytes {
+    fn kind(&self) -> SchemeKind {
+        SchemeKind::Quantized
+    }
+
     fn label(&self) -> String {
         let kind = if self.four { self.kind.as_deref().unwrap_or("4 bits") } else { "LLM.int8" };
         format!("bitsandbytes ({kind})")

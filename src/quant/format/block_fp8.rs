@@ -21,7 +21,8 @@ use crate::quant::number::e4m3::e4m3;
 use crate::quant::number::e5m2::e5m2;
 use crate::quant::number::simd::{Loop, widest};
 use crate::quant::weight::{
-    Capabilities, Dequantize, Format, FoundWeight, Saturation, Segments, SegmentsF64, TensorInfo, Tensors,
+    Capabilities, Dequantize, Format, FoundWeight, Saturation, SchemeKind, Segments, SegmentsF64, TensorInfo,
+    Tensors,
 };
 use crate::{Error, Result};
 
@@ -73,6 +74,13 @@ pub(crate) fn from_config(declared: &Declared) -> Result<Box<dyn Format>> {
 }
 
 impl Format for Fp8 {
+    fn kind(&self) -> SchemeKind {
+        match self.semantics {
+            Semantics::Multiply => SchemeKind::BlockFp8 { rows: self.height, columns: self.width },
+            Semantics::Divide => SchemeKind::Quantized,
+        }
+    }
+
     fn label(&self) -> String {
         let inverse = if self.semantics == Semantics::Divide { ", inverse scales" } else { "" };
         format!("block FP8 ({} x {}{inverse})", self.height, self.width)

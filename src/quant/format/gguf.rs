@@ -18,7 +18,7 @@ use half::f16;
 use safetensors::Dtype;
 
 use crate::quant::format::dense::Dense;
-use crate::quant::weight::{Capabilities, Dequantize, Format, FoundWeight, TensorInfo, Tensors};
+use crate::quant::weight::{Capabilities, Dequantize, Format, FoundWeight, SchemeKind, TensorInfo, Tensors};
 use crate::{Error, Result};
 
 /// The type of a GGUF tensor's elements.
@@ -153,6 +153,10 @@ impl Gguf {
 }
 
 impl Format for Gguf {
+    fn kind(&self) -> SchemeKind {
+        SchemeKind::Gguf
+    }
+
     fn label(&self) -> String {
         let mut kinds: Vec<GgmlType> = self.0.values().map(|layout| layout.kind).collect();
         kinds.sort();

@@ -17,7 +17,7 @@ use crate::quant::number::e8m0::e8m0;
 use crate::quant::packing::scaled_codes::ScaledGrid;
 use crate::quant::packing::scaled_codes::{Parts, Scales};
 use crate::quant::weight::{
-    Capabilities, Dequantize, Format, FoundWeight, Segments, SegmentsF64, TensorInfo, Tensors,
+    Capabilities, Dequantize, Format, FoundWeight, SchemeKind, Segments, SegmentsF64, TensorInfo, Tensors,
 };
 use crate::{Error, Result};
 
@@ -36,6 +36,10 @@ pub(crate) fn format(experts: &Experts) -> Box<dyn Format> {
 }
 
 impl Format for Mxfp4 {
+    fn kind(&self) -> SchemeKind {
+        SchemeKind::Quantized
+    }
+
     fn label(&self) -> String {
         "MXFP4".to_owned()
     }
