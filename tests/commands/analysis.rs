@@ -114,7 +114,10 @@ fn a_stopped_run_goes_on_and_ends_with_the_same_bytes() {
     let mut other = job(stopped.path());
     other.asking.rank = 8;
     let error = analyze(&other, &Silent).unwrap_err();
-    assert!(error.to_string().contains("cannot resume: the folder belongs to a different run: --rank was"), "{error}");
+    assert!(
+        error.to_string().contains("cannot resume: the folder belongs to a different run: --rank was"),
+        "{error}"
+    );
     let counted = StopAfter(usize::MAX, AtomicUsize::new(0));
     let (_, was_done) = analyze(&job(stopped.path()), &counted).unwrap();
     assert!(

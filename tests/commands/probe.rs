@@ -133,10 +133,7 @@ fn a_missing_or_damaged_file_hides_nothing_else() {
     fs::remove_file(folder.join("2.safetensors")).unwrap();
     let told = findings(&probed(&text(&folder), 4));
     assert_eq!(told.len(), 2, "{told:?}");
-    assert!(
-        told[0].starts_with("error: a file with 18 of the index's 57 tensors is missing"),
-        "{told:?}"
-    );
+    assert!(told[0].starts_with("error: a file with 18 of the index's 57 tensors is missing"), "{told:?}");
     assert!(told[1].contains("the config has 3 layers, and no tensor is of layer 2"), "{told:?}");
     fs::write(folder.join("2.safetensors"), "what").unwrap();
     let told = findings(&probed(&text(&folder), 4));

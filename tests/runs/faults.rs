@@ -106,7 +106,7 @@ fn files_that_may_not_grow() {
     extract_with(&base, &tuned, &reference, &RANK).code(0);
     // In blocks of 512 bytes, or 1024 in some shells: the limit hits the start of the journal, a shard, the end of
     // the journal,
-// the adapter.
+    // the adapter.
     for blocks in [0, 4, 16, 30, 200] {
         let out = home.path().join(blocks.to_string());
         let mut command = Command::new("sh");

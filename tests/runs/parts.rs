@@ -196,7 +196,11 @@ fn other_versions_and_processors_are_refused() {
         run(&mut part(&reference, &out, 2, 2)).code(2).says("part 1/2 on ").says(words);
         run(part(&reference, &out, 2, 2).arg("--other-simd")).code(code);
         let ended = assemble(&out).code(2).says("part 1/2 on ").says("part 2/2 on ");
-        ended.says(if field == "simd" { "different vector instructions" } else { "belong to different runs: " });
+        ended.says(if field == "simd" {
+            "different vector instructions"
+        } else {
+            "belong to different runs: "
+        });
         let mut other_simd = crate::common::trephine();
         run(other_simd.arg("assemble").arg(&out).args(["-q", "--other-simd"])).code(code);
         if field == "simd" {

@@ -93,7 +93,9 @@ fn changed_options_are_refused_and_named() {
         ended.code(2).says("the earlier run had no --served");
         let name = ["--rank", "8", "--base-model-name", &reference.job.base];
         let ended = extract_with(&data("base"), &reference.job.tuned, out, &name);
-        ended.code(2).says("the base checkpoint is a different one: config.json had 1004 bytes and now has 849");
+        ended
+            .code(2)
+            .says("the base checkpoint is a different one: config.json had 1004 bytes and now has 849");
         assert_same(out, &before, "refused");
     }
     reference.goes_on(&killed, "as before");
