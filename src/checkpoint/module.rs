@@ -272,7 +272,8 @@ pub(crate) fn catalogue(
             let module = assemble(found, tensors).map_err(|e| e.path(path));
             let Some(module) = faults.take(module)? else { continue };
             if let Some(first) = modules.insert(module.name.clone(), module) {
-                let what = format!("it and '{}' are weights of the same module", first.tensors[0].name());
+                let what =
+                    format!("this tensor and '{}' are weights of the same module", first.tensors[0].name());
                 let error = Error::input(what).path(path).tensor(lead.name());
                 faults.meet(error.hint("the files mix two exports of the model: keep one"))?;
             }

@@ -43,7 +43,7 @@ impl Checksums {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
                 Error::input("the folder has no B3SUMS")
                     .path(folder)
-                    .hint("only a folder with checksums can be verified; `b3sum * > B3SUMS` makes some")
+                    .hint("only a folder with checksums can be verified; `b3sum * > B3SUMS` creates them")
             }
             _ => Error::unexpected("cannot read the checksums").path(&path).because(e),
         };
