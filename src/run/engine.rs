@@ -375,7 +375,7 @@ impl<J: Job> Engine<'_, J> {
 /// Refuses to remove a part of a different run whose heartbeat is recent.
 fn refuse_at_work<R>(attempt: &Attempt<R>, out: &Path) -> Result<()> {
     match last_beat(&attempt.folder) {
-        Some((beat, ago)) if beat.condition == Condition::RunOptions && ago < SILENT => {
+        Some((beat, ago)) if beat.condition == Condition::Running && ago < SILENT => {
             let what = format!(
                 "{} of another run appears to be running (heartbeat {} s ago)",
                 attempt.name(),

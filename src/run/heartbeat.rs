@@ -36,9 +36,9 @@ impl<'a> Heartbeat<'a> {
         let own = Arc::clone(&life);
         let beat = move || {
             let mut beat = own.beat();
-            while beat.condition == Condition::RunOptions {
+            while beat.condition == Condition::Running {
                 beat = own.ended.wait_timeout(beat, EVERY).unwrap_or_else(PoisonError::into_inner).0;
-                if beat.condition == Condition::RunOptions {
+                if beat.condition == Condition::Running {
                     own.write(&mut beat);
                 }
             }
@@ -137,7 +137,7 @@ mod tests {
         let life = Life::new(home.path());
         assert!(last_beat(home.path()).is_none());
         life.write(&mut life.beat());
-        assert_eq!(last_beat(home.path()).unwrap().0.condition, Condition::RunOptions);
+        assert_eq!(last_beat(home.path()).unwrap().0.condition, Condition::Running);
         life.beat().bytes = 7;
         life.stopped();
         life.end(Condition::Failed, Some("too late".into()));

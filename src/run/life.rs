@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 #[serde(rename_all = "snake_case")]
 pub enum Condition {
     /// Running at its last heartbeat.
-    RunOptions,
+    Running,
     /// Its share is finished.
     Done,
     /// It failed with an error.
@@ -49,14 +49,8 @@ pub struct Life {
 
 impl Life {
     pub(crate) fn new(attempt: &Path) -> Life {
-        let beat = Beat {
-            condition: Condition::RunOptions,
-            error: None,
-            seconds: 0.0,
-            modules: 0,
-            bytes: 0,
-            cost: 0,
-        };
+        let beat =
+            Beat { condition: Condition::Running, error: None, seconds: 0.0, modules: 0, bytes: 0, cost: 0 };
         Life {
             path: attempt.join(HEARTBEAT),
             started: Instant::now(),
@@ -81,7 +75,7 @@ impl Life {
     /// Writes the final heartbeat of this attempt; later calls change nothing.
     pub(crate) fn end(&self, condition: Condition, error: Option<String>) {
         let mut beat = self.beat();
-        if beat.condition == Condition::RunOptions {
+        if beat.condition == Condition::Running {
             (beat.condition, beat.error) = (condition, error);
             self.write(&mut beat);
         }

@@ -172,7 +172,7 @@ pub(crate) fn at_work<R>(attempts: &[Attempt<R>]) -> impl Iterator<Item = String
     let parts = attempts.iter().filter(|attempt| attempt.is_of_part());
     parts.filter_map(|attempt| {
         let (beat, ago) = last_beat(&attempt.folder)?;
-        let fresh = beat.condition == Condition::RunOptions && ago < SILENT;
+        let fresh = beat.condition == Condition::Running && ago < SILENT;
         let (name, ago) = (attempt.name(), ago.as_secs());
         fresh.then(|| {
             format!(

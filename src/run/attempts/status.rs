@@ -30,7 +30,7 @@ pub enum RunState {
     /// Every unit of work is done; the output is not assembled yet.
     Complete,
     /// An attempt appears to be running.
-    RunOptions,
+    Running,
     /// Work is left, and no attempt appears to be running.
     Idle,
 }
@@ -40,7 +40,7 @@ pub enum RunState {
 #[serde(rename_all = "snake_case")]
 pub enum AttemptState {
     /// Its heartbeat is fresh.
-    RunOptions,
+    Running,
     /// It finished its share.
     Done,
     /// It failed with an error.
@@ -55,7 +55,7 @@ impl AttemptState {
     /// The word for tables.
     pub fn word(self) -> &'static str {
         match self {
-            AttemptState::RunOptions => "running",
+            AttemptState::Running => "running",
             AttemptState::Done => "done",
             AttemptState::Failed => "failed",
             AttemptState::Stopped => "stopped",
@@ -66,8 +66,8 @@ impl AttemptState {
     fn of(beat: Option<&(Beat, Duration)>) -> AttemptState {
         match beat {
             Some((beat, ago)) => match beat.condition {
-                Condition::RunOptions if *ago < SILENT => AttemptState::RunOptions,
-                Condition::RunOptions => AttemptState::Lost,
+                Condition::Running if *ago < SILENT => AttemptState::Running,
+                Condition::Running => AttemptState::Lost,
                 Condition::Done => AttemptState::Done,
                 Condition::Failed => AttemptState::Failed,
                 Condition::Stopped => AttemptState::Stopped,
@@ -184,12 +184,12 @@ pub fn status(out: &Path) -> Result<Status> {
         .collect();
     status.not_begun = (1..=status.parts.unwrap_or(0)).filter(|part| !begun.contains(part)).collect();
     status.count(&attempts);
-    let running = || status.attempts.iter().filter(|attempt| attempt.state == AttemptState::RunOptions);
+    let running = || status.attempts.iter().filter(|attempt| attempt.state == AttemptState::Running);
     let complete =
         status.total.is_some_and(|all| (all.modules, all.compared) == (status.modules, status.compared));
     status.state = match running().next() {
         _ if complete => RunState::Complete,
-        Some(_) => RunState::RunOptions,
+        Some(_) => RunState::Running,
         None => RunState::Idle,
     };
     let left: Option<Vec<f64>> = running().map(|attempt| attempt.seconds_left).collect();
@@ -264,7 +264,7 @@ fn one(attempt: &Attempt<AnyRecord>) -> AttemptStatus {
     let left = info.zip(last.as_ref()).and_then(|(info, (beat, ago))| {
         let share = beat.cost as f64 / info.ahead.cost.max(1) as f64;
         let left = beat.seconds * (1.0 / share - 1.0) - ago.as_secs_f64();
-        (state == AttemptState::RunOptions && beat.cost > 0).then_some(left.max(0.0))
+        (state == AttemptState::Running && beat.cost > 0).then_some(left.max(0.0))
     });
     let done: HashSet<&UnitId> = attempt.units.iter().map(|unit| &unit.id).collect();
     AttemptStatus {
@@ -291,8 +291,8 @@ mod tests {
     fn only_a_running_attempt_counts_as_lost_when_silent() {
         let beat = |condition| Beat { condition, error: None, seconds: 1.0, modules: 0, bytes: 0, cost: 0 };
         let state = |condition, ago| AttemptState::of(Some(&(beat(condition), Duration::from_secs(ago))));
-        assert_eq!(state(Condition::RunOptions, 20), AttemptState::RunOptions);
-        assert_eq!(state(Condition::RunOptions, 91), AttemptState::Lost);
+        assert_eq!(state(Condition::Running, 20), AttemptState::Running);
+        assert_eq!(state(Condition::Running, 91), AttemptState::Lost);
         assert_eq!(state(Condition::Done, 1_000_000), AttemptState::Done);
         assert_eq!(state(Condition::Stopped, 91), AttemptState::Stopped);
         assert_eq!(AttemptState::of(None), AttemptState::Lost);
