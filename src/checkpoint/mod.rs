@@ -1,8 +1,7 @@
 //! Checkpoints on disk, read as a catalogue of modules: safetensors files with an index and a config, or GGUF files.
 //!
-//! [`Checkpoint::open`] reads only headers. It checks them in full, so later code can trust every
-//! offset. The bytes of tensors are mapped window by window and released with the window; all mapping is
-//! done by [`storage`](crate::storage).
+//! [`Checkpoint::open`] reads only headers. It checks them in full, so later code can trust every offset. The bytes of tensors
+//! come from a [`storage`](crate::storage) in windows, and are released with the window.
 
 pub(crate) mod catalogue;
 pub(crate) mod config;
