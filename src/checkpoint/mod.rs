@@ -1,7 +1,7 @@
 //! Checkpoints on disk, read as a catalogue of modules: safetensors files with an index and a config, or GGUF files.
 //!
-//! [`Checkpoint::open`] reads only headers. It checks them in full, so later code can trust every offset. The bytes of tensors
-//! come from a [`storage`](crate::storage) in windows, and are released with the window.
+//! [`Checkpoint::open`] reads only headers. It checks them in full, so later code can trust every offset. The bytes of
+//! tensors come from a [`storage`](crate::storage) in windows, and are released with the window.
 
 pub(crate) mod catalogue;
 pub(crate) mod config;
