@@ -140,7 +140,7 @@ mod tests {
 
     /// What a reporter prints that walks the chain of sources.
     fn chain(error: &Error) -> Vec<String> {
-        std::iter::successors(Some(error as &dyn StdError), |e| e.source()).map(|e| e.to_string()).collect()
+        std::iter::successors(Some(error as &dyn StdError), |&e| e.source()).map(|e| e.to_string()).collect()
     }
 
     #[test]
