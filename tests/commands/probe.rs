@@ -121,7 +121,7 @@ fn everything_wrong_is_told_and_not_only_the_first() {
     assert!(
         found["groups"].as_array().unwrap().iter().any(|g| g["name"] == "model.layers.0-2.mlp.gate_proj")
     );
-    probe(&[&text(&folder)]).code(4).says("things are wrong with the checkpoint");
+    probe(&[&text(&folder)]).code(4).says("problems in the checkpoint");
     // Opening for work still stops at the first.
     assert!(Checkpoint::open(&text(&folder)).is_err());
 }
@@ -269,6 +269,6 @@ fn an_adapter_and_who_would_load_it() {
     let vllm = found["consumers"].as_array().unwrap().iter().find(|v| v["consumer"] == "vllm").unwrap();
     assert_eq!(vllm["loads"], false);
     assert!(!vllm["why"].as_str().unwrap().is_empty());
-    probe(&[&text(&out)]).code(4).says("programs would not use all of the adapter");
-    probe(&[&text(&out), "--tensor", "*"]).code(2).says("--tensor is for checkpoints");
+    probe(&[&text(&out)]).code(4).says("programs would not apply all of the adapter");
+    probe(&[&text(&out), "--tensor", "*"]).code(2).says("--tensor works only on checkpoints");
 }
