@@ -224,7 +224,7 @@ fn blocks_of_64_for_128_are_told_against_the_original() {
     assert!(
         ended
             .stdout
-            .contains("error: scales misplaced: model.layers.0.mlp.down_proj has blocks whose norms vary")
+            .contains("error: scales misplaced: model.layers.0.mlp.down_proj has block norms that vary")
     );
 }
 
@@ -320,9 +320,9 @@ fn thresholds_are_options() {
     }
     command(&[&base, "--few-magnitudes", "60000"]).code(4);
     command(&[&fp8, "--max-std", "-1"]).code(2);
-    command(&[&fp8, "--max-std", "NaN"]).code(2).says("the limit of the largest standard deviation is NaN");
+    command(&[&fp8, "--max-std", "NaN"]).code(2).says("the limit for the largest standard deviation is NaN");
     command(&[&fp8, "--max-std", "0.001"]).code(2).says("no standard deviation is between 0.005 and 0.001");
-    command(&[&fp8, "--min-cosine", "2"]).code(2).says("no cosine is 2");
+    command(&[&fp8, "--min-cosine", "2"]).code(2).says("2 is not a cosine");
 }
 
 #[test]
