@@ -113,7 +113,7 @@ fn everything_wrong_is_told_and_not_only_the_first() {
         "error: the index puts a tensor in '1.safetensors', which does not hold it: tensor 'model.layers.0.mlp.up_proj.weight_scale_inv'",
         "error: a weight is stored as F8_E4M3 [416, 160] without its scale, 'model.layers.0.mlp.up_proj.weight_scale_inv'",
         "error: a weight of shape [416, 160] in blocks of 128 x 128 needs a scale of shape [4, 2]",
-        "warning: F32 [1, 1] belongs to no weight: tensor 'model.layers.0.alone.weight_scale_inv'",
+        "warning: F32 [1, 1] does not belong to any weight: tensor 'model.layers.0.alone.weight_scale_inv'",
     ] {
         assert!(told.contains(words), "no '{words}' in\n{told}");
     }
@@ -137,7 +137,7 @@ fn a_missing_or_damaged_file_hides_nothing_else() {
         told[0].starts_with("error: a file is missing that holds 18 of the index's 57 tensors"),
         "{told:?}"
     );
-    assert!(told[1].contains("the config has 3 layers, and no tensor is of layer 2"), "{told:?}");
+    assert!(told[1].contains("the config has 3 layers, but there is no tensor of layer 2"), "{told:?}");
     fs::write(folder.join("2.safetensors"), "what").unwrap();
     let told = findings(&probed(&text(&folder), 4));
     assert!(told[0].contains("the file has 4 bytes, too few for a header"), "{told:?}");
