@@ -55,7 +55,7 @@ pub struct CalibrationOutcome {
 pub fn calibrate(job: &Calibration, progress: &dyn Progress) -> Result<CalibrationOutcome> {
     if job.k == 0 {
         return Err(
-            Error::decide("a sketch of 0 rows contains nothing").hint("give --k 2048, the default, or more")
+            Error::decide("a sketch of 0 rows holds nothing").hint("give --k 2048, the default, or more")
         );
     }
     let checkpoint = Checkpoint::open(&job.model)?;
