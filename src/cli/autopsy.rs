@@ -195,8 +195,8 @@ fn show(found: &Autopsy) -> String {
     let total = &found.total;
     let (tensors, elements, bytes) = (total.tensors, total.elements, byte_size::show(total.bytes));
     text += &format!("{tensors} tensors, {elements} values, {bytes}, {}", found.checkpoint.scheme);
-    if let Some(all) = total.comparison.as_ref().and_then(|all| all.relative_error) {
-        text += &format!("; distance from the other checkpoint: {} of its norm", number(all));
+    if let Some(error) = total.comparison.as_ref().and_then(|comparison| comparison.relative_error) {
+        text += &format!("; distance from the other checkpoint: {} of its norm", number(error));
     }
     let words = match (total.errors, total.warnings) {
         (0, 0) => "nothing unusual".to_owned(),

@@ -154,10 +154,10 @@ fn show_adapter(found: &AdapterProbe) -> String {
     let list = |pairs: Vec<String>| if pairs.is_empty() { "none".to_owned() } else { pairs.join(", ") };
     let ranks = list(found.ranks.iter().map(|(rank, count)| format!("{rank} ({count} modules)")).collect());
     let kinds = list(found.kinds.iter().map(|(kind, count)| format!("{kind} ({count})")).collect());
-    let given = |value: Option<String>| value.unwrap_or_else(|| "not given".to_owned());
-    let mut text = format!("base     {}\n", given(found.base.clone()));
-    text += &format!("config   r {}, ", given(found.r.map(|r| r.to_string())));
-    text += &format!("lora_alpha {}\n", given(found.lora_alpha.map(|alpha| alpha.to_string())));
+    let or_not_given = |value: Option<String>| value.unwrap_or_else(|| "not given".to_owned());
+    let mut text = format!("base     {}\n", or_not_given(found.base.clone()));
+    text += &format!("config   r {}, ", or_not_given(found.r.map(|r| r.to_string())));
+    text += &format!("lora_alpha {}\n", or_not_given(found.lora_alpha.map(|alpha| alpha.to_string())));
     text += &format!("ranks    {ranks}\n");
     if let Some([low, high]) = found.scales {
         let scale = if low == high { number(low) } else { format!("{} to {}", number(low), number(high)) };

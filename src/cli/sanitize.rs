@@ -39,7 +39,8 @@ pub struct SanitizeArgs {
     /// Truncate modules of a higher rank to this rank, each to its best approximation
     #[arg(long, value_name = "R")]
     max_rank: Option<usize>,
-    /// The base: tells shapes and kind, and what whole weights that are left out had changed
+    /// The base checkpoint: provides shapes, the model type, and the values that left-out whole weights are compared
+    /// with
     #[arg(long, value_name = "CHECKPOINT")]
     base: Option<String>,
     /// Type in which the factors are stored [default: unchanged]

@@ -71,15 +71,15 @@ pub struct Served {
 impl Served {
     /// All measurements in the tables, grouped by the files of both checkpoints.
     pub fn all(tables: &Tables) -> Vec<Served> {
-        let mut all: Vec<Served> = Vec::new();
+        let mut groups: Vec<Served> = Vec::new();
         let extractions = tables.adapters.iter().filter_map(Served::of_extraction);
         for served in extractions.chain(tables.fidelities.iter().filter_map(Served::of_fidelity)) {
-            match all.iter_mut().find(|other| other.inputs == served.inputs) {
+            match groups.iter_mut().find(|other| other.inputs == served.inputs) {
                 Some(other) => other.join(served),
-                None => all.push(served),
+                None => groups.push(served),
             }
         }
-        all
+        groups
     }
 
     /// Adds the adapters of `other`; one that was measured again over the same weights with the same

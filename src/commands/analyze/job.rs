@@ -95,23 +95,31 @@ fn planned<T>(
     progress: &dyn Progress,
     act: impl FnOnce(&AnalyzeJob<'_>) -> Result<T>,
 ) -> Result<T> {
-    let all = Checkpoints::open(job)?;
-    let quartets = all.quartets(&job.asking)?;
-    let plan = plan(&all, &quartets.modules, job)?;
+    let checkpoints = Checkpoints::open(job)?;
+    let quartets = checkpoints.quartets(&job.asking)?;
+    let plan = plan(&checkpoints, &quartets.modules, job)?;
     quartets.notes.iter().for_each(|note| progress.note(note));
-    let identity = RunIdentity::new("analyze", &job.asking, true, all.identities())?;
+    let identity = RunIdentity::new("analyze", &job.asking, true, checkpoints.identities())?;
     let unit = |(quartet, planned): (&Quartet<'_>, &PlannedAnalysis)| {
         PlannedUnit::new(UnitId::module(&quartet.pair.name), planned.flops, quartet.bytes())
     };
     let units = quartets.modules.iter().zip(&plan.modules).map(unit).collect();
     let layout = Layout::new(ANALYSIS, [ANALYSIS]);
-    act(&AnalyzeJob { job, all: &all, quartets: &quartets, plan: &plan, identity, layout, units })
+    act(&AnalyzeJob {
+        job,
+        checkpoints: &checkpoints,
+        quartets: &quartets,
+        plan: &plan,
+        identity,
+        layout,
+        units,
+    })
 }
 
 /// A planned analysis.
 struct AnalyzeJob<'a> {
     job: &'a Analyzing,
-    all: &'a Checkpoints,
+    checkpoints: &'a Checkpoints,
     quartets: &'a Quartets<'a>,
     plan: &'a AnalysisPlan,
     identity: RunIdentity,
@@ -165,7 +173,7 @@ impl Job for AnalyzeJob<'_> {
     }
 
     fn checkpoint(&self, side: Side) -> Option<&Checkpoint> {
-        self.all.all().into_iter().find(|(word, _)| *word == side).map(|(_, checkpoint)| checkpoint)
+        self.checkpoints.all().into_iter().find(|(word, _)| *word == side).map(|(_, checkpoint)| checkpoint)
     }
 
     fn disk_bytes(&self) -> u64 {
@@ -206,7 +214,7 @@ impl Job for AnalyzeJob<'_> {
         tasks.sort_by(|a, b| b.1.flops.total_cmp(&a.1.flops).then_with(|| a.0.pair.name.cmp(&b.0.pair.name)));
         let shared = Shared {
             job: self.job,
-            all: self.all,
+            checkpoints: self.checkpoints,
             pool,
             budget: Budget::new(self.plan.budget),
             tasks,
@@ -272,7 +280,7 @@ impl RunOutput for Analysis {
 /// State that all workers share.
 struct Shared<'a> {
     job: &'a Analyzing,
-    all: &'a Checkpoints,
+    checkpoints: &'a Checkpoints,
     pool: rayon::ThreadPool,
     budget: Budget,
     tasks: Vec<(&'a Quartet<'a>, &'a PlannedAnalysis)>,
@@ -289,8 +297,8 @@ fn worker(shared: &Shared<'_>, sender: &Sender<Result<(Done, Duration)>>) {
         let started = Instant::now();
         let count = |bytes| shared.progress.read(bytes);
         let analyzed = shared.pool.install(|| {
-            let analysis = analyze_module(shared.all, quartet, planned, &shared.job.asking, &count)?;
-            Ok(Done { analysis: Box::new(analysis), tensors: shared.all.digests(quartet)? })
+            let analysis = analyze_module(shared.checkpoints, quartet, planned, &shared.job.asking, &count)?;
+            Ok(Done { analysis: Box::new(analysis), tensors: shared.checkpoints.digests(quartet)? })
         });
         drop(permit);
         if sender.send(analyzed.map(|done| (done, started.elapsed()))).is_err() {
@@ -302,7 +310,7 @@ fn worker(shared: &Shared<'_>, sender: &Sender<Result<(Done, Duration)>>) {
 impl AnalyzeJob<'_> {
     /// Builds the record: modules in order of their names, significance over all of them, pooled sums, the verdict.
     fn record(&self, identity: &RunIdentity, done: &Completed<Done>) -> Result<Analysis> {
-        let (job, all, quartets) = (self.job, self.all, self.quartets);
+        let (job, checkpoints, quartets) = (self.job, self.checkpoints, self.quartets);
         let (mut modules, mut tensors) = (Vec::new(), Vec::new());
         for quartet in &quartets.modules {
             let unit = done.get(&UnitId::module(&quartet.pair.name)).ok_or_else(|| {
@@ -318,16 +326,16 @@ impl AnalyzeJob<'_> {
         decide(&mut modules);
         let pooled = pooled::pool(&modules);
         let (total, kinds, layers) = (pooled.total, pooled.kinds, pooled.layers);
-        let tuned_quantized = all.tuned_quantized.as_ref().zip(job.tuned_quantized.as_ref());
+        let tuned_quantized = checkpoints.tuned_quantized.as_ref().zip(job.tuned_quantized.as_ref());
         Ok(Analysis {
             version: ANALYSIS_VERSION,
             trephine: identity.trephine.clone(),
             options: identity.options.clone(),
             simd: identity.simd.clone().unwrap_or_default(),
             inputs: identity.timeless_inputs(),
-            base: source(&job.base, &all.base),
-            base_quantized: source(&job.base_quantized, &all.base_quantized),
-            tuned: source(&job.tuned, &all.tuned),
+            base: source(&job.base, &checkpoints.base),
+            base_quantized: source(&job.base_quantized, &checkpoints.base_quantized),
+            tuned: source(&job.tuned, &checkpoints.tuned),
             tuned_quantized: tuned_quantized.map(|(checkpoint, name)| source(name, checkpoint)),
             tuned_noise: quartets.tuned_noise.clone(),
             false_discovery_rate: FALSE_DISCOVERY_RATE,

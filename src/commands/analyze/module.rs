@@ -29,15 +29,15 @@ const LISTED: usize = LEADING;
 /// # Errors
 /// Errors of reading; weights that are not finite.
 pub fn analyze_module(
-    all: &Checkpoints,
+    checkpoints: &Checkpoints,
     quartet: &Quartet<'_>,
     planned: &PlannedAnalysis,
     asking: &AnalysisOptions,
     read: &(dyn Fn(u64) + Sync),
 ) -> Result<ModuleAnalysis> {
-    let sums = survey(all, quartet, read)?;
+    let sums = survey(checkpoints, quartet, read)?;
     if !sums.is_finite() {
-        return Err(not_finite(all, quartet));
+        return Err(not_finite(checkpoints, quartet));
     }
     let shape = [quartet.pair.rows, quartet.pair.shape[1]];
     let request = request(asking, shape);
@@ -48,15 +48,15 @@ pub fn analyze_module(
         let all_known = factors.converged >= shape[0].min(shape[1]) || factors.rank < request.rank;
         Ok((Basis::of(factors, shape).map_err(|e| e.tensor(name))?, all_known))
     };
-    let (noise, _) = factorized(all.base_noise(quartet)?, sums.base_noise2)?;
-    let (corrective, corrective_known) = factorized(all.corrective(quartet)?, sums.corrective2)?;
-    let change_matrix = matrix(all.change(quartet)?, planned)?;
+    let (noise, _) = factorized(checkpoints.base_noise(quartet)?, sums.base_noise2)?;
+    let (corrective, corrective_known) = factorized(checkpoints.corrective(quartet)?, sums.corrective2)?;
+    let change_matrix = matrix(checkpoints.change(quartet)?, planned)?;
     let factors = factorize::factorize(&*change_matrix, sums.change2, name, &request)?;
     let change = Basis::of(factors, shape).map_err(|e| e.tensor(name))?;
     let change_on_noise = project(&*change_matrix, &noise)?;
     let change_on_corrective = project(&*change_matrix, &corrective)?;
     drop(change_matrix);
-    let noise_matrix = Recomputed::new(all.base_noise(quartet)?, planned.visitors);
+    let noise_matrix = Recomputed::new(checkpoints.base_noise(quartet)?, planned.visitors);
     let noise_on_change = project(&noise_matrix, &change)?;
     let noise_on_corrective = project(&noise_matrix, &corrective)?;
     let bases = Bases { change: &change, noise: &noise, corrective: &corrective };
@@ -206,8 +206,8 @@ fn spectrum(sums: &Sums, bases: &Bases<'_>, shape: [usize; 2], all_known: bool) 
 
 /// The error for the first weight that is not finite: the subtraction finds it, or it is in the quantized tuned
 /// checkpoint.
-fn not_finite(all: &Checkpoints, quartet: &Quartet<'_>) -> Error {
-    for difference in [all.change(quartet), all.base_noise(quartet)] {
+fn not_finite(checkpoints: &Checkpoints, quartet: &Quartet<'_>) -> Error {
+    for difference in [checkpoints.change(quartet), checkpoints.base_noise(quartet)] {
         let rows = match difference {
             Ok(difference) => Recomputed::new(difference, 1),
             Err(error) => return error,

@@ -54,14 +54,14 @@ pub fn request(asking: &AnalysisOptions, [m, n]: [usize; 2]) -> Request {
 ///
 /// # Errors
 /// A rank of 0, or a memory limit that is too small.
-pub fn plan(all: &Checkpoints, modules: &[Quartet<'_>], job: &Analyzing) -> Result<AnalysisPlan> {
+pub fn plan(checkpoints: &Checkpoints, modules: &[Quartet<'_>], job: &Analyzing) -> Result<AnalysisPlan> {
     if job.asking.rank == 0 {
         return Err(Error::decide("rank 0 holds nothing").hint("give --rank 1 or more"));
     }
     let (threads, memory) = (job.running.threads, job.running.memory);
-    let checkpoints = all.all();
-    let entries: usize = checkpoints.iter().map(|(_, c)| c.tensors().len()).sum();
-    let pages: u64 = checkpoints.iter().map(|(_, c)| mapped(c)).sum();
+    let sides = checkpoints.all();
+    let entries: usize = sides.iter().map(|(_, c)| c.tensors().len()).sum();
+    let pages: u64 = sides.iter().map(|(_, c)| mapped(c)).sum();
     let band = modules.iter().map(band_bytes).max().unwrap_or(0);
     let thread = THREAD + VISIT_SCRATCH + SURVEY_SCRATCH + band + pages;
     let fixed = OVERHEAD + threads as u64 * thread + entries as u64 * CATALOGUE_ENTRY;

@@ -109,7 +109,7 @@ fn cosine<'a>(parts: impl Iterator<Item = (&'a Cosine, f64)>, [a2, b2]: [f64; 2]
 fn mean_correlation(modules: &[&ModuleAnalysis]) -> Option<f64> {
     let known = modules.iter().filter_map(|m| Some((m.magnitude_correlation?, elements(m) as f64)));
     let (sum, weight) =
-        known.fold((0.0, 0.0), |(sum, all), (value, weight)| (sum + value * weight, all + weight));
+        known.fold((0.0, 0.0), |(sum, total), (value, weight)| (sum + value * weight, total + weight));
     (weight > 0.0).then(|| sum / weight)
 }
 

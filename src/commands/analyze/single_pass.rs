@@ -49,10 +49,10 @@ pub fn band_bytes(quartet: &Quartet<'_>) -> u64 {
 ///
 /// # Errors
 /// Errors of reading and decoding.
-pub fn survey(all: &Checkpoints, quartet: &Quartet<'_>, read: &(dyn Fn(u64) + Sync)) -> Result<Sums> {
+pub fn survey(checkpoints: &Checkpoints, quartet: &Quartet<'_>, read: &(dyn Fn(u64) + Sync)) -> Result<Sums> {
     let (unit, rows) = (unit_rows(quartet), quartet.pair.rows);
     let starts: Vec<usize> = (0..rows).step_by(unit).collect();
-    let readers = Readers::open(all, quartet)?;
+    let readers = Readers::open(checkpoints, quartet)?;
     let sum_unit = |&start: &usize| {
         thread_local! { static SCRATCH: RefCell<Scratch> = RefCell::default(); }
         let rows = start..(start + unit).min(rows);
@@ -74,18 +74,18 @@ struct Readers<'a> {
 }
 
 impl<'a> Readers<'a> {
-    fn open(all: &'a Checkpoints, quartet: &Quartet<'a>) -> Result<Readers<'a>> {
+    fn open(checkpoints: &'a Checkpoints, quartet: &Quartet<'a>) -> Result<Readers<'a>> {
         let stored = match quartet.tuned_noise {
             TunedNoise::TensorInfo(module) => {
-                all.tuned_quantized.as_ref().map(|checkpoint| (checkpoint, module))
+                checkpoints.tuned_quantized.as_ref().map(|checkpoint| (checkpoint, module))
             }
             _ => None,
         };
         Ok(Readers {
             three: [
-                ModuleReader::open(&all.base, quartet.base)?,
-                ModuleReader::open(&all.base_quantized, quartet.base_quantized)?,
-                ModuleReader::open(&all.tuned, quartet.tuned)?,
+                ModuleReader::open(&checkpoints.base, quartet.base)?,
+                ModuleReader::open(&checkpoints.base_quantized, quartet.base_quantized)?,
+                ModuleReader::open(&checkpoints.tuned, quartet.tuned)?,
             ],
             tuned_quantized: stored
                 .map(|(checkpoint, module)| ModuleReader::open(checkpoint, module))

@@ -302,8 +302,8 @@ impl Gathered {
         let not_finite = |at: fn(&[u64], usize) -> u64| at(positive, infinity) + at(negative, infinity);
         // From the largest negative value to the largest positive one.
         let below = (0..infinity).rev().map(|code| (code | (CODES / 2), negative[code]));
-        let all = below.chain((0..infinity).map(|code| (code, positive[code])));
-        let present = all.filter(|(_, count)| *count > 0);
+        let codes = below.chain((0..infinity).map(|code| (code, positive[code])));
+        let present = codes.filter(|(_, count)| *count > 0);
         let values: Vec<(f64, u64)> =
             present.map(|(code, count)| (sixteen.value(code as u16), count)).collect();
         let both = (1..infinity).map(|code| (code, positive[code] + negative[code]));

@@ -104,11 +104,11 @@ impl Observer for Recorder {
     fn begin(&mut self, part: Part, inputs: &[Input]) -> Result<()> {
         self.part = inputs.iter().map(|input| (input.clone(), None)).collect();
         let before = self.waiting.iter().map(|(input, _)| input.clone());
-        let all: Vec<Input> = before.chain(inputs.iter().cloned()).collect();
+        let known: Vec<Input> = before.chain(inputs.iter().cloned()).collect();
         match part {
             Part::Attention(_) => Ok(()),
-            Part::Mlp(layer) => self.begin_file(file_name(Some(layer)), all),
-            Part::Head => self.begin_file(file_name(None), all),
+            Part::Mlp(layer) => self.begin_file(file_name(Some(layer)), known),
+            Part::Head => self.begin_file(file_name(None), known),
         }
     }
 

@@ -91,8 +91,8 @@ impl State {
 
     pub fn inputs(&self) -> impl Iterator<Item = (String, IndexInput)> {
         let last = self.last.iter().map(|(_, _, inputs)| inputs);
-        let all = self.layers.iter().map(|done| &done.inputs).chain(last);
-        all.flat_map(|inputs| inputs.iter().map(|(name, input)| (name.clone(), input.clone())))
+        let inputs = self.layers.iter().map(|done| &done.inputs).chain(last);
+        inputs.flat_map(|inputs| inputs.iter().map(|(name, input)| (name.clone(), input.clone())))
     }
 
     pub fn files(&self) -> impl Iterator<Item = (String, blake3::Hash)> {

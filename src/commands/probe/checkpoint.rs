@@ -168,9 +168,9 @@ fn everything(checkpoint: &Checkpoint) -> Vec<Probed> {
         values: None,
     };
     let modules = checkpoint.modules().map(module);
-    let mut all: Vec<Probed> = modules.chain(checkpoint.others().map(other)).collect();
-    all.sort_by(|a, b| a.name.cmp(&b.name));
-    all
+    let mut everything: Vec<Probed> = modules.chain(checkpoint.others().map(other)).collect();
+    everything.sort_by(|a, b| a.name.cmp(&b.name));
+    everything
 }
 
 fn kinds(everything: &[Probed]) -> Vec<WeightKind> {

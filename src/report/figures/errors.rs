@@ -105,7 +105,7 @@ fn worst(adapter: &Adapter) -> Table {
     modules.sort_by(|a, b| {
         b.quality.relative_error.total_cmp(&a.quality.relative_error).then_with(|| a.name.cmp(&b.name))
     });
-    let all = modules.len();
+    let total = modules.len();
     let row = |module: &&crate::delta::module_record::ModuleRecord| {
         let [rows, columns] = module.shape;
         vec![
@@ -118,8 +118,8 @@ fn worst(adapter: &Adapter) -> Table {
         ]
     };
     let rows: Vec<_> = modules.iter().take(MOST_MODULES).map(row).collect();
-    let which = if all > rows.len() {
-        format!("the {} of {all} modules with the largest errors (all are in extraction.json)", rows.len())
+    let which = if total > rows.len() {
+        format!("the {} of {total} modules with the largest errors (all are in extraction.json)", rows.len())
     } else {
         "every module, the largest error first".into()
     };

@@ -62,11 +62,11 @@ fn by_kind(analysis: &Analysis) -> BTreeMap<String, BTreeMap<usize, &ModuleAnaly
     kinds
 }
 
-fn plots(at: usize, analysis: &Labelled<Analysis>, most: f64, of: usize) -> Vec<Plot> {
+fn plots(at: usize, analysis: &Labelled<Analysis>, most: f64, analyses: usize) -> Vec<Plot> {
     let kinds = by_kind(&analysis.table);
     let last = kinds.values().filter_map(|layers| layers.keys().last()).max().copied().unwrap_or(0);
     let plot = |(index, (kind, layers)): (usize, (String, BTreeMap<usize, &ModuleAnalysis>))| {
-        let title = if of > 1 { format!("{}: {kind}", shorten(&analysis.label, 20)) } else { kind };
+        let title = if analyses > 1 { format!("{}: {kind}", shorten(&analysis.label, 20)) } else { kind };
         Plot {
             id: format!("orthogonality-{}-{}", at + 1, index + 1),
             title: shorten(&title, 44),
@@ -102,8 +102,8 @@ fn marks(layers: &BTreeMap<usize, &ModuleAnalysis>) -> Vec<Mark> {
 
 /// The groups by kind, and one for all modules.
 fn groups(analysis: &Analysis) -> impl Iterator<Item = Group> + '_ {
-    let all = Group { name: "all".into(), pooled: analysis.total.clone() };
-    analysis.kinds.iter().cloned().chain([all])
+    let total = Group { name: "all".into(), pooled: analysis.total.clone() };
+    analysis.kinds.iter().cloned().chain([total])
 }
 
 fn cosines(analysis: &Labelled<Analysis>) -> Table {

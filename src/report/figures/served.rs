@@ -108,8 +108,8 @@ pub fn table(served: &Served) -> Table {
             [(*kind).clone(), without(first)].into_iter().chain(ratios).collect()
         })
         .collect();
-    let all = totals.iter().map(|sum| ratio(Some(sum)));
-    rows.push(["all".to_owned(), without(totals.first())].into_iter().chain(all).collect());
+    let ratios = totals.iter().map(|sum| ratio(Some(sum)));
+    rows.push(["all".to_owned(), without(totals.first())].into_iter().chain(ratios).collect());
     let headings = ["kind".to_owned(), "without, ‖T − Q‖".to_owned()].into_iter();
     Table {
         caption: format!(

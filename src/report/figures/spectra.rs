@@ -27,8 +27,8 @@ pub fn figure(tables: &Tables) -> Option<Figure> {
         return None;
     }
     let y = Axis::log10("singular value", 0.8 * least, 1.25 * most);
-    let all = kinds(&by_kind);
-    let plots = all.iter().take(MOST_KINDS).enumerate().map(|(at, kind)| {
+    let kinds = kinds(&by_kind);
+    let plots = kinds.iter().take(MOST_KINDS).enumerate().map(|(at, kind)| {
         let spectra = adapters.iter().zip(&by_kind).enumerate();
         let spectra =
             spectra.filter_map(|(index, (adapter, kinds))| Some((index, *adapter, kinds.get(kind)?)));
@@ -47,7 +47,7 @@ pub fn figure(tables: &Tables) -> Option<Figure> {
                  have not converged in every module and are lower bounds. The scale is the same in every plot."
                     .to_owned(),
             ),
-            kinds_left_out(all.len()),
+            kinds_left_out(kinds.len()),
         ]
         .into_iter()
         .flatten()
@@ -69,12 +69,12 @@ fn kinds(by_kind: &[Kinds]) -> Vec<String> {
     kinds.into_iter().map(|(kind, _)| kind.clone()).collect()
 }
 
-fn plot(at: usize, kind: &str, all: &[(usize, &Adapter, &Vec<&Spectrum>)], y: Axis, floor: f64) -> Plot {
+fn plot(at: usize, kind: &str, drawn: &[(usize, &Adapter, &Vec<&Spectrum>)], y: Axis, floor: f64) -> Plot {
     let longest =
-        all.iter().flat_map(|(_, _, spectra)| spectra.iter()).map(|s| s.singular_values.len()).max();
+        drawn.iter().flat_map(|(_, _, spectra)| spectra.iter()).map(|s| s.singular_values.len()).max();
     let longest = longest.unwrap_or(1).max(2);
     let (mut marks, mut keys) = (Vec::new(), Vec::new());
-    for (index, adapter, spectra) in all {
+    for (index, adapter, spectra) in drawn {
         let colour = palette::line(*index);
         marks.extend(lines(spectra, colour, floor));
         if let Some(rank) = rank_of(adapter, kind) {

@@ -28,12 +28,12 @@ type Kinds<'a> = BTreeMap<String, Kind<'a>>;
 pub fn figure(tables: &Tables) -> Option<Figure> {
     let autopsies = &tables.autopsies;
     let by_kind: Vec<Kinds> = autopsies.iter().map(|autopsy| kinds(&autopsy.table)).collect();
-    let mut all: BTreeMap<&String, u64> = BTreeMap::new();
+    let mut counts: BTreeMap<&String, u64> = BTreeMap::new();
     for (kind, weights) in by_kind.iter().flatten() {
-        *all.entry(kind).or_default() +=
+        *counts.entry(kind).or_default() +=
             weights.tensors.iter().map(|t| t.statistics.count).fold(0, u64::saturating_add);
     }
-    let mut names: Vec<(&String, u64)> = all.into_iter().collect();
+    let mut names: Vec<(&String, u64)> = counts.into_iter().collect();
     if names.len() > MOST_KINDS {
         names.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(b.0)));
     }
@@ -93,11 +93,11 @@ fn ends(by_kind: &[Kinds]) -> Option<(f64, f64)> {
         let sum = steps.entry(*step).or_default();
         *sum = sum.saturating_add(*count);
     }
-    let all: f64 = steps.values().map(|count| *count as f64).sum();
+    let total: f64 = steps.values().map(|count| *count as f64).sum();
     let (mut below, mut low) = (0.0, None);
     for (step, count) in &steps {
         below += *count as f64;
-        if below > 2e-3 * all {
+        if below > 2e-3 * total {
             low = Some(edges(*step).0);
             break;
         }
@@ -127,11 +127,11 @@ fn plot(at: usize, kind: &str, autopsies: &[Labelled<Autopsy>], by_kind: &[Kinds
 
 /// The share of weights per octave, as a step line.
 fn hill(steps: &BTreeMap<i32, u64>, low: f64) -> Vec<Point> {
-    let all: f64 = steps.values().map(|count| *count as f64).sum();
+    let total: f64 = steps.values().map(|count| *count as f64).sum();
     let (Some(first), Some(last)) = (steps.keys().next(), steps.keys().last()) else { return Vec::new() };
     let stair = |step: i32| {
         let (left, right) = edges(step);
-        let share = steps.get(&step).map_or(0.0, |count| *count as f64) / all / (right / left).log2();
+        let share = steps.get(&step).map_or(0.0, |count| *count as f64) / total / (right / left).log2();
         (right > low).then_some([(left.max(low), share), (right, share)])
     };
     let stairs = (*first..=*last).filter_map(stair).flatten();
@@ -140,13 +140,13 @@ fn hill(steps: &BTreeMap<i32, u64>, low: f64) -> Vec<Point> {
 
 fn table(autopsy: &Labelled<Autopsy>, kinds: &Kinds) -> Table {
     let row = |(name, kind): (&String, &Kind)| {
-        let all = || kind.tensors.iter().map(|tensor| &tensor.statistics);
-        let count = all().map(|s| s.count as f64).sum::<f64>().max(1.0);
+        let statistics = || kind.tensors.iter().map(|tensor| &tensor.statistics);
+        let count = statistics().map(|s| s.count as f64).sum::<f64>().max(1.0);
         let mean = |value: &dyn Fn(&Statistics) -> f64| {
-            all().map(|s| value(s) * s.count as f64).sum::<f64>() / count
+            statistics().map(|s| value(s) * s.count as f64).sum::<f64>() / count
         };
-        let largest = all().flat_map(|s| [s.min, s.max]).flatten().map(f64::abs).fold(0.0, f64::max);
-        let stds = || all().map(|s| s.std);
+        let largest = statistics().flat_map(|s| [s.min, s.max]).flatten().map(f64::abs).fold(0.0, f64::max);
+        let stds = || statistics().map(|s| s.std);
         vec![
             name.clone(),
             kind.tensors.len().to_string(),
@@ -155,7 +155,7 @@ fn table(autopsy: &Labelled<Autopsy>, kinds: &Kinds) -> Table {
             number(stds().fold(0.0, f64::max)),
             number(largest),
             percent(mean(&|s| s.zero_share)),
-            all().map(|s| s.nan.saturating_add(s.infinite)).fold(0, u64::saturating_add).to_string(),
+            statistics().map(|s| s.nan.saturating_add(s.infinite)).fold(0, u64::saturating_add).to_string(),
         ]
     };
     let headings =
@@ -181,12 +181,12 @@ fn faults(autopsy: &Labelled<Autopsy>) -> Option<Table> {
     let mut rows: Vec<_> = autopsy.table.tensors.iter().flat_map(found).collect();
     // The most severe first.
     rows.sort_by_key(|(gravity, _)| std::cmp::Reverse(*gravity));
-    let all = rows.len();
+    let total = rows.len();
     let rows: Vec<_> = rows.into_iter().take(MOST_TENSORS).map(|(_, row)| row).collect();
-    (all > 0).then(|| Table {
-        caption: match all > rows.len() {
+    (total > 0).then(|| Table {
+        caption: match total > rows.len() {
             true => format!(
-                "{}: the first {} of {all} findings (all are in autopsy.json)",
+                "{}: the first {} of {total} findings (all are in autopsy.json)",
                 autopsy.label,
                 rows.len()
             ),
