@@ -2,12 +2,12 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use crate::container::safetensors::header::Header;
-use crate::storage::mmap::DataFile;
+use crate::storage::mmap::nanoseconds;
+use crate::storage::{Storage, Version};
 use crate::{Error, Result};
 
 /// The files that decide how the others are read.
@@ -22,9 +22,9 @@ pub struct FileIdentity {
     pub size: u64,
     /// The blake3, in hex, of its header; of a JSON file, of all of it.
     pub header: String,
-    /// When it was last written, in nanoseconds since 1970, where the system says.
+    /// When it was last written, or its tag at a server, where the source says.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub modified: Option<u64>,
+    pub modified: Option<Version>,
 }
 
 /// All files of a checkpoint, by name.
@@ -96,7 +96,7 @@ pub(crate) fn beside(folder: &Path, index: Option<&Path>) -> Vec<PathBuf> {
 }
 
 /// The identity of a checkpoint's files and of those [`beside`] them that exist.
-pub(crate) fn of(beside: &[PathBuf], files: &[DataFile], headers: &[Header]) -> Result<Identity> {
+pub(crate) fn of(beside: &[PathBuf], files: &[Box<dyn Storage>], headers: &[Header]) -> Result<Identity> {
     let mut identities = Vec::new();
     for path in beside {
         match std::fs::read(path) {
@@ -104,7 +104,7 @@ pub(crate) fn of(beside: &[PathBuf], files: &[DataFile], headers: &[Header]) -> 
                 name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
                 size: bytes.len() as u64,
                 header: blake3::hash(&bytes).to_hex().to_string(),
-                modified: nanoseconds(path.metadata().and_then(|data| data.modified()).ok()),
+                modified: modified(path),
             }),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(Error::unexpected("cannot read").path(path).because(e)),
@@ -112,14 +112,15 @@ pub(crate) fn of(beside: &[PathBuf], files: &[DataFile], headers: &[Header]) -> 
     }
     identities.extend(files.iter().zip(headers).map(|(file, header)| FileIdentity {
         name: file.name().to_owned(),
-        size: file.size(),
+        size: file.length(),
         header: header.digest.to_hex().to_string(),
-        modified: nanoseconds(file.modified()),
+        modified: file.version(),
     }));
     identities.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Identity { files: identities })
 }
 
-fn nanoseconds(time: Option<SystemTime>) -> Option<u64> {
-    u64::try_from(time?.duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok()
+fn modified(path: &Path) -> Option<Version> {
+    let time = path.metadata().and_then(|data| data.modified()).ok()?;
+    nanoseconds(time).map(Version::Modified)
 }

@@ -11,7 +11,7 @@ use crate::checkpoint::gguf;
 use crate::checkpoint::json::read_json;
 use crate::checkpoint::locate::{Source, foreign};
 use crate::container::safetensors::header::Header;
-use crate::storage::mmap::DataFile;
+use crate::storage::Storage;
 use crate::{Error, Result};
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -143,7 +143,7 @@ fn listed(folder: &Path) -> Result<Layout> {
 /// Two files that hold the same tensor; an index that names one where it is not.
 pub(crate) fn resolve(
     layout: &Layout,
-    files: &[DataFile],
+    files: &[Box<dyn Storage>],
     headers: Vec<Header>,
     faults: &mut Faults,
 ) -> Result<Catalogue> {
@@ -159,7 +159,7 @@ pub(crate) fn resolve(
             if let Some(first) = catalogue.insert(tensor.stored.name.clone(), tensor) {
                 let what =
                     format!("two files hold the same tensor, this one and '{}'", files[first.file.0].name());
-                let error = Error::input(what).path(files[id].path()).tensor(first.name());
+                let error = Error::input(what).path(files[id].location()).tensor(first.name());
                 faults.meet(error.hint(
                     "the folder mixes two exports: keep one, or add the index that says which is meant",
                 ))?;

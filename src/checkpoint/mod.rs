@@ -28,11 +28,11 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::error_policy::Faults;
 use crate::checkpoint::index::Layout;
 use crate::container::safetensors::header;
+use crate::quant::declared::Declared;
 use crate::quant::expert::layout::Experts;
 use crate::quant::registry::Scheme;
 use crate::quant::weight::{SMALL, TensorInfo, Tensors};
-use crate::storage::mmap::DataFile;
-use crate::storage::mmap::Window;
+use crate::storage::{MappedFile, Storage, Window};
 use crate::{Error, Result};
 
 /// How much of a tensor is mapped at once while it is hashed.
@@ -44,7 +44,7 @@ pub struct Checkpoint {
     root: PathBuf,
     config: Config,
     scheme: Scheme,
-    files: Vec<DataFile>,
+    files: Vec<Box<dyn Storage>>,
     tensors: Catalogue,
     modules: BTreeMap<String, Module>,
     identity: Identity,
@@ -53,7 +53,7 @@ pub struct Checkpoint {
 /// The tensors with the files that hold them: what a format may look at while a checkpoint is opened.
 struct Shelf<'a> {
     tensors: &'a Catalogue,
-    files: &'a [DataFile],
+    files: &'a [Box<dyn Storage>],
 }
 
 impl Tensors for Shelf<'_> {
@@ -68,7 +68,8 @@ impl Tensors for Shelf<'_> {
             let what = format!("{} bytes are too many for a description of a weight", tensor.size());
             return Err(Error::input(what).tensor(name).hint("export the checkpoint again"));
         }
-        let window = self.files[tensor.file.0].window(tensor.bytes.clone()).map_err(|e| e.tensor(name))?;
+        let window =
+            self.files[tensor.file.0].read_range(tensor.bytes.clone()).map_err(|e| e.tensor(name))?;
         Ok(window.to_vec())
     }
 }
@@ -106,14 +107,12 @@ impl Checkpoint {
             return Ok(opened);
         }
         let config = faults.take(Config::load(source.folder()))?.unwrap_or_default();
-        let types: Vec<&str> =
-            [config.model_type(), config.text_model_type()].into_iter().flatten().collect();
-        let scheme = |declared| Scheme::with_experts(declared, Experts::of(&types, config.hidden_size()));
-        let known = faults.take(scheme(config.quantization()).map_err(|e| e.path(source.path())))?;
+        let known =
+            faults.take(scheme_of(&config, config.quantization()).map_err(|e| e.path(source.path())))?;
         let unknown = known.is_none();
         let scheme = match known {
             Some(known) => known,
-            None => scheme(None)?,
+            None => scheme_of(&config, None)?,
         };
         let mut opened = Self::gather(&source, &layout, config, scheme, faults)?;
         // Under a scheme that is not read, nothing more is to be said of each of its weights.
@@ -134,6 +133,21 @@ impl Checkpoint {
         Self::gather(&source, &index::layout(&source, faults)?, config, scheme, faults)
     }
 
+    /// Opens a checkpoint of safetensors whose objects come from any [`Storage`]; `root` is its name in messages. What the files
+    /// hold is taken as it is, without an index.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_storage(root: &Path, config: Config, files: Vec<Box<dyn Storage>>) -> Result<Checkpoint> {
+        let faults = &mut Faults::Stop;
+        let scheme = scheme_of(&config, config.quantization()).map_err(|e| e.path(root))?;
+        let headers = files.iter().map(|file| header::read(&**file)).collect::<Result<Vec<_>>>()?;
+        let identity = identity::of(&[], &files, &headers)?;
+        let tensors = index::resolve(&Layout::default(), &files, headers, faults)?;
+        let modules = module::catalogue(&scheme, &tensors, &files, faults)?;
+        Ok(Checkpoint { root: root.to_owned(), config, scheme, files, tensors, modules, identity })
+    }
+
     /// Everything but the modules.
     fn gather(
         source: &locate::Source,
@@ -145,7 +159,7 @@ impl Checkpoint {
         let mut files = Vec::new();
         let mut headers = Vec::new();
         for (name, path) in &layout.files {
-            let read = DataFile::open(name, path).and_then(|file| Ok((header::read(&file)?, file)));
+            let read = open_file(name, path).and_then(|file| Ok((header::read(&*file)?, file)));
             let Some((header, file)) = faults.take(read)? else { continue };
             headers.push(header);
             files.push(file);
@@ -158,8 +172,8 @@ impl Checkpoint {
 
     /// The same of GGUF, whose files hold all there is to know.
     fn gather_gguf(source: &locate::Source, layout: &Layout) -> Result<Checkpoint> {
-        let open = |(name, path): &(String, PathBuf)| DataFile::open(name, path);
-        let files: Vec<DataFile> = layout.files.iter().map(open).collect::<Result<_>>()?;
+        let files =
+            layout.files.iter().map(|(name, path)| open_file(name, path)).collect::<Result<Vec<_>>>()?;
         let gguf::Model { config, scheme, headers } = gguf::read(&files)?;
         let identity = identity::of(&[], &files, &headers)?;
         let tensors = index::resolve(layout, &files, headers, &mut Faults::Stop)?;
@@ -230,7 +244,7 @@ impl Checkpoint {
 
     /// The path of a file.
     pub fn path(&self, file: FileId) -> &Path {
-        self.files[file.0].path()
+        self.files[file.0].location()
     }
 
     /// The name of a file, relative to the folder.
@@ -246,7 +260,7 @@ impl Checkpoint {
     /// # Panics
     /// If the range is not within the tensor.
     pub fn read(&self, tensor: &Tensor, range: Range<u64>) -> Result<Window> {
-        self.files[tensor.file.0].window(within(tensor, range)).map_err(|e| e.tensor(tensor.name()))
+        self.files[tensor.file.0].read_range(within(tensor, range)).map_err(|e| e.tensor(tensor.name()))
     }
 
     /// Asks the system to read a range of a tensor ahead. Best effort: what it cannot do is not an error.
@@ -279,6 +293,17 @@ impl Checkpoint {
         }
         Ok(hasher.finalize())
     }
+}
+
+/// A file of a checkpoint on this machine.
+fn open_file(name: &str, path: &Path) -> Result<Box<dyn Storage>> {
+    Ok(Box::new(MappedFile::open(name, path)?))
+}
+
+/// The scheme that is declared, for a model of this config.
+fn scheme_of(config: &Config, declared: Option<&Declared>) -> Result<Scheme> {
+    let types: Vec<&str> = [config.model_type(), config.text_model_type()].into_iter().flatten().collect();
+    Scheme::with_experts(declared, Experts::of(&types, config.hidden_size()))
 }
 
 /// The folder or file that `spec` means: a path, or the snapshot of a repository in the Hugging Face cache.

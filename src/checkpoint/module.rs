@@ -11,8 +11,8 @@ use crate::quant::format::dense::Dense;
 use crate::quant::registry::Scheme;
 use crate::quant::weight::Stack;
 use crate::quant::weight::{Dequantize, FoundWeight, TensorInfo};
-use crate::storage::mmap::DataFile;
-use crate::storage::mmap::Window;
+use crate::storage::Storage;
+use crate::storage::Window;
 use crate::{Error, Result};
 
 /// One logical weight of a checkpoint.
@@ -53,7 +53,7 @@ impl Module {
     /// The stack of experts that it is a slice of, as one matrix of the rows of all experts under the name of the dense tensor, and
     /// that tensor's shape.
     pub fn stack(&self) -> Option<(Module, [usize; 3])> {
-        let Stack { name, shape, weight } = self.weight.stack()?;
+        let Stack { name, shape, weight } = self.weight.capabilities().slice?.stack()?;
         Some((Module { name, weight, ..self.clone() }, shape))
     }
 
@@ -260,13 +260,13 @@ impl PackedRows {
 pub(crate) fn catalogue(
     scheme: &Scheme,
     tensors: &Catalogue,
-    files: &[DataFile],
+    files: &[Box<dyn Storage>],
     faults: &mut Faults,
 ) -> Result<BTreeMap<String, Module>> {
     let mut modules = BTreeMap::new();
     let shelf = Shelf { tensors, files };
     for lead in tensors.0.values() {
-        let path = files[lead.file.0].path();
+        let path = files[lead.file.0].location();
         let weights = scheme.weights(&lead.stored, &shelf).map_err(|e| e.path(path));
         for found in faults.take(weights)?.into_iter().flatten() {
             let module = assemble(found, tensors).map_err(|e| e.path(path));

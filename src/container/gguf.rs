@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::container::safetensors::header::{AGAIN, LARGEST, is_lfs_pointer, lfs_pointer};
 use crate::quant::format::gguf::GgmlType;
-use crate::storage::mmap::DataFile;
+use crate::storage::Storage;
 use crate::{Error, Result};
 
 /// Metadata longer than this is passed over: vocabularies, chat templates.
@@ -45,9 +45,9 @@ pub(crate) struct GgufTensor {
 }
 
 /// Reads and checks the header of a file.
-pub(crate) fn read(file: &DataFile) -> Result<Header> {
+pub(crate) fn read(file: &dyn Storage) -> Result<Header> {
     let mut cursor = Cursor::new(file);
-    header(&mut cursor).map_err(|e| e.path(file.path()).hint(AGAIN))
+    header(&mut cursor).map_err(|e| e.path(file.location()).hint(AGAIN))
 }
 
 fn header(cursor: &mut Cursor) -> Result<Header> {
@@ -100,7 +100,7 @@ fn header(cursor: &mut Cursor) -> Result<Header> {
         found.push(entry(cursor, &name, alignment).map_err(|e| e.tensor(&name))?);
     }
     let (digest, data) = (cursor.hasher.finalize(), cursor.read.next_multiple_of(alignment));
-    let tensors = place(found, data, alignment, cursor.file.size())?;
+    let tensors = place(found, data, alignment, cursor.file.length())?;
     Ok(Header { metadata, tensors, digest })
 }
 
@@ -221,7 +221,7 @@ fn list(cursor: &mut Cursor, kind: u32, count: u64, depth: usize) -> Result<()> 
 
 /// Reads a file front to back, hashing what it takes.
 struct Cursor<'a> {
-    file: &'a DataFile,
+    file: &'a dyn Storage,
     buffer: Vec<u8>,
     at: usize,
     /// Bytes that were taken.
@@ -230,7 +230,7 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    fn new(file: &'a DataFile) -> Cursor<'a> {
+    fn new(file: &'a dyn Storage) -> Cursor<'a> {
         Cursor { file, buffer: Vec::new(), at: 0, read: 0, hasher: blake3::Hasher::new() }
     }
 
@@ -238,11 +238,11 @@ impl<'a> Cursor<'a> {
     fn peek(&mut self, count: usize) -> Result<&[u8]> {
         let held = self.buffer.len() - self.at;
         if held < count {
-            let left = self.file.size() - self.read - held as u64;
+            let left = self.file.length() - self.read - held as u64;
             self.buffer.drain(..self.at);
             self.at = 0;
             self.buffer.resize(held + left.min(PIECE as u64) as usize, 0);
-            self.file.read_exact(&mut self.buffer[held..])?;
+            self.file.read_into(self.read + held as u64, &mut self.buffer[held..])?;
         }
         let end = self.buffer.len().min(self.at + count);
         Ok(&self.buffer[self.at..end])
@@ -255,7 +255,7 @@ impl<'a> Cursor<'a> {
         if self.peek(count)?.len() < count {
             return Err(Error::input(format!(
                 "the file ends after {} bytes, within its header",
-                self.file.size()
+                self.file.length()
             )));
         }
         let taken = &self.buffer[self.at..self.at + count];

@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
+use crate::checkpoint::FileIdentity;
 use crate::delta::record::Side;
 use crate::durable::checksums::Checksums;
 use crate::durable::finding::{B3SUMS, Level};
@@ -20,6 +21,7 @@ use crate::run::job::{Job, RunOutput};
 use crate::run::layout::{ATTEMPT, HEARTBEAT, HEARTBEAT_DRAFT, JOURNAL, Layout, PARTS, SHARDS, STATE};
 use crate::run::log::Log;
 use crate::run::unit::AnyRecord;
+use crate::storage::Version;
 use crate::{Error, Result};
 
 /// What is said of a folder in which no run has left anything.
@@ -176,7 +178,11 @@ fn written_since<J: Job + ?Sized>(job: &J, record: &Path) -> Vec<(Side, String)>
     let ended = ended.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_nanos());
     let inputs = job.identity().inputs.iter();
     let files = inputs.flat_map(|(side, now)| now.files.iter().map(|file| (*side, file)));
-    let later = files.filter(|(_, file)| file.modified.is_some() && file.modified.map(u128::from) >= ended);
+    let written = |file: &FileIdentity| match file.modified {
+        Some(Version::Modified(time)) => Some(u128::from(time)),
+        _ => None,
+    };
+    let later = files.filter(|(_, file)| written(file).is_some() && written(file) >= ended);
     later.map(|(side, file)| (side, file.name.clone())).collect()
 }
 

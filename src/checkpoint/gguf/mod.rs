@@ -19,7 +19,7 @@ use crate::container::safetensors::header::Header;
 use crate::quant::format::gguf::{Gguf, Layout};
 use crate::quant::registry::Scheme;
 use crate::quant::weight::TensorInfo;
-use crate::storage::mmap::DataFile;
+use crate::storage::Storage;
 use crate::{Error, Result};
 
 /// What the files of a GGUF model say.
@@ -35,15 +35,15 @@ pub(crate) fn is_gguf(name: &str) -> bool {
 }
 
 /// Reads the headers of a model's files, all of them in order.
-pub(crate) fn read(files: &[DataFile]) -> Result<Model> {
-    let read: Vec<gguf::Header> = files.iter().map(gguf::read).collect::<Result<_>>()?;
-    let (first, path) = (&read[0].metadata, files[0].path());
+pub(crate) fn read(files: &[Box<dyn Storage>]) -> Result<Model> {
+    let read: Vec<gguf::Header> = files.iter().map(|file| gguf::read(&**file)).collect::<Result<_>>()?;
+    let (first, path) = (&read[0].metadata, files[0].location());
     for (file, header) in files.iter().zip(&read) {
         let count = header.metadata.get("split.count").and_then(Value::as_u64).unwrap_or(1);
         if count.max(1) != files.len() as u64 {
             let what = format!("the file is one of {count} parts of a model, but here are {}", files.len());
             return Err(Error::input(what)
-                .path(file.path())
+                .path(file.location())
                 .hint("keep all parts in one folder, under the names that gguf-split gave them"));
         }
     }
@@ -57,7 +57,7 @@ pub(crate) fn read(files: &[DataFile]) -> Result<Model> {
             if entry.name == "token_embd.weight" {
                 rows = entry.shape.first().copied();
             }
-            let (tensor, layout) = described(&entry, &family).map_err(|e| e.path(file.path()))?;
+            let (tensor, layout) = described(&entry, &family).map_err(|e| e.path(file.location()))?;
             layouts.extend(layout.map(|layout| (tensor.name.clone(), layout)));
             stored.push((tensor, entry.bytes));
         }

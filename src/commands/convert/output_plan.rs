@@ -11,7 +11,7 @@ use crate::commands::convert::sharding::{Content, OutTensor, Unit};
 use crate::lora::names::{Place, kind_of, place_of};
 use crate::quant::encode::fp8::FP8_BLOCK;
 use crate::quant::expert::layout::ExpertForm;
-use crate::quant::weight::TensorInfo;
+use crate::quant::weight::{SchemeKind, TensorInfo};
 use crate::{Error, Result};
 
 /// What is asked of the weights.
@@ -55,13 +55,13 @@ impl Target {
     /// GGUF; a stack of experts that the adapter changes, of a model that is only known with stacks; two weights of one name.
     pub fn of(base: &Checkpoint, wish: &OutputSpec) -> Result<Target> {
         // Its metadata are no whole config, and some of its dense weights lie permuted.
-        if base.scheme().label().starts_with("GGUF") {
+        if base.scheme().kind() == SchemeKind::Gguf {
             let hint = "let transformers convert it: from_pretrained(.., gguf_file=..), then save_pretrained";
             return Err(Error::input("a checkpoint is not made from GGUF").path(base.root()).hint(hint));
         }
         let mut target = Target::default();
         let is_block_fp8 =
-            base.scheme().label() == format!("block FP8 ({} x {})", FP8_BLOCK[0], FP8_BLOCK[1]);
+            base.scheme().kind() == SchemeKind::BlockFp8 { rows: FP8_BLOCK[0], columns: FP8_BLOCK[1] };
         let singly = stacks_to_part(base, wish, is_block_fp8);
         for module in base.modules() {
             match module.stack() {

@@ -18,7 +18,7 @@ use crate::quant::encode::fp8::{FP8_BLOCK, encode_block_fp8};
 use crate::quant::number::rounding;
 use crate::quant::number::rounding::to_bytes;
 use crate::run::progress::Progress;
-use crate::storage::mmap::Window;
+use crate::storage::Window;
 use crate::{Error, Result};
 
 /// Values that are decoded at a time, so that they are rounded while they are in the cache.

@@ -14,7 +14,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
 use crate::quant::weight::TensorInfo;
-use crate::storage::mmap::DataFile;
+use crate::storage::Storage;
 use crate::{Error, Result};
 
 /// What the format allows. A header describes some thousand tensors in some hundred bytes each.
@@ -31,38 +31,39 @@ pub(crate) struct Header {
 }
 
 /// Reads and checks the header of a file.
-pub(crate) fn read(file: &DataFile) -> Result<Header> {
-    let bad = |what: String| Error::input(what).path(file.path()).hint(AGAIN);
-    if file.size() == 0 {
+pub(crate) fn read(file: &dyn Storage) -> Result<Header> {
+    let bad = |what: String| Error::input(what).path(file.location()).hint(AGAIN);
+    if file.length() == 0 {
         return Err(bad("the file is empty".to_owned()));
     }
-    let mut start = vec![0u8; file.size().min(64) as usize];
-    file.read_exact(&mut start)?;
+    let mut start = vec![0u8; file.length().min(64) as usize];
+    file.read_into(0, &mut start)?;
     if is_lfs_pointer(&start) {
-        return Err(lfs_pointer().path(file.path()));
+        return Err(lfs_pointer().path(file.location()));
     }
     let Some(length) = start.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes)) else {
-        return Err(bad(format!("the file has {} bytes, too few for a header", file.size())));
+        return Err(bad(format!("the file has {} bytes, too few for a header", file.length())));
     };
     if length > LARGEST {
         let what = format!("the header claims {length} bytes; the format allows {LARGEST}");
         let cure = "this is hardly a safetensors file: download or export it again";
-        return Err(Error::input(what).path(file.path()).hint(cure));
+        return Err(Error::input(what).path(file.location()).hint(cure));
     }
-    if length + 8 > file.size() {
+    if length + 8 > file.length() {
         return Err(bad(format!(
             "the header claims {length} bytes, but the file ends after {}",
-            file.size()
+            file.length()
         )));
     }
     let mut json = start.split_off(8);
     let rest = json.len();
     json.resize(length as usize, 0);
     if json.len() > rest {
-        file.read_exact(&mut json[rest..])?;
+        file.read_into(8 + rest as u64, &mut json[rest..])?;
     }
     let digest = blake3::Hasher::new().update(&length.to_le_bytes()).update(&json).finalize();
-    let tensors = parse(&json, file.size() - 8 - length).map_err(|e| e.path(file.path()).hint(AGAIN))?;
+    let tensors =
+        parse(&json, file.length() - 8 - length).map_err(|e| e.path(file.location()).hint(AGAIN))?;
     let data = 8 + length;
     let tensors = tensors.into_iter().map(|(stored, at)| (stored, data + at.start..data + at.end)).collect();
     Ok(Header { tensors, digest })

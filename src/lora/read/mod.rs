@@ -34,7 +34,7 @@ use crate::durable::digest::hash_file;
 use crate::durable::folder;
 use crate::lora::read::classify::sort;
 use crate::lora::{CONFIG, WEIGHTS};
-use crate::storage::mmap::Window;
+use crate::storage::Window;
 use crate::{Error, Result, checkpoint};
 
 /// How many bytes of a factor are mapped and decoded at once.

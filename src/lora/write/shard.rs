@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::container::safetensors::layout;
@@ -14,6 +13,7 @@ use crate::container::safetensors::layout::Placed;
 use crate::container::safetensors::writer::SafetensorsWriter;
 use crate::durable::digest::{PIECE, Written, digest};
 use crate::quant::weight::TensorInfo;
+use crate::storage::positioned::read_exact_at;
 use crate::{Error, Result};
 
 /// The file name of a module's shard: 16 hex digits of the name's BLAKE3, for a module's own name may be
@@ -117,8 +117,7 @@ impl Shard {
         if offset.checked_add(out.len() as u64).is_none_or(|end| end > placed.len()) {
             return Err(failed("a read beyond the end of the tensor"));
         }
-        self.file
-            .read_exact_at(out, placed.range.start + offset)
+        read_exact_at(&self.file, out, placed.range.start + offset)
             .map_err(|e| failed("cannot read from the shard").because(e))
     }
 

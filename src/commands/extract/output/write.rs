@@ -11,15 +11,14 @@ use crate::delta::module_record::{ModuleRecord, Quality};
 use crate::delta::record::{LeftOut, TensorRecord, source};
 use crate::durable::digest::Written;
 use crate::durable::{atomic_file, checksums};
-use crate::lora::config;
-use crate::lora::config::AdapterConfig;
 use crate::lora::names::{Place, place_of};
-use crate::lora::write::peft;
+use crate::lora::write::adapter::{Adapter, AdapterWriter};
+use crate::lora::write::peft::Peft;
 use crate::lora::write::piece::{Piece, ShardNames};
 use crate::lora::write::shard::Shard;
 use crate::run::attempts::completed::Completed;
 use crate::run::identity::RunIdentity;
-use crate::{Error, Result, lora};
+use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::Path;
@@ -78,13 +77,18 @@ pub fn finish(
         Some(_) => done.modules.values().map(|done| done.record.module.rank).max().unwrap_or(0).max(1),
         None => job.deciding.rank,
     };
-    let (weights, digests) = write_weights(job, plan, done, rank)?;
-    files.insert(lora::WEIGHTS.into(), weights.blake3);
-
-    let manifest = manifest(inputs, job, plan, identity, done, rank, &digests);
-    let config = portable(&job.deciding.base_model_name, rank, &manifest, inputs.base.config().task_type());
-    let config = config::write_config(&config).map_err(not_json)?;
-    files.insert(lora::CONFIG.into(), write_text(&out.join(lora::CONFIG), &config)?.blake3);
+    let pieces = pieces(plan, done)?;
+    let adapter = Adapter {
+        base: &job.deciding.base_model_name,
+        task_type: inputs.base.config().task_type(),
+        rank,
+        dtype: job.deciding.dtype.dtype(),
+        pieces: &pieces,
+        names: ShardNames { a: A, b: B },
+    };
+    let written = Peft.write(out, &adapter)?;
+    files.extend(written.files);
+    let manifest = manifest(inputs, job, plan, identity, done, rank, &written.modules);
 
     let spectra = spectra(plan, done);
     files.insert(SPECTRA.into(), write_spectra(&out.join(SPECTRA), &spectra)?.blake3);
@@ -104,12 +108,8 @@ fn write_text(path: &Path, text: &str) -> Result<Written> {
     atomic_file::write(path, |file| file.write_all(text.as_bytes()))
 }
 
-fn write_weights(
-    job: &Extraction,
-    plan: &ExtractionPlan,
-    done: &DoneWork<'_>,
-    rank: usize,
-) -> Result<(Written, BTreeMap<String, blake3::Hash>)> {
+/// The modules of the adapter, the zeros that its siblings need among them.
+fn pieces(plan: &ExtractionPlan, done: &DoneWork<'_>) -> Result<Vec<Piece>> {
     let oriented = |name: &str, [rows, cols]: [usize; 2]| match place_of(name) {
         Place::Embedding => [cols, rows],
         _ => [rows, cols],
@@ -137,8 +137,7 @@ fn write_weights(
         rank: 0,
         shard: None,
     }));
-    let names = ShardNames { a: A, b: B };
-    peft::assemble(&job.out.join(lora::WEIGHTS), rank, job.deciding.dtype.dtype(), &pieces, &names)
+    Ok(pieces)
 }
 
 fn manifest(
@@ -190,12 +189,6 @@ fn manifest(
         not_represented: not_represented.into_iter().cloned().collect(),
         tensors,
     }
-}
-
-fn portable(base: &str, rank: usize, manifest: &Manifest, task_type: Option<&str>) -> AdapterConfig {
-    let modules = manifest.modules.iter().map(|module| module.name.as_str());
-    let task_type = task_type.map(str::to_owned);
-    AdapterConfig { task_type, ..AdapterConfig::for_modules(base, rank, modules) }
 }
 
 fn spectra(plan: &ExtractionPlan, done: &DoneWork<'_>) -> Vec<Spectrum> {
