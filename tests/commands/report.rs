@@ -565,8 +565,8 @@ fn what_cannot_be_read_is_refused_by_name() {
         home.path().join("nothing"),
         &["nothing to report on", "extraction.json, spectra.jsonl.zst", "analysis.json"],
     );
-    fs::create_dir_all(home.path().join("under way/.trephine")).unwrap();
-    says(home.path().join("under way"), &["run the same extract again"]);
+    fs::create_dir_all(home.path().join("not finished/.trephine")).unwrap();
+    says(home.path().join("not finished"), &["run the same extract again"]);
     let later = changed(home.path(), "later", |manifest| manifest["trephine"] = "0.99.3".into());
     says(later, &["written by trephine 0.99.3", "extraction.json"]);
     let other = changed(home.path(), "other", |manifest| {
@@ -631,7 +631,7 @@ fn only_a_report_is_replaced() {
     }
     to(&at("folder")).code(2).says("this is a folder").says("hint: ");
     to(&at("model.safetensors/page.html")).code(2).says("a file is in its place").says("hint: ");
-    to(Path::new("/dev/null")).code(2).says("to be a regular file");
+    to(Path::new("/dev/null")).code(2).says("must be a regular file");
     assert_eq!(fs::read_to_string(at("model.safetensors")).unwrap(), "years of work");
     fs::write(at("empty.html"), "").unwrap();
     for _ in 0..2 {
