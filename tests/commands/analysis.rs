@@ -83,9 +83,9 @@ fn neither_threads_nor_memory_change_a_byte() {
     };
     analyze(&all(one.path(), 3, 2 << 30), &Silent).unwrap();
     let error = analyze(&all(two.path(), 1, 1 << 20), &Silent).unwrap_err();
-    let cure = error.cure().unwrap().strip_prefix("--memory ").unwrap();
+    let cure = error.cure().unwrap().strip_prefix("give --memory ").unwrap();
     let least: u64 = cure.split("MiB").next().unwrap().parse().unwrap();
-    assert!(error.to_string().starts_with("1 MiB of memory do not do"), "{error}");
+    assert!(error.to_string().starts_with("not enough memory: 1 MiB given, "), "{error}");
     analyze(&all(two.path(), 1, least << 20), &Silent).unwrap();
     assert_eq!(contents(one.path()), contents(two.path()));
     assert_eq!(contents(one.path()).keys().collect::<Vec<_>>(), ["B3SUMS", ANALYSIS]);

@@ -132,11 +132,11 @@ fn a_large_tensor_in_f32_is_put_together_from_its_panels() {
 fn healthy_checkpoints_get_no_verdict() {
     for name in ["base", "base-fp8", "tuned"] {
         let ended = command(&[&data(name)]).code(0);
-        assert!(ended.stdout.ends_with(": nothing remarkable\n"), "{}", ended.stdout);
+        assert!(ended.stdout.ends_with(": nothing unusual\n"), "{}", ended.stdout);
     }
     for pair in [["base-fp8", "base"], ["tuned", "base"], ["base", "base-fp8"]].map(|pair| pair.map(data)) {
         let ended = command(&[&pair[0], "--against", &pair[1]]).code(0);
-        assert!(ended.stdout.ends_with(": nothing remarkable\n"), "{}", ended.stdout);
+        assert!(ended.stdout.ends_with(": nothing unusual\n"), "{}", ended.stdout);
     }
 }
 
@@ -226,7 +226,7 @@ fn blocks_of_64_for_128_are_told_against_the_original() {
     assert!(
         ended
             .stdout
-            .contains("error: scales misplaced: model.layers.0.mlp.down_proj has blocks whose norms vary")
+            .contains("error: scales misplaced: model.layers.0.mlp.down_proj has block norms that vary")
     );
 }
 
@@ -322,9 +322,9 @@ fn thresholds_are_options() {
     }
     command(&[&base, "--few-magnitudes", "60000"]).code(4);
     command(&[&fp8, "--max-std", "-1"]).code(2);
-    command(&[&fp8, "--max-std", "NaN"]).code(2).says("the limit of the largest standard deviation is NaN");
+    command(&[&fp8, "--max-std", "NaN"]).code(2).says("the limit for the largest standard deviation is NaN");
     command(&[&fp8, "--max-std", "0.001"]).code(2).says("no standard deviation is between 0.005 and 0.001");
-    command(&[&fp8, "--min-cosine", "2"]).code(2).says("no cosine is 2");
+    command(&[&fp8, "--min-cosine", "2"]).code(2).says("2 is not a cosine");
 }
 
 #[test]

@@ -462,7 +462,7 @@ fn threads_and_memory_change_no_byte_and_too_little_is_refused() {
     let out = home.path().join("refused");
     command(&data("base-fp8"), &out, &["--memory", "1MiB"]).code(2).says("MiB is too small").says("would do");
     assert!(!out.exists());
-    command(&data("base-fp8"), &out, &["--threads", "0"]).code(2).says("0 threads do nothing");
+    command(&data("base-fp8"), &out, &["--threads", "0"]).code(2).says("0 threads cannot compute anything");
 }
 
 /// An output may be made again, but not from itself.

@@ -119,7 +119,7 @@ fn the_command_lays_adapters_side_by_side() {
         .arg(&out);
     command.arg("--adapter").arg(&a).arg("--adapter").arg(&a);
     let ended = run(&mut command).code(0);
-    for words in ["no adapter", "of none", "method-a", "gate_proj", "all"] {
+    for words in ["no adapter", "vs none", "method-a", "gate_proj", "all"] {
         assert!(ended.stdout.contains(words), "no '{words}' in\n{}", ended.stdout);
     }
     assert_eq!(contents(&out).keys().collect::<Vec<_>>(), ["B3SUMS", FIDELITY]);

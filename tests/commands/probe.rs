@@ -113,7 +113,7 @@ fn everything_wrong_is_told_and_not_only_the_first() {
         "error: the index puts a tensor in '1.safetensors', which does not hold it: tensor 'model.layers.0.mlp.up_proj.weight_scale_inv'",
         "error: a weight is stored as F8_E4M3 [416, 160] without its scale, 'model.layers.0.mlp.up_proj.weight_scale_inv'",
         "error: a weight of shape [416, 160] in blocks of 128 x 128 needs a scale of shape [4, 2]",
-        "warning: F32 [1, 1] belongs to no weight: tensor 'model.layers.0.alone.weight_scale_inv'",
+        "warning: F32 [1, 1] does not belong to any weight: tensor 'model.layers.0.alone.weight_scale_inv'",
     ] {
         assert!(told.contains(words), "no '{words}' in\n{told}");
     }
@@ -121,7 +121,7 @@ fn everything_wrong_is_told_and_not_only_the_first() {
     assert!(
         found["groups"].as_array().unwrap().iter().any(|g| g["name"] == "model.layers.0-2.mlp.gate_proj")
     );
-    probe(&[&text(&folder)]).code(4).says("things are wrong with the checkpoint");
+    probe(&[&text(&folder)]).code(4).says("problems in the checkpoint");
     // Opening the checkpoint still stops at the first error.
     assert!(Checkpoint::open(&text(&folder)).is_err());
 }
@@ -134,7 +134,7 @@ fn a_missing_or_damaged_file_hides_nothing_else() {
     let told = findings(&probed(&text(&folder), 4));
     assert_eq!(told.len(), 2, "{told:?}");
     assert!(told[0].starts_with("error: a file with 18 of the index's 57 tensors is missing"), "{told:?}");
-    assert!(told[1].contains("the config has 3 layers, and no tensor is of layer 2"), "{told:?}");
+    assert!(told[1].contains("the config has 3 layers, but there is no tensor of layer 2"), "{told:?}");
     fs::write(folder.join("2.safetensors"), "what").unwrap();
     let told = findings(&probed(&text(&folder), 4));
     assert!(told[0].contains("the file has 4 bytes, too few for a header"), "{told:?}");
@@ -266,6 +266,6 @@ fn an_adapter_and_who_would_load_it() {
     let vllm = found["consumers"].as_array().unwrap().iter().find(|v| v["consumer"] == "vllm").unwrap();
     assert_eq!(vllm["loads"], false);
     assert!(!vllm["why"].as_str().unwrap().is_empty());
-    probe(&[&text(&out)]).code(4).says("programs would not use all of the adapter");
-    probe(&[&text(&out), "--tensor", "*"]).code(2).says("--tensor is for checkpoints");
+    probe(&[&text(&out)]).code(4).says("programs would not apply all of the adapter");
+    probe(&[&text(&out), "--tensor", "*"]).code(2).says("--tensor works only on checkpoints");
 }

@@ -206,7 +206,7 @@ fn the_numbers_are_those_of_the_tables() {
             held += spectrum.singular_values[..4].iter().map(|value| value * value).sum::<f64>();
             all += spectrum.delta_norm.powi(2);
         }
-        let cells = row(&page, "The most that a rank can hold", "4");
+        let cells = row(&page, "The largest share of all modules' energy", "4");
         assert_eq!(cells[at + 1], format!("{:.1} %", 100.0 * held / all));
     }
     let cells = row(&page, "method-b: error by kind", "q_proj");
@@ -234,7 +234,7 @@ fn an_analysis_is_drawn_as_it_says() {
     assert_eq!((dots(1), dots(2), dots(7)), ([6, 1], [1, 6], [1, 6]), "five layers, and one of the legend");
     let band = select(&page, "#orthogonality-1-1 polygon");
     assert_eq!(band.len(), 1, "the band of chance");
-    let cells = row(&page, "analysis: change and noise of the base", "down_proj");
+    let cells = row(&page, "analysis: change and base noise", "down_proj");
     assert_eq!(cells[1..6], ["5", "4.50", "0.0200", "0.0020", "1.93e-22"]);
     assert_eq!(row(&page, "analysis: noise of the base and", "k_proj")[4], "-");
     assert_eq!(row(&page, "analysis: spans of the k leading", "up_proj")[1..4], ["8", "0.1400", "0.1250"]);
@@ -250,8 +250,7 @@ fn an_autopsy_is_drawn_as_it_says() {
     let home = tempdir().unwrap();
     let folders = ["one", "two"].map(|name| dissected(home.path(), name));
     let Drawn { page, told, .. } = drawn(&folders);
-    let sentence =
-        "one: of the 16 tensors of tuned that were looked at, 1 errors and 0 warnings (1 × exploded std).";
+    let sentence = "one: 16 tensors of tuned were examined; 1 errors and 0 warnings (1 × exploded std).";
     assert_eq!(told.summary.sentences[0], sentence);
     assert_eq!((told.summary.autopsies.len(), told.summary.autopsies[1].errors), (2, 1));
     assert_eq!(select(&page, "#weights svg").len(), 7, "a plot for each kind, none for norms");
@@ -277,7 +276,7 @@ fn what_autopsy_writes_is_read() {
     });
     let Drawn { page, told, .. } = drawn(&folders);
     assert_eq!(told.summary.sentences.len(), 2);
-    assert!(told.summary.sentences[1].ends_with(" tensors of tuned that were looked at, nothing is wrong."));
+    assert!(told.summary.sentences[1].ends_with(" tensors of tuned were examined; nothing is wrong."));
     let plots = select(&page, "#weights svg");
     assert!(plots.len() >= 7, "{}", plots.len());
     for svg in plots {
@@ -379,7 +378,7 @@ fn each_table_is_enough_by_itself() {
     let empty = changed(home.path(), "empty", |manifest| manifest["modules"] = json!([]));
     let empty = drawn(&[empty]);
     assert_eq!(sections(&empty), ["summary"]);
-    assert!(empty.told.summary.sentences[0].contains("holds no module that changed"));
+    assert!(empty.told.summary.sentences[0].contains("contains no module that changed"));
 
     let one = changed(home.path(), "one", |manifest| {
         manifest["modules"].as_array_mut().unwrap().truncate(1);
@@ -403,7 +402,7 @@ fn each_table_is_enough_by_itself() {
             .summary
             .sentences
             .iter()
-            .any(|sentence| sentence.contains("nothing was to be mended"))
+            .any(|sentence| sentence.contains("nothing to correct with"))
     );
 }
 
@@ -566,8 +565,8 @@ fn what_cannot_be_read_is_refused_by_name() {
         home.path().join("nothing"),
         &["nothing to report on", "extraction.json, spectra.jsonl.zst", "analysis.json"],
     );
-    fs::create_dir_all(home.path().join("under way/.trephine")).unwrap();
-    says(home.path().join("under way"), &["run the same extract again"]);
+    fs::create_dir_all(home.path().join("not finished/.trephine")).unwrap();
+    says(home.path().join("not finished"), &["run the same extract again"]);
     let later = changed(home.path(), "later", |manifest| manifest["trephine"] = "0.99.3".into());
     says(later, &["written by trephine 0.99.3", "extraction.json"]);
     let other = changed(home.path(), "other", |manifest| {
@@ -601,7 +600,7 @@ fn the_command_tells_what_the_page_says() {
     command.current_dir(home.path()).arg("report").args(adapters());
     let ended = run(&mut command).code(0);
     assert!(
-        ended.stdout.contains("Where base-fp8 is served") && ended.stdout.contains("\nreport: report.html (")
+        ended.stdout.contains("When base-fp8 is served") && ended.stdout.contains("\nreport: report.html (")
     );
     assert!(home.path().join("report.html").exists());
     command.args(["--json", "--out", "deep/page.html", "--svg", "plots"]);
@@ -628,11 +627,11 @@ fn only_a_report_is_replaced() {
     fs::write(at("other.html"), "<!DOCTYPE html><title>Mine</title>").unwrap();
     fs::create_dir(at("folder")).unwrap();
     for name in ["model.safetensors", "other.html"] {
-        to(&at(name)).code(2).says("is no report").says("hint: give another --out");
+        to(&at(name)).code(2).says("is not a report").says("hint: give another --out");
     }
     to(&at("folder")).code(2).says("this is a folder").says("hint: ");
     to(&at("model.safetensors/page.html")).code(2).says("a file is in its place").says("hint: ");
-    to(Path::new("/dev/null")).code(2).says("to be a regular file");
+    to(Path::new("/dev/null")).code(2).says("must be a regular file");
     assert_eq!(fs::read_to_string(at("model.safetensors")).unwrap(), "years of work");
     fs::write(at("empty.html"), "").unwrap();
     for _ in 0..2 {

@@ -433,7 +433,7 @@ fn a_sanitized_adapter_needs_no_mending() {
     let out = home.path().join("out");
     sanitize(&fixture("rank4"), &out, &[]).code(0);
     let ended = run(trephine().args(["sanitize", "--check", text(&out)])).code(0);
-    let vocabulary = "nothing to mend\n";
+    let vocabulary = "nothing to fix\n";
     assert_eq!(ended.stdout, vocabulary);
     let again = home.path().join("again");
     sanitize(&out, &again, &[]).code(0);

@@ -110,7 +110,7 @@ fn parts_in_any_order_give_the_bytes_of_one_machine() {
             let again = assemble(&inputs, &out, &[]).code(0);
             assert!(again.stdout.contains("was already done"), "{name}: {}", again.stdout);
             let late = run(&mut inputs.command(name, &out, &["--part", "1/2"])).code(0);
-            assert!(late.stdout.contains("is assembled already"), "{name}: {}", late.stdout);
+            assert!(late.stdout.contains("is already assembled"), "{name}: {}", late.stdout);
             let whole = run(&mut inputs.command(name, &out, &[])).code(0);
             assert!(whole.stdout.contains("was already done"), "{name}: {}", whole.stdout);
         }

@@ -29,7 +29,7 @@ fn any_number_of_parts_gives_the_bytes_of_one_machine() {
         let again = assemble(&out).code(0);
         assert!(again.stdout.contains("was already done"), "{}", again.stdout);
         let late = run(&mut part(&reference, &out, 1, of)).code(0);
-        assert!(late.stdout.contains("is assembled already"), "{}", late.stdout);
+        assert!(late.stdout.contains("is already assembled"), "{}", late.stdout);
         assert_same(&out, &reference.files, "assembled twice");
     }
 }
@@ -260,10 +260,10 @@ fn what_is_missing_is_said_with_the_command_for_it() {
     assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
     run(&mut part(&reference, &out, 2, 4)).code(0);
     assert!(part_killed_at(&reference.job, &out, "record 1", "4/4"));
-    let ended = assemble(&out).code(4).says(" modules of 21 are missing").says("--finish");
+    let ended = assemble(&out).code(4).says(" of 21 modules are missing").says("--finish");
     let lines: Vec<&str> = ended.stdout.lines().collect();
     assert_eq!(lines.len(), 6, "{}", ended.stdout);
-    assert!(lines[0].starts_with("# part 1/4: ") && lines[0].ends_with("(never begun)"), "{}", lines[0]);
+    assert!(lines[0].starts_with("# part 1/4: ") && lines[0].ends_with("(never started)"), "{}", lines[0]);
     assert!(lines[4].contains("part 4/4: ") && lines[4].contains("running on "), "{}", lines[4]);
     attempts(&out).iter().for_each(|attempt| age(attempt));
     let ended = assemble(&out).code(4);
@@ -289,7 +289,7 @@ fn from_an_unsplit_run_to_parts_and_back() {
     let out = home.path().join("out");
     assert!(crate::common::runs::killed_at(&reference.job, &out, "record 5"));
     let ended = run(&mut part(&reference, &out, 1, 2)).code(0);
-    assert!(ended.stdout.contains(" were done before"), "{}", ended.stdout);
+    assert!(ended.stdout.contains(" were already done"), "{}", ended.stdout);
     assert!(part_killed_at(&reference.job, &out, "record 2", "2/2"));
     let mid = home.path().join("mid");
     copy(&out, &mid);
@@ -300,7 +300,7 @@ fn from_an_unsplit_run_to_parts_and_back() {
         .arg("--out")
         .arg(&mid))
     .code(0);
-    ended.says("going on: ").says(" of 21 modules are done");
+    ended.says("resuming: ").says(" of 21 modules are done");
     assert_same(&mid, &reference.files, "unsplit, split, unsplit");
     run(&mut part(&reference, &out, 2, 2)).code(0);
     assemble(&out).code(0);
@@ -481,13 +481,13 @@ fn status_follows_a_split_run() {
     let now = status(&out);
     assert_eq!((&now["state"], &now["attempts"][1]["state"]), (&"idle".into(), &"lost".into()));
     let words = told(&out);
-    assert!(words.contains("nothing was begun by part 1, 4 of 4"), "{words}");
-    assert!(words.contains("no one seems to be at work; trephine assemble "), "{words}");
+    assert!(words.contains("not started: part 1, 4 of 4"), "{words}");
+    assert!(words.contains("no process appears to be running; trephine assemble "), "{words}");
     [1, 3, 4].into_iter().for_each(|index| drop(run(&mut part(&reference, &out, index, 4)).code(0)));
     let now = status(&out);
     assert_eq!((&now["state"], &now["modules"]), (&"complete".into(), &21.into()));
     assert_eq!((&now["compared"], &now["not_begun"]), (&now["total"]["compared"], &serde_json::json!([])));
-    assert!(told(&out).contains("all is done: trephine assemble "));
+    assert!(told(&out).contains("everything is done: trephine assemble "));
     let before = contents(&out);
     told(&out);
     assert_same(&out, &before, "looking changes nothing");
@@ -554,7 +554,7 @@ fn a_stopped_part_says_so() {
     };
     // A part that finished before the signal is run again.
     let (out, ended) = (0..50).find_map(stopped).expect("every part ended before the signal");
-    ended.code(75).says("to go on:").says("--part 1/1");
+    ended.code(75).says("to resume:").says("--part 1/1");
     assert_eq!(status(&out)["attempts"][0]["state"], "stopped");
     run(&mut part(&reference, &out, 1, 1)).code(0);
     assemble(&out).code(0);

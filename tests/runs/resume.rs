@@ -241,7 +241,7 @@ fn damaged_shards_are_done_again() {
         let mut command = crate::common::trephine();
         command.args(["extract", "--rank", "8", "--base", &reference.job.base, "--tuned"]);
         let ended = run(command.arg(&reference.job.tuned).arg("--out").arg(&out)).code(0);
-        ended.says(" is done again: the shard is ").says("going on: 20 of 21 modules are done");
+        ended.says(" is done again: the shard is ").says("resuming: 20 of 21 modules are done");
         assert_same(&out, &reference.files, name);
     }
 }
@@ -300,7 +300,7 @@ fn signals_stop_with_the_command_to_go_on() {
     for signal in [Signal::INT, Signal::TERM] {
         // A run that finished before the signal is run again.
         let stopped = (0..50).find_map(|_| stopped_by(&reference, &out, signal));
-        let ended = stopped.expect("every run ended before the signal").code(75).says("to go on:");
+        let ended = stopped.expect("every run ended before the signal").code(75).says("to resume:");
         let line = ended.stderr.lines().last().unwrap().trim();
         let words = shlex::split(line).unwrap();
         assert!(!words.iter().any(|word| word == "--overwrite"), "{line}");
