@@ -494,7 +494,9 @@ fn bad_input() {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf_models");
     for gguf in [gguf, models.join("llama.gguf"), models.join("qwen3moe.gguf")] {
         let ended = command(gguf.to_str().unwrap(), &out, &[]).code(3);
-        ended.says("a GGUF file cannot be converted to a checkpoint").says("gguf_file=..), then save_pretrained");
+        ended
+            .says("a GGUF file cannot be converted to a checkpoint")
+            .says("gguf_file=..), then save_pretrained");
         assert!(!out.exists());
     }
     // A weight that is there twice: packed, and by itself.

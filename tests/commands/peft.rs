@@ -102,9 +102,7 @@ fn names_of_other_makes_are_understood() {
     assert_eq!(
         said,
         [
-            format!(
-                "base_model.model.{Q}.lora_A.default.weight still contains the adapter's name 'default'"
-            ),
+            format!("base_model.model.{Q}.lora_A.default.weight still contains the adapter's name 'default'"),
             format!("{Q}.lora_B.weight lacks the prefix 'base_model.model.'"),
         ]
     );

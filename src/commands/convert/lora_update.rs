@@ -38,8 +38,8 @@ impl<'a> Product<'a> {
             let rows = height(columns);
             (module.rank() * inner * 4, rows * (columns + module.rank()) * 4)
         });
-        let most = sizes.fold((0, 0), |a, b| (a.0.max(b.0), a.1.max(b.1)));
-        [2 * most.0 as u64, most.1 as u64]
+        let largest = sizes.fold((0, 0), |a, b| (a.0.max(b.0), a.1.max(b.1)));
+        [2 * largest.0 as u64, largest.1 as u64]
     }
 
     /// The whole `lora_A` of a module.

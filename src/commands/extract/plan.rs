@@ -199,12 +199,12 @@ impl ExtractionPlan {
     }
 
     fn add_up(&mut self, job: &Extraction) {
-        let wide = (job.deciding.rank as u64).saturating_mul(job.deciding.dtype.bytes() as u64);
-        let factors = |[m, n]: [usize; 2]| ((m + n) as u64).saturating_mul(wide);
+        let row_bytes = (job.deciding.rank as u64).saturating_mul(job.deciding.dtype.bytes() as u64);
+        let factors = |[m, n]: [usize; 2]| ((m + n) as u64).saturating_mul(row_bytes);
         let shapes = self.modules.iter().map(|m| m.shape).chain(self.zeros.iter().map(|(_, shape)| *shape));
         // The shards and the adapter are both on disk until the adapter is complete.
-        let both = shapes.map(|shape| factors(shape).saturating_mul(2).saturating_add(1 << 14));
-        self.disk_bytes = both.fold(1 << 20, u64::saturating_add);
+        let sizes = shapes.map(|shape| factors(shape).saturating_mul(2).saturating_add(1 << 14));
+        self.disk_bytes = sizes.fold(1 << 20, u64::saturating_add);
         let modules = self.modules.iter().map(|m| m.read_bytes);
         self.read_bytes = modules.chain(self.not_represented.iter().map(|l| l.read_bytes)).sum();
         let flops: f64 = self.modules.iter().map(|m| m.flops).sum();
@@ -299,7 +299,8 @@ fn kept(checkpoint: &Checkpoint, name: &str) -> u64 {
 
 /// Plans the comparison of a tensor that is left out.
 fn compared(inputs: &Inputs, leftover: Leftover) -> PlannedLeftover {
-    let both = leftover.base.is_some() && leftover.tuned.is_some() && leftover.reason != Reason::ShapeDiffers;
+    let comparable =
+        leftover.base.is_some() && leftover.tuned.is_some() && leftover.reason != Reason::ShapeDiffers;
     let size = |checkpoint: &Checkpoint, name: &Option<String>| {
         let name = name.as_deref().unwrap_or_default();
         match checkpoint.module(name) {
@@ -308,7 +309,7 @@ fn compared(inputs: &Inputs, leftover: Leftover) -> PlannedLeftover {
         }
     };
     let (mut read_bytes, mut memory) = (0, 0);
-    if both {
+    if comparable {
         for (checkpoint, name) in [(&inputs.base, &leftover.base), (&inputs.tuned, &leftover.tuned)] {
             read_bytes += size(checkpoint, name);
             memory += kept(checkpoint, name.as_deref().unwrap_or_default());

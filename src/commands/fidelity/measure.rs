@@ -200,8 +200,8 @@ fn pairs(
 ) -> Result<(Vec<Pair>, Vec<String>)> {
     let targets: BTreeSet<&str> =
         adapters.iter().flat_map(PeftAdapter::modules).map(PeftModule::name).collect();
-    let more = targets.iter().filter(|name| !place_of(name).by_default()).map(|name| (*name).to_owned());
-    let include: Vec<String> = std::iter::once("linear".to_owned()).chain(more).collect();
+    let others = targets.iter().filter(|name| !place_of(name).by_default()).map(|name| (*name).to_owned());
+    let include: Vec<String> = std::iter::once("linear".to_owned()).chain(others).collect();
     let pairing = pair(served, tuned, &Selection::parse(&include, &[])?, true)?;
     let mut notes = pairing.notes;
     let mut pairs = pairing.pairs;

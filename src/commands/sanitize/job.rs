@@ -152,8 +152,9 @@ impl Job for SanitizeJob<'_> {
             |factor: &TensorInfo| (factor.shape.iter().product::<usize>() * self.plan.dtype.bytes()) as u64;
         let kept = self.plan.kept.iter().map(|(extra, _)| extra.tensor.size());
         // The shards and the adapter are both on disk until the adapter is complete.
-        let both = self.plan.modules.iter().map(|planned| 2 * factors(planned).iter().map(size).sum::<u64>());
-        both.chain(kept).sum::<u64>() + (1 << 20)
+        let sizes =
+            self.plan.modules.iter().map(|planned| 2 * factors(planned).iter().map(size).sum::<u64>());
+        sizes.chain(kept).sum::<u64>() + (1 << 20)
     }
 
     fn described(&self) -> String {

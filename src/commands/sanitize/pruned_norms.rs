@@ -79,13 +79,13 @@ fn whole(
     own: Option<(&Checkpoint, &Module)>,
 ) -> Result<Pruned> {
     let (mut norm2, mut change2, mut own2) = (0.0, 0.0, 0.0);
-    let mut theirs = Vec::new();
+    let mut base_values = Vec::new();
     adapter.panels(tensor, |rows, values| {
         norm2 += values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
         if let Some((base, module)) = own {
-            theirs.resize(values.len(), 0.0);
-            module.panel(base, rows, &mut theirs)?;
-            let pairs = values.iter().zip(&theirs).map(|(new, old)| (f64::from(*new), f64::from(*old)));
+            base_values.resize(values.len(), 0.0);
+            module.panel(base, rows, &mut base_values)?;
+            let pairs = values.iter().zip(&base_values).map(|(new, old)| (f64::from(*new), f64::from(*old)));
             for (new, old) in pairs {
                 change2 += (new - old).powi(2);
                 own2 += old.powi(2);

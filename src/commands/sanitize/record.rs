@@ -40,7 +40,7 @@ pub struct Sanitized {
     pub completed: Vec<Completed>,
     /// What was left out.
     pub pruned: Vec<Pruned>,
-    /// Whole weights that were kept beside the factors.
+    /// Whole weights that were kept besides the factors.
     pub kept: Vec<String>,
     /// Relative error of all products together from truncation to a lower rank, which no adapter of that rank could
     /// avoid.

@@ -78,7 +78,7 @@ fn beside(adapter: &PeftAdapter, extra: &Extra, report: &mut Report) {
         report.add(&[consumer], at, &*why, Effect::Refused, mend);
     }
     if !takes(Peft, adapter, extra) {
-        report.add(&[Peft], at, format!("{why}, which nothing asks for"), Effect::NoEffect, mend);
+        report.add(&[Peft], at, format!("{why}, which no setting asks for"), Effect::NoEffect, mend);
     }
 }
 
@@ -178,13 +178,13 @@ fn experts(adapter: &PeftAdapter, report: &mut Report) {
             Some(&("w1" | "w2" | "w3")) => ["w1", "w2", "w3"],
             _ => ["gate_proj", "up_proj", "down_proj"],
         };
-        let most = experts.last().map_or(0, |last| last + 1);
-        let missing = (0..most)
+        let count = experts.last().map_or(0, |last| last + 1);
+        let missing = (0..count)
             .flat_map(|expert| wanted.map(|projection| format!("{layer}.{expert}.{projection}")))
             .filter(|name| adapter.module(name).is_none())
             .count();
         if missing > 0 {
-            let why = format!("lacks {missing} projections of its {most} experts, but all are needed");
+            let why = format!("lacks {missing} projections of its {count} experts, but all are needed");
             report.add(&[Vllm], *layer, why, Effect::Refused, Fix::Yes);
         }
     }

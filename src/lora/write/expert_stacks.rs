@@ -131,13 +131,14 @@ pub struct ModuleFactors {
 /// stack's.
 ///
 /// # Errors
-/// The adapter has no such factors, or they are no matrices, or not of that rank.
+/// Factors that are missing, are not matrices, or do not have rank `r`.
 pub fn read_factors(adapter: &Shard, module: &str, place: Place, r: usize) -> Result<ModuleFactors> {
     let keys = Keys::of(module, place);
     let matrix = |key: &str| {
         let stored = &adapter.tensor(key)?.stored;
         let shape: Option<[usize; 2]> = stored.shape.as_slice().try_into().ok();
-        let bad = || Error::input(format!("a factor is {}, no matrix", stored.describe())).tensor(key);
+        let bad =
+            || Error::input(format!("a factor is {}, which is not a matrix", stored.describe())).tensor(key);
         Ok::<_, Error>((shape.ok_or_else(bad)?, stored.dtype))
     };
     let (([a_rows, inner], dtype), ([out, b_columns], _)) = (matrix(&keys.a)?, matrix(&keys.b)?);
@@ -148,7 +149,7 @@ pub fn read_factors(adapter: &Shard, module: &str, place: Place, r: usize) -> Re
     let rank = a_rows / count.max(1);
     if a_rows != b_columns || rank * count != a_rows || index >= count {
         let what = format!("the factors are {:?} and {:?}", [a_rows, inner], [out, b_columns]);
-        return Err(Error::input(format!("{what}, not of rank {r}")).tensor(module));
+        return Err(Error::input(format!("{what}, but rank {r} is expected")).tensor(module));
     }
     let mut a = vec![0; rank * inner * size];
     adapter.read(&keys.a, (index * rank * inner * size) as u64, &mut a)?;

@@ -20,7 +20,7 @@ pub struct ExtractionOutcome {
     pub was_done: bool,
     /// Quality by kind of module.
     pub kinds: Vec<KindSummary>,
-    /// What the adapter does not hold, by kind and reason.
+    /// The tensors that are not in the adapter, by kind and reason.
     pub left_out: Vec<LeftOutGroup>,
     /// The manifest.
     #[serde(flatten)]
