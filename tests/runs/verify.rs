@@ -113,7 +113,7 @@ fn any_folder_with_checksums_can_be_verified() {
     verified(&home.path().join("nowhere"), &[]).code(3);
     fs::write(folder.join("extraction.json"), "{").unwrap();
     let ended = verified(&folder, &["--base", &data("base"), "--tuned", &data("tuned")]).code(3);
-    ended.says("the manifest cannot be read").says("hint: check the folder alone");
+    ended.says("the manifest cannot be read").says("hint: run verify without --base and --tuned");
 }
 
 #[test]
