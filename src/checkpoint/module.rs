@@ -53,7 +53,7 @@ impl Module {
     /// The stack of experts that it is a slice of, as one matrix of the rows of all experts under the name of the dense tensor, and
     /// that tensor's shape.
     pub fn stack(&self) -> Option<(Module, [usize; 3])> {
-        let Stack { name, shape, weight } = self.weight.stack()?;
+        let Stack { name, shape, weight } = self.weight.capabilities().slice?.stack()?;
         Some((Module { name, weight, ..self.clone() }, shape))
     }
 

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use crate::checkpoint::Checkpoint;
+use crate::quant::weight::SchemeKind;
 use serde::{Deserialize, Serialize};
 
 /// What an input is to a run.
@@ -67,8 +68,17 @@ pub struct Source {
     pub name: String,
     /// The config's `model_type`.
     pub model_type: Option<String>,
-    /// How its weights are stored, as `dense` or `fp8 128x128`.
+    /// How its weights are stored, in words: `dense`, `block FP8 (128 x 128)`.
     pub scheme: String,
+    /// The same for programs.
+    pub kind: SchemeKind,
+}
+
+impl Source {
+    /// Whether any of its weights may be stored as codes: then an adapter on it is of Method B.
+    pub fn is_quantized(&self) -> bool {
+        self.kind != SchemeKind::Dense
+    }
 }
 
 /// Why a tensor is not in the adapter.
@@ -162,5 +172,5 @@ pub fn source(spec: &str, checkpoint: &Checkpoint) -> Source {
     });
     let name = real.flatten().map_or(spec.to_owned(), |name| name.to_string_lossy().into_owned());
     let model_type = checkpoint.config().model_type().map(str::to_owned);
-    Source { name, model_type, scheme: checkpoint.scheme().label() }
+    Source { name, model_type, scheme: checkpoint.scheme().label(), kind: checkpoint.scheme().kind() }
 }

@@ -101,7 +101,7 @@ impl Served {
         let manifest = adapter.manifest.as_ref()?;
         let (on, side) = match &manifest.served {
             Some(served) => (served, Side::Served),
-            None if manifest.base.scheme != "dense" => (&manifest.base, Side::Base),
+            None if manifest.base.is_quantized() => (&manifest.base, Side::Base),
             None => return None,
         };
         let sum = |module: &crate::delta::module_record::ModuleRecord| {

@@ -140,7 +140,7 @@ impl AdapterSummary {
         let worst = adapter.modules().max_by(|a, b| error(a).total_cmp(&error(b)));
         AdapterSummary {
             name: adapter.label.clone(),
-            method: if manifest.base.scheme == "dense" { 'A' } else { 'B' },
+            method: if manifest.base.is_quantized() { 'B' } else { 'A' },
             rank: manifest.rank,
             modules: adapter.modules().count(),
             delta_norm: manifest.total.delta_norm,

@@ -28,7 +28,7 @@ const SHAPES: [[usize; 2]; 3] = [[INNER, HIDDEN], [INNER, HIDDEN], [HIDDEN, INNE
 
 /// How a checkpoint stores its experts.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum TensorInfo {
+enum ExpertLayout {
     /// `experts.0.gate_proj.weight`, or as Mixtral names them.
     Singly,
     /// `[E, 2I, H]` and `[E, H, I]`.
@@ -65,9 +65,9 @@ impl Model {
         Model { kind, base, tuned }
     }
 
-    fn path(&self, layer: usize, stored: TensorInfo) -> String {
+    fn path(&self, layer: usize, stored: ExpertLayout) -> String {
         let inner =
-            if self.kind == "mixtral" && stored == TensorInfo::Singly { "block_sparse_moe" } else { "mlp" };
+            if self.kind == "mixtral" && stored == ExpertLayout::Singly { "block_sparse_moe" } else { "mlp" };
         format!("model.layers.{layer}.{inner}.experts")
     }
 
@@ -75,12 +75,12 @@ impl Model {
         if self.kind == "mixtral" { ["w1", "w3", "w2"] } else { ["gate_proj", "up_proj", "down_proj"] }
     }
 
-    fn tensors(&self, layers: &[Vec<Expert>], stored: TensorInfo, scale: f32) -> Vec<Tensor> {
+    fn tensors(&self, layers: &[Vec<Expert>], stored: ExpertLayout, scale: f32) -> Vec<Tensor> {
         let mut tensors = Vec::new();
         for (l, experts) in layers.iter().enumerate() {
             let path = self.path(l, stored);
             match stored {
-                TensorInfo::Singly => {
+                ExpertLayout::Singly => {
                     for (e, expert) in experts.iter().enumerate() {
                         for (p, name) in self.names().iter().enumerate() {
                             let name = format!("{path}.{e}.{name}.weight");
@@ -98,7 +98,7 @@ impl Model {
     }
 
     /// Writes both sides, the base first.
-    fn write(&self, home: &Path, base: TensorInfo, tuned: TensorInfo) -> [String; 2] {
+    fn write(&self, home: &Path, base: ExpertLayout, tuned: ExpertLayout) -> [String; 2] {
         let config = json!({"model_type": self.kind, "hidden_size": HIDDEN, "tie_word_embeddings": false});
         let folder = home.join(format!("{base:?}-{tuned:?}"));
         let mut sides = [self.tensors(&self.base, base, 1.0), self.tensors(&self.tuned, tuned, 1.5)];
@@ -122,17 +122,17 @@ fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-fn stacks(path: &str, experts: &[Expert], stored: TensorInfo) -> Vec<Tensor> {
+fn stacks(path: &str, experts: &[Expert], stored: ExpertLayout) -> Vec<Tensor> {
     let rows = |e: &Expert| -> Vec<f32> {
         let lines = |part: usize| e[part].chunks_exact(HIDDEN);
         match stored {
-            TensorInfo::TurnedByTurns => {
+            ExpertLayout::TurnedByTurns => {
                 lines(0).zip(lines(1)).flat_map(|(gate, up)| [gate, up].concat()).collect()
             }
             _ => [&*e[0], &*e[1]].concat(),
         }
     };
-    let turned = stored != TensorInfo::Stacked;
+    let turned = stored != ExpertLayout::Stacked;
     let lay = |values: Vec<f32>, [m, n]: [usize; 2]| if turned { transpose(&values, m, n) } else { values };
     let shape = |[m, n]: [usize; 2]| if turned { [EXPERTS, n, m] } else { [EXPERTS, m, n] };
     let (wide, down) = ([2 * INNER, HIDDEN], SHAPES[2]);
@@ -219,7 +219,7 @@ fn checked(out: &Path, [base, tuned]: &[String; 2]) {
 }
 
 /// Extracts every pair of layouts, the same adapter from each, and gives the first's folder.
-fn same_from_all(model: &Model, home: &TempDir, layouts: &[(TensorInfo, TensorInfo)]) -> PathBuf {
+fn same_from_all(model: &Model, home: &TempDir, layouts: &[(ExpertLayout, ExpertLayout)]) -> PathBuf {
     let mut first: Option<(PathBuf, Vec<u8>)> = None;
     for &(base, tuned) in layouts {
         let pair = model.write(home.path(), base, tuned);
@@ -235,7 +235,7 @@ fn same_from_all(model: &Model, home: &TempDir, layouts: &[(TensorInfo, TensorIn
 
 #[test]
 fn single_experts_for_models_whose_loaders_take_those() {
-    use TensorInfo::{Singly, Stacked, Turned};
+    use ExpertLayout::{Singly, Stacked, Turned};
     for kind in ["qwen3_moe", "mixtral"] {
         let (model, home) = (Model::new(kind), tempdir().unwrap());
         let layouts =
@@ -284,7 +284,7 @@ fn check_stacks(model: &Model, out: &Path, by_turns: bool) {
 
 #[test]
 fn whole_stacks_for_models_whose_loaders_take_those() {
-    use TensorInfo::{Singly, Stacked, Turned, TurnedByTurns};
+    use ExpertLayout::{Singly, Stacked, Turned, TurnedByTurns};
     let (model, home) = (Model::new("qwen3_vl_moe"), tempdir().unwrap());
     let layouts = [(Turned, Stacked), (Stacked, Turned), (Singly, Turned), (Stacked, Singly)];
     let out = same_from_all(&model, &home, &layouts);
@@ -364,7 +364,7 @@ fn a_tuned_gpt_oss_against_its_quantized_base() {
     for (l, experts) in model.base.iter_mut().enumerate() {
         base.extend(quantize(experts, &path(l)));
     }
-    let tuned = model.tensors(&model.tuned, TensorInfo::TurnedByTurns, 1.0);
+    let tuned = model.tensors(&model.tuned, ExpertLayout::TurnedByTurns, 1.0);
     let projection =
         Tensor::bf16("model.layers.0.self_attn.o_proj.weight", &[16, HIDDEN], &noise(5, 16 * HIDDEN));
     let bias = |scale: f32| {
@@ -407,7 +407,7 @@ fn a_tuned_gpt_oss_against_its_quantized_base() {
 #[test]
 fn experts_that_are_not_selected_come_as_zeros() {
     let (model, home) = (Model::new("qwen3_moe"), tempdir().unwrap());
-    let pair = model.write(home.path(), TensorInfo::Singly, TensorInfo::Stacked);
+    let pair = model.write(home.path(), ExpertLayout::Singly, ExpertLayout::Stacked);
     let out = extracted(home.path(), &pair, &["--include", "*.layers.0.mlp.experts.2.up_proj"]);
     measure::check_rules(&out);
     let factors = dense(&out.join("adapter_model.safetensors"));
@@ -418,7 +418,7 @@ fn experts_that_are_not_selected_come_as_zeros() {
     assert_eq!(changed, [&format!("{stem}.lora_A.weight"), &format!("{stem}.lora_B.weight")]);
 
     let model = Model::new("qwen3_vl_moe");
-    let pair = model.write(home.path(), TensorInfo::Turned, TensorInfo::Turned);
+    let pair = model.write(home.path(), ExpertLayout::Turned, ExpertLayout::Turned);
     let out = extracted(home.path(), &pair, &["--include", "re:layers\\.1\\..*down_proj\\.2$"]);
     measure::check_rules(&out);
     let factors = dense(&out.join("adapter_model.safetensors"));
@@ -434,8 +434,8 @@ fn experts_that_are_not_selected_come_as_zeros() {
 #[test]
 fn a_run_that_was_killed_goes_on() {
     for (kind, base, tuned) in [
-        ("qwen3_vl_moe", TensorInfo::Turned, TensorInfo::Stacked),
-        ("mixtral", TensorInfo::Stacked, TensorInfo::Singly),
+        ("qwen3_vl_moe", ExpertLayout::Turned, ExpertLayout::Stacked),
+        ("mixtral", ExpertLayout::Stacked, ExpertLayout::Singly),
     ] {
         let (model, home) = (Model::new(kind), tempdir().unwrap());
         let [base, tuned] = model.write(home.path(), base, tuned);
@@ -451,7 +451,7 @@ fn a_run_that_was_killed_goes_on() {
 #[test]
 fn a_changed_factor_of_one_expert_is_found() {
     let (model, home) = (Model::new("qwen3_vl_moe"), tempdir().unwrap());
-    let pair = model.write(home.path(), TensorInfo::Turned, TensorInfo::Stacked);
+    let pair = model.write(home.path(), ExpertLayout::Turned, ExpertLayout::Stacked);
     let out = extracted(home.path(), &pair, &[]);
     let spoilt = home.path().join("spoilt");
     copy(&out, &spoilt);

@@ -96,7 +96,7 @@ fn scales_of_16_bits_are_rounded_before_they_divide() {
 fn weights_tell_how_their_like_is_quantized() {
     let base = Checkpoint::open(&data("base-fp8")).unwrap();
     let module = base.module("model.layers.0.mlp.up_proj").unwrap();
-    let how = module.weight().round_to_nearest().unwrap();
+    let how = module.weight().capabilities().round_to_nearest.unwrap();
     assert_eq!(how, RoundToNearest::BlockFp8 { block: [128, 128], scale: Dtype::F32 });
     assert_eq!(how.label(), "block FP8 (128 x 128, scales in F32), round to nearest");
     // The stored base is what the base comes to: it was made the same way.
@@ -108,5 +108,5 @@ fn weights_tell_how_their_like_is_quantized() {
     module.panel(&base, 0..rows, &mut stored).unwrap();
     how.apply(&mut ours, columns);
     assert_eq!(bits(&ours), bits(&stored));
-    assert!(weight.weight().round_to_nearest().is_none());
+    assert!(weight.weight().capabilities().round_to_nearest.is_none());
 }

@@ -258,7 +258,7 @@ impl Checkpoints {
                 Some(module) => TunedNoise::TensorInfo(module),
             },
             None if !base_quantized.is_quantized() => TunedNoise::None,
-            None => match base_quantized.weight().round_to_nearest() {
+            None => match base_quantized.weight().capabilities().round_to_nearest {
                 Some(how) => TunedNoise::Rounded(how),
                 None => {
                     let what = format!(

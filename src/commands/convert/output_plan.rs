@@ -11,7 +11,7 @@ use crate::commands::convert::sharding::{Content, OutTensor, Unit};
 use crate::lora::names::{Place, kind_of, place_of};
 use crate::quant::encode::fp8::FP8_BLOCK;
 use crate::quant::expert::layout::ExpertForm;
-use crate::quant::weight::TensorInfo;
+use crate::quant::weight::{SchemeKind, TensorInfo};
 use crate::{Error, Result};
 
 /// What the weights should become.
@@ -56,7 +56,7 @@ impl Target {
     /// weights of the same name.
     pub fn of(base: &Checkpoint, spec: &OutputSpec) -> Result<Target> {
         // GGUF metadata is not a complete config, and some of its dense weights are stored permuted.
-        if base.scheme().label().starts_with("GGUF") {
+        if base.scheme().kind() == SchemeKind::Gguf {
             let hint =
                 "convert it with transformers: from_pretrained(.., gguf_file=..), then save_pretrained";
             return Err(Error::input("a GGUF file cannot be converted to a checkpoint")
@@ -65,7 +65,7 @@ impl Target {
         }
         let mut target = Target::default();
         let is_block_fp8 =
-            base.scheme().label() == format!("block FP8 ({} x {})", FP8_BLOCK[0], FP8_BLOCK[1]);
+            base.scheme().kind() == SchemeKind::BlockFp8 { rows: FP8_BLOCK[0], columns: FP8_BLOCK[1] };
         let singly = stacks_to_split(base, spec, is_block_fp8);
         for module in base.modules() {
             match module.stack() {

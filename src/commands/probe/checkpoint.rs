@@ -151,7 +151,7 @@ fn everything(checkpoint: &Checkpoint) -> Vec<Probed> {
         module: true,
         quantized: module.is_quantized(),
         shape: module.shape().to_vec(),
-        block: module.weight().block(),
+        block: module.weight().capabilities().block,
         parts: module.tensors().iter().map(part).collect(),
         bytes: module.size(),
         values: None,

@@ -17,11 +17,17 @@ use trephine::commands::fidelity::{
     Distances, FIDELITY, FIDELITY_VERSION, Fidelity, FidelityAdapter, FidelityModule,
 };
 use trephine::delta::{Side, Source};
+use trephine::quant::SchemeKind;
 
 pub const KINDS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 fn source(name: &str) -> Source {
-    Source { name: name.into(), model_type: Some("qwen3".into()), scheme: "dense".into() }
+    Source {
+        name: name.into(),
+        model_type: Some("qwen3".into()),
+        scheme: "dense".into(),
+        kind: SchemeKind::Dense,
+    }
 }
 
 /// A cosine that is significant where it is beyond four of its errors.

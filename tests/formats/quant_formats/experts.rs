@@ -120,7 +120,12 @@ fn every_wrapper_of_an_f64_weight_decodes_it_in_f64() {
     {
         let experts = || Experts::of(&[model], Some(hidden));
         let found = Shelf::new(&tensors).weights_of(None, experts()).unwrap();
-        let stack = found[module].weight.stack().map(|stack| stack.weight);
+        let stack = found[module]
+            .weight
+            .capabilities()
+            .slice
+            .and_then(|slice| slice.stack())
+            .map(|stack| stack.weight);
         for weight in [Some(found[module].weight.clone()), stack].into_iter().flatten() {
             assert!(weight.is_wide(), "{model}: {} is not known to be wide", found[module].module);
             let [rows, columns] = weight.shape();

@@ -20,7 +20,7 @@ pub fn write(manifest: &Manifest, deciding: &ResultOptions, spectra: &[Spectrum]
     let base = &deciding.base_model_name;
     let mut text =
         format!("---\nlibrary_name: peft\ntags:\n- lora\n- trephine\n{}---\n\n", front_matter(base));
-    let quantized = manifest.base.scheme != "dense";
+    let quantized = manifest.base.is_quantized();
     let method = if quantized {
         "Method B (corrective): base and adapter together approximate the tuned model, so the adapter also corrects \
          the base's quantization error"
