@@ -104,7 +104,10 @@ fn what_is_more_than_a_lora_is_refused() {
     let error = refused("init_lora_weights", json!("pissa"), [128, 160]);
     assert!(error.to_string().contains("'pissa' changes the base's own weights"), "{error}");
     let error = refused("r", json!(4), [128, 161]);
-    assert!(error.to_string().starts_with("the adapter's factors are for a weight of [128, 161]"), "{error}");
+    assert!(
+        error.to_string().starts_with("the adapter's factors are for a weight of shape [128, 161]"),
+        "{error}"
+    );
     assert_eq!(error.cure(), Some("the adapter belongs to another model"));
 }
 

@@ -271,7 +271,7 @@ fn what_would_do_nothing_or_something_else_is_refused() {
     let none = |_: &mut Value| {};
     refused(&[q(), lora("model.layers.7.self_attn.q_proj", [40, 24], 4, 1)].concat(), &none)
         .says("the base does not have 1 of the adapter's modules: 'model.layers.7.self_attn.q_proj'")
-        .says("would do nothing");
+        .says("would have no effect");
     refused(&lora(Q, [40, 20], 4, 1), &none).says("a change of shape [40, 20]").says("[40, 24]");
     refused(&q()[..1], &none).says("a lora_A without its lora_B").says(Q);
     refused(&q(), &|config| config["use_dora"] = json!(true)).says("DoRA");
@@ -286,7 +286,7 @@ fn what_would_do_nothing_or_something_else_is_refused() {
     refused(&with(format!("{stem}.lora_magnitude_vector"), &[40]), &none).says("DoRA's magnitudes");
     refused(&with("base_model.model.model.other.weight".into(), &[40]), &none)
         .says("that the base does not have");
-    refused(&with("base_model.model.model.norm.weight".into(), &[25]), &none).says("that the base has as");
+    refused(&with("base_model.model.model.norm.weight".into(), &[25]), &none).says("but the base has it as");
     let mut infinite = q();
     infinite[0].bytes[..2].copy_from_slice(&bf16::INFINITY.to_le_bytes());
     let adapter = write_adapter(&home.path().join("adapter"), &infinite, &config(&["q_proj"]));

@@ -138,7 +138,7 @@ fn a_rank_above_the_narrowest_module_is_exact_and_padded() {
     for (dtype, floor) in [("f32", 1e-5), ("bf16", 1.0 / 256.0)] {
         let out = extracted(home.path(), "base", &["--rank", "500", "--dtype", dtype, "--overwrite"]);
         let notes = &manifest(&out)["notes"];
-        assert!(notes[0].as_str().unwrap().contains("--rank 160 holds all"), "{notes}");
+        assert!(notes[0].as_str().unwrap().contains("--rank 160 captures everything"), "{notes}");
         for module in manifest(&out)["modules"].as_array().unwrap() {
             let narrow = module["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).min();
             assert!(module["rank"].as_u64() <= narrow, "{module}");

@@ -272,7 +272,7 @@ fn the_smallest_budget_that_is_named_works() {
         let ended = extract_with(&base, &tuned, &out, &[&more[..], &["1MiB"]].concat()).code(2);
         let hint = ended.stderr.split("--memory ").nth(1).unwrap();
         let least = hint.split(';').next().unwrap();
-        assert!(ended.stderr.contains("1 MiB of memory do not do: "), "{}", ended.stderr);
+        assert!(ended.stderr.contains("not enough memory: 1 MiB given, "), "{}", ended.stderr);
         let below = format!("{}MiB", least.trim_end_matches("MiB").parse::<u64>().unwrap() - 1);
         extract_with(&base, &tuned, &out, &[&more[..], &[&below]].concat()).code(2);
         assert!(!out.exists());

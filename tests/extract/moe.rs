@@ -466,7 +466,8 @@ fn a_changed_factor_of_one_expert_is_found() {
     let mut command = trephine();
     command.args(["verify", "--quiet"]).arg(&spoilt).args(["--base", &pair[0], "--tuned", &pair[1]]);
     let ended = run(&mut command).code(4);
-    let told = "error: model.layers.1.mlp.experts.down_proj.2 has other factors than the manifest tells of";
+    let told =
+        "error: model.layers.1.mlp.experts.down_proj.2 has factors whose digest differs from the manifest's";
     assert!(ended.stdout.contains(told), "{}", ended.stdout);
     assert!(!ended.stdout.contains("down_proj.1 has"), "{}", ended.stdout);
 }

@@ -113,7 +113,7 @@ fn any_folder_with_checksums_can_be_verified() {
     verified(&home.path().join("nowhere"), &[]).code(3);
     fs::write(folder.join("extraction.json"), "{").unwrap();
     let ended = verified(&folder, &["--base", &data("base"), "--tuned", &data("tuned")]).code(3);
-    ended.says("the manifest cannot be read").says("hint: check the folder alone");
+    ended.says("the manifest cannot be read").says("hint: run verify without --base and --tuned");
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn other_checkpoints_are_found() {
     );
     let same = verified(&out, &["--base", &base, "--tuned", &base]).code(4);
     assert!(same.stdout.contains("in the tuned is not the tensor"), "{}", same.stdout);
-    assert!(same.stdout.contains("has a delta of norm 0, the manifest says"), "{}", same.stdout);
+    assert!(same.stdout.contains("has a delta of norm 0, but the manifest says"), "{}", same.stdout);
     verified(&out, &["--base", &base]).code(2);
     verified(&out, &["--base", "/nowhere", "--tuned", &tuned]).code(3);
 }
@@ -195,19 +195,19 @@ fn factors_that_were_changed_are_found() {
         tensors[at].bytes.iter_mut().for_each(|b| *b = 0);
     });
     finds(&found, "q_proj", "the manifest says");
-    finds(&found, "q_proj", "has other factors than the manifest tells of");
+    finds(&found, "q_proj", "has factors whose digest differs from the manifest's");
     // The last bit of one number: too small a change for the recorded error to show it.
     let found = tampered(&out, home.path(), |tensors| {
         let at = named(tensors, "q_proj.lora_B");
         tensors[at].bytes[0] ^= 1;
     });
-    finds(&found, "q_proj", "has other factors than the manifest tells of");
+    finds(&found, "q_proj", "has factors whose digest differs from the manifest's");
     // A nonzero value in a module that must be zero.
     let found = tampered(&out, home.path(), |tensors| {
         let at = named(tensors, "v_proj.lora_B");
         tensors[at].bytes[1] = 0x3f;
     });
-    finds(&found, "v_proj", "has other factors than the manifest tells of");
+    finds(&found, "v_proj", "has factors whose digest differs from the manifest's");
     let found = tampered(&out, home.path(), |tensors| tensors.retain(|t| !t.name.contains("down_proj")));
     finds(&found, "down_proj", "cannot be read: the shard holds no such tensor");
     let found = tampered(&out, home.path(), |tensors| tensors.retain(|t| !t.name.contains("k_proj.lora_A")));
@@ -215,7 +215,7 @@ fn factors_that_were_changed_are_found() {
     let found = tampered(&out, home.path(), |tensors| {
         tensors.push(Tensor::f32("base_model.model.model.norm.weight", &[1], &[1.0]));
     });
-    finds(&found, "model.norm.weight", "is no factor");
+    finds(&found, "model.norm.weight", "is not a factor");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Adapters written: shards of finished modules, and the one file that PEFT, vLLM, SGLang and llama.cpp load.
-//! A further output format goes beside `peft.rs`.
+//! Writes adapters: shards of finished modules, and the one file that PEFT, vLLM, SGLang and llama.cpp load. A new
+//! output format goes next to `peft.rs`.
 
 pub(crate) mod adapter;
 pub(crate) mod expert_stacks;

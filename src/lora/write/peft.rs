@@ -1,4 +1,5 @@
-//! The one weight file that every loader takes, put together from the shards of modules without holding any of them.
+//! Assembles the one weight file that every loader accepts from the modules' shards, without holding a whole shard in
+//! memory.
 
 use crate::lora::write::piece::{Piece, ShardNames, check_shape, zeros};
 use std::collections::BTreeMap;
@@ -47,10 +48,10 @@ impl AdapterWriter for Peft {
 }
 
 /// Writes `adapter_model.safetensors` of uniform rank `r` durably; factors of a lower rank are padded with zeros.
-/// Gives the file's digest, and for each module the digest of its `lora_A` followed by its `lora_B`.
+/// Returns the file's digest, and for each module the digest of its `lora_A` followed by its `lora_B`.
 ///
 /// # Errors
-/// A shard that is not what the journal said, or a failing disk.
+/// A shard that does not match the journal, or a failing disk.
 fn assemble(
     path: &Path,
     r: usize,
@@ -70,9 +71,9 @@ fn assemble(
             *pieces = expert_stacks::stack(name, std::mem::take(pieces))?;
         }
         let ([out, inner], keys) = (first.shape, Keys::of(&first.module, first.place));
-        let wide = r * if stacked { pieces.len() } else { 1 };
+        let width = r * if stacked { pieces.len() } else { 1 };
         let stored = |name, shape| TensorInfo { name, dtype, shape };
-        layout.extend([stored(keys.a, vec![wide, inner]), stored(keys.b, vec![out, wide])]);
+        layout.extend([stored(keys.a, vec![width, inner]), stored(keys.b, vec![out, width])]);
     }
     let mut writer = SafetensorsWriter::create(path, layout)?;
     let mut digests = BTreeMap::new();
@@ -124,7 +125,7 @@ fn copy(
     Ok(hasher.finalize())
 }
 
-/// Rows of `from` bytes, each filled up with zeros to `to` bytes.
+/// Writes rows of `from` bytes, each padded with zeros to `to` bytes.
 fn padded_rows(
     shard: &Shard,
     name: &str,

@@ -1,7 +1,7 @@
 //! The factors of one finished module, on disk until the adapter is assembled.
 //!
-//! A shard is a safetensors file by its bytes but not by its name, lest a tool that globs for `*.safetensors`
-//! take an unfinished run for a checkpoint.
+//! A shard has the contents of a safetensors file but another extension, so that a tool that globs for `*.safetensors`
+//! does not take an unfinished run for a checkpoint.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -16,8 +16,8 @@ use crate::quant::weight::TensorInfo;
 use crate::storage::positioned::read_exact_at;
 use crate::{Error, Result};
 
-/// The file name of a module's shard: 16 hex digits of the name's BLAKE3, for a module's own name may be
-/// longer than a file system allows.
+/// The file name of a module's shard: 16 hex digits of the name's BLAKE3, because a module's own name may be longer
+/// than a file system allows.
 pub fn file_name(module: &str) -> String {
     format!("{}.shard", &blake3::hash(module.as_bytes()).to_hex()[..16])
 }
@@ -41,7 +41,7 @@ pub fn write(
     writer.finish()
 }
 
-/// A shard whose digest was found right when it was opened. Any number of threads may read from it at once.
+/// An open shard whose digest has been checked. Any number of threads may read from it at once.
 #[derive(Debug)]
 pub struct Shard {
     file: File,
@@ -60,14 +60,16 @@ impl Shard {
     pub fn open(path: &Path, expected: Written) -> Result<Shard> {
         let failed = |e: io::Error| Error::unexpected("cannot read the shard").path(path).because(e);
         let bad = |what: String| {
-            Error::input(what).path(path).hint("run the same command again: the module will be done anew")
+            Error::input(what)
+                .path(path)
+                .hint("run the same command again: the module will be computed again")
         };
         let file = File::open(path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => bad("the shard is missing".to_owned()),
             _ => failed(e),
         })?;
         let length = file.metadata().map_err(failed)?.len();
-        // The cheap comparison first: no need to read what is too short.
+        // The cheap comparison first: a file that is too short need not be read.
         if length != expected.bytes {
             return Err(bad(format!("the shard is damaged: {length} bytes instead of {}", expected.bytes)));
         }
@@ -121,7 +123,7 @@ impl Shard {
             .map_err(|e| failed("cannot read from the shard").because(e))
     }
 
-    /// Hands the bytes of the tensor `name` to `take`, in order, in pieces of at most 1 MiB.
+    /// Passes the bytes of the tensor `name` to `take`, in order, in pieces of at most 1 MiB.
     ///
     /// # Errors
     /// As [`read`](Self::read); what `take` returns.

@@ -1,4 +1,5 @@
-//! From finished shards to a folder that is whole: adapter, config, spectra, manifest, card, and checksums last.
+//! Turns finished shards into a complete folder: adapter, config, spectra, manifest, model card, and the checksums
+//! last.
 
 use crate::commands::extract::module::{A, B, ShardRecord};
 use crate::commands::extract::options::Extraction;
@@ -29,20 +30,20 @@ pub struct DoneModule<'a> {
     path: &'a Path,
     /// The shard's length and digest.
     written: Written,
-    /// What the shard says.
+    /// The record stored in the shard.
     record: &'a ShardRecord,
 }
 
-/// What is finished.
+/// All finished work.
 pub struct DoneWork<'a> {
     /// Modules by name.
     modules: HashMap<&'a str, DoneModule<'a>>,
-    /// Comparisons by [key](LeftOut::key), with what was read for them.
+    /// Comparisons by [key](LeftOut::key), with the tensors read for them.
     compared: HashMap<&'a str, (&'a LeftOut, &'a [TensorRecord])>,
 }
 
 impl<'a> DoneWork<'a> {
-    /// All of `completed`.
+    /// Indexes `completed` by name.
     pub fn new(completed: &'a Completed<Done>) -> DoneWork<'a> {
         let mut work = DoneWork { modules: HashMap::new(), compared: HashMap::new() };
         for (id, unit) in completed.units() {
@@ -60,10 +61,10 @@ impl<'a> DoneWork<'a> {
     }
 }
 
-/// Assembles the adapter of a run whose every module is done.
+/// Assembles the adapter of a run whose modules are all done.
 ///
 /// # Errors
-/// A shard that is not what the journal said, or a failing disk. The shards stay, so the same command goes on.
+/// A shard that does not match the journal, or a failing disk. The shards are kept, so the same command resumes.
 pub fn finish(
     inputs: &Inputs,
     job: &Extraction,
