@@ -1,8 +1,9 @@
-//! NVFP4 of modelopt: `X.weight` U8 `[out, in / 2]` of E2M1, the lower nibble first, `X.weight_scale` F8_E4M3 `[out, in / 16]` and
-//! `X.weight_scale_2`, one F32.
+//! NVFP4 of modelopt: `X.weight` U8 `[out, in / 2]` of E2M1, the lower nibble first, `X.weight_scale` F8_E4M3 `[out, in
+//! / 16]` and `X.weight_scale_2`, one F32.
 //!
-//! The value is `rbf(r32(q * r32(scale * scale_2)))`, as in modelopt's `qtensor/nvfp4_tensor.py:dequantize` for a bf16 model. The
-//! scale of the whole weight is multiplied, where compressed-tensors divides by its own; and code 8 is zero, not minus zero.
+//! The value is `rbf(r32(q * r32(scale * scale_2)))`, as in modelopt's `qtensor/nvfp4_tensor.py:dequantize` for a bf16
+//! model. The scale of the whole weight is multiplied, where compressed-tensors divides by its own; and code 8 is zero,
+//! not minus zero.
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use crate::quant::packing::scaled_codes::ScaledGrid;
 use crate::quant::packing::scaled_codes::{Parts, Scales};
 use crate::quant::weight::{Format, FoundWeight, TensorInfo, Tensors};
 
-/// Values under one scale of a group; the standard knows no other size.
+/// Values per group scale; the standard allows no other size.
 const GROUP: usize = 16;
 
 /// modelopt's `quant_algo: "NVFP4"`.
