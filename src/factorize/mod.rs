@@ -1,17 +1,20 @@
-//! Low-rank factorization of a matrix that is seen in panels of rows. Pure: no file, no log.
+//! Low-rank factorization of a matrix that is read in panels of rows. Pure: no file, no log.
 //!
-//! [`factorize`] takes a matrix `delta` `[m, n]` and gives `B` `[m, k]` and `A` `[k, n]` such that `B·A` is close to the
-//! best approximation of rank `k` that there is. Two ways lead there:
+//! [`factorize`] takes a matrix `delta` `[m, n]` and returns `B` `[m, k]` and `A` `[k, n]` such that `B·A` is close to
+//! the best approximation of rank `k`. There are two methods:
 //!
 //! - [`Method::Krylov`]: randomized block Krylov, stopped by its own estimate of what is still missing. It reads the
-//!   delta once a step and is the way for large matrices.
-//! - [`Method::Gram`]: the Gram matrix of the shorter side, and the top of its spectrum. Cheaper where the shorter side is
-//!   only a few times the rank: there in f64 and with a dense eigensolver, optimal to f32. Where that side is large, in
-//!   f32 and with block Krylov on the square until the error is within 1e-5 of the optimal one, as estimated.
+//!   delta once per step and is the method for large matrices.
+//! - [`Method::Gram`]: the Gram matrix of the shorter side, and the top of its spectrum. Cheaper where the shorter side
+//!   is only a few times the rank: computed there in f64 with a dense eigensolver, optimal to f32. Where that side is
+//!   large, computed in f32 with block Krylov on the square, until the estimated error is within 1e-5 of the optimal
+//!   one.
 //!
-//! Who reads what: `shape` cuts a matrix into groups and panels; `sweep` is the only file that visits the delta for
-//! products; `dense`, `orthogonal` and `ritz` are the numerics on tall thin blocks and small squares; `excess` judges
-//! convergence; `krylov` and `gram` are the two methods, `leading` solves the large squares of the latter; `cost` chooses and predicts; `measure` judges what was stored.
+//! `kernel/tiling` cuts a matrix into groups and panels; `kernel/passes` is the only file that visits the delta for
+//! products; `kernel/block_ops`, `kernel/orthonormalize` and `kernel/ritz` are the numerics on tall thin blocks and
+//! small squares; `kernel/convergence` estimates convergence. `backend/krylov` and `backend/gram` are the two methods,
+//! and `backend/block_lanczos` solves the large squares of the latter. `choose` selects a method and predicts its cost;
+//! `residual` measures the stored factors.
 //!
 //! Nothing here depends on the number of threads or on memory: how a matrix is cut follows from its shape, partial sums
 //! are added in a fixed order, and products inside a task run on one thread.
@@ -34,7 +37,7 @@ use crate::factorize::backend::gram;
 use crate::factorize::backend::krylov;
 use crate::{Error, Result};
 
-/// The parts of the methods that `benches/factorize.rs` times one by one. No part of the library's promise.
+/// The parts of the methods that `benches/factorize.rs` times one by one. Not part of the library's promise.
 #[doc(hidden)]
 pub mod parts {
     pub use crate::factorize::backend::gram::gram_matrix;
@@ -44,12 +47,12 @@ pub mod parts {
     pub use crate::factorize::kernel::rng::Stream;
 }
 
-/// Factorizes `delta` `[m, n]`. `norm2` is its squared Frobenius norm, known from streaming it; `module` names the random
-/// stream. Runs in the rayon pool that is current, with the same bits whatever its size.
+/// Factorizes `delta` `[m, n]`. `norm2` is its squared Frobenius norm, known from streaming it; `module` names the
+/// random stream. Runs in the current rayon pool, with exactly the same result whatever its size.
 ///
 /// # Errors
-/// A rank of 0 or a tolerance or energy outside (0, 1] ([`Kind::Decide`](crate::Kind::Decide)), a norm that is not finite
-/// ([`Kind::Input`](crate::Kind::Input)), and whatever visiting the delta meets.
+/// A rank of 0 or a tolerance or energy outside (0, 1] ([`Kind::Decide`](crate::Kind::Decide)), a norm that is not
+/// finite ([`Kind::Input`](crate::Kind::Input)), and any error from visiting the delta.
 pub fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> Result<Factors> {
     check(norm2, module, request)?;
     let (m, n) = (delta.rows(), delta.cols());

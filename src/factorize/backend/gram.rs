@@ -1,10 +1,11 @@
 //! The Gram matrix of the shorter side, and the top of its spectrum.
 //!
-//! - Small sides: in f64, and its dense eigendecomposition. Optimal to f32.
-//! - Large sides and ranks that are small beside them: in f32, at twice the speed and half the memory, and block Krylov on the
-//!   square. One more pass multiplies the delta with the vectors found, and a Rayleigh-Ritz step in f64 takes singular values
-//!   and factors from that product, so the rounding of the square enters to second order only. Singular values below 3e-3 of
-//!   the largest come too near that rounding: where some are asked for, block Krylov on the delta itself does it.
+//! - Small sides: in f64, with a dense eigendecomposition. Optimal to f32.
+//! - Large sides with ranks that are small in comparison: in f32, at twice the speed and half the memory, with block
+//!   Krylov on the square. One more pass multiplies the delta with the vectors found, and a Rayleigh-Ritz step in f64
+//!   takes singular values and factors from that product, so the rounding of the square enters only to second order.
+//!   Singular values below 3e-3 of the largest are too close to that rounding: if such values are requested, block
+//!   Krylov on the delta itself is used.
 
 use std::ops::Range;
 
@@ -26,18 +27,18 @@ use crate::factorize::kernel::tiling::{pieces, split_rows};
 use crate::factorize::types::{BasisPlan, iterates};
 use crate::factorize::types::{Factors, Method, Panels, Request, kept_rank, unit_scale};
 
-/// Side of the tiles of the triangle. Each tile is one task's, so its sums depend on no other.
+/// Side of the tiles of the triangle. Each tile is computed by one task, so its sums depend on no other.
 const TILE: usize = 256;
 /// Rows (tall) or columns (wide) that are converted at a time.
 const DEPTH: usize = 512;
 /// Rows of the panels that are visited at the same time while a batch is filled.
 const FILL: usize = 64;
-/// Rows of a wide matrix that a task multiplies with the block that is held.
+/// Rows of a wide matrix that a task multiplies with the held block.
 const STRIP: usize = 128;
 
-/// What the Gram matrix is summed in.
+/// The type that the Gram matrix is summed in.
 pub(crate) trait GramScalar: ComplexField + From<f32> + Send + Sync {
-    /// Whether batches of rows lie along their columns, rather than along their rows as the delta does.
+    /// Whether batches of rows are column-major, rather than row-major like the delta.
     const UPRIGHT: bool;
 
     /// `tile += scale·left·right`.
@@ -45,7 +46,7 @@ pub(crate) trait GramScalar: ComplexField + From<f32> + Send + Sync {
 }
 
 impl GramScalar for f32 {
-    // Turning a batch costs less than having each tile's product turn its part of it.
+    // Transposing a batch costs less than transposing parts of it in each tile's product.
     const UPRIGHT: bool = true;
 
     fn add_product(tile: MatMut<'_, f32>, left: MatRef<'_, f32>, right: MatRef<'_, f32>, scale: f32) {
@@ -65,7 +66,7 @@ impl GramScalar for f64 {
     }
 }
 
-/// Factors of `delta` `[m, n]` with squared norm `norm2`, which is neither zero nor infinite.
+/// Factorizes `delta` `[m, n]` with squared norm `norm2`, which must be neither zero nor infinite.
 pub(crate) fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> Result<Factors> {
     let (m, n) = (delta.rows(), delta.cols());
     if !iterates(m, n, request.rank) {
@@ -78,7 +79,7 @@ pub(crate) fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &
     krylov::factorize(delta, norm2, module, &request, BasisPlan::thorough(m, n, &request))
 }
 
-/// By an f32 Gram matrix and block Krylov on it. None where singular values are asked for that it does not show.
+/// By an f32 Gram matrix and block Krylov on it. `None` if it does not resolve the requested singular values.
 fn iterated(delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> Result<Option<Factors>> {
     let (m, n) = (delta.rows(), delta.cols());
     let scale = unit_scale(norm2);
@@ -96,7 +97,7 @@ fn iterated(delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> 
     refined((m, n), &found, &products, norm2, scale, request).map(Some)
 }
 
-/// Factors from the vectors found and their `products` with the delta `[m, n]`: Rayleigh-Ritz.
+/// The factors from the vectors found and their `products` with the delta `[m, n]`, by Rayleigh-Ritz.
 fn refined(
     (m, n): (usize, usize),
     found: &Leading,
@@ -139,7 +140,7 @@ fn refined(
 /// Copies the lower triangle to the upper one.
 fn mirror(mut square: MatMut<'_, f32>) {
     let side = square.nrows();
-    // By tiles, which stay near while one side is read across its columns.
+    // In tiles, so that the lines stay in the cache while one side is read across its columns.
     for rows in pieces(0..side, 64) {
         for cols in pieces(0..rows.end, 64) {
             for j in cols.clone() {
@@ -156,7 +157,7 @@ fn dense(delta: &dyn Panels, norm2: f64, request: &Request) -> Result<Factors> {
     let (m, n) = (delta.rows(), delta.cols());
     let (short, long) = (m.min(n), m.max(n));
     let mut gram = gram_matrix(delta)?;
-    // The solver's thresholds are absolute: bring the trace near 1, by a power of two, which costs nothing.
+    // The solver's thresholds are absolute: bring the trace near 1, by a power of two, which costs no accuracy.
     let unit = norm2.log2().round().clamp(-1000.0, 1000.0).exp2();
     gram.as_mut().par_col_iter_mut().for_each(|column| column.iter_mut().for_each(|x| *x /= unit));
     let (mut squares, vectors) = eigen(gram.as_ref())?;
@@ -191,35 +192,35 @@ fn dense(delta: &dyn Panels, norm2: f64, request: &Request) -> Result<Factors> {
     })
 }
 
-/// The columns of `mat`, one behind the other: row-major, its transpose.
+/// The columns of `mat` one after another: its transpose, row-major.
 fn columns(mat: &Mat<f32>) -> Vec<f32> {
     (0..mat.ncols()).flat_map(|j| mat.col_as_slice(j)).copied().collect()
 }
 
-/// `delta^T·delta` where the matrix is tall, `delta·delta^T` where it is wide: the lower triangle of tiles.
+/// `delta^T·delta` if the matrix is tall, `delta·delta^T` if it is wide: the lower triangle of tiles.
 ///
 /// # Errors
-/// What visiting the delta meets.
+/// Any error from visiting the delta.
 pub fn gram_matrix(delta: &dyn Panels) -> Result<Mat<f64>> {
     triangle(delta, 1.0)
 }
 
-/// The same of `scale·delta`, summed in `T`.
+/// The same for `scale·delta`, summed in `T`.
 fn triangle<T: GramScalar>(delta: &dyn Panels, scale: f32) -> Result<Mat<T>> {
     if delta.cols() <= delta.rows() { tall(delta, scale) } else { wide(delta, scale) }
 }
 
-/// Bytes of the buffers that a Gram matrix is computed with, beside its result.
+/// Bytes of the buffers that computing a Gram matrix needs, besides its result.
 pub(crate) fn batch_bytes(m: usize, n: usize) -> usize {
     if n <= m {
         8 * DEPTH.min(m) * n
     } else {
-        // The held block, and what each of as many as 64 threads widens.
+        // The held block, and what each of up to 64 threads widens.
         4 * TILE.min(m) * n + 64 * 8 * DEPTH * (TILE + STRIP)
     }
 }
 
-/// Batches of rows are converted in parallel, then each tile adds its product.
+/// For tall matrices: batches of rows are converted in parallel, then each tile adds its product.
 fn tall<T: GramScalar>(delta: &dyn Panels, scale: f32) -> Result<Mat<T>> {
     let (m, n) = (delta.rows(), delta.cols());
     let mut gram = Mat::<T>::zeros(n, n);
@@ -247,7 +248,7 @@ fn fill<T: GramScalar>(delta: &dyn Panels, rows: Range<usize>, scale: f32, out: 
     let tasks: Vec<_> = parts.iter().cloned().zip(split_rows(out, &parts)).collect();
     tasks.into_par_iter().with_max_len(1).try_for_each(|(part, mut out)| {
         delta.visit(part, &mut |p| {
-            // By parts of the columns: where the batch is upright the lines written to stay near.
+            // In parts of the columns: if the batch is column-major, the lines that are written stay in the cache.
             for cols in pieces(0..p.ncols(), 64) {
                 for i in 0..p.nrows() {
                     for j in cols.clone() {
@@ -260,7 +261,7 @@ fn fill<T: GramScalar>(delta: &dyn Panels, rows: Range<usize>, scale: f32, out: 
     })
 }
 
-/// The tiles on and below the diagonal with the row and column they start at.
+/// The tiles on and below the diagonal, with the row and column that they start at.
 fn tiles<T: GramScalar>(gram: MatMut<'_, T>) -> Vec<(usize, usize, MatMut<'_, T>)> {
     let side = gram.nrows();
     let bands: Vec<_> = pieces(0..side, TILE).collect();
@@ -275,8 +276,8 @@ fn tiles<T: GramScalar>(gram: MatMut<'_, T>) -> Vec<(usize, usize, MatMut<'_, T>
     out
 }
 
-/// A block of rows is held; strips of all rows down to its end are visited and multiplied with it. Where the delta is
-/// recomputed at each visit that is about `m / (2·TILE)` passes, still less than the products cost.
+/// For wide matrices: a block of rows is held; strips of all rows up to its end are visited and multiplied with it.
+/// Where the delta is recomputed at each visit this is about `m / (2·TILE)` passes, still less than the products cost.
 fn wide<T: GramScalar>(delta: &dyn Panels, scale: f32) -> Result<Mat<T>> {
     let (m, n) = (delta.rows(), delta.cols());
     let mut gram = Mat::<T>::zeros(m, m);
