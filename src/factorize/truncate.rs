@@ -1,7 +1,7 @@
 //! Truncates a product of two thin factors to a lower rank, without ever forming the product.
 //!
-//! `L·R` with `L` `[m, r]` and `R` `[r, n]` is `Q1·(T1·T2^T)·Q2^T` for the QR decompositions `L = Q1·T1` and `R^T =
-//! Q2·T2`. The singular value decomposition of the core `T1·T2^T`, at most `[r, r]`, therefore gives that of the
+//! `L·R` with `L` `[m, r]` and `R` `[r, n]` is `Q1·(T1·T2^T)·Q2^T` for the QR decompositions `L = Q1·T1` and
+//! `R^T = Q2·T2`. The singular value decomposition of the core `T1·T2^T`, at most `[r, r]`, therefore gives that of the
 //! product, and its leading part is the best approximation of its rank (Eckart and Young 1936; Golub and Van Loan,
 //! *Matrix Computations*, 5.4). All arithmetic is in f64, so the error comes from truncation, not from rounding.
 
@@ -42,8 +42,8 @@ impl Recompressed {
     }
 }
 
-/// The best product of rank `k` (or lower, if the product has a lower rank) for `scale · left·right`, with `left` `[m,
-/// r]` and `right` `[r, n]`, both row-major.
+/// The best product of rank `k` (or lower, if the product has a lower rank) for `scale · left·right`, with `left`
+/// `[m, r]` and `right` `[r, n]`, both row-major.
 ///
 /// # Errors
 /// [`Kind::Input`](crate::Kind::Input) if a factor holds NaN or infinities.
@@ -72,8 +72,8 @@ pub fn recompress(
         vectors
     };
     let (tall, wide) = (product(q1.as_ref(), shared(&u).as_ref()), product(q2.as_ref(), shared(&v).as_ref()));
-    let left = (0..m).flat_map(|i| (0..k).map(move |j| (i, j))).map(|at| tall[at] as f32).collect();
-    let right = (0..k).flat_map(|i| (0..n).map(move |j| (j, i))).map(|at| wide[at] as f32).collect();
+    let left = (0..m).flat_map(|i| (0..k).map(move |j| (i, j))).map(|index| tall[index] as f32).collect();
+    let right = (0..k).flat_map(|i| (0..n).map(move |j| (j, i))).map(|index| wide[index] as f32).collect();
     Ok(Recompressed { left, right, singular_values: values })
 }
 

@@ -170,8 +170,8 @@ impl BasisPlan {
     }
 }
 
-/// Whether block Krylov, rather than a dense solver, computes the top of the Gram matrix's spectrum for a matrix `[m,
-/// n]`.
+/// Whether block Krylov, rather than a dense solver, computes the top of the Gram matrix's spectrum for a matrix
+/// `[m, n]`.
 pub(crate) fn iterates(m: usize, n: usize, rank: usize) -> bool {
     let short = m.min(n);
     short >= 1536 && 10 * rank <= short

@@ -25,20 +25,20 @@ pub trait Observer {
     /// Called when a part begins, with the inputs that it has.
     ///
     /// # Errors
-    /// Any error of the observer's own.
+    /// Any error of the observer.
     fn begin(&mut self, part: Part, inputs: &[Input]) -> Result<()>;
 
     /// Receives more rows (columns of `x`) of one of the part's inputs. They come in the order of the groups, however
     /// the available memory cuts the work.
     ///
     /// # Errors
-    /// Any error of the observer's own.
+    /// Any error of the observer.
     fn rows(&mut self, input: usize, x: &Activations) -> Result<()>;
 
     /// Called after the last row of one of the part's inputs.
     ///
     /// # Errors
-    /// Any error of the observer's own.
+    /// Any error of the observer.
     fn end(&mut self, input: usize) -> Result<()>;
 }
 

@@ -5,8 +5,8 @@
 //! memory is spent on hidden states, which the caller's budget bounds, and never on weights. An [`Observer`] receives
 //! the input of every linear layer; [`LowRank`] updates are added to its output without touching the weight.
 //!
-//! All arithmetic is in f32, with long sums in f64. How the work is cut follows from the texts and the weights' shapes
-//! alone: no result depends on threads or memory.
+//! All arithmetic is in f32, with running sums in f64. How the work is cut follows from the texts and the weights'
+//! shapes alone: no result depends on threads or memory.
 //!
 //! | file | contents |
 //! |---|---|

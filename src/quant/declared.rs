@@ -48,7 +48,7 @@ pub(crate) fn missing(weight: &TensorInfo, name: &str) -> Error {
 
 /// Refuses a module that computes more than a product with its weight: modelopt can scale the inputs first, or keep
 /// part of the weight as low-rank factors.
-pub(crate) fn alone(module: &str, tensors: &dyn Tensors) -> Result<()> {
+pub(crate) fn refuse_extra_terms(module: &str, tensors: &dyn Tensors) -> Result<()> {
     let parts =
         ["pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b"].map(|part| format!("{module}.{part}"));
     match parts.iter().find(|name| tensors.stored(name).is_some()) {

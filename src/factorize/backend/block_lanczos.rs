@@ -48,8 +48,8 @@ pub(crate) fn most(side: usize, rank: usize) -> usize {
     (8 * rank).max(1024).min(side / 2) / BLOCK * BLOCK
 }
 
-/// The orthonormal basis `v` `[side, size + next]`, and the lower triangle of `projected = v^T·square·v` `[size,
-/// size]`.
+/// The orthonormal basis `v` `[side, size + next]`, and the lower triangle of `projected = v^T·square·v`
+/// `[size, size]`.
 struct Space {
     v: Mat<f32>,
     projected: Mat<f64>,

@@ -135,11 +135,11 @@ impl Basis {
         let newest =
             cross_gram(self.w.as_ref().subcols(from, old + b - from), self.w.as_ref().subcols(old, b));
         let gram = &self.gram;
-        let at = |i: usize, j: usize| if i < from { 0.0 } else { newest[(i - from, j - old)] };
+        let entry = |i: usize, j: usize| if i < from { 0.0 } else { newest[(i - from, j - old)] };
         self.gram = Mat::from_fn(old + b, old + b, |i, j| match (i < old, j < old) {
             (true, true) => gram[(i, j)],
-            (false, true) => at(j, i),
-            (_, false) => at(i, j),
+            (false, true) => entry(j, i),
+            (_, false) => entry(i, j),
         });
     }
 

@@ -40,7 +40,7 @@ impl History {
     /// Estimates for rank `k`, with `total` the squared norm and `outside` the part of it that is entirely outside the
     /// basis. `None` while there are too few steps.
     pub(crate) fn estimate(&self, k: usize, total: f64, outside: f64) -> Option<Estimate> {
-        let at = k.checked_sub(1)?;
+        let index = k.checked_sub(1)?;
         let halves = self.steps.iter().rev().take_while(|s| s.left.is_some()).count();
         // Only steps of one kind: a change of kind would look like a change of pace.
         let (captured, stride): (Vec<f64>, _) = if halves >= 2 {
@@ -50,12 +50,12 @@ impl History {
                     .iter()
                     .flat_map(|s| [Some(&s.right), s.left.as_ref()])
                     .flatten()
-                    .map(|s| s[at])
+                    .map(|s| s[index])
                     .collect(),
                 2,
             )
         } else {
-            (self.steps.iter().map(|s| s.right[at]).collect(), 1)
+            (self.steps.iter().map(|s| s.right[index]).collect(), 1)
         };
         let missing = missing(&captured, stride)?.min(outside.max(0.0));
         Some(Estimate::of(missing, *captured.last()?, total))
@@ -102,8 +102,8 @@ fn missing(captured: &[f64], stride: usize) -> Option<f64> {
 fn outlook(captured: &[f64], stride: usize) -> Option<f64> {
     const SLACKENING: f64 = 1.25;
     let gain = |back: usize| {
-        let at = captured.len().checked_sub(back + 1)?;
-        Some((captured[at] - captured[at.checked_sub(stride)?]).max(0.0))
+        let index = captured.len().checked_sub(back + 1)?;
+        Some((captured[index] - captured[index.checked_sub(stride)?]).max(0.0))
     };
     let ratio = |back: usize, steps: i32| {
         let (now, before) = (gain(0)?, gain(back)?);

@@ -113,8 +113,8 @@ fn norm(column: ColRef<'_, f32>) -> f64 {
 
 fn distance_from_identity(gram: MatRef<'_, f64>) -> f64 {
     let side = gram.nrows();
-    let at = |i, j| (gram[(i, j)] - f64::from(u8::from(i == j))).abs();
-    (0..side).flat_map(|j| (0..side).map(move |i| (i, j))).map(|(i, j)| at(i, j)).fold(0.0, f64::max)
+    let deviation = |i, j| (gram[(i, j)] - f64::from(u8::from(i == j))).abs();
+    (0..side).flat_map(|j| (0..side).map(move |i| (i, j))).map(|(i, j)| deviation(i, j)).fold(0.0, f64::max)
 }
 
 #[cfg(test)]

@@ -69,8 +69,8 @@ impl Strips {
         self.clear(block.nrows(), block.ncols());
         let width = self.strip;
         let strips = self.values.par_chunks_mut((block.nrows() * width).max(1));
-        strips.enumerate().for_each(|(at, strip)| {
-            let columns = block.subcols(at * width, width.min(block.ncols() - at * width));
+        strips.enumerate().for_each(|(index, strip)| {
+            let columns = block.subcols(index * width, width.min(block.ncols() - index * width));
             for (j, column) in columns.col_iter().enumerate() {
                 let to = strip[j..].iter_mut().step_by(width);
                 to.zip(column.iter()).for_each(|(to, from)| *to = *from);
@@ -107,14 +107,14 @@ impl Strips {
         self.columns.div_ceil(self.strip)
     }
 
-    fn strip(&self, at: usize) -> &[f32] {
+    fn strip(&self, index: usize) -> &[f32] {
         let length = self.rows * self.strip;
-        &self.values[at * length..][..length]
+        &self.values[index * length..][..length]
     }
 
-    fn strip_mut(&mut self, at: usize) -> &mut [f32] {
+    fn strip_mut(&mut self, index: usize) -> &mut [f32] {
         let length = self.rows * self.strip;
-        &mut self.values[at * length..][..length]
+        &mut self.values[index * length..][..length]
     }
 }
 
@@ -170,9 +170,9 @@ impl Kernel for Multiply<'_> {
         let (height, n, width) = (panel.nrows(), panel.ncols(), v.strip);
         for from in (0..n).step_by(DEPTH) {
             let depth = DEPTH.min(n - from);
-            for at in 0..v.count() {
-                let block = vectors::<S, V>(&v.strip(at)[from * width..][..depth * width]);
-                let out = w.strip_mut(at);
+            for index in 0..v.count() {
+                let block = vectors::<S, V>(&v.strip(index)[from * width..][..depth * width]);
+                let out = w.strip_mut(index);
                 for first in (0..height).step_by(M) {
                     // The last tile repeats its last row; the extra results are not stored.
                     let rows: [&[f32]; M] =
@@ -234,9 +234,9 @@ impl Kernel for MultiplyTransposed<'_> {
         for from in (0..n).step_by(TILES * M).rev() {
             let columns = (TILES * M).min(n - from);
             pack::<M>(panel, from, columns, packed);
-            for at in 0..w.count() {
-                let block = vectors::<S, V>(&w.strip(at)[..height * width]);
-                let out = &mut z.strip_mut(at)[from * width..][..columns * width];
+            for index in 0..w.count() {
+                let block = vectors::<S, V>(&w.strip(index)[..height * width]);
+                let out = &mut z.strip_mut(index)[from * width..][..columns * width];
                 let tiles = packed.chunks_exact(height * M);
                 for (tile, out) in tiles.zip(vectors_mut::<S, V>(out).chunks_mut(M)) {
                     let sums = outer::<S, M, V>(simd, tile.as_chunks::<M>().0, block);

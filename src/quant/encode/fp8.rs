@@ -1,7 +1,7 @@
 //! The inverse of decoding: values to block FP8, as [`BlockFp8`](super::BlockFp8) reads it.
 //!
-//! A block's scale is its largest magnitude divided by 448, the largest e4m3; a code is the nearest e4m3 to `w /
-//! scale`, ties to even. The arithmetic is that of compressed-tensors on an f32 weight
+//! A block's scale is its largest magnitude divided by 448, the largest e4m3; a code is the nearest e4m3 to
+//! `w / scale`, ties to even. The arithmetic is that of compressed-tensors on an f32 weight
 //! (`quantization/utils/helpers.py:calculate_qparams` and `lifecycle/forward_helpers.py:_quantize`), including its
 //! scale for a block of zeros.
 

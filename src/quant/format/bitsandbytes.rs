@@ -6,9 +6,9 @@
 //! `.quant_map` F32 `[16]`, and `.quant_state.bitsandbytes__nf4` or `fp4`, the U8 bytes of a JSON with shape, dtype and
 //! block sizes. With double quantization `.absmax` is U8, with `.nested_absmax` and `.nested_quant_map`.
 //!
-//! The value is `rT(r32(map[code] * absmax))`, with T the JSON's dtype; a nested absmax is `r32(r32(map[a] * nested) +
-//! offset)`. This is `functional.py:dequantize_4bit` with `backends/default/ops.py:_dequantize_4bit_compute`. 8 bits
-//! are in `llm_int8.rs`.
+//! The value is `rT(r32(map[code] * absmax))`, with T the JSON's dtype; a nested absmax is
+//! `r32(r32(map[a] * nested) + offset)`. This is `functional.py:dequantize_4bit` with
+//! `backends/default/ops.py:_dequantize_4bit_compute`. 8 bits are in `llm_int8.rs`.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -4,8 +4,8 @@
 //!   block.
 //! - `int-quantized`, `naive-quantized`: `X.weight` I8 `[out, in]`; `X.weight_scale`, one per tensor, row, block or
 //!   group; `X.weight_zero_point` I8.
-//! - `pack-quantized`, 4 and 8 bits: `X.weight_packed` I32 `[out, ceil(in * bits / 32)]`; `X.weight_scale` `[out, in /
-//!   group]`; `X.weight_shape`; packed `X.weight_zero_point`; `X.weight_g_idx`.
+//! - `pack-quantized`, 4 and 8 bits: `X.weight_packed` I32 `[out, ceil(in * bits / 32)]`; `X.weight_scale`
+//!   `[out, in / group]`; `X.weight_shape`; packed `X.weight_zero_point`; `X.weight_g_idx`.
 //! - `nvfp4-pack-quantized`: `X.weight_packed` U8 `[out, in / 2]` of E2M1; `X.weight_scale` F8_E4M3 `[out, in / 16]`;
 //!   `X.weight_global_scale` F32 `[1]`.
 //! - `mxfp4-pack-quantized`, `mxfp8-quantized`: the same `X.weight_packed`, or `X.weight` F8_E4M3; `X.weight_scale` U8

@@ -4,7 +4,7 @@
 //! `[out]` or `[out, 1]`, as F32, BF16 or F16. The value is `r32(f32(q) * f32(scale))` whichever the name, as in
 //! transformers' `integrations/finegrained_fp8.py:Fp8Dequantize`. An `input_scale` is for activations and is not read.
 
-use crate::quant::declared::alone;
+use crate::quant::declared::refuse_extra_terms;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -69,7 +69,7 @@ impl Format for Fp8 {
         };
         let &[rows, columns] = lead.shape.as_slice() else { return Ok(Vec::new()) };
         self.kind.check(lead)?;
-        alone(module, tensors)?;
+        refuse_extra_terms(module, tensors)?;
         let names = ["weight_scale", "weight_scale_inv", "scale"].map(|part| format!("{module}.{part}"));
         let scale = names.iter().find_map(|name| tensors.stored(name));
         let scale = scale.ok_or_else(|| missing(lead, &names[0]))?;

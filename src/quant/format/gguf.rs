@@ -2,8 +2,8 @@
 //!
 //! A row is a whole number of blocks, each with its own scales: 32 values with one scale, or 256 (a K-quant) in eight
 //! or sixteen parts whose scales are themselves codes under the block's scale. The arithmetic is that of gguf-py's
-//! `gguf/quants.py` (`dequantize_blocks`), in f32 with each product and sum rounded: `d * q`, `d * q + m`, `(d * sc) *
-//! q - (dmin * m)`.
+//! `gguf/quants.py` (`dequantize_blocks`), in f32 with each product and sum rounded: `d * q`, `d * q + m`,
+//! `(d * sc) * q - (dmin * m)`.
 //!
 //! A file stores a quantized tensor as bytes, and so does its [`TensorInfo`]: U8 `[out, bytes of a row]`.
 //!
@@ -336,9 +336,9 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let (low, rest) = block.split_at(128);
     let (high, scales) = rest.split_at(64);
     for (i, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (at, part) = (i / 4, i % 4);
-        let low = &low[at * 64 + part % 2 * 32..][..32];
-        let high = &high[at * 32..][..32];
+        let (half, part) = (i / 4, i % 4);
+        let low = &low[half * 64 + part % 2 * 32..][..32];
+        let high = &high[half * 32..][..32];
         let scale = |i: usize| d * f32::from(scales[i] as i8);
         let scales = [scale(2 * i), scale(2 * i + 1)];
         for (j, ((out, &low), &high)) in out.iter_mut().zip(low).zip(high).enumerate() {
@@ -348,8 +348,8 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     }
 }
 
-/// A weight with its rows in llama.cpp's order of Q and K: in each head, row `2 j + k` of the file is row `j + k * head
-/// / 2`.
+/// A weight with its rows in llama.cpp's order of Q and K: in each head, row `2 j + k` of the file is row
+/// `j + k * head / 2`.
 #[derive(Clone, Debug)]
 struct Permuted {
     head: usize,
@@ -388,10 +388,10 @@ impl Dequantize for Permuted {
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
         let columns = self.shape()[1];
         assert_eq!(out.len(), rows.len() * columns, "the panel's values");
-        let (first, row) = (self.heads(&rows).start, self.weight.spans(0..1)[0].len());
-        for (at, out) in rows.zip(out.chunks_exact_mut(columns)) {
-            let place = self.place(at);
-            let bytes = &parts[0][(place - first) * row..][..row];
+        let (first, row_bytes) = (self.heads(&rows).start, self.weight.spans(0..1)[0].len());
+        for (row, out) in rows.zip(out.chunks_exact_mut(columns)) {
+            let place = self.place(row);
+            let bytes = &parts[0][(place - first) * row_bytes..][..row_bytes];
             self.weight.dequantize(place..place + 1, &[bytes], out)?;
         }
         Ok(())

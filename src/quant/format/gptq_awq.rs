@@ -1,10 +1,10 @@
 //! GPTQ with 2, 3, 4 and 8 bits, formats `gptq` (v1) and `gptq_v2`, with and without act-order.
 //!
-//! `X.qweight` I32 `[in * bits / 32, out]`, `X.qzeros` I32 `[ceil(in / group), out * bits / 32]`, `X.scales` `[ceil(in
-//! / group), out]` and usually `X.g_idx` I32 `[in]`, the group of each input, which is always followed. The value is
-//! `r16(s * (q - z))` as in AutoGPTQ's `nn_modules/qlinear/qlinear_cuda.py` (its torch branch). z is the stored zero
-//! point in v2, and one more in v1. A stored zero point of all ones is 2^bits in v1 here and in AutoGPTQ 0.7.1; loaders
-//! that mask the sum take it as 0. No symmetric weight has one.
+//! `X.qweight` I32 `[in * bits / 32, out]`, `X.qzeros` I32 `[ceil(in / group), out * bits / 32]`, `X.scales`
+//! `[ceil(in / group), out]` and usually `X.g_idx` I32 `[in]`, the group of each input, which is always followed. The
+//! value is `r16(s * (q - z))` as in AutoGPTQ's `nn_modules/qlinear/qlinear_cuda.py` (its torch branch). z is the
+//! stored zero point in v2, and one more in v1. A stored zero point of all ones is 2^bits in v1 here and in AutoGPTQ
+//! 0.7.1; loaders that mask the sum take it as 0. No symmetric weight has one.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! MXFP4 as in gpt-oss: experts of E2M1 in blocks of 32 with one exponent each, `X_blocks` U8 `[experts, out, in / 32,
-//! 16]` and `X_scales` U8 `[experts, out, in / 32]`.
+//! MXFP4 as in gpt-oss: experts of E2M1 in blocks of 32 with one exponent each, `X_blocks` U8
+//! `[experts, out, in / 32, 16]` and `X_scales` U8 `[experts, out, in / 32]`.
 //!
 //! The value is `q * 2^(scale - 127)`, which bf16 represents exactly, as in transformers'
 //! `integrations/mxfp4.py:convert_moe_packed_tensors` before it transposes: the dense stack is `[experts, in, out]`. A

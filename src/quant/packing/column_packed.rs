@@ -169,9 +169,9 @@ fn word(bytes: &[u8], index: usize) -> u32 {
 
 /// The code at `index` in a stream of words, the lowest bits first; it may cross two words.
 fn code(word: impl Fn(usize) -> u32, bits: usize, index: usize) -> u32 {
-    let (at, shift) = (index * bits / 32, index * bits % 32);
-    let low = word(at) >> shift;
-    let over = if shift + bits > 32 { word(at + 1) << (32 - shift) } else { 0 };
+    let (first, shift) = (index * bits / 32, index * bits % 32);
+    let low = word(first) >> shift;
+    let over = if shift + bits > 32 { word(first + 1) << (32 - shift) } else { 0 };
     (low | over) & ((1 << bits) - 1)
 }
 
@@ -182,7 +182,9 @@ fn gptq(bits: usize, words: &[u32], out: &mut [f32]) {
         8 => whole::<4>(words, out),
         2 => whole::<16>(words, out),
         3 => threes(words, out),
-        _ => out.iter_mut().enumerate().for_each(|(i, out)| *out = code(|at| words[at], bits, i) as f32),
+        _ => {
+            out.iter_mut().enumerate().for_each(|(i, out)| *out = code(|index| words[index], bits, i) as f32)
+        }
     }
 }
 

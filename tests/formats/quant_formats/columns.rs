@@ -113,9 +113,9 @@ fn words_that_do_not_go_with_their_companions() {
     a packed weight [8, 32] in groups of 32 needs a companion of shape [1, 8] and dtype I32; 'w.qzeros' is I32 [2, 4]: tensor 'w.qweight'
       the config and the stored tensors must agree: check that the config belongs to this checkpoint
     words of shape [8, 32] do not hold a whole number of 32-bit packs: tensor 'w.qweight'
-      check that the config belongs to this checkpoint: `bits` decides the packing
+      check that the config belongs to this checkpoint: `bits` determines the packing
     words of shape [8, 33] do not hold a whole number of 32-bit packs: tensor 'w.qweight'
-      check that the config belongs to this checkpoint: `bits` decides the packing
+      check that the config belongs to this checkpoint: `bits` determines the packing
     a packed weight [64, 4] in groups of 32 needs a companion of shape [2, 4] and dtype I32; 'w.qzeros' is I32 [2, 3]: tensor 'w.qweight'
       the config and the stored tensors must agree: check that the config belongs to this checkpoint
     a weight is stored as I32 [8, 32] without its 'w.qzeros': tensor 'w.qweight'
