@@ -206,15 +206,7 @@ impl Dequantize for Blocks {
     }
 
     fn capabilities(&self) -> Capabilities<'_> {
-        Capabilities {
-            needs_all_bytes: false,
-            block: None,
-            round_to_nearest: None,
-            columns: None,
-            double: None,
-            saturation: None,
-            slice: None,
-        }
+        Capabilities::DECODING_ONLY
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
