@@ -25,6 +25,7 @@ use crate::{Error, Result};
 /// The type of a GGUF tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs, non_camel_case_types, reason = "as ggml names them")]
+#[non_exhaustive]
 pub enum GgmlType {
     F32,
     F16,
