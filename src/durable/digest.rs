@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
 /// How much of a file is read at once.
@@ -23,7 +24,7 @@ pub struct Written {
 /// # Errors
 /// A file that cannot be read.
 pub fn hash_file(path: &Path) -> Result<Written> {
-    File::open(path)
+    regular_file::open(path)
         .and_then(|file| digest(&file, &|_| ()))
         .map_err(|e| Error::unexpected("cannot hash the file").path(path).because(e))
 }

@@ -3,16 +3,18 @@
 //! A lock file's existence means nothing; only the lock on it does. So a run that was killed never has to be
 //! cleaned up after, and two runs never write one journal.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
+
 use crate::durable::folder;
+use crate::durable::inside;
 use crate::{Error, Result};
 
-/// The folder, inside an output folder, of all that only an unfinished run needs.
-pub const STATE: &str = ".trephine";
+pub use crate::durable::inside::STATE;
 
 /// The right to write to one output folder, as long as this value lives.
 #[derive(Debug)]
@@ -42,18 +44,13 @@ impl Lock {
     }
 
     fn take(out: &Path, without: bool) -> Result<Lock> {
+        inside::refuse_links(out)?;
         let state = out.join(STATE);
         folder::create(&state)?;
         let path = state.join("lock");
         let failed = |e: io::Error| Error::unexpected("cannot lock the output folder").path(&path).because(e);
         loop {
-            let mut file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path)
-                .map_err(failed)?;
+            let mut file = inside::open(&path, OFlags::RDWR | OFlags::CREATE).map_err(failed)?;
             let held = match hold(&file, &path) {
                 Err(e) if without && has_no_locks(&e) => Hold::Mine,
                 held => held.map_err(failed)?,

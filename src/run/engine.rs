@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::delta::record::Side;
 use crate::durable::atomic_file;
 use crate::durable::folder;
+use crate::durable::inside;
 use crate::durable::journal::Journal;
 use crate::durable::lock::Lock;
 use crate::pipeline::options::RunOptions;
@@ -143,6 +144,7 @@ impl<J: Job> Engine<'_, J> {
             assembled: false,
         };
         run_folder::refuse_foreign(self.out, self.job.layout())?;
+        inside::refuse_links(self.out)?;
         folder::create(self.out)?;
         if self.running.overwrite {
             self.make_way()?;
@@ -262,7 +264,7 @@ impl<J: Job> Engine<'_, J> {
             attempt::all(self.out)?.into_iter().filter(|other| other.folder != attempt).collect();
         match check_same(&others, identity, self.running.other_simd, self.out) {
             Ok(()) => Ok(journal),
-            Err(error) => run_folder::removed(attempt).and(Err(error)),
+            Err(error) => run_folder::removed_folder(self.out, attempt).and(Err(error)),
         }
     }
 
@@ -277,7 +279,8 @@ impl<J: Job> Engine<'_, J> {
         log: &Log,
     ) -> Result<Worked<J::Done>> {
         let living = Heartbeat::begin(attempt, self.job.units(), self.progress);
-        let mut recorder = Recorder { results, journal, done, living: &living, log, times: BTreeMap::new() };
+        let (check_inputs, times) = (&|| self.job.check_inputs(), BTreeMap::new());
+        let mut recorder = Recorder { results, journal, done, living: &living, log, check_inputs, times };
         let worked = self.job.work(share, &mut recorder, &living);
         let Recorder { done, times, .. } = recorder;
         living.end(worked)?;
@@ -287,6 +290,7 @@ impl<J: Job> Engine<'_, J> {
     /// Writes the output of finished work, and keeps the results where that is asked for.
     pub(crate) fn finish(&self, identity: &RunIdentity, done: &Completed<J::Done>) -> Result<J::Output> {
         self.progress.assembling();
+        self.job.check_inputs()?;
         let output = self.job.finish(identity, done, self.progress)?;
         if self.keeps_results() {
             run_folder::keep_results(self.out, done)?;
@@ -353,7 +357,7 @@ impl<J: Job> Engine<'_, J> {
                 continue;
             }
             refuse_at_work(&attempt, out)?;
-            run_folder::removed(folder)?;
+            run_folder::removed_folder(out, folder)?;
         }
         if run_folder::is_finished(out) && run_folder::existing(self.job, out, other_simd).is_err() {
             run_folder::clear_finished(out, layout)?;
@@ -363,7 +367,7 @@ impl<J: Job> Engine<'_, J> {
         if unsplit.is_some_and(|attempt| !run_folder::is_same_run(self.job, &attempt, other_simd)) {
             let lock = Lock::acquire_where_there_is_one(out)?;
             run_folder::clear_files(out, layout)?;
-            [JOURNAL, SHARDS].iter().try_for_each(|name| run_folder::removed(&state.join(name)))?;
+            [JOURNAL, SHARDS].iter().try_for_each(|name| run_folder::removed_state(out, name))?;
             lock.remove()?;
         }
         Ok(())
