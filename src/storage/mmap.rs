@@ -5,7 +5,8 @@
 //! this process with SIGBUS; if another process writes to one, the numbers may be of either state. Two things narrow that: the
 //! file's size is compared with the one at opening before every window, and the window's pages are read in at once where the
 //! system can (Linux 5.14 and later), which turns a file that is too short, or a disk that fails, into an error. What is left
-//! is a truncation while a window is alive. Checkpoints are written once, so this is taken as a condition of use.
+//! is a truncation while a window is alive. Checkpoints are written once, so this is taken as a condition of use; the program
+//! names the file where it happens ([`cut_file`]).
 //!
 //! Mapped pages count as resident memory. A window unmaps its pages when it is dropped, so what is resident is what is alive.
 
@@ -17,7 +18,15 @@ use std::time::SystemTime;
 
 use memmap2::{Advice, Mmap, MmapOptions};
 
+use crate::storage::cut_file::{self, Noted, Notice};
+use crate::storage::regular_file;
 use crate::{Error, Result};
+
+/// Whether no more files may be open.
+fn is_too_many(e: &io::Error) -> bool {
+    let many = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(|errno| errno.raw_os_error());
+    e.raw_os_error().is_some_and(|code| many.contains(&code))
+}
 
 /// One open file of a checkpoint.
 #[derive(Debug)]
@@ -27,23 +36,27 @@ pub(crate) struct DataFile {
     file: File,
     size: u64,
     modified: Option<SystemTime>,
+    notice: Notice,
 }
 
 impl DataFile {
     /// Opens `path`, called `name` in messages and identities.
     pub(crate) fn open(name: &str, path: &Path) -> Result<DataFile> {
-        let file = File::open(path).map_err(|e| match e.kind() {
+        let file = regular_file::open(path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => Error::input("a file of the checkpoint is missing")
                 .path(path)
                 .hint("the download is incomplete: fetch the checkpoint again"),
+            io::ErrorKind::InvalidInput => Error::input("this is not an ordinary file").path(path),
+            _ if is_too_many(&e) => Error::unexpected("cannot open")
+                .path(path)
+                .because(e)
+                .hint("raise the number of files that may be open: ulimit -n"),
             _ => Error::unexpected("cannot open").path(path).because(e),
         })?;
         let data = file.metadata().map_err(|e| Error::unexpected("cannot read").path(path).because(e))?;
-        if !data.is_file() {
-            return Err(Error::input("this is not an ordinary file").path(path));
-        }
         let (name, path) = (name.to_owned(), path.to_owned());
-        Ok(DataFile { name, path, file, size: data.len(), modified: data.modified().ok() })
+        let notice = Notice::new(&path);
+        Ok(DataFile { name, path, file, size: data.len(), modified: data.modified().ok(), notice })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -72,11 +85,28 @@ impl DataFile {
 
     /// Maps a range of the file.
     pub(crate) fn window(&self, range: Range<u64>) -> Result<Window> {
-        let size = self.file.metadata().map_err(|e| self.failed(e))?.len();
-        if size != self.size {
-            return Err(self.changed(size));
-        }
+        self.check_unchanged()?;
         self.map(range)
+    }
+
+    /// Looks whether the file is as it was when it was opened, by its size and its time. What was read is to be trusted only if
+    /// this holds afterwards.
+    ///
+    /// # Errors
+    /// [`Kind::Input`](crate::Kind::Input) for a file that was written to since.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        let data = self.file.metadata().map_err(|e| self.failed(e))?;
+        if data.len() != self.size {
+            return Err(self.changed(format!(
+                "the file had {} bytes when it was opened and now has {}",
+                self.size,
+                data.len()
+            )));
+        }
+        if data.modified().ok() != self.modified {
+            return Err(self.changed("the file was written to after it had been opened".to_owned()));
+        }
+        Ok(())
     }
 
     /// The mapping itself, whatever the file's size.
@@ -85,14 +115,15 @@ impl DataFile {
             Error::unexpected("a window larger than the address space").path(&self.path).because(e)
         })?;
         if length == 0 {
-            return Ok(Window { map: None });
+            return Ok(Window { noted: None, map: None });
         }
         // SAFETY: the mapping is private to the returned window and read-only; that nobody changes the file meanwhile is the
         // contract above, which is a condition of use and is checked as far as it can be.
         let map = unsafe { MmapOptions::new().offset(range.start).len(length).map(&self.file) };
         let map = map.map_err(|e| self.failed(e))?;
+        let noted = cut_file::note(&map, &self.notice);
         self.populate(&map)?;
-        Ok(Window { map: Some(map) })
+        Ok(Window { noted: Some(noted), map: Some(map) })
     }
 
     /// Reads all pages in now, or asks for them early where the system knows no better.
@@ -120,8 +151,8 @@ impl DataFile {
         }
     }
 
-    fn changed(&self, size: u64) -> Error {
-        Error::input(format!("the file had {} bytes when it was opened and now has {size}", self.size))
+    fn changed(&self, what: String) -> Error {
+        Error::input(what)
             .path(&self.path)
             .hint("something writes to the checkpoint: wait until it is whole, then run the command again")
     }
@@ -137,6 +168,9 @@ impl DataFile {
 /// Mapped bytes of one tensor. They need not be aligned. Dropping it unmaps them.
 #[derive(Debug)]
 pub struct Window {
+    /// Dropped first: the range is another's once it is unmapped.
+    #[allow(dead_code)]
+    noted: Option<Noted>,
     /// None for no bytes: an empty range cannot be mapped.
     map: Option<Mmap>,
 }
