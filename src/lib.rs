@@ -56,6 +56,7 @@
 //! | [`quant`] | quantized formats: bytes in, f32 out; touches no file | a format: a file in `quant/format`, a line in the registry |
 //! | [`factorize`] | panels in, factors out; touches no file | a method: `factorize/backend` |
 //! | [`error`] | what failed, at what, and the fix | |
+//! | [`printable`] | text made fit for a terminal | |
 //!
 //! The binary is thin: arguments into [`commands::extract::Extraction`], progress bars and tables out.
 //!
@@ -90,9 +91,13 @@ pub mod delta;
 pub mod durable;
 pub mod error;
 pub mod factorize;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod lora;
 pub mod model;
 pub mod pipeline;
+pub mod printable;
 pub mod quant;
 #[cfg(feature = "report")]
 pub mod report;

@@ -23,12 +23,12 @@ use crate::run::parts::part_id::Part;
 use crate::run::progress::Progress;
 
 /// The memory that a run promises to stay under when it is not told: the smaller of 2 GiB and half of what is
-/// available now, to this process.
+/// available now, to this process: to its control group, where it is in one.
 pub fn default_memory() -> u64 {
     const MOST: u64 = 2 << 30;
     let mut system = sysinfo::System::new();
     system.refresh_memory();
-    let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+    let group = crate::pipeline::cgroup::available().unwrap_or(u64::MAX);
     MOST.min(system.available_memory().min(group) / 2)
 }
 
