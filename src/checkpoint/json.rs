@@ -1,4 +1,4 @@
-//! A JSON file of a checkpoint, if it is there.
+//! Reading of a checkpoint's JSON files.
 
 use crate::container::safetensors::header;
 use std::path::Path;
@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use crate::storage::regular_file;
 use crate::{Error, Result};
 
-/// Reads a JSON file of at most `limit` bytes, `None` where it does not exist.
+/// Reads a JSON file of at most `limit` bytes, `None` if it does not exist.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<Option<T>> {
     let bytes = match regular_file::read_within(path, limit) {
         Ok(bytes) => bytes,

@@ -1,4 +1,4 @@
-//! A run's log: times, threads and memory, which must not stand where bytes are compared.
+//! A run's log: times, threads and memory, which must stay out of files that are compared byte by byte.
 
 use std::fs::File;
 use std::io::Write;
@@ -18,11 +18,11 @@ use crate::{Error, Result};
 pub struct Log(Option<File>);
 
 impl Log {
-    /// Opens the log at `path`. Parts have logs of their own: several machines that append to one file of a network
-    /// file system overwrite each other's lines.
+    /// Opens the log at `path`. Each part has its own log: machines that append to the same file of a network file
+    /// system overwrite each other's lines.
     ///
     /// # Errors
-    /// The file cannot be opened.
+    /// A file that cannot be opened.
     pub fn open(path: &Path) -> Result<Log> {
         let failed = |e| match path.is_symlink() {
             true => Error::decide("the log is a link, and no link inside an output folder is followed")
@@ -34,12 +34,12 @@ impl Log {
         Ok(Log(Some(file)))
     }
 
-    /// A log that keeps nothing.
+    /// A log that discards every line.
     pub fn none() -> Log {
         Log(None)
     }
 
-    /// Takes over the lines of the parts' logs, which are about to be removed.
+    /// Copies the lines of the parts' logs, which are about to be removed.
     pub fn take_over(&self, attempts: &[PathBuf]) {
         for attempt in attempts {
             if let Ok(text) = regular_file::read(&attempt.join(PART_LOG)) {
@@ -49,13 +49,13 @@ impl Log {
         }
     }
 
-    /// One line, with the time before it.
+    /// Writes one line, prefixed with the time.
     pub fn line(&self, text: &str) {
         let now = timestamp(SystemTime::now());
         self.write(format!("{now} {}\n", one_line(text)).as_bytes());
     }
 
-    /// A log that cannot be written to stops no run.
+    /// Ignores errors: a log that cannot be written must not stop the run.
     fn write(&self, bytes: &[u8]) {
         if let Some(mut file) = self.0.as_ref() {
             let _ = file.write_all(bytes);

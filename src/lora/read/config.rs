@@ -1,5 +1,5 @@
-//! `adapter_config.json` of any LoRA adapter: rank and `lora_alpha` of each module, by PEFT's rules, and what else changes
-//! the adapter's meaning.
+//! `adapter_config.json` of any LoRA adapter: the rank and `lora_alpha` of each module, by PEFT's rules, and other
+//! settings that change the adapter's meaning.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::quant::patterns::Patterns;
 use crate::{Error, Result};
 
-/// What PEFT takes for a rank or a `lora_alpha` that the config leaves out.
+/// PEFT's default for a rank or a `lora_alpha` that the config leaves out.
 const DEFAULT: usize = 8;
 
 /// The most keys of one pattern: one for every module of the largest mixtures of experts.
@@ -20,7 +20,7 @@ const MOST_KEYS: usize = 200_000;
 /// What `target_modules` names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Targets {
-    /// Modules by name or by the last parts of their names.
+    /// Modules, by name or by the last parts of their names.
     Names(Vec<String>),
     /// A regular expression over whole names, or PEFT's `all-linear`.
     Pattern(String),
@@ -28,7 +28,8 @@ pub enum Targets {
     None,
 }
 
-/// The config of a LoRA adapter, whoever wrote it. [`AdapterConfig`](crate::lora::AdapterConfig) is what Trephine writes.
+/// The config of a LoRA adapter, whichever program wrote it. [`AdapterConfig`](crate::lora::AdapterConfig) is what
+/// Trephine writes.
 #[derive(Clone, Debug)]
 pub struct PeftConfig {
     raw: Value,
@@ -46,7 +47,8 @@ impl PeftConfig {
     /// Reads the text of a config. `path` is for messages only.
     ///
     /// # Errors
-    /// No JSON object; another `peft_type` than LORA, named; a value of a type that the key cannot have.
+    /// Text that is not a JSON object; a `peft_type` other than LORA, which is named; a value of a type that its key
+    /// cannot have.
     pub fn parse(text: &str, path: &Path) -> Result<PeftConfig> {
         let raw: Value = serde_json::from_str(text).map_err(|e| {
             Error::input("the adapter's config is not JSON")
@@ -64,11 +66,11 @@ impl PeftConfig {
             Some(kind) => {
                 let kind = kind.as_str().map_or_else(|| kind.to_string(), str::to_owned);
                 return Err(bad(format!("the adapter is of peft_type {kind}, not LORA")).hint(
-                    "only LoRA adapters are read: merge this one into its base by PEFT, and extract a LoRA from that",
+                    "only LoRA adapters can be read: merge this one into its base with PEFT, then extract a LoRA from the result",
                 ));
             }
         }
-        let wrong = |key: &str, wish: &str| bad(format!("{key} is {}, not {wish}", raw[key]));
+        let wrong = |key: &str, expected: &str| bad(format!("{key} is {}, not {expected}", raw[key]));
         let given = |key: &str| raw.get(key).filter(|value| !value.is_null());
         let r =
             given("r").map(|value| whole(value).ok_or_else(|| wrong("r", "a whole number"))).transpose()?;
@@ -97,17 +99,17 @@ impl PeftConfig {
         Ok(PeftConfig { r, alpha, ranks, alphas, targets, target_names, target_pattern, raw })
     }
 
-    /// The JSON as it is.
+    /// The config's JSON, unchanged.
     pub fn raw(&self) -> &Value {
         &self.raw
     }
 
-    /// `r`, where it is given.
+    /// `r`, if it is given.
     pub fn r(&self) -> Option<usize> {
         self.r
     }
 
-    /// `lora_alpha`, where it is given.
+    /// `lora_alpha`, if it is given.
     pub fn lora_alpha(&self) -> Option<f64> {
         self.alpha
     }
@@ -117,13 +119,14 @@ impl PeftConfig {
         self.ranks.get(module).or(self.r).unwrap_or(DEFAULT)
     }
 
-    /// The `lora_alpha` that the config gives to `module`: `alpha_pattern`, else `lora_alpha`, else PEFT's default of 8.
+    /// The `lora_alpha` that the config gives to `module`: `alpha_pattern`, else `lora_alpha`, else PEFT's default of
+    /// 8.
     pub fn alpha_of(&self, module: &str) -> f64 {
         self.alphas.get(module).or(self.alpha).unwrap_or(DEFAULT as f64)
     }
 
-    /// The factor before `B·A` for `module`, whose factors have `rank`: `alpha / rank`, by rsLoRA (Kalajdzievski 2023)
-    /// `alpha / sqrt(rank)`; zero for a rank of zero.
+    /// The scale of `B·A` for `module`, whose factors have `rank`: `alpha / rank`, or `alpha / sqrt(rank)` with rsLoRA
+    /// (Kalajdzievski 2023); zero for a rank of zero.
     pub fn scale_of(&self, module: &str, rank: usize) -> f64 {
         let alpha = self.alpha_of(module);
         match rank {
@@ -157,7 +160,7 @@ impl PeftConfig {
         self.raw.get("modules_to_save").and_then(strings).unwrap_or_default()
     }
 
-    /// The base's name or path, where it is given.
+    /// The base's name or path, if it is given.
     pub fn base(&self) -> Option<&str> {
         self.text("base_model_name_or_path")
     }
@@ -167,8 +170,8 @@ impl PeftConfig {
         self.raw.get(key).and_then(Value::as_str)
     }
 
-    /// Whether `key`, as `use_dora` or `fan_in_fan_out`, is switched on: true, a number other than 0, or anything that is
-    /// not empty.
+    /// Whether `key`, for example `use_dora` or `fan_in_fan_out`, is switched on: true, a number other than 0, or
+    /// anything that is not empty.
     pub fn is(&self, key: &str) -> bool {
         match self.raw.get(key) {
             None | Some(Value::Null | Value::Bool(false)) => false,
@@ -180,8 +183,8 @@ impl PeftConfig {
         }
     }
 
-    /// The `init_lora_weights` that makes PEFT change the base's own weights when it loads the adapter (PiSSA, OLoRA, CorDA,
-    /// LoftQ): the factors then belong to that changed base, not to the base as it is published.
+    /// The `init_lora_weights` that makes PEFT change the base's own weights when it loads the adapter (PiSSA, OLoRA,
+    /// CorDA, LoftQ): the factors then belong to that changed base, not to the base as it is published.
     pub fn init_that_changes_the_base(&self) -> Option<&str> {
         const HARMLESS: [&str; 5] = ["gaussian", "eva", "orthogonal", "mica", "lora_ga"];
         self.text("init_lora_weights").filter(|init| !HARMLESS.contains(&init.to_lowercase().as_str()))
@@ -257,7 +260,7 @@ struct OrderedPatterns {
     alpha_pattern: InOrder,
 }
 
-/// A JSON object's entries in their order; none for null.
+/// A JSON object's entries in file order; none for null.
 #[derive(Default)]
 struct InOrder(Vec<(String, Value)>);
 
