@@ -2,12 +2,16 @@
 //! is for use elsewhere.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
+use crate::container::gguf;
 use crate::container::safetensors::{entries, header};
 use crate::lora::read::PeftConfig;
 use crate::quant::declared::Declared;
 use crate::quant::registry::Scheme;
+use crate::storage::{Storage, Version, Window};
+use crate::{Error, Result};
 
 /// The header of a safetensors file, and what it says of its tensors' bytes.
 pub fn safetensors_header(bytes: &[u8]) {
@@ -39,5 +43,40 @@ pub fn adapter_config(bytes: &[u8]) {
         for module in ["model.layers.0.self_attn.q_proj", "q_proj", ""] {
             let _ = config.scale_of(module, config.rank_of(module));
         }
+    }
+}
+
+/// The header of a GGUF file.
+pub fn gguf_header(bytes: &[u8]) {
+    if let Ok(header) = gguf::read(&InMemory(bytes.to_vec())) {
+        assert!(header.tensors.iter().all(|tensor| tensor.bytes.end <= bytes.len() as u64));
+    }
+}
+
+/// A file that is no file.
+#[derive(Debug)]
+struct InMemory(Vec<u8>);
+
+impl Storage for InMemory {
+    fn name(&self) -> &str {
+        "fuzz"
+    }
+
+    fn location(&self) -> &Path {
+        Path::new("fuzz")
+    }
+
+    fn length(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn version(&self) -> Option<Version> {
+        None
+    }
+
+    fn read_range(&self, range: Range<u64>) -> Result<Window> {
+        let range = range.start as usize..range.end as usize;
+        let bytes = self.0.get(range).ok_or_else(|| Error::input("the range ends behind the file"))?;
+        Ok(Window::from(bytes.to_vec()))
     }
 }

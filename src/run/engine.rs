@@ -9,7 +9,6 @@ use serde::Serialize;
 use crate::delta::record::Side;
 use crate::durable::atomic_file;
 use crate::durable::folder;
-use crate::durable::inside;
 use crate::durable::journal::Journal;
 use crate::durable::lock::Lock;
 use crate::pipeline::options::RunOptions;
@@ -95,6 +94,11 @@ impl<J: Job> Engine<'_, J> {
     pub fn run(&self) -> Result<Ended<J::Output>> {
         let started = Instant::now();
         let (layout, keep) = (self.job.layout(), self.keeps_results());
+        // A finished folder may lie where nothing can be written, not even a lock. There is nothing to write either.
+        if !self.running.overwrite && run_folder::is_finished(self.out) && folder::is_read_only(self.out) {
+            let output = run_folder::existing(self.job, self.out, self.running.other_simd)?;
+            return Ok(Ended { output, times: BTreeMap::new(), was_done: true });
+        }
         let (journal, done, lock) = match self.open()? {
             EarlierRun::Done(output, lock) => {
                 run_folder::tidy(lock, self.out, layout.log, keep)?;
@@ -144,7 +148,6 @@ impl<J: Job> Engine<'_, J> {
             assembled: false,
         };
         run_folder::refuse_foreign(self.out, self.job.layout())?;
-        inside::refuse_links(self.out)?;
         folder::create(self.out)?;
         if self.running.overwrite {
             self.make_way()?;
@@ -283,7 +286,11 @@ impl<J: Job> Engine<'_, J> {
         let living = Heartbeat::begin(attempt, self.job.units(), self.progress);
         let (check_inputs, times) = (&|| self.job.check_inputs(), BTreeMap::new());
         let mut recorder = Recorder { results, journal, done, living: &living, log, check_inputs, times };
-        let worked = self.job.work(share, &mut recorder, &living);
+        // What was read of a file that has changed may be any nonsense: that it has changed is what is to be said.
+        let worked = self
+            .job
+            .work(share, &mut recorder, &living)
+            .map_err(|error| self.job.check_inputs().err().unwrap_or(error));
         let Recorder { done, times, .. } = recorder;
         living.end(worked)?;
         Ok((done, times))

@@ -67,6 +67,7 @@ fn is_record(path: &Path) -> bool {
 /// # Errors
 /// [`Kind::Decide`](crate::Kind::Decide) with the name of the foreign file; a folder or file that cannot be read.
 pub(crate) fn refuse_foreign(out: &Path, layout: &Layout) -> Result<()> {
+    inside::refuse_links(out)?;
     let begun = out.join(STATE).is_dir() || out.join(layout.record).is_file();
     let known = if begun { known_files(out, layout)? } else { BTreeSet::new() };
     folder::refuse_others(out, |name| {

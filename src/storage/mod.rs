@@ -91,7 +91,10 @@ enum Bytes {
     /// An empty range cannot be mapped.
     None,
     /// The range is noted until it is unmapped: the fields are dropped in this order.
-    Mapped { _noted: Noted, map: Mmap },
+    Mapped {
+        _noted: Noted,
+        map: Mmap,
+    },
     Owned(Vec<u8>),
 }
 

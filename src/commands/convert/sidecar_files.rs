@@ -105,11 +105,11 @@ fn walk(root: &Path, folder: &Path, prefix: &str, found: &mut Copies) -> Result<
         let path = entry.path();
         let linked = entry.file_type().is_ok_and(|kind| kind.is_symlink());
         if linked && !leads_inside(root, &path) {
-            found.left_out.push(format!("{} is a link out of the checkpoint's folder", own.escape_debug()));
+            found.left_out.push(format!("{} is a link out of the checkpoint's folder", name.escape_debug()));
             continue;
         }
         if !can_be_listed(&own) {
-            found.left_out.push(format!("'{}' is a name that checksums cannot list", own.escape_debug()));
+            found.left_out.push(format!("'{}' is a name that checksums cannot list", name.escape_debug()));
             continue;
         }
         // The Hugging Face cache consists of links to files; a link to a folder may form a cycle.
