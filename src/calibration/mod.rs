@@ -1,10 +1,12 @@
 //! Calibrations: second moments of the inputs of a model's linear layers, which decide how much an error of each weight matters.
 //!
-//! [`layout`] says how they lie on disk, [`Accumulator`] takes them from a model's activations, [`FileWriter`] writes them.
+//! [`layout`] says how they lie on disk, [`Accumulator`] takes them from a model's activations, [`FileWriter`] writes them, [`OpenCalibration`] reads them.
 
 mod accumulate;
 pub mod layout;
+mod read;
 mod write;
 
 pub use self::accumulate::{Accumulator, Task};
+pub use self::read::{CalibrationKind, CalibrationSource, KnownInput, OpenCalibration};
 pub use self::write::{Announced, FileWriter};

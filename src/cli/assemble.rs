@@ -66,6 +66,12 @@ struct Places {
     /// Where the served checkpoint lies now
     #[arg(long, value_name = "CHECKPOINT", help_heading = "Inputs")]
     served: Option<String>,
+    /// Where the calibration lies now
+    #[arg(long, value_name = "CALIBRATION", help_heading = "Inputs")]
+    calibration: Option<String>,
+    /// Where the dense base of --hybrid lies now
+    #[arg(long, value_name = "CHECKPOINT", help_heading = "Inputs")]
+    hybrid: Option<String>,
     /// Where the checkpoint of `dequantize` lies now
     #[arg(long, value_name = "CHECKPOINT", help_heading = "Inputs")]
     checkpoint: Option<String>,
@@ -86,6 +92,8 @@ impl Places {
             (Side::Base, self.base),
             (Side::Tuned, self.tuned),
             (Side::Served, self.served),
+            (Side::Calibration, self.calibration),
+            (Side::Hybrid, self.hybrid),
             (Side::Checkpoint, self.checkpoint),
             (Side::BaseQuantized, self.base_quantized),
             (Side::TunedQuantized, self.tuned_quantized),

@@ -41,6 +41,14 @@ pub struct ExtractArgs {
     /// Also measure the final weights' error on this checkpoint, where another one than the base will be served
     #[arg(long, value_name = "CHECKPOINT")]
     served: Option<String>,
+    /// Make the error of the layers' outputs the least, not that of the weights: a folder of `trephine calibrate`, one of its
+    /// files, or an importance matrix of llama.cpp (.gguf or .dat; it is the weaker one)
+    #[arg(long, value_name = "CALIBRATION", conflicts_with = "hybrid")]
+    calibration: Option<String>,
+    /// The dense checkpoint that a quantized base was made of: a share of the rank goes to the change from it, the rest to
+    /// what is left on the quantized base. For where there is no calibration
+    #[arg(long, value_name = "DENSE_BASE")]
+    hybrid: Option<String>,
 
     /// Rank of the adapter
     #[arg(long, default_value_t = 128, help_heading = "Result")]
@@ -73,6 +81,9 @@ pub struct ExtractArgs {
     /// Leave out modules that match. Can be repeated
     #[arg(long, value_name = "PATTERN", help_heading = "Result")]
     exclude: Vec<String>,
+    /// With --hybrid: the share of the rank that goes to the change [default: 0.5]
+    #[arg(long, value_name = "SHARE", requires = "hybrid", help_heading = "Result")]
+    hybrid_share: Option<f64>,
     /// Where the vocabularies differ, go on with the common rows
     #[arg(long, help_heading = "Result")]
     trim_vocab: bool,
@@ -130,6 +141,8 @@ impl ExtractArgs {
             base: self.base.clone(),
             tuned: self.tuned.clone(),
             served: self.served.clone(),
+            calibration: self.calibration.clone(),
+            hybrid: self.hybrid.clone(),
             out: self.out.clone(),
             deciding: ResultOptions {
                 rank: self.rank,
@@ -144,6 +157,7 @@ impl ExtractArgs {
                 exclude: self.exclude.clone(),
                 trim_vocab: self.trim_vocab,
                 base_model_name: self.base_model_name.clone().unwrap_or_else(|| name_of(&self.base)),
+                hybrid_share: self.hybrid.as_ref().map(|_| self.hybrid_share.unwrap_or(0.5)),
             },
             running: RunOptions {
                 threads: threads(self.threads)?,

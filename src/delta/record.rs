@@ -16,8 +16,12 @@ pub enum Side {
     Base,
     /// The base, quantized.
     BaseQuantized,
+    /// Second moments of the layers' inputs.
+    Calibration,
     /// The one checkpoint that is read.
     Checkpoint,
+    /// The dense base from which the change is taken by itself.
+    Hybrid,
     /// What it should become.
     Tuned,
     /// The tuned checkpoint, quantized.
@@ -37,6 +41,8 @@ impl Side {
             Side::BaseQuantized => "base_quantized",
             Side::TunedQuantized => "tuned_quantized",
             Side::Adapter => "adapter",
+            Side::Calibration => "calibration",
+            Side::Hybrid => "hybrid",
         }
     }
 
@@ -48,7 +54,8 @@ impl Side {
     /// In a sentence, without its article.
     pub fn phrase(self) -> String {
         match self {
-            Side::Checkpoint | Side::Adapter => self.word().to_owned(),
+            Side::Checkpoint | Side::Adapter | Side::Calibration => self.word().to_owned(),
+            Side::Hybrid => "dense base of --hybrid".to_owned(),
             _ => format!("{} checkpoint", self.flag()),
         }
     }

@@ -20,11 +20,14 @@ pub mod backend;
 pub(crate) mod choose;
 pub(crate) mod in_memory;
 pub mod kernel;
+pub(crate) mod remainder;
 pub(crate) mod residual;
 pub(crate) mod truncate;
 pub(crate) mod types;
+pub mod weighted;
 pub use self::choose::{choose, flops, trial_product, workspace};
 pub use self::in_memory::Held;
+pub use self::remainder::{Remainder, subtract};
 pub use self::residual::{Residual, residual, stored_error};
 pub use self::truncate::{Recompressed, product_norm2, recompress};
 pub use self::types::{Factors, Method, Panels, Request};
@@ -64,7 +67,7 @@ pub fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &Request
     .map_err(|e| e.tensor(module))
 }
 
-fn check(norm2: f64, module: &str, request: &Request) -> Result<()> {
+pub(crate) fn check(norm2: f64, module: &str, request: &Request) -> Result<()> {
     if request.rank == 0 {
         return Err(Error::decide("a LoRA of rank 0 holds nothing").hint("ask for a rank of at least 1"));
     }

@@ -2,3 +2,4 @@
 
 mod quality;
 mod spectra;
+mod weighted;

@@ -8,7 +8,9 @@ use faer::Accum;
 use faer::prelude::*;
 
 use crate::Result;
-use crate::factorize::kernel::block_ops::{append, cross_gram, eigenvalues, multiply, narrow};
+use crate::factorize::kernel::block_ops::{
+    append, cross, cross_gram, eigenvalues, multiply, narrow, square_sum,
+};
 use crate::factorize::kernel::convergence::{Estimate, History};
 use crate::factorize::kernel::orthonormalize::orthonormalize;
 use crate::factorize::kernel::passes::{Scratch, sweep};
@@ -17,6 +19,93 @@ use crate::factorize::kernel::ritz::{Coefficients, Left, flat_enough};
 use crate::factorize::kernel::rng::Stream;
 use crate::factorize::types::BasisPlan;
 use crate::factorize::types::{Factors, Method, Panels, Request, kept_rank, unit_scale};
+
+/// A matrix `[rows, cols]` as block Krylov uses it: by its products with thin blocks.
+pub(crate) trait Operator: Sync {
+    /// Number of rows.
+    fn rows(&self) -> usize;
+
+    /// Number of columns.
+    fn cols(&self) -> usize;
+
+    /// Multiplications that a product with one column takes.
+    fn multiplications(&self) -> usize;
+
+    /// `w = scale·M·v` and the result `scale·M^T·w` `[cols, b]`, for `v` `[cols, b]` and `w` `[rows, b]`.
+    ///
+    /// # Errors
+    /// What reading the matrix meets.
+    fn step(
+        &self,
+        v: MatRef<'_, f32>,
+        w: MatMut<'_, f32>,
+        scale: f32,
+        scratch: &mut Scratch,
+    ) -> Result<Mat<f32>>;
+}
+
+/// A matrix of panels as it is.
+struct Plain<'a>(&'a dyn Panels);
+
+impl Operator for Plain<'_> {
+    fn rows(&self) -> usize {
+        self.0.rows()
+    }
+
+    fn cols(&self) -> usize {
+        self.0.cols()
+    }
+
+    fn multiplications(&self) -> usize {
+        self.0.rows() * self.0.cols()
+    }
+
+    fn step(
+        &self,
+        v: MatRef<'_, f32>,
+        w: MatMut<'_, f32>,
+        scale: f32,
+        scratch: &mut Scratch,
+    ) -> Result<Mat<f32>> {
+        sweep(self.0, v, w, scale, scratch)
+    }
+}
+
+/// What is known of a matrix's squared Frobenius norm.
+pub(crate) enum Norm {
+    /// The square itself, which is neither zero nor infinite.
+    Known(f64),
+    /// Products with random columns, from which what lies outside a basis is estimated without bias.
+    Probed(Probe),
+}
+
+/// Products of a matrix with independent standard normal columns.
+pub(crate) struct Probe {
+    /// `P`, `[cols, p]`.
+    pub(crate) columns: Mat<f32>,
+    /// `M·P`, `[rows, p]`.
+    pub(crate) products: Mat<f32>,
+}
+
+impl Probe {
+    /// An estimate of `||M||^2`.
+    pub(crate) fn norm2(&self) -> f64 {
+        self.outside(Mat::new().as_ref(), Mat::new().as_ref(), 1.0)
+    }
+
+    /// An estimate of `||scale·M·(I - V·V^T)||^2`, for an orthonormal `V` `[cols, d]` that does not depend on the probe and
+    /// `W = scale·M·V` `[rows, d]` (Meyer, Musco, Musco and Woodruff, *Hutch++: optimal stochastic trace estimation*, 2021).
+    fn outside(&self, v: MatRef<'_, f32>, w: MatRef<'_, f32>, scale: f32) -> f64 {
+        let mut rest = &self.products * faer::Scale(scale);
+        if w.ncols() > 0 {
+            let inside = cross(v, self.columns.as_ref());
+            multiply(rest.as_mut(), Accum::Add, w, inside.as_ref(), -1.0);
+        }
+        let sum =
+            rest.col_iter().map(|column| column.try_as_col_major().map_or(0.0, |c| square_sum(c.as_slice())));
+        sum.sum::<f64>() / self.columns.ncols().max(1) as f64
+    }
+}
 
 /// Share of the energy that f32 arithmetic cannot tell from nothing.
 const ROUNDING: f64 = 1e-6;
@@ -46,6 +135,8 @@ struct End {
     rank: usize,
     estimate: Estimate,
     left: Option<Left>,
+    /// The matrix's squared norm, as far as it is known.
+    total: f64,
 }
 
 /// Factors of `delta` `[m, n]` with squared norm `norm2`, which is neither zero nor infinite.
@@ -56,25 +147,40 @@ pub(crate) fn factorize(
     request: &Request,
     plan: BasisPlan,
 ) -> Result<Factors> {
-    let (m, n) = (delta.rows(), delta.cols());
-    let scale = unit_scale(norm2);
-    let total = norm2 * scale * scale;
+    Ok(iterate(&Plain(delta), &Norm::Known(norm2), module, request, plan)?.0)
+}
+
+/// Factors of the matrix `operator`, in the basis that `plan` allows, and its squared norm, estimated where it was
+/// only probed.
+pub(crate) fn iterate(
+    operator: &dyn Operator,
+    norm: &Norm,
+    module: &str,
+    request: &Request,
+    plan: BasisPlan,
+) -> Result<(Factors, f64)> {
+    let (m, n) = (operator.rows(), operator.cols());
+    let scale = match norm {
+        Norm::Known(norm2) => unit_scale(*norm2),
+        Norm::Probed(probe) => unit_scale(probe.norm2()),
+    };
     let mut fresh = Stream::new(request.seed, module);
     let mut basis = Basis::start(m, n, &plan, &mut fresh)?;
     let mut history = History::default();
     let end = loop {
         let was_closed = basis.closed;
-        basis.step(delta, scale as f32, &plan, &mut fresh)?;
+        basis.step(operator, scale as f32, &plan, &mut fresh)?;
         // A restart from random directions begins a new history; a random block that is invariant itself does not: the
         // matrix is a multiple of an isometry as far as it can be seen.
         if basis.closed && !was_closed {
             history.clear();
         }
-        if let Some(end) = basis.judge(total, &mut history, &plan, request)? {
+        if let Some(end) = basis.judge((norm, scale), &mut history, &plan, request)? {
             break end;
         }
     };
-    basis.finish(end, scale)
+    let norm2 = end.total / (scale * scale);
+    Ok((basis.finish(end, scale)?, norm2))
 }
 
 impl Basis {
@@ -101,16 +207,22 @@ impl Basis {
     }
 
     /// Multiplies the newest block and adds the next one.
-    fn step(&mut self, delta: &dyn Panels, scale: f32, plan: &BasisPlan, fresh: &mut Stream) -> Result<()> {
-        let (m, n, old) = (delta.rows(), delta.cols(), self.size());
+    fn step(
+        &mut self,
+        operator: &dyn Operator,
+        scale: f32,
+        plan: &BasisPlan,
+        fresh: &mut Stream,
+    ) -> Result<()> {
+        let (m, n, old) = (operator.rows(), operator.cols(), self.size());
         let b = self.v.ncols() - old;
         self.w.resize_with(m, old + b, |_, _| 0.0);
         let newest = self.v.as_ref().subcols(old, b);
-        let z = sweep(delta, newest, self.w.as_mut().subcols_mut(old, b), scale, &mut self.scratch)?;
+        let z = operator.step(newest, self.w.as_mut().subcols_mut(old, b), scale, &mut self.scratch)?;
         self.passes += 1;
         self.extend_gram(old, b);
         let d = old + b;
-        self.flops += 2 * ((2 * m * n * b) + (m * d * b) + 4 * n * d * b) as u64;
+        self.flops += 2 * ((2 * operator.multiplications() * b) + (m * d * b) + 4 * n * d * b) as u64;
         let next = plan.block.min(n - d);
         if next == 0 {
             self.link = Mat::zeros(0, b);
@@ -145,7 +257,7 @@ impl Basis {
     /// Whether it is enough.
     fn judge(
         &self,
-        total: f64,
+        (norm, scale): (&Norm, f64),
         history: &mut History,
         plan: &BasisPlan,
         request: &Request,
@@ -158,11 +270,18 @@ impl Basis {
         // Two squares, one thread each; the left one may turn out not to be of use.
         let (values, further) = rayon::join(|| eigenvalues(self.gram.as_ref()), || self.left(plan.rank));
         let (values, further) = (values?, further?);
-        let outside = total - values.iter().sum::<f64>();
+        let inside = values.iter().sum::<f64>();
+        let (outside, total) = match norm {
+            Norm::Known(norm2) => (norm2 * scale * scale - inside, norm2 * scale * scale),
+            Norm::Probed(probe) => {
+                let outside = probe.outside(self.v.as_ref().subcols(0, d), self.w.as_ref(), scale as f32);
+                (outside, inside + outside)
+            }
+        };
         if full || (self.closed && outside <= ROUNDING * total) {
             let rank = kept_rank(&values, plan.rank, request.energy, total);
             let captured = values[..rank].iter().sum();
-            return Ok(Some(End { rank, estimate: Estimate::of(0.0, captured, total), left: None }));
+            return Ok(Some(End { rank, estimate: Estimate::of(0.0, captured, total), left: None, total }));
         }
         if d < plan.rank {
             return Ok(None);
@@ -182,7 +301,7 @@ impl Basis {
         // Without an estimate nothing better is known than that all outside the basis may be missing.
         let captured = best[..rank].iter().sum();
         let estimate = estimate.unwrap_or_else(|| Estimate::of(outside.max(0.0), captured, total));
-        Ok(Some(End { rank, estimate, left }))
+        Ok(Some(End { rank, estimate, left, total }))
     }
 
     /// The left projection and its eigenvalues, where the basis has room for `rank` and the Gram matrix allows it.
