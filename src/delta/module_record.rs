@@ -1,8 +1,8 @@
-//! What a run says of one module: how it was factorized, and how well.
+//! The record of one module: how it was factorized, and how well.
 
 use serde::{Deserialize, Serialize};
 
-/// How near the factors, as stored, come to a delta.
+/// How well the factors, as stored, approximate a delta.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Quality {
     /// Frobenius norm of the delta.
@@ -57,7 +57,7 @@ pub enum Minimized {
 }
 
 impl Quality {
-    /// From the squares of both norms.
+    /// The quality from the squared norms of the delta and of the error.
     pub fn of(norm2: f64, error2: f64) -> Quality {
         let share = if norm2 > 0.0 { error2.max(0.0) / norm2 } else { 0.0 };
         Quality {
@@ -87,7 +87,7 @@ pub struct ServedError {
 /// One module of the adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModuleRecord {
-    /// As the base names it, without `.weight`.
+    /// Its name in the base, without `.weight`.
     pub name: String,
     /// `[out, in]`.
     pub shape: [usize; 2],
@@ -97,20 +97,20 @@ pub struct ModuleRecord {
     pub method: String,
     /// Columns of the Krylov basis, or the side of the Gram matrix.
     pub basis: usize,
-    /// How often the delta was gone through.
+    /// Number of passes over the delta.
     pub passes: usize,
-    /// Which error is the least: absent where the run knows but one, that of the weights.
+    /// The error that is minimized; absent if the run knows only that of the weights.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub minimized: Option<Minimized>,
-    /// How near the stored factors come.
+    /// How well the stored factors approximate the delta.
     #[serde(flatten)]
     pub quality: Quality,
-    /// Estimate of error / optimal error - 1, from above, in the norm that is minimized.
+    /// Estimated upper bound of error / optimal error - 1, in the norm that is minimized.
     pub estimated_excess: f64,
-    /// Elements where a weight was NaN or infinite, taken as unchanged.
+    /// Elements where a weight was NaN or infinite, treated as unchanged.
     #[serde(skip_serializing_if = "is_zero", default)]
     pub non_finite: u64,
-    /// blake3 of its `lora_A` and then its `lora_B`, as they lie in the adapter.
+    /// blake3 of the bytes of its `lora_A` followed by its `lora_B` in the adapter.
     pub blake3: String,
 }
 

@@ -1,4 +1,4 @@
-//! `scale · B·A`, added to rows of a weight.
+//! Adds `scale · B·A` to rows of a weight.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
@@ -16,12 +16,12 @@ use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::PeftModule;
 use crate::{Error, Result};
 
-/// The changes of an adapter.
+/// The changes that an adapter makes.
 pub(crate) struct Product<'a> {
     base: &'a Checkpoint,
     adapter: &'a PeftAdapter,
     changed: BTreeSet<String>,
-    /// The factors that every row needs, of the last modules that were asked for.
+    /// The factors that every row needs, of the most recently used modules.
     loaded: Mutex<VecDeque<(String, Arc<Vec<f32>>)>>,
 }
 
@@ -30,7 +30,7 @@ impl<'a> Product<'a> {
         Product { base, adapter, changed: changed.clone(), loaded: Mutex::default() }
     }
 
-    /// Bytes that are held in all (the shared factors of two modules), and by each thread.
+    /// Bytes held: by all threads together (the shared factors of two modules), and by each thread.
     pub fn held(&self) -> [u64; 2] {
         let sizes = self.adapter.modules().map(|module| {
             let [out, inner] = module.shape();
@@ -38,17 +38,17 @@ impl<'a> Product<'a> {
             let rows = height(columns);
             (module.rank() * inner * 4, rows * (columns + module.rank()) * 4)
         });
-        let most = sizes.fold((0, 0), |a, b| (a.0.max(b.0), a.1.max(b.1)));
-        [2 * most.0 as u64, most.1 as u64]
+        let largest = sizes.fold((0, 0), |a, b| (a.0.max(b.0), a.1.max(b.1)));
+        [2 * largest.0 as u64, largest.1 as u64]
     }
 
-    /// `lora_A` of a module, whole.
+    /// The whole `lora_A` of a module.
     fn shared(&self, module: &PeftModule) -> Result<Arc<Vec<f32>>> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, values)) = loaded.iter().find(|(name, _)| name == module.name()) {
             return Ok(Arc::clone(values));
         }
-        // Before the new one is read: three would be more than is planned for.
+        // Evict before reading the new one: three would exceed the plan.
         while loaded.len() > 1 {
             loaded.pop_front();
         }
@@ -69,7 +69,8 @@ impl<'a> Product<'a> {
         let mut product = vec![0f32; rows.len() * columns];
         let into = MatMut::from_row_major_slice_mut(&mut product, rows.len(), columns);
         if module.place() == Place::Embedding {
-            // The weight is the transpose: its rows are columns of `lora_embedding_A`, and all of `lora_embedding_B` is needed.
+            // The weight is the transpose: its rows are columns of `lora_embedding_A`, and all of `lora_embedding_B` is
+            // needed.
             let mut b = vec![0f32; out * rank];
             self.adapter.read(module.b(), 0..out, &mut b)?;
             let left =
@@ -101,7 +102,8 @@ impl Change for Product<'_> {
         let columns = self.base.module(name).ok_or_else(gone)?.shape()[1];
         let product = self.product(module, rows, columns)?;
         let scale = module.scale();
-        // In f64 scale, product and sum are good to its last bit; to f32 they go by rounding to odd where a second rounding follows.
+        // In f64, scale times product and the sum are accurate to its last bit. They are rounded to odd f32 if a second
+        // rounding follows.
         let narrow = if dtype == Dtype::F32 { |sum: f64| sum as f32 } else { to_odd };
         for (value, product) in values.iter_mut().zip(product) {
             *value = narrow(f64::from(*value) + scale * f64::from(product));
@@ -110,8 +112,9 @@ impl Change for Product<'_> {
     }
 }
 
-/// Rounds to odd: to the neighbour in f32 whose last bit is one, unless the number is exact. A further rounding to a type of 22 bits
-/// or fewer then gives what one rounding would have given (Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums").
+/// Rounds to odd: to the neighbour in f32 whose last bit is one, unless the number is exact in f32. A further rounding
+/// to a type of 22 bits or fewer then gives what a single rounding would have given (Boldo and Melquiond 2008,
+/// "Emulation of FMA and correctly rounded sums").
 fn to_odd(value: f64) -> f32 {
     let nearest = value as f32;
     let back = f64::from(nearest);
@@ -129,8 +132,8 @@ mod tests {
 
     use super::to_odd;
 
-    /// The nearest bf16 of a positive value, the even one of two: neighbours differ from it exactly. (`bf16::from_f64` drops the
-    /// lower half of the bits before it rounds.)
+    /// The nearest bf16 to a positive value, ties to even: the differences to its neighbours are exact.
+    /// (`bf16::from_f64` drops the lower half of the bits before it rounds.)
     fn nearest(value: f64) -> bf16 {
         let near = bf16::from_f32(value as f32).to_bits();
         let around = [near.saturating_sub(1), near, near + 1].map(bf16::from_bits);
@@ -140,7 +143,8 @@ mod tests {
 
     #[test]
     fn one_rounding_not_two() {
-        // Just above the middle of two bf16: f32 rounds it to the middle, and the second rounding would go to the even one.
+        // Just above the middle of two bf16: f32 rounds it to the middle, and the second rounding would go to the even
+        // one.
         let middle = f64::from(bf16::from_f32(1.0).to_f32()) + 2f64.powi(-8);
         let above = middle + 2f64.powi(-40);
         assert_eq!(bf16::from_f32(above as f32).to_f64(), 1.0);

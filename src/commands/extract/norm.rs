@@ -8,6 +8,7 @@ use crate::delta::pair::{Pair, Pairing};
 use crate::factorize::types::{Method, Request};
 use crate::factorize::{choose, weighted};
 use crate::lora::names::Place;
+use crate::quant::weight::SchemeKind;
 use crate::{Error, Result};
 
 /// Refuses inputs that do not go together.
@@ -37,7 +38,7 @@ fn check_dense(inputs: &Inputs, job: &Extraction, pairing: &Pairing) -> Result<(
     if job.deciding.hybrid_share.is_none() {
         return Err(Error::decide("a hybrid needs to know its share of the rank").hint("--hybrid-share 0.5"));
     }
-    if inputs.base.scheme().label() == "dense" {
+    if inputs.base.scheme().kind() == SchemeKind::Dense {
         return Err(Error::decide("--hybrid is for a quantized base: this one is dense")
             .path(inputs.base.root())
             .hint("leave --hybrid out: the difference from a dense base is the change itself (Method A)"));
