@@ -11,6 +11,7 @@ use super::{CalibrationKind, CalibrationSource, Inputs, OpenCalibration, Sketche
 use crate::calibration::layout::{COUNT, DIAGONAL, FORMAT, INDEX, Index, SKETCH, VERSION};
 use crate::container::safetensors::layout;
 use crate::container::safetensors::layout::Placed;
+use crate::storage::positioned::read_exact_at;
 use crate::{Error, Result};
 
 /// A folder, by its index.
@@ -163,9 +164,8 @@ fn input(path: &Path, file: usize, name: &str, tensors: &HashMap<String, Placed>
 }
 
 fn number(path: &Path, bytes: &Range<u64>) -> Result<u64> {
-    use std::os::unix::fs::FileExt;
     let mut buffer = [0; 8];
-    let read = File::open(path).and_then(|file| file.read_exact_at(&mut buffer, bytes.start));
+    let read = File::open(path).and_then(|file| read_exact_at(&file, &mut buffer, bytes.start));
     read.map_err(|e| Error::unexpected("cannot read").path(path).because(e))?;
     u64::try_from(i64::from_le_bytes(buffer)).map_err(|_| Error::input("a count is negative"))
 }

@@ -11,7 +11,7 @@ use super::names::ggml_name;
 use super::{CalibrationKind, CalibrationSource, Inputs, OpenCalibration};
 use crate::container::gguf::{self, GgufTensor};
 use crate::quant::format::gguf::GgmlType;
-use crate::storage::mmap::DataFile;
+use crate::storage::{MappedFile, Storage};
 use crate::{Error, Result};
 
 /// What a tensor's name adds to the weight's for its sums of squares.
@@ -73,7 +73,7 @@ pub(super) fn source(name: String) -> CalibrationSource {
 
 /// Opens an importance matrix in a GGUF file.
 pub(super) fn open(path: &Path, name: String) -> Result<OpenCalibration> {
-    let file = DataFile::open(&name, path)?;
+    let file = MappedFile::open(&name, path)?;
     let header = gguf::read(&file)?;
     if header.metadata.get("general.type").and_then(Value::as_str) != Some("imatrix") {
         return Err(Error::input("the GGUF file is not an importance matrix").path(path).hint(
@@ -93,7 +93,7 @@ pub(super) fn open(path: &Path, name: String) -> Result<OpenCalibration> {
                 .tensor(weight)
                 .path(path));
         }
-        let window = file.window(counts.bytes.clone())?;
+        let window = file.read_range(counts.bytes.clone())?;
         let counts = super::floats(&window).into_iter().map(f64::from).collect();
         let values = tensor.shape.iter().product();
         let entry = Importance { start: tensor.bytes.start, values, counts, expert: None };

@@ -9,7 +9,6 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use half::bf16;
@@ -20,6 +19,7 @@ use self::imatrix::Imatrix;
 use crate::checkpoint::identity::{FileIdentity, Identity};
 use crate::durable::digest::hash_file;
 use crate::factorize::weighted::Root;
+use crate::storage::positioned::read_exact_at;
 use crate::{Error, Result};
 
 /// What a calibration knows of a layer's inputs.
@@ -226,7 +226,7 @@ impl OpenCalibration {
 
     fn read_into(&self, file: usize, start: u64, buffer: &mut [u8]) -> Result<()> {
         let path = &self.files[file].1;
-        let read = File::open(path).and_then(|file| file.read_exact_at(buffer, start));
+        let read = File::open(path).and_then(|file| read_exact_at(&file, buffer, start));
         read.map_err(|e| match e.kind() {
             io::ErrorKind::UnexpectedEof => Error::input("the calibration was cut short").path(path),
             _ => Error::unexpected("cannot read the calibration").path(path).because(e),

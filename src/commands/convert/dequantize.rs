@@ -84,7 +84,7 @@ pub(super) fn assemble(
     let (checkpoint, running) = (begun.place(assembly, Side::Checkpoint)?, begun.running(assembly));
     let default_job = Dequantization::new(&checkpoint, assembly.out.clone(), running);
     let defaults = option_map(&default_job.deciding())?;
-    let job = Dequantization { dtype, max_shard_size, ..usual };
+    let job = Dequantization { dtype, max_shard_size, ..default_job };
     planned(&job, progress, |job| job.assemble(assembly, begun, &defaults, progress))
 }
 

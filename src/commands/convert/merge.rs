@@ -104,7 +104,7 @@ pub(super) fn assemble(
     let [base, adapter] = [Side::Base, Side::Adapter].map(|side| begun.place(assembly, side));
     let default_job = Merge::new(&base?, &adapter?, assembly.out.clone(), begun.running(assembly));
     let defaults = option_map(&default_job.deciding())?;
-    let job = Merge { dtype, fp8, max_shard_size, ..usual };
+    let job = Merge { dtype, fp8, max_shard_size, ..default_job };
     planned(&job, progress, |job| job.assemble(assembly, begun, &defaults, progress))
 }
 

@@ -236,7 +236,7 @@ fn transpose(bytes: &[u8], rows: usize, cols: usize, size: usize) -> Vec<u8> {
     for col in 0..cols {
         for row in 0..rows {
             let start = (row * cols + col) * size;
-            transposed.extend_from_slice(&bytes[start..at + size]);
+            transposed.extend_from_slice(&bytes[start..start + size]);
         }
     }
     transposed

@@ -1,20 +1,21 @@
 //! Randomized block Krylov with full reorthogonalization.
 //!
-//! The basis is that of `delta^T·delta` started from a Gaussian block (Musco and Musco, *Randomized block Krylov methods for
-//! stronger and faster approximate singular value decomposition*, 2015; Tropp and Webber, *Randomized algorithms for low-rank
-//! matrix approximation: design, analysis, and applications*, 2023). Each step visits the delta once and adds a block.
+//! The basis is that of `delta^T·delta`, started from a Gaussian block (Musco and Musco, *Randomized block Krylov
+//! methods for stronger and faster approximate singular value decomposition*, 2015; Tropp and Webber, *Randomized
+//! algorithms for low-rank matrix approximation: design, analysis, and applications*, 2023). Each step visits the delta
+//! once and adds a block.
 
 use faer::Accum;
 use faer::prelude::*;
 
 use crate::Result;
+use crate::factorize::backend::operator::{Norm, Operator, Plain};
 use crate::factorize::kernel::block_ops::{
-    append, cross, cross_gram, eigen_bytes, eigen_flops, eigenvalues, eigenvalues_bytes, multiply, narrow,
-    square_sum,
+    append, cross_gram, eigen_bytes, eigen_flops, eigenvalues, eigenvalues_bytes, multiply, narrow,
 };
 use crate::factorize::kernel::convergence::{Estimate, History};
 use crate::factorize::kernel::orthonormalize::{orthogonal_bytes, orthonormalize};
-use crate::factorize::kernel::passes::{Scratch, sweep};
+use crate::factorize::kernel::passes::Scratch;
 use crate::factorize::kernel::ritz;
 use crate::factorize::kernel::ritz::{Coefficients, Left, flat_enough};
 use crate::factorize::kernel::rng::Stream;
@@ -24,100 +25,13 @@ use crate::factorize::types::{
     Backend, BasisPlan, Cost, Factors, Method, Panels, Request, kept_rank, unit_scale,
 };
 
-/// A matrix `[rows, cols]` as block Krylov uses it: by its products with thin blocks.
-pub(crate) trait Operator: Sync {
-    /// Number of rows.
-    fn rows(&self) -> usize;
-
-    /// Number of columns.
-    fn cols(&self) -> usize;
-
-    /// Multiplications that a product with one column takes.
-    fn multiplications(&self) -> usize;
-
-    /// `w = scale·M·v` and the result `scale·M^T·w` `[cols, b]`, for `v` `[cols, b]` and `w` `[rows, b]`.
-    ///
-    /// # Errors
-    /// What reading the matrix meets.
-    fn step(
-        &self,
-        v: MatRef<'_, f32>,
-        w: MatMut<'_, f32>,
-        scale: f32,
-        scratch: &mut Scratch,
-    ) -> Result<Mat<f32>>;
-}
-
-/// A matrix of panels as it is.
-struct Plain<'a>(&'a dyn Panels);
-
-impl Operator for Plain<'_> {
-    fn rows(&self) -> usize {
-        self.0.rows()
-    }
-
-    fn cols(&self) -> usize {
-        self.0.cols()
-    }
-
-    fn multiplications(&self) -> usize {
-        self.0.rows() * self.0.cols()
-    }
-
-    fn step(
-        &self,
-        v: MatRef<'_, f32>,
-        w: MatMut<'_, f32>,
-        scale: f32,
-        scratch: &mut Scratch,
-    ) -> Result<Mat<f32>> {
-        sweep(self.0, v, w, scale, scratch)
-    }
-}
-
-/// What is known of a matrix's squared Frobenius norm.
-pub(crate) enum Norm {
-    /// The square itself, which is neither zero nor infinite.
-    Known(f64),
-    /// Products with random columns, from which what lies outside a basis is estimated without bias.
-    Probed(Probe),
-}
-
-/// Products of a matrix with independent standard normal columns.
-pub(crate) struct Probe {
-    /// `P`, `[cols, p]`.
-    pub(crate) columns: Mat<f32>,
-    /// `M·P`, `[rows, p]`.
-    pub(crate) products: Mat<f32>,
-}
-
-impl Probe {
-    /// An estimate of `||M||^2`.
-    pub(crate) fn norm2(&self) -> f64 {
-        self.outside(Mat::new().as_ref(), Mat::new().as_ref(), 1.0)
-    }
-
-    /// An estimate of `||scale·M·(I - V·V^T)||^2`, for an orthonormal `V` `[cols, d]` that does not depend on the probe and
-    /// `W = scale·M·V` `[rows, d]` (Meyer, Musco, Musco and Woodruff, *Hutch++: optimal stochastic trace estimation*, 2021).
-    fn outside(&self, v: MatRef<'_, f32>, w: MatRef<'_, f32>, scale: f32) -> f64 {
-        let mut rest = &self.products * faer::Scale(scale);
-        if w.ncols() > 0 {
-            let inside = cross(v, self.columns.as_ref());
-            multiply(rest.as_mut(), Accum::Add, w, inside.as_ref(), -1.0);
-        }
-        let sum =
-            rest.col_iter().map(|column| column.try_as_col_major().map_or(0.0, |c| square_sum(c.as_slice())));
-        sum.sum::<f64>() / self.columns.ncols().max(1) as f64
-    }
-}
-
-/// Share of the energy that f32 arithmetic cannot tell from nothing.
+/// Share of the energy that f32 arithmetic cannot tell from zero.
 const ROUNDING: f64 = 1e-6;
 
-/// Share of the tolerance that the estimate may use up: it leans upward, but not always.
+/// Share of the tolerance that the estimate may use up: it is usually too high, but not always.
 const MARGIN: f64 = 0.9;
 
-/// The growing basis and what is known of the delta on it. All is in units of `1 / scale`.
+/// The growing basis and what is known of the delta on it, all in units of `1 / scale`.
 struct Basis {
     /// `V` `[n, d + next]`: orthonormal; the last block has not been multiplied yet.
     v: Mat<f32>,
@@ -127,14 +41,14 @@ struct Basis {
     gram: Mat<f64>,
     /// `S = N^T·delta^T·W` of the last block of `W`, `[next, last]`, with `N` the last block of `V`.
     link: Mat<f64>,
-    /// The last step found nothing new: the basis holds an invariant subspace.
+    /// Whether the last step found nothing new: the basis holds an invariant subspace.
     closed: bool,
     flops: u64,
     passes: usize,
     scratch: Scratch,
 }
 
-/// Where the iteration ended.
+/// The state in which the iteration ended.
 struct End {
     rank: usize,
     estimate: Estimate,
@@ -161,7 +75,7 @@ impl Backend for Krylov {
     }
 }
 
-/// Factors of `delta` `[m, n]` with squared norm `norm2`, which is neither zero nor infinite.
+/// Factorizes `delta` `[m, n]` with squared norm `norm2`, which must be neither zero nor infinite.
 pub(crate) fn factorize(
     delta: &dyn Panels,
     norm2: f64,
@@ -192,8 +106,8 @@ pub(crate) fn iterate(
     let end = loop {
         let was_closed = basis.closed;
         basis.step(operator, scale as f32, &plan, &mut fresh)?;
-        // A restart from random directions begins a new history; a random block that is invariant itself does not: the
-        // matrix is a multiple of an isometry as far as it can be seen.
+        // A restart from random directions begins a new history, unless the random block itself is invariant: then the
+        // matrix is a multiple of an isometry as far as can be seen.
         if basis.closed && !was_closed {
             history.clear();
         }
@@ -250,9 +164,9 @@ impl Basis {
             self.link = Mat::zeros(0, b);
             return Ok(());
         }
-        // Where fewer directions are left than a block has, any basis of them will do.
+        // If fewer directions are left than a block has, any basis of them works.
         let mut block = if next < b { fresh.gaussian(n, next) } else { z.clone() };
-        // What was multiplied lies mostly along the last two blocks.
+        // The product is mostly along the last two blocks.
         let near = b + self.link.ncols();
         let spent = orthonormalize(self.v.as_ref(), near, &mut block, fresh)?;
         self.link = cross_gram(block.as_ref(), z.as_ref());
@@ -261,22 +175,22 @@ impl Basis {
         Ok(())
     }
 
-    /// `W^T·W` is block tridiagonal: `delta^T·W` of a block lies in the span of the basis up to the block after it, to which
-    /// all later ones are orthogonal. So the newest block meets itself and the one before.
+    /// `W^T·W` is block tridiagonal: `delta^T·W` of a block is in the span of the basis up to the block after it, to
+    /// which all later ones are orthogonal. So the newest block couples only with itself and the one before.
     fn extend_gram(&mut self, old: usize, b: usize) {
         let from = old.saturating_sub(self.link.ncols());
         let newest =
             cross_gram(self.w.as_ref().subcols(from, old + b - from), self.w.as_ref().subcols(old, b));
         let gram = &self.gram;
-        let at = |i: usize, j: usize| if i < from { 0.0 } else { newest[(i - from, j - old)] };
+        let entry = |i: usize, j: usize| if i < from { 0.0 } else { newest[(i - from, j - old)] };
         self.gram = Mat::from_fn(old + b, old + b, |i, j| match (i < old, j < old) {
             (true, true) => gram[(i, j)],
-            (false, true) => at(j, i),
-            (_, false) => at(i, j),
+            (false, true) => entry(j, i),
+            (_, false) => entry(i, j),
         });
     }
 
-    /// Whether it is enough.
+    /// Decides whether the basis is good enough.
     fn judge(
         &self,
         (norm, scale): (&Norm, f64),
@@ -289,7 +203,7 @@ impl Basis {
         if d < plan.rank && !full && !self.closed {
             return Ok(None);
         }
-        // Two squares, one thread each; the left one may turn out not to be of use.
+        // Two squares, one thread each; the left one may turn out to be useless.
         let (values, further) = rayon::join(|| eigenvalues(self.gram.as_ref()), || self.left(plan.rank));
         let (values, further) = (values?, further?);
         let inside = values.iter().sum::<f64>();
@@ -320,13 +234,13 @@ impl Basis {
         if !out_of_room && !estimate.as_ref().is_some_and(enough) {
             return Ok(None);
         }
-        // Without an estimate nothing better is known than that all outside the basis may be missing.
+        // Without an estimate, everything outside the basis may be missing.
         let captured = best[..rank].iter().sum();
         let estimate = estimate.unwrap_or_else(|| Estimate::of(outside.max(0.0), captured, total));
         Ok(Some(End { rank, estimate, left, total }))
     }
 
-    /// The left projection and its eigenvalues, where the basis has room for `rank` and the Gram matrix allows it.
+    /// The left projection and its eigenvalues, if the basis has room for `rank` and the Gram matrix allows it.
     fn left(&self, rank: usize) -> Result<Option<(Left, Vec<f64>)>> {
         if self.size() < rank || self.size() == self.v.nrows() {
             return Ok(None);

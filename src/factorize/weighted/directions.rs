@@ -5,7 +5,8 @@ use faer::prelude::*;
 use faer::{Accum, Par};
 use rayon::prelude::*;
 
-use crate::factorize::backend::krylov::{Norm, Operator, Probe, iterate};
+use crate::factorize::backend::krylov::iterate;
+use crate::factorize::backend::operator::{Norm, Operator, Probe};
 use crate::factorize::in_memory::Held;
 use crate::factorize::kernel::block_ops::square_sum;
 use crate::factorize::kernel::passes::times;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use faer::prelude::*;
 
 use crate::Result;
-use crate::factorize::backend::krylov::Operator;
+use crate::factorize::backend::operator::Operator;
 use crate::factorize::kernel::passes::{Scratch, sweep};
 use crate::factorize::types::Panels;
 use crate::factorize::weighted::root::Root;

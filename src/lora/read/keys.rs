@@ -62,7 +62,7 @@ fn parse<'a>(parts: &[&'a str]) -> (String, Part, Option<&'a str>) {
         let foreign = |part: &&str| part.starts_with("lora_") || *part == "token_adapter";
         return whole(if parts.iter().any(foreign) { Part::Unknown } else { Part::Whole });
     };
-    let (module, rest) = (parts[..at].join("."), &parts[index + 1..]);
+    let (module, rest) = (parts[..index].join("."), &parts[index + 1..]);
     match (found, rest) {
         (Part::A | Part::B, ["weight"]) => (module, found, None),
         (Part::A | Part::B, [name, "weight"]) => (module, found, Some(name)),

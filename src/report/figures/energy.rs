@@ -207,7 +207,14 @@ mod tests {
     use super::*;
 
     fn spectrum(values: &[f64], norm: f64, converged: usize, shape: [usize; 2]) -> Spectrum {
-        Spectrum { module: "m".into(), shape, delta_norm: norm, converged, singular_values: values.into() }
+        Spectrum {
+            module: "m".into(),
+            shape,
+            of: None,
+            delta_norm: norm,
+            converged,
+            singular_values: values.into(),
+        }
     }
 
     #[test]
