@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use trephine::Result;
-use trephine::commands::extract::output::ExtractionOutcome;
+use trephine::commands::extract::output::{ExtractionOutcome, Manifest};
 use trephine::commands::extract::{
-    Extraction, ExtractionPlan, ResultOptions, default_memory, extract, extract_part, plan,
+    Extraction, ExtractionPlan, ResultOptions, default_memory, extract, extract_part, mostly_noise, plan,
 };
 use trephine::delta::{NonFinite, RoundBase};
 use trephine::factorize::Method;
@@ -246,14 +246,20 @@ fn show_plan(plan: &ExtractionPlan, part: Option<Part>) -> String {
 /// The result of a run, formatted for people.
 pub fn show_outcome(outcome: &ExtractionOutcome) -> String {
     let manifest = &outcome.manifest;
-    let headings = ["kind", "modules", "rank", "mean error", "worst error", "captured", "time"];
+    let weighted = manifest.total.outputs.is_some();
+    let headings = ["kind", "modules", "rank", "mean error", "worst error", "captured", "time", "of outputs"];
     let mut rows = table(headings);
+    if !weighted {
+        rows = table(["kind", "modules", "rank", "mean error", "worst error", "captured", "time"]);
+    }
     for kind in &outcome.kinds {
         let rank = kind.ranks_text();
         let time = kind.seconds.map_or("-".into(), |s| format!("{s:.2} s"));
         let [mean, worst] = [kind.mean_error, kind.worst_error].map(number);
         let captured = format!("{:.2} %", 100.0 * kind.captured_energy);
-        rows.add_row([kind.kind.clone(), kind.modules.to_string(), rank, mean, worst, captured, time]);
+        let outputs = kind.outputs.map_or("-".into(), |outputs| number(outputs.relative_error));
+        let cells = [kind.kind.clone(), kind.modules.to_string(), rank, mean, worst, captured, time];
+        rows.add_row(cells.into_iter().chain(weighted.then_some(outputs)));
     }
     let mut text = format!("{rows}\n\n");
     let total = &manifest.total;
@@ -263,20 +269,53 @@ pub fn show_outcome(outcome: &ExtractionOutcome) -> String {
         "{count} modules, rank {}, error {error} of the delta, {captured:.2} % captured\n",
         manifest.rank
     );
+    text += &show_minimized(manifest);
     if let Some(served) = total.served {
         let ratio = served.with_adapter / served.without_adapter.max(f64::MIN_POSITIVE);
         text += &format!(
-            "served: the weights are {} from the tuned ones with the adapter, {} without ({:.1} %)\n",
+            "served: the weights are {} from the tuned ones with the adapter, {} without ({:.1} %); that is a distance of \
+             weights, most of which may be quantization noise, not a loss: `trephine evaluate` measures the loss\n",
             number(served.with_adapter),
             number(served.without_adapter),
             100.0 * ratio
         );
     }
+    text += &show_noise(manifest);
     text += &show_left_out(outcome);
     text + &format!(
         "adapter: {}{}\n",
         outcome.out.display(),
         if outcome.was_done { " (was already done)" } else { "" }
+    )
+}
+
+/// Which error is the least, and the other one.
+fn show_minimized(manifest: &Manifest) -> String {
+    if let (Some(calibration), Some(outputs)) = (&manifest.calibration, manifest.total.outputs) {
+        let plain = manifest.modules.iter().filter(|module| module.quality.outputs.is_none()).count();
+        let rest =
+            if plain == 0 { String::new() } else { format!(" ({plain} modules without: of the weights)") };
+        return format!(
+            "minimized: the error of the layers' outputs on {}{rest}: {} of what the delta changes them by, {:.2} % \
+             captured\n",
+            calibration.name,
+            number(outputs.relative_error),
+            100.0 * outputs.captured_energy
+        );
+    }
+    manifest.hybrid.as_ref().map_or(String::new(), |dense| {
+        format!("minimized: the error of the change from {}, then that of the weights\n", dense.name)
+    })
+}
+
+/// Two lines for an adapter that holds mostly the noise of its base.
+fn show_noise(manifest: &Manifest) -> String {
+    let Some(share) = mostly_noise(manifest) else { return String::new() };
+    format!(
+        "note: about {:.0} % of what this adapter holds is quantization noise of the base, not the fine-tune (estimated from \
+         the base's format)\n      better: --calibration DIR, made by `trephine calibrate --model TUNED --text FILE --out DIR`; \
+         or --hybrid DENSE_BASE; or --base DENSE_BASE (Method A)\n",
+        100.0 * share
     )
 }
 

@@ -107,6 +107,9 @@ pub struct ModuleRecord {
     pub quality: Quality,
     /// Estimated upper bound of error / optimal error - 1, in the norm that is minimized.
     pub estimated_excess: f64,
+    /// The norm of the base's rounding errors that is to be expected of its format, where it is quantized.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expected_noise: Option<f64>,
     /// Elements where a weight was NaN or infinite, treated as unchanged.
     #[serde(skip_serializing_if = "is_zero", default)]
     pub non_finite: u64,

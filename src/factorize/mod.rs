@@ -27,12 +27,14 @@ pub(crate) mod residual;
 pub(crate) mod truncate;
 pub(crate) mod types;
 pub mod weighted;
+pub(crate) mod white_noise;
 pub use self::choose::{BACKENDS, choose, flops, trial_product, workspace};
 pub use self::in_memory::Held;
 pub use self::remainder::{Remainder, subtract};
 pub use self::residual::{Residual, residual, stored_error};
 pub use self::truncate::{Recompressed, product_norm2, recompress};
 pub use self::types::{Backend, Cost, Factors, Method, Panels, Request};
+pub use self::white_noise::leading_noise_energy;
 
 use crate::{Error, Result};
 

@@ -81,7 +81,7 @@ pub struct Statement {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum About {
-    /// Whether Method A is enough or Method B pays.
+    /// What Method B keeps of change and noise, and what follows for the choice between the methods.
     Method,
     /// How large the change is compared with the noise.
     Size,

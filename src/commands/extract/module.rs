@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::commands::extract::factors::hybrid::Hybrid;
 use crate::commands::extract::factors::{Made, StoredFactors, plain, weighted};
 use crate::commands::extract::inputs::Inputs;
+use crate::commands::extract::noise::expected_noise;
 use crate::commands::extract::options::Extraction;
 use crate::commands::extract::output::manifest::Spectrum;
 use crate::commands::extract::plan::{PlannedModule, request};
@@ -137,6 +138,10 @@ pub fn finish(
         minimized: module.minimizes,
         quality,
         estimated_excess,
+        expected_noise: inputs
+            .base
+            .module(&module.pair.name)
+            .and_then(|base| expected_noise(base, survey.base_norm2.sqrt())),
         non_finite: survey.non_finite,
         blake3: String::new(),
     };

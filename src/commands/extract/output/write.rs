@@ -163,6 +163,7 @@ fn manifest(
         minimized: None,
         quality: Quality::of(0.0, 0.0),
         estimated_excess: 0.0,
+        expected_noise: None,
         non_finite: 0,
         blake3: String::new(),
     }));
