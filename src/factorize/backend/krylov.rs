@@ -230,7 +230,8 @@ impl Basis {
         let estimate = history.estimate(rank, total, outside);
         let tolerance = MARGIN * request.tolerance;
         let enough = |e: &Estimate| e.excess <= tolerance && e.share <= 10.0 * tolerance;
-        let out_of_room = d + plan.block > plan.most;
+        // A basis that may grow to all columns ends there, whatever is left of its last block.
+        let out_of_room = d + plan.block > plan.most && plan.most < self.v.nrows();
         if !out_of_room && !estimate.as_ref().is_some_and(enough) {
             return Ok(None);
         }
