@@ -42,12 +42,12 @@ pub struct ExtractArgs {
     /// Also measure the final weights' error on this checkpoint, if it is served in place of the base
     #[arg(long, value_name = "CHECKPOINT")]
     served: Option<String>,
-    /// Make the error of the layers' outputs the least, not that of the weights: a folder of `trephine calibrate`, one of its
-    /// files, or an importance matrix of llama.cpp (.gguf or .dat; it is the weaker one)
+    /// Make the error of the layers' outputs the least, not that of the weights: a folder of `trephine calibrate`, one
+    /// of its files, or an importance matrix of llama.cpp (.gguf or .dat; it is the weaker one)
     #[arg(long, value_name = "CALIBRATION", conflicts_with = "hybrid")]
     calibration: Option<String>,
-    /// The dense checkpoint that a quantized base was made of: a share of the rank goes to the change from it, the rest to
-    /// what is left on the quantized base. For where there is no calibration
+    /// The dense checkpoint that a quantized base was made of: a share of the rank goes to the change from it, the
+    /// rest to what is left on the quantized base. For where there is no calibration
     #[arg(long, value_name = "DENSE_BASE")]
     hybrid: Option<String>,
 

@@ -19,8 +19,9 @@ pub struct Quality {
     pub outputs: Option<OutputError>,
 }
 
-/// How near the factors, as stored, come to what a delta changes a layer's outputs by: root mean squares over the inputs of a
-/// calibration. Where the delta's product with the sketch was not formed the norm is an estimate, good to some 2 %.
+/// How near the factors, as stored, come to what a delta changes a layer's outputs by: root mean squares over the
+/// inputs of a calibration. Where the delta's product with the sketch was not formed the norm is an estimate, good to
+/// some 2 %.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct OutputError {
     /// `||delta·C^½||`, `C` the mean of `x·x^T` over the inputs.

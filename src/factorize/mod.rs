@@ -10,10 +10,11 @@
 //!   large, computed in f32 with block Krylov on the square, until the estimated error is within 1e-5 of the optimal
 //!   one.
 //!
-//! Each way is a [`Backend`] in `backend`: it says what it costs, and does it; `choose` takes the cheapest. In `kernel`,
-//! `tiling` cuts a matrix into groups and panels; `passes` and `gram_matrix` are the only files that visit the delta for
-//! products; `block_ops`, `orthonormalize` and `ritz` are the numerics on tall thin blocks and small squares; `convergence`
-//! judges the basis. `residual` judges what was stored, `truncate` lowers the rank of finished factors.
+//! Each way is a [`Backend`] in `backend`: it says what it costs, and does it; `choose` takes the cheapest. In
+//! `kernel`, `tiling` cuts a matrix into groups and panels; `passes` and `gram_matrix` are the only files that visit
+//! the delta for products; `block_ops`, `orthonormalize` and `ritz` are the numerics on tall thin blocks and small
+//! squares; `convergence` judges the basis. `residual` judges what was stored, `truncate` lowers the rank of finished
+//! factors.
 //!
 //! Nothing here depends on the number of threads or on memory: how a matrix is cut follows from its shape, partial sums
 //! are added in a fixed order, and products inside a task run on one thread.

@@ -11,7 +11,8 @@ use crate::{Error, Result};
 /// Rows of the right factor that are subtracted at a time.
 const DEPTH: usize = 8;
 
-/// A matrix less a product of factors, computed at every visit: `delta - left·right`. The bits are those of [`subtract`].
+/// A matrix less a product of factors, computed at every visit: `delta - left·right`. The bits are those of
+/// [`subtract`].
 pub struct Remainder<'a> {
     delta: &'a dyn Panels,
     left: &'a [f32],

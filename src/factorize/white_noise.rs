@@ -3,8 +3,8 @@
 /// Steps of the integration.
 const STEPS: usize = 4096;
 
-/// The share of the energy of a matrix `[m, n]` of independent noise that its `k` leading singular values have, in the limit: from
-/// Marchenko and Pastur's law (*Distribution of eigenvalues for some sets of random matrices*, 1967).
+/// The share of the energy of a matrix `[m, n]` of independent noise that its `k` leading singular values have, in the
+/// limit: from Marchenko and Pastur's law (*Distribution of eigenvalues for some sets of random matrices*, 1967).
 pub fn leading_noise_energy([m, n]: [usize; 2], k: usize) -> f64 {
     let (short, long) = (m.min(n), m.max(n));
     if short == 0 {

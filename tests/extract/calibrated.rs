@@ -1,4 +1,5 @@
-//! `extract --calibration` and `--hybrid`: errors measured by this test in f64, bytes that depend on nothing but the inputs.
+//! `extract --calibration` and `--hybrid`: errors measured by this test in f64, bytes that depend on nothing but the
+//! inputs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +22,8 @@ use trephine::run::{Progress, Silent};
 use crate::common::pair::{Tensor, changed, dense, read_file, values, write_file};
 use crate::common::{assert_same, contents, data, extract_with, job, manifest, trephine};
 
-/// A calibration of the tuned model by the built-in text: once for all tests. Fewer rows than tokens, so that there are sketches.
+/// A calibration of the tuned model by the built-in text: once for all tests. Fewer rows than tokens, so that there
+/// are sketches.
 fn calibration() -> &'static Path {
     static FOLDER: OnceLock<TempDir> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {

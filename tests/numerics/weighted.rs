@@ -1,4 +1,5 @@
-//! Factors in the norm of a layer's outputs, against dense decompositions in f64 of the same difference and the same second moments.
+//! Factors in the norm of a layer's outputs, against dense decompositions in f64 of the same difference and the same
+//! second moments.
 
 use faer::Mat;
 use half::bf16;

@@ -1,5 +1,5 @@
-//! llama.cpp's importance matrix as GGUF: for each tensor `in_sum2`, sums of squares of its inputs, and `counts`, over how many
-//! tokens; of a stack of experts, one row and one count each.
+//! llama.cpp's importance matrix as GGUF: for each tensor `in_sum2`, sums of squares of its inputs, and `counts`, over
+//! how many tokens; of a stack of experts, one row and one count each.
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -1,5 +1,6 @@
-//! llama.cpp's importance matrix as it was until 2025, `imatrix.dat`: a number of entries, and of each its name, a number of calls, and
-//! means of squares times that number. Whatever follows the entries (the text's name) is not needed.
+//! llama.cpp's importance matrix as it was until 2025, `imatrix.dat`: a number of entries, and of each its name, a
+//! number of calls, and means of squares times that number. Whatever follows the entries (the text's name) is not
+//! needed.
 
 use std::collections::HashMap;
 use std::io::{BufReader, Read, Seek};

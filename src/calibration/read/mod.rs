@@ -28,7 +28,8 @@ use crate::{Error, Result};
 pub enum CalibrationKind {
     /// Their second moments, by a sketch.
     SecondMoments,
-    /// The mean square of each, as an importance matrix has it. The weaker one: on an FP8 base it does not reach plain Method A.
+    /// The mean square of each, as an importance matrix has it. The weaker one: on an FP8 base it does not reach plain
+    /// Method A.
     Diagonal,
 }
 
@@ -99,8 +100,8 @@ enum KnownAt {
 }
 
 impl OpenCalibration {
-    /// Opens the calibration `spec`: a folder with a `calibration.json`, one `.safetensors` file of such a folder, or an importance
-    /// matrix of llama.cpp (`.gguf`, or the older `.dat`).
+    /// Opens the calibration `spec`: a folder with a `calibration.json`, one `.safetensors` file of such a folder, or
+    /// an importance matrix of llama.cpp (`.gguf`, or the older `.dat`).
     ///
     /// # Errors
     /// [`Kind::Input`](crate::Kind::Input) for what is none of these, or is damaged.
@@ -149,8 +150,8 @@ impl OpenCalibration {
         Ok(Identity { files: self.files.iter().map(file).collect::<Result<_>>()? })
     }
 
-    /// The input of the module that has one of these names and `width` inputs: `None` where the calibration does not know it, or no
-    /// token of the text reached it.
+    /// The input of the module that has one of these names and `width` inputs: `None` where the calibration does not
+    /// know it, or no token of the text reached it.
     ///
     /// # Errors
     /// [`Kind::Input`](crate::Kind::Input) where it knows the module by another width: it is of another model.

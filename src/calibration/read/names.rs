@@ -1,5 +1,5 @@
-//! llama.cpp's names of the linear layers that Hugging Face's files have by other names. Which inputs a layer has does not depend on
-//! how its rows are ordered, so one table serves all architectures.
+//! llama.cpp's names of the linear layers that Hugging Face's files have by other names. Which inputs a layer has does
+//! not depend on how its rows are ordered, so one table serves all architectures.
 
 /// Last part of the module's name, and llama.cpp's name of the tensor within its layer.
 const INSIDE: [(&str, &str); 9] = [
@@ -17,7 +17,8 @@ const INSIDE: [(&str, &str); 9] = [
 /// The same of Mixtral's experts.
 const EXPERTS: [(&str, &str); 3] = [("w1", "ffn_gate"), ("w3", "ffn_up"), ("w2", "ffn_down")];
 
-/// llama.cpp's name of the tensor that `module` is, and which expert of it; `None` where it has none that is multiplied with inputs.
+/// llama.cpp's name of the tensor that `module` is, and which expert of it; `None` where it has none that is
+/// multiplied with inputs.
 pub(super) fn ggml_name(module: &str) -> Option<(String, Option<usize>)> {
     if module == "lm_head" || module.ends_with(".lm_head") {
         return Some(("output.weight".to_owned(), None));

@@ -51,8 +51,8 @@ pub struct Analyzing {
     pub base_quantized: String,
     /// Path or hub name of `T`.
     pub tuned: String,
-    /// Path or hub name of `P`; without it, `T` is quantized like `Q`, by rounding to nearest, if this program can do that;
-    /// if not, there are no figures of the tuned noise.
+    /// Path or hub name of `P`; without it, `T` is quantized like `Q`, by rounding to nearest, if this program can do
+    /// that; if not, there are no figures of the tuned noise.
     pub tuned_quantized: Option<String>,
     /// The output folder.
     pub out: PathBuf,

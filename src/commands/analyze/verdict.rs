@@ -55,8 +55,8 @@ fn percent(share: f64) -> String {
     format!("{percent:.digits$} %")
 }
 
-/// What is measured and what follows. Which method serves better is a question of loss: a fine-tune lowers the loss to first order, less
-/// noise to second, so a shorter distance of weights is no verdict.
+/// What is measured and what follows. Which method serves better is a question of loss: a fine-tune lowers the loss to
+/// first order, less noise to second, so a shorter distance of weights is no verdict.
 fn method(total: &Pooled, rank: usize) -> Statement {
     let (left, spent) = (total.remaining, total.spent_on_noise);
     let ratio = total.norms.signal_to_noise.unwrap_or(0.0);

@@ -1,4 +1,5 @@
-//! How much quantization noise an adapter for a quantized base keeps, as far as that can be told without the dense base.
+//! How much quantization noise an adapter for a quantized base keeps, as far as that can be told without the dense
+//! base.
 
 use safetensors::Dtype;
 
@@ -10,8 +11,8 @@ use crate::factorize::leading_noise_energy;
 /// From this share of noise on, the adapter holds less of the fine-tune than of the noise.
 const MOSTLY: f64 = 0.5;
 
-/// The norm of the rounding errors of a module whose decoded weights have the norm `norm`, by the bits that each is stored in: what
-/// rounding normal numbers to such codes gives. `None` for a module without codes.
+/// The norm of the rounding errors of a module whose decoded weights have the norm `norm`, by the bits that each is
+/// stored in: what rounding normal numbers to such codes gives. `None` for a module without codes.
 pub fn expected_noise(module: &Module, norm: f64) -> Option<f64> {
     if !module.is_quantized() {
         return None;
@@ -21,14 +22,15 @@ pub fn expected_noise(module: &Module, norm: f64) -> Option<f64> {
     let relative = match module.tensors().first().map(|tensor| tensor.stored.dtype) {
         Some(Dtype::F8_E4M3) => 0.027,
         Some(Dtype::F8_E5M2) => 0.053,
-        // Codes of so many bits, beside which scales take a fraction of one: 9.4 % for 4 bits, half of that for each bit more.
+        // Codes of so many bits, beside which scales take a fraction of one: 9.4 % for 4 bits, half of that for each
+        // bit more.
         _ => 1.5 / bits.floor().clamp(1.0, 16.0).exp2(),
     };
     Some(relative * norm)
 }
 
-/// The estimated share of noise in what the factors of all modules hold, by energy; `None` where no module of a quantized base
-/// was factorized for the least error of its weights.
+/// The estimated share of noise in what the factors of all modules hold, by energy; `None` where no module of a
+/// quantized base was factorized for the least error of its weights.
 ///
 /// Noise is white, or nearly so: of its energy a rank holds what it holds of any random matrix.
 pub fn kept_noise(manifest: &Manifest) -> Option<f64> {

@@ -1,4 +1,5 @@
-//! In which norm each module's error is to be the least: that of the weights, of the layer's outputs, or of the change first.
+//! In which norm each module's error is to be the least: that of the weights, of the layer's outputs, or of the change
+//! first.
 
 use crate::calibration::KnownInput;
 use crate::commands::extract::inputs::Inputs;
@@ -14,8 +15,8 @@ use crate::{Error, Result};
 /// Refuses inputs that do not go together.
 ///
 /// # Errors
-/// A calibration and a dense base at once; a dense base beside a dense one, or of another model; a calibration that knows none
-/// of the modules.
+/// A calibration and a dense base at once; a dense base beside a dense one, or of another model; a calibration that
+/// knows none of the modules.
 pub fn check(inputs: &Inputs, job: &Extraction, pairing: &Pairing) -> Result<()> {
     if inputs.calibration.is_some() && inputs.dense.is_some() {
         return Err(Error::decide("--calibration and --hybrid are two ways to the same end")

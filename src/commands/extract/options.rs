@@ -105,8 +105,8 @@ pub struct Extraction {
     pub served: Option<String>,
     /// The calibration in whose norm the error is to be the least: a folder, a file, an importance matrix.
     pub calibration: Option<String>,
-    /// Path or hub name of the dense base that a quantized one was made of: the change from it gets a share of the rank for
-    /// itself ([`ResultOptions::hybrid_share`]).
+    /// Path or hub name of the dense base that a quantized one was made of: the change from it gets a share of the
+    /// rank for itself ([`ResultOptions::hybrid_share`]).
     pub hybrid: Option<String>,
     /// The output folder.
     pub out: PathBuf,

@@ -306,7 +306,8 @@ fn narrowness(block: usize) -> f64 {
 /// An upper bound on the bytes of a run of these sizes, beyond the delta and the buffers its panels are decoded into.
 pub(crate) fn bytes(m: usize, n: usize, BasisPlan { rank, block, most }: BasisPlan) -> usize {
     let basis = 4 * (n * (most + block) + m * most) + 8 * most * most;
-    // The groups' sums, the packed block and the result, the first two in whole strips; what groups pack of their panels.
+    // The groups' sums, the packed block and the result, the first two in whole strips; what groups pack of their
+    // panels.
     let (strips, height) = (4 * block.next_multiple_of(32), panel_rows(m, n).1);
     let sweep =
         (groups(n) + 1) * n * strips + 4 * n * block + groups(n) * (height * strips + packed_bytes(height));

@@ -81,8 +81,9 @@ impl Probe {
         self.outside(Mat::new().as_ref(), Mat::new().as_ref(), 1.0)
     }
 
-    /// An estimate of `||scale·M·(I - V·V^T)||^2`, for an orthonormal `V` `[cols, d]` that does not depend on the probe and
-    /// `W = scale·M·V` `[rows, d]` (Meyer, Musco, Musco and Woodruff, *Hutch++: optimal stochastic trace estimation*, 2021).
+    /// An estimate of `||scale·M·(I - V·V^T)||^2`, for an orthonormal `V` `[cols, d]` that does not depend on the
+    /// probe and `W = scale·M·V` `[rows, d]` (Meyer, Musco, Musco and Woodruff, *Hutch++: optimal stochastic trace
+    /// estimation*, 2021).
     pub(crate) fn outside(&self, v: MatRef<'_, f32>, w: MatRef<'_, f32>, scale: f32) -> f64 {
         let mut rest = &self.products * faer::Scale(scale);
         if w.ncols() > 0 {

@@ -11,7 +11,8 @@ pub(crate) const PROBES: usize = 64;
 /// The most bytes that `D·R^T` and `R` in f32 may take where the product is formed.
 const FORMED: usize = 192 << 20;
 
-/// Whether `D·R^T` `[m, c]` is formed, rather than multiplied factor by factor, for `D` `[m, n]` and a sketch `R` `[c, n]`.
+/// Whether `D·R^T` `[m, c]` is formed, rather than multiplied factor by factor, for `D` `[m, n]` and a sketch `R` `[c,
+/// n]`.
 pub(crate) fn forms_product(m: usize, n: usize, c: usize, request: &Request) -> bool {
     if m * c == 0 {
         return true;
@@ -42,7 +43,8 @@ pub fn method(m: usize, n: usize, rows: usize, request: &Request) -> Method {
     }
 }
 
-/// Estimated cost in f32 flops of a large product, for `D` `[m, n]` and a sketch of so many rows, or the diagonal alone (0).
+/// Estimated cost in f32 flops of a large product, for `D` `[m, n]` and a sketch of so many rows, or the diagonal
+/// alone (0).
 pub fn flops(m: usize, n: usize, rows: usize, request: &Request) -> f64 {
     let rank = request.rank.min(m).min(n);
     let projection = 2.0 * ((m + 2 * rows) * n * rank) as f64;
@@ -56,8 +58,8 @@ pub fn flops(m: usize, n: usize, rows: usize, request: &Request) -> f64 {
         }
 }
 
-/// An upper bound on the bytes that [`directions`](super::directions()) and [`project`](super::project()) need beyond the delta, the root
-/// itself included.
+/// An upper bound on the bytes that [`directions`](super::directions()) and [`project`](super::project()) need beyond
+/// the delta, the root itself included.
 pub fn workspace(m: usize, n: usize, rows: usize, request: &Request) -> usize {
     let rank = request.rank.min(m).min(n);
     let (panel, blocks) = (4 * panel_rows(m, n).1 * n, 64 * 4 * 32 * n.min(1 << 16));

@@ -23,7 +23,8 @@ use crate::{Error, Result, factorize};
 pub struct Directions {
     /// `B`, `[m, rank]` row-major: orthogonal columns, of lengths that balance both factors.
     pub left: Vec<f32>,
-    /// Its rank: below the request's where less captures the energy asked for, or where the outputs change in fewer directions.
+    /// Its rank: below the request's where less captures the energy asked for, or where the outputs change in fewer
+    /// directions.
     pub rank: usize,
     /// How it was found.
     pub method: Method,
@@ -45,14 +46,15 @@ pub struct Directions {
     pub flops: u64,
 }
 
-/// The directions of the outputs in which `delta` `[m, n]` changes them most, over inputs of which `root` `[c, n]` is a root of the
-/// second moments. The bits are the same whatever the threads.
+/// The directions of the outputs in which `delta` `[m, n]` changes them most, over inputs of which `root` `[c, n]` is
+/// a root of the second moments. The bits are the same whatever the threads.
 ///
-/// Where `delta·root^T` is not formed, what of its norm lies outside the Krylov basis is estimated from products with random columns: without
-/// bias, and to some 2 % of that rest.
+/// Where `delta·root^T` is not formed, what of its norm lies outside the Krylov basis is estimated from products with
+/// random columns: without bias, and to some 2 % of that rest.
 ///
 /// # Errors
-/// As [`factorize`](crate::factorize::factorize()); [`Kind::Unexpected`](crate::Kind::Unexpected) for a root of another width.
+/// As [`factorize`](crate::factorize::factorize()); [`Kind::Unexpected`](crate::Kind::Unexpected) for a root of
+/// another width.
 pub fn directions(delta: &dyn Panels, root: &Root, module: &str, request: &Request) -> Result<Directions> {
     if root.cols() != delta.cols() {
         let what = format!("second moments of {} inputs for a weight with {}", root.cols(), delta.cols());
@@ -133,8 +135,8 @@ pub(crate) fn probe(delta: &dyn Panels, root: &Root, name: &str, seed: u64) -> R
     Ok(Probe { columns, products })
 }
 
-/// Lengths of the columns such that both factors are of one size: singular values of the weight are those of the outputs over the
-/// size of an input.
+/// Lengths of the columns such that both factors are of one size: singular values of the weight are those of the
+/// outputs over the size of an input.
 fn scaled(factors: Factors, norm2: f64, rms: f64) -> Directions {
     let rank = factors.rank;
     let mut left = factors.left;

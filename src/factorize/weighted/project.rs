@@ -86,8 +86,8 @@ fn paired(a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> f64 {
 }
 
 impl Projected {
-    /// The squared errors of the factors as they are stored: `left` as it was projected onto, `right` as it was rounded. `norms` are
-    /// those of `delta` itself.
+    /// The squared errors of the factors as they are stored: `left` as it was projected onto, `right` as it was
+    /// rounded. `norms` are those of `delta` itself.
     ///
     /// An error that is a small difference of large norms is measured by a further pass: of the weights exactly, of the
     /// outputs on random inputs (to some 2 %).

@@ -43,10 +43,12 @@ impl Root {
         Ok(Root { kind: Kind::Diagonal, scale })
     }
 
-    /// The root that a sketch `[rows, n]` (row-major) is, with its columns scaled so that the diagonal of `R^T·R` is the exact one.
+    /// The root that a sketch `[rows, n]` (row-major) is, with its columns scaled so that the diagonal of `R^T·R` is
+    /// the exact one.
     ///
     /// # Errors
-    /// As [`of_diagonal`](Self::of_diagonal); [`Kind::Unexpected`](crate::Kind::Unexpected) where the lengths do not match.
+    /// As [`of_diagonal`](Self::of_diagonal); [`Kind::Unexpected`](crate::Kind::Unexpected) where the lengths do not
+    /// match.
     pub fn of_sketch(sketch: Vec<bf16>, diagonal: &[f32], count: f64) -> Result<Root> {
         check(diagonal, count)?;
         let n = diagonal.len();

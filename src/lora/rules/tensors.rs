@@ -149,8 +149,8 @@ pub(crate) fn vocabulary(adapter: &PeftAdapter, model: Option<&str>, report: &mu
     }
 }
 
-/// Checks a LoRA on the embedding or the head of a base that has one matrix for both: llama.cpp looks for a tensor of the
-/// head's own and crashes, and multiplies the embedding's factors the wrong way round.
+/// Checks a LoRA on the embedding or the head of a base that has one matrix for both: llama.cpp looks for a tensor of
+/// the head's own and crashes, and multiplies the embedding's factors the wrong way round.
 pub(crate) fn tied(adapter: &PeftAdapter, tied: Option<bool>, report: &mut Report) {
     for module in adapter.modules().filter(|module| module.place().is_vocabulary()) {
         let (why, outcome) = match tied {

@@ -1,7 +1,8 @@
-//! Factors of two parts: the first for the change on the dense base alone, the second for what they leave on the quantized one.
+//! Factors of two parts: the first for the change on the dense base alone, the second for what they leave on the
+//! quantized one.
 //!
-//! Where the quantization noise is larger than the change, the best approximation of their sum holds next to nothing of the change. A
-//! share of the rank that sees the change alone holds it, whatever the noise.
+//! Where the quantization noise is larger than the change, the best approximation of their sum holds next to nothing
+//! of the change. A share of the rank that sees the change alone holds it, whatever the noise.
 
 use crate::Result;
 use crate::commands::extract::factors::plain::{self, method};

@@ -9,8 +9,8 @@ use crate::factorize::types::{Panels, Request};
 use crate::factorize::weighted::{Errors, Root, directions, project};
 use crate::lora::factor_dtype::FactorType;
 
-/// Factorizes `delta` of squared norm `norm2` for inputs of which `root` is a root of the second moments. `B` is rounded first, and `A` is the
-/// best for what it was rounded to.
+/// Factorizes `delta` of squared norm `norm2` for inputs of which `root` is a root of the second moments. `B` is
+/// rounded first, and `A` is the best for what it was rounded to.
 ///
 /// # Errors
 /// What visiting the delta met; factors that do not fit in the type they are stored in.
