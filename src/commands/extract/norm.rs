@@ -121,14 +121,20 @@ pub struct Work {
 }
 
 impl Work {
-    /// Of a module `[m, n]`.
-    pub fn of(m: usize, n: usize, request: &Request, known: Option<&KnownInput>, hybrid: bool) -> Work {
+    /// Of a module of this shape, on so many threads.
+    pub fn of(
+        shape @ [m, n]: [usize; 2],
+        request: &Request,
+        threads: usize,
+        known: Option<&KnownInput>,
+        hybrid: bool,
+    ) -> Work {
         if let Some(known) = known {
             let rows = known.rows;
             return Work {
                 method: weighted::method(m, n, rows, request),
                 flops: weighted::flops(m, n, rows, request),
-                bytes: weighted::workspace(m, n, rows, request),
+                bytes: weighted::workspace(shape, rows, threads, request),
             };
         }
         let (method, flops) = (choose::choose(m, n, request), choose::flops(m, n, request));

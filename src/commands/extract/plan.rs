@@ -242,7 +242,7 @@ impl Cost {
         let change = dense.map_or(0, |_| panel * job.running.threads as u64 + kept_dense);
         let calibrated = norm::input(inputs, &pair)?;
         let Work { method, flops, bytes: workspace } =
-            Work::of(m, n, &request, calibrated.as_ref(), dense.is_some());
+            Work::of([m, n], &request, job.running.threads, calibrated.as_ref(), dense.is_some());
         Ok(Cost {
             kept: kept(&inputs.base, &pair.name).max(kept_for) + kept(&inputs.tuned, &pair.tuned),
             served: inputs.served.is_some(),

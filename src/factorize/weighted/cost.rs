@@ -3,7 +3,7 @@
 use crate::factorize::choose;
 use crate::factorize::kernel::tiling::{groups, panel_rows};
 use crate::factorize::types::{BasisPlan, Method, Request};
-use crate::factorize::weighted::root::Root;
+use crate::factorize::weighted::root::{Root, widened_bytes};
 
 /// Random columns by which norms are estimated.
 pub(crate) const PROBES: usize = 64;
@@ -58,22 +58,65 @@ pub fn flops(m: usize, n: usize, rows: usize, request: &Request) -> f64 {
         }
 }
 
-/// An upper bound on the bytes that [`directions`](super::directions()) and [`project`](super::project()) need beyond
-/// the delta, the root itself included.
-pub fn workspace(m: usize, n: usize, rows: usize, request: &Request) -> usize {
+/// An upper bound on the bytes that [`directions`](super::directions()) and [`project`](super::project()) need on so
+/// many threads, beyond the delta: the root itself, and the factors as they are computed and stored.
+pub fn workspace([m, n]: [usize; 2], rows: usize, threads: usize, request: &Request) -> usize {
     let rank = request.rank.min(m).min(n);
-    let (panel, blocks) = (4 * panel_rows(m, n).1 * n, 64 * 4 * 32 * n.min(1 << 16));
+    // Rows of a sketch in f32, or a panel with its columns scaled, for each thread.
+    let widened = threads * if rows == 0 { 4 * panel_rows(m, n).1 * n } else { widened_bytes(n) };
     let finding = if rows == 0 {
-        // Each thread scales its panel.
-        choose::workspace(m, n, request) + 4 * panel
+        choose::workspace(m, n, request)
     } else if forms_product(m, n, rows, request) {
         4 * (m * rows + rows * n) + choose::workspace(m, rows, request)
     } else {
         let krylov = Request { method: Method::Krylov, ..*request };
-        choose::workspace(m, n, &krylov) + 4 * (m + n + rows) * PROBES + blocks / 16
+        let BasisPlan { block, most, .. } = BasisPlan::of(m, n, request);
+        // The basis is in the space of the sketch's rows; blocks pass through that of the inputs.
+        let basis = choose::workspace(m, n, &krylov) + 4 * rows * (most + block) - 4 * n * (most + block);
+        basis + 8 * n * block + 4 * (2 * m + 2 * n + rows) * PROBES
     };
     let c = if rows == 0 { n } else { rows };
     // B as rows and as columns, the groups' sums, products, outputs, A and what rounding it took.
-    let projecting = 4 * rank * (2 * m + (groups(n) + 3) * n + 2 * c) + 8 * 6 * rank * rank;
-    Root::bytes(rows, n) + finding.max(projecting) + (4 << 20)
+    let projecting = rank * (16 * m + (4 * groups(n) + 28) * n + 8 * c) + 8 * 6 * rank * rank;
+    Root::bytes(rows, n) + widened + finding.max(projecting) + (4 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(rank: usize) -> Request {
+        Request { rank, energy: None, tolerance: 0.005, method: Method::Auto, seed: 0 }
+    }
+
+    #[test]
+    fn the_layers_of_a_32b_fit_a_gibibyte_and_cost_little_more_than_plain_ones() {
+        let (mut plain, mut weighted) = (0.0, 0.0);
+        let layer = [
+            (8192, 5120),
+            (1024, 5120),
+            (1024, 5120),
+            (5120, 8192),
+            (25600, 5120),
+            (25600, 5120),
+            (5120, 25600),
+        ];
+        for (m, n) in layer {
+            let bytes = 4 * m * n + workspace([m, n], 2048, 2, &request(128));
+            assert!(bytes < 940 << 20, "{m} x {n}: {bytes}");
+            plain += choose::flops(m, n, &request(128));
+            weighted += flops(m, n, 2048, &request(128));
+        }
+        assert!(weighted < 1.8 * plain, "{weighted} {plain}");
+    }
+
+    #[test]
+    fn small_products_are_formed_and_large_ones_are_not() {
+        assert!(!forms_product(25600, 5120, 2048, &request(128)));
+        assert!(forms_product(576, 576, 300, &request(128)));
+        for (m, n, c) in [(25600, 5120, 2048), (64, 100, 3), (1, 1, 1), (300, 200, 62)] {
+            let plan = basis_plan(m, n, c, &request(16));
+            assert!(plan.rank <= m.min(n).min(c) && plan.block >= 1 && plan.most <= c, "{plan:?}");
+        }
+    }
 }

@@ -16,6 +16,11 @@ const ROWS: usize = 32;
 /// Columns of a sketch that one task multiplies, where the result has a row for each of them.
 const COLUMNS: usize = 256;
 
+/// Bytes of the rows that a thread widens.
+pub(crate) fn widened_bytes(n: usize) -> usize {
+    4 * (ROWS * n).max(COLUMNS * COLUMNS)
+}
+
 /// `R` `[rows, n]` with `R^T·R = C`, the mean of `x·x^T` over the inputs `x` of a layer.
 #[derive(Clone, Debug)]
 pub struct Root {
