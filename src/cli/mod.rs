@@ -24,7 +24,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use trephine::{Error, Kind, Result};
+use trephine::{Error, Result};
 
 /// Extracts a LoRA adapter from the difference between two checkpoints that are far larger than memory.
 #[derive(Debug, Parser)]
@@ -91,12 +91,7 @@ pub fn fail(error: &Error) -> ExitCode {
     if let Some(hint) = error.cure() {
         let _ = writeln!(stderr, "hint: {hint}");
     }
-    ExitCode::from(match error.kind() {
-        Kind::Unexpected => 1,
-        Kind::Decide => 2,
-        Kind::Input => 3,
-        Kind::Found => 4,
-    })
+    ExitCode::from(error.kind().exit_code())
 }
 
 /// The number of compute threads: as requested, or one per processor.

@@ -26,6 +26,7 @@ pub trait Panels: Sync {
 /// How a matrix is factorized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Method {
     /// The cheaper of the two methods, by [`choose`](crate::factorize::choose()).
     Auto,

@@ -10,3 +10,4 @@ mod encode;
 mod quant;
 mod quant_formats;
 mod round_to_nearest;
+mod seams;

@@ -170,7 +170,7 @@ pub(crate) fn conforms(
 }
 
 /// The tensors that a weight declares as its own are exactly those that it reads.
-fn within(weight: &dyn Dequantize, whole: &[Vec<u8>], name: &str) {
+pub(crate) fn within(weight: &dyn Dequantize, whole: &[Vec<u8>], name: &str) {
     let extents = weight.extents();
     for (i, span) in weight.spans(0..weight.shape()[0]).into_iter().enumerate() {
         assert!(span.is_empty() || extents[i] == span, "{name}: {:?} of {span:?}", extents[i]);

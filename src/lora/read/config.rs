@@ -15,6 +15,7 @@ const DEFAULT: usize = 8;
 
 /// What `target_modules` names.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Targets {
     /// Modules, by name or by the last parts of their names.
     Names(Vec<String>),

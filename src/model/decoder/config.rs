@@ -8,6 +8,7 @@ use crate::{Error, Result};
 
 /// The activation of an MLP's gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Activation {
     /// x · sigmoid(x).
     Silu,
@@ -17,6 +18,7 @@ pub enum Activation {
 
 /// The arrangement of norms in a layer, and the meaning of their weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum NormStyle {
     /// One norm before attention and one before the MLP; the weight is a factor.
     Plain,

@@ -10,6 +10,7 @@ use crate::quant::number::rounding::round;
 
 /// How to quantize: the nearest code, under a scale derived from the largest magnitude.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RoundToNearest {
     /// e4m3 codes in blocks, `value = code * scale` in f32, as [`BlockFp8`](crate::quant::format::BlockFp8) decodes.
     BlockFp8 {

@@ -24,6 +24,7 @@ use crate::{Error, Result};
 
 /// What adapters for a model hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ExpertForm {
     /// Factors for each projection of each expert.
     Single,

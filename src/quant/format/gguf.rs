@@ -25,6 +25,7 @@ use crate::{Error, Result};
 /// The type of a GGUF tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs, non_camel_case_types, reason = "as ggml names them")]
+#[non_exhaustive]
 pub enum GgmlType {
     F32,
     F16,
@@ -206,15 +207,7 @@ impl Dequantize for Blocks {
     }
 
     fn capabilities(&self) -> Capabilities<'_> {
-        Capabilities {
-            needs_all_bytes: false,
-            block: None,
-            round_to_nearest: None,
-            columns: None,
-            double: None,
-            saturation: None,
-            slice: None,
-        }
+        Capabilities::DECODING_ONLY
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
