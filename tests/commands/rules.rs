@@ -11,7 +11,7 @@ use trephine::lora::read::PeftAdapter;
 use trephine::lora::rules::Effect::{self, Caution, NoEffect, Refused, Wrong};
 use trephine::lora::rules::Fix::{ByMaxRank, ByPruning, No, Yes};
 use trephine::lora::rules::Loader::{self, LlamaCpp, Peft, Sglang, Vllm};
-use trephine::lora::rules::{Fix, RuleFinding, judge, portable};
+use trephine::lora::rules::{Fix, KnownBase, RuleFinding, judge, portable};
 
 const O: &str = "model.layers.0.self_attn.o_proj";
 
@@ -32,7 +32,8 @@ fn tensor(name: &str, shape: &[usize]) -> Tensor {
 }
 
 fn found(folder: &Path, model: Option<&str>) -> Vec<RuleFinding> {
-    judge(&PeftAdapter::open_folder(folder).unwrap(), model)
+    let base = KnownBase { model_type: model, tied: Some(false) };
+    judge(&PeftAdapter::open_folder(folder).unwrap(), base)
 }
 
 /// The loader that a finding concerns, where it is, its consequence, and whether it can be fixed.
@@ -289,6 +290,13 @@ fn the_vocabulary_depends_on_the_base() {
     let unknown = found(&folder, None);
     assert!(unknown.len() == 2 && unknown.iter().all(|f| f.outcome == Caution), "{unknown:?}");
     assert_eq!(portable(&PeftAdapter::open_folder(&folder).unwrap()), []);
+    let adapter = PeftAdapter::open_folder(&folder).unwrap();
+    let on = |tied: Option<bool>| judge(&adapter, KnownBase { model_type: Some("qwen3"), tied });
+    let tied = on(Some(true));
+    let of_llama = |f: &RuleFinding| f.consumers == [LlamaCpp] && f.mend == ByPruning;
+    assert!(tied.len() == 2 && tied.iter().all(|f| of_llama(f) && f.outcome == Refused), "{tied:?}");
+    let unknown = on(None);
+    assert!(unknown.len() == 2 && unknown.iter().all(|f| of_llama(f) && f.outcome == Caution), "{unknown:?}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod common;
 
 mod adapter;
 mod bad_input;
+mod calibrated;
 mod gguf;
 mod moe;
 mod quantized;

@@ -7,11 +7,12 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::module::difference;
 use crate::commands::extract::options::Extraction;
 use crate::commands::extract::output::files::MANIFEST;
 use crate::commands::extract::output::manifest::Manifest;
-use crate::commands::extract::plan::{ExtractionPlan, Inputs, PlannedModule};
+use crate::commands::extract::plan::{ExtractionPlan, PlannedModule};
 use crate::delta::difference::Recomputed;
 use crate::delta::module_record::{ModuleRecord, Quality};
 use crate::delta::record::{Side, TensorRecord};
@@ -125,9 +126,17 @@ fn check_content(
         Error::input("the manifest's options cannot be read").path(folder.join(MANIFEST)).because(e)
     })?;
     let (base, tuned) = (content.base.clone(), content.tuned.clone());
-    let job =
-        Extraction { base, tuned, served: None, out: folder.to_owned(), deciding, running: running.clone() };
-    let inputs = Inputs::open(&job.base, &job.tuned, None)?;
+    let job = Extraction {
+        base,
+        tuned,
+        served: None,
+        calibration: None,
+        hybrid: None,
+        out: folder.to_owned(),
+        deciding,
+        running: running.clone(),
+    };
+    let inputs = Inputs::open(&job)?;
     let plan = ExtractionPlan::make(&inputs, &job)?;
     let weights = folder.join(lora::WEIGHTS);
     let opened = hash_file(&weights).and_then(|written| Shard::open(&weights, written));

@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::Result;
+use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::lora::names::kind_of;
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::PeftModule;
 use crate::lora::read::config::Targets;
-use crate::lora::rules::{Effect, Loader, RuleFinding, judge};
+use crate::lora::rules::{Effect, KnownBase, Loader, RuleFinding, judge};
 
 /// What a probe found in an adapter.
 #[derive(Clone, Debug, Serialize)]
@@ -57,14 +58,15 @@ pub struct LoaderVerdict {
     pub why: Option<String>,
 }
 
-/// Probes an adapter. `model` is the base's `model_type`, if known: whether vLLM accepts a LoRA on the embedding or the
-/// head depends on it.
+/// Probes an adapter. `base` is the checkpoint that it is for, if known: whether vLLM and llama.cpp accept a LoRA on
+/// the embedding or the head depends on it.
 ///
 /// # Errors
-/// See [`PeftAdapter::open`].
-pub fn probe_adapter(spec: &str, model: Option<&str>) -> Result<AdapterProbe> {
+/// See [`PeftAdapter::open`] and [`Checkpoint::open`].
+pub fn probe_adapter(spec: &str, base: Option<&str>) -> Result<AdapterProbe> {
     let adapter = PeftAdapter::open(spec)?;
-    let findings = judge(&adapter, model);
+    let base = base.map(Checkpoint::open).transpose()?;
+    let findings = judge(&adapter, base.as_ref().map_or_else(KnownBase::default, KnownBase::of));
     let (mut ranks, mut kinds) = (BTreeMap::new(), BTreeMap::new());
     for module in adapter.modules() {
         *ranks.entry(module.rank()).or_insert(0) += 1;

@@ -25,12 +25,13 @@ use crate::checkpoint::Checkpoint;
 use crate::commands::sanitize::job::SanitizeJob;
 use crate::commands::sanitize::plan::SanitizePlan;
 use crate::lora::read::PeftAdapter;
-use crate::lora::rules::{Fix, Loader, RuleFinding};
+use crate::lora::rules::{Fix, KnownBase, Loader, RuleFinding};
 use crate::lora::{CONFIG, rules};
 use crate::run::progress::Progress;
 use crate::{Error, Result};
 
-/// Checks an adapter against the rules of `consumers`, and writes nothing. `base`, if given, provides the model type.
+/// Checks an adapter against the rules of `consumers`, and writes nothing. `base`, if given, tells the model type, and
+/// whether the head is the embedding.
 ///
 /// # Errors
 /// The adapter or the base cannot be read.
@@ -41,14 +42,14 @@ pub fn check(adapter: &str, base: Option<&str>, consumers: &[Loader]) -> Result<
 }
 
 fn concerning(adapter: &PeftAdapter, base: Option<&Checkpoint>, consumers: &[Loader]) -> Vec<RuleFinding> {
-    let mut found = rules::judge(adapter, base.and_then(model_type));
+    let mut found = rules::judge(adapter, known(base));
     found.retain(|finding| finding.concerns(consumers));
     found
 }
 
-/// The model type of the base's language model.
-fn model_type(base: &Checkpoint) -> Option<&str> {
-    base.config().text_model_type().or(base.config().model_type())
+/// What is known of the base.
+fn known(base: Option<&Checkpoint>) -> KnownBase<'_> {
+    base.map_or_else(KnownBase::default, KnownBase::of)
 }
 
 /// Sanitizes, or continues a run that was stopped.
@@ -60,7 +61,7 @@ fn model_type(base: &Checkpoint) -> Option<&str> {
 pub fn sanitize(job: &Sanitizing, progress: &dyn Progress) -> Result<Sanitized> {
     let adapter = PeftAdapter::open(&job.adapter)?;
     let base = job.base.as_deref().map(Checkpoint::open).transpose()?;
-    let judged = rules::judge(&adapter, base.as_ref().and_then(model_type));
+    let judged = rules::judge(&adapter, known(base.as_ref()));
     if let Some(hopeless) = judged.iter().find(|finding| finding.mend == Fix::No) {
         let is_another_method =
             hopeless.at.starts_with(CONFIG) || hopeless.at.contains("lora_magnitude_vector");

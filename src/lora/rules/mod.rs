@@ -13,6 +13,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::Checkpoint;
 use crate::lora::read::PeftAdapter;
 
 /// A program that loads LoRA adapters.
@@ -159,12 +160,32 @@ impl Report {
     }
 }
 
-/// Checks `adapter` against every rule. `model` is the base's `model_type` (for example `qwen3`), if it is known:
-/// whether vLLM accepts a LoRA on the embedding or the head depends on it. The worst findings come first.
-pub fn judge(adapter: &PeftAdapter, model: Option<&str>) -> Vec<RuleFinding> {
+/// What is known of the base that an adapter is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KnownBase<'a> {
+    /// Its `model_type` (for example `qwen3`): whether vLLM accepts a LoRA on the embedding or the head depends on it.
+    pub model_type: Option<&'a str>,
+    /// Whether its head is its embedding: llama.cpp then has no LoRA on either.
+    pub tied: Option<bool>,
+}
+
+impl<'a> KnownBase<'a> {
+    /// What a checkpoint's config says.
+    pub fn of(base: &'a Checkpoint) -> KnownBase<'a> {
+        let config = base.config();
+        KnownBase {
+            model_type: config.text_model_type().or(config.model_type()),
+            tied: Some(config.tie_word_embeddings()),
+        }
+    }
+}
+
+/// Checks `adapter` against every rule, for this base. The worst findings come first.
+pub fn judge(adapter: &PeftAdapter, base: KnownBase<'_>) -> Vec<RuleFinding> {
     let mut found = portable(adapter);
     let mut report = Report(Vec::new());
-    tensors::vocabulary(adapter, model, &mut report);
+    tensors::vocabulary(adapter, base.model_type, &mut report);
+    tensors::tied(adapter, base.tied, &mut report);
     found.extend(report.0);
     found.sort_by_key(|finding| finding.outcome);
     found

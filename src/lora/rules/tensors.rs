@@ -149,6 +149,22 @@ pub(crate) fn vocabulary(adapter: &PeftAdapter, model: Option<&str>, report: &mu
     }
 }
 
+/// Checks a LoRA on the embedding or the head of a base that has one matrix for both: llama.cpp looks for a tensor of
+/// the head's own and crashes, and multiplies the embedding's factors the wrong way round.
+pub(crate) fn tied(adapter: &PeftAdapter, tied: Option<bool>, report: &mut Report) {
+    for module in adapter.modules().filter(|module| module.place().is_vocabulary()) {
+        let (why, outcome) = match tied {
+            Some(false) => continue,
+            Some(true) => ("is a LoRA on a head or embedding that are tied in the base", Effect::Refused),
+            None => (
+                "is a LoRA on the vocabulary: refused if the base's head and embedding are tied",
+                Effect::Caution,
+            ),
+        };
+        report.add(&[LlamaCpp], module.name(), why, outcome, Fix::ByPruning);
+    }
+}
+
 /// Checks stacks of experts: vLLM accepts both stacks of a layer, under PEFT's names, or neither.
 fn stacks(adapter: &PeftAdapter, report: &mut Report) {
     for module in adapter.modules().filter(|module| module.experts() > 1) {

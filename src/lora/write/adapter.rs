@@ -14,8 +14,8 @@ pub trait AdapterWriter {
     /// The names of the files that it writes, in order.
     fn files(&self) -> &'static [&'static str];
 
-    /// Writes `adapter` into the folder `out`, each file durably and under its own name at once, without holding the factors of
-    /// more than a few modules.
+    /// Writes `adapter` into the folder `out`, each file durably and under its own name at once, without holding the
+    /// factors of more than a few modules.
     ///
     /// # Errors
     /// A shard that is not what the journal said, or a failing disk.
