@@ -42,6 +42,11 @@ impl Config {
         self.raw.as_ref()
     }
 
+    /// The class of the model, the first of `architectures`.
+    pub fn architecture(&self) -> Option<&str> {
+        self.raw.as_ref()?.pointer("/architectures/0")?.as_str()
+    }
+
     /// `model_type`.
     pub fn model_type(&self) -> Option<&str> {
         self.raw.as_ref()?.get("model_type")?.as_str()

@@ -8,6 +8,7 @@ use crate::checkpoint::catalogue::{Catalogue, Tensor};
 use crate::checkpoint::error_policy::Faults;
 use crate::checkpoint::{Checkpoint, Shelf};
 use crate::quant::format::dense::Dense;
+use crate::quant::packing::row_concat::RowStride;
 use crate::quant::registry::Scheme;
 use crate::quant::weight::Stack;
 use crate::quant::weight::{Dequantize, FoundWeight, TensorInfo};
@@ -22,6 +23,16 @@ pub struct Module {
     weight: Arc<dyn Dequantize>,
     tensors: Vec<Tensor>,
     quantized: bool,
+    singles: Vec<Single>,
+}
+
+/// One projection of one expert that the files hold by itself, where the model's adapters hold stacks.
+#[derive(Clone, Debug)]
+pub struct Single {
+    /// As the files name it.
+    pub module: Module,
+    /// Its rows in the module of the stack that it is, or is a half of.
+    pub rows: RowStride,
 }
 
 impl Module {
@@ -47,14 +58,25 @@ impl Module {
             weight,
             tensors: vec![tensor.clone()],
             quantized: false,
+            singles: Vec::new(),
         })
     }
 
     /// The stack of experts that it is a slice of, as one matrix of the rows of all experts under the name of the dense tensor, and
     /// that tensor's shape.
     pub fn stack(&self) -> Option<(Module, [usize; 3])> {
-        let Stack { name, shape, weight } = self.weight.stack()?;
+        let Stack { name, shape, weight, .. } = self.weight.stack()?;
         Some((Module { name, weight, ..self.clone() }, shape))
+    }
+
+    /// Whether the dense tensor of its stack holds it as `[in, out]`.
+    pub fn is_turned_in_stack(&self) -> bool {
+        self.weight.stack().is_some_and(|stack| stack.turned)
+    }
+
+    /// The projections of one expert that it is made of, where the files hold them singly and the model's adapters hold stacks.
+    pub fn singles(&self) -> &[Single] {
+        &self.singles
     }
 
     /// Its name, without `.weight`.
@@ -297,16 +319,25 @@ fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<String, Module>) -> Resu
         let whole =
             experts.place_in_stack(names[0].as_deref().unwrap_or_default()).is_some_and(|(_, h)| h.is_none());
         let joined = match names {
-            [Some(name), None] if whole => {
-                modules.remove(&name).map(|module| Module { name: place.clone(), ..module })
-            }
+            [Some(name), None] if whole => modules.remove(&name).map(|module| Module {
+                name: place.clone(),
+                singles: vec![Single { module: module.clone(), rows: RowStride::ALL }],
+                ..module
+            }),
             [Some(gate), Some(up)] => match (modules.remove(&gate), modules.remove(&up)) {
-                (Some(gate), Some(up)) => Some(Module {
-                    name: place.clone(),
-                    weight: experts.join([gate.weight, up.weight])?,
-                    tensors: [gate.tensors, up.tensors].concat(),
-                    quantized: gate.quantized || up.quantized,
-                }),
+                (Some(gate), Some(up)) => {
+                    let rows = [0, 1].map(|half| experts.rows_of(half, gate.shape()[0]));
+                    Some(Module {
+                        name: place.clone(),
+                        weight: experts.join([Arc::clone(&gate.weight), Arc::clone(&up.weight)])?,
+                        tensors: [gate.tensors.clone(), up.tensors.clone()].concat(),
+                        quantized: gate.quantized || up.quantized,
+                        singles: vec![
+                            Single { module: gate, rows: rows[0] },
+                            Single { module: up, rows: rows[1] },
+                        ],
+                    })
+                }
                 _ => None,
             },
             // A half without the other stays what it is.
@@ -329,5 +360,5 @@ fn assemble(found: FoundWeight, tensors: &Catalogue) -> Result<Module> {
     let stored = weight.tensors().iter().map(|stored| tensors.0.get(&stored.name).cloned());
     let tensors = stored.collect::<Option<_>>();
     let tensors = tensors.ok_or_else(|| Error::input("a tensor of this module is missing").tensor(&name))?;
-    Ok(Module { name, weight, tensors, quantized })
+    Ok(Module { name, weight, tensors, quantized, singles: Vec::new() })
 }

@@ -30,6 +30,9 @@ pub struct ProbeArgs {
     /// Also show the first N values of the first N rows of each listed tensor, after dequantization
     #[arg(long, value_name = "N", requires = "tensor", value_parser = clap::value_parser!(u16).range(1..=1024))]
     values: Option<u16>,
+    /// Of an adapter: the base to hold its modules against, a folder, a file, or a name in the Hugging Face cache
+    #[arg(long, value_name = "CHECKPOINT")]
+    base: Option<String>,
     /// Everything as JSON on stdout
     #[arg(long)]
     json: bool,
@@ -40,6 +43,9 @@ pub fn run(arguments: ProbeArgs) -> Result<ExitCode> {
     let found = trephine::checkpoint::find(&arguments.checkpoint)?;
     if PeftAdapter::is_at(&found) {
         return adapter(&arguments);
+    }
+    if arguments.base.is_some() {
+        return Err(Error::decide("--base is for adapters").path(&arguments.checkpoint));
     }
     let values = arguments.values.map_or(0, usize::from);
     let showing = Showing { tensors: arguments.tensor.clone(), values };
@@ -62,7 +68,7 @@ fn adapter(arguments: &ProbeArgs) -> Result<ExitCode> {
             .path(&arguments.checkpoint)
             .hint("give the file adapter_model.safetensors itself to see its tensors"));
     }
-    let found = probe_adapter(&arguments.checkpoint, None)?;
+    let found = probe_adapter(&arguments.checkpoint, arguments.base.as_deref())?;
     match arguments.json {
         true => print_json(&found)?,
         false => print(&show_adapter(&found))?,

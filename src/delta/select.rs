@@ -107,9 +107,9 @@ impl Selection {
         idle.map(|(_, (flag, text))| format!("--{flag} {text}")).collect()
     }
 
-    /// Whether `module` is to be extracted. Tables of positions never are: a LoRA has no form for them.
+    /// Whether `module` is to be extracted. Tables of positions and parameters of norms never are: a LoRA has no form for them.
     pub fn takes(&self, module: &str) -> bool {
-        place_of(module) != Place::Positions && self.names(module)
+        !matches!(place_of(module), Place::Positions | Place::Parameter) && self.names(module)
     }
 
     /// Whether the patterns name a module or tensor, whatever it is.

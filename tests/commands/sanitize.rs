@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 use trephine::lora::read::{Factors, PeftAdapter};
 use trephine::lora::rules::{Loader, judge};
+use trephine::lora::tree::BaseModules;
 
 const TARGETS: [(&str, Loader); 4] = [
     ("peft", Loader::Peft),
@@ -87,7 +88,7 @@ fn settings(out: &Path) -> Value {
 
 /// Nothing keeps the program from loading it, and the folder is whole.
 fn check(out: &Path, consumer: Loader) {
-    let found = judge(&PeftAdapter::open_folder(out).unwrap(), Some("qwen3"));
+    let found = judge(&PeftAdapter::open_folder(out).unwrap(), Some(&BaseModules::of_type("qwen3")));
     let failures: Vec<_> = found.iter().filter(|f| f.is_failure() && f.concerns(&[consumer])).collect();
     assert!(failures.is_empty(), "{failures:#?}");
     run(trephine().args(["verify", "--quiet", text(out)])).code(0);

@@ -110,7 +110,7 @@ fn product(out: &Path, module: &str) -> Vec<f64> {
 
 /// The rules of every program that loads adapters find nothing in `out`.
 pub fn check_rules(out: &Path) {
-    assert_eq!(rules::portable(&PeftAdapter::open_folder(out).unwrap()), []);
+    assert_eq!(rules::portable(&PeftAdapter::open_folder(out).unwrap(), None), []);
 }
 
 /// The rules hold, and every module's error and norm are as recorded; modules that only complete a set are zero.

@@ -9,4 +9,5 @@ mod adapter;
 mod bad_input;
 mod gguf;
 mod moe;
+mod moe_merge;
 mod quantized;

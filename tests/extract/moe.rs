@@ -14,21 +14,21 @@ use tempfile::{TempDir, tempdir};
 use trephine::commands::extract::{Content, verify};
 use trephine::run::Silent;
 
-const EXPERTS: usize = 3;
-const HIDDEN: usize = 64;
+pub(crate) const EXPERTS: usize = 3;
+pub(crate) const HIDDEN: usize = 64;
 const INNER: usize = 32;
 const RANK: usize = 2;
 /// The expert that no training has changed.
 const IDLE: usize = 1;
 
 /// gate, up `[INNER, HIDDEN]` and down `[HIDDEN, INNER]` of one expert.
-type Expert = [Vec<f32>; 3];
+pub(crate) type Expert = [Vec<f32>; 3];
 
 const SHAPES: [[usize; 2]; 3] = [[INNER, HIDDEN], [INNER, HIDDEN], [HIDDEN, INNER]];
 
 /// How a checkpoint stores its experts.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum TensorInfo {
+pub(crate) enum TensorInfo {
     /// `experts.0.gate_proj.weight`, or as Mixtral names them.
     Singly,
     /// `[E, 2I, H]` and `[E, H, I]`.
@@ -40,14 +40,14 @@ enum TensorInfo {
 }
 
 /// Two layers of a model that is changed in its experts and one projection.
-struct Model {
+pub(crate) struct Model {
     kind: &'static str,
     base: Vec<Vec<Expert>>,
-    tuned: Vec<Vec<Expert>>,
+    pub(crate) tuned: Vec<Vec<Expert>>,
 }
 
 impl Model {
-    fn new(kind: &'static str) -> Model {
+    pub(crate) fn new(kind: &'static str) -> Model {
         let bf16 =
             |values: Vec<f32>| values.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect::<Vec<f32>>();
         let seed = |layer: usize, expert: usize, part: usize| (100 * layer + 10 * expert + part) as u64;
@@ -75,7 +75,7 @@ impl Model {
         if self.kind == "mixtral" { ["w1", "w3", "w2"] } else { ["gate_proj", "up_proj", "down_proj"] }
     }
 
-    fn tensors(&self, layers: &[Vec<Expert>], stored: TensorInfo, scale: f32) -> Vec<Tensor> {
+    pub(crate) fn tensors(&self, layers: &[Vec<Expert>], stored: TensorInfo, scale: f32) -> Vec<Tensor> {
         let mut tensors = Vec::new();
         for (l, experts) in layers.iter().enumerate() {
             let path = self.path(l, stored);
@@ -98,7 +98,7 @@ impl Model {
     }
 
     /// Writes both sides, the base first.
-    fn write(&self, home: &Path, base: TensorInfo, tuned: TensorInfo) -> [String; 2] {
+    pub(crate) fn write(&self, home: &Path, base: TensorInfo, tuned: TensorInfo) -> [String; 2] {
         let config = json!({"model_type": self.kind, "hidden_size": HIDDEN, "tie_word_embeddings": false});
         let folder = home.join(format!("{base:?}-{tuned:?}"));
         let mut sides = [self.tensors(&self.base, base, 1.0), self.tensors(&self.tuned, tuned, 1.5)];
@@ -148,7 +148,7 @@ fn transpose<T: Copy>(values: &[T], rows: usize, cols: usize) -> Vec<T> {
     (0..rows * cols).map(|at| values[at % rows * cols + at / rows]).collect()
 }
 
-fn extracted(home: &Path, [base, tuned]: &[String; 2], more: &[&str]) -> PathBuf {
+pub(crate) fn extracted(home: &Path, [base, tuned]: &[String; 2], more: &[&str]) -> PathBuf {
     let out = home.join(format!("out-{}", base.replace('/', "_")));
     let rank = RANK.to_string();
     extract_with(base, tuned, &out, &[&["--rank", &rank], more].concat()).code(0);

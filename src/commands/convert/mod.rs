@@ -11,9 +11,11 @@
 //! computed. That is what the converters that work on files do, compressed-tensors' among them. (transformers casts all of a
 //! model to one type when it loads it.)
 
+pub(crate) mod accounts;
 pub(crate) mod dequantize;
 pub(crate) mod job;
 pub(crate) mod lora_update;
+pub(crate) mod matching;
 pub(crate) mod merge;
 pub(crate) mod output_plan;
 pub(crate) mod record;

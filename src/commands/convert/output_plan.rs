@@ -7,7 +7,8 @@ use safetensors::Dtype;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
-use crate::commands::convert::sharding::{Content, OutTensor, Unit};
+use crate::commands::convert::accounts;
+use crate::commands::convert::sharding::{Computed, Content, OutTensor, Unit};
 use crate::lora::names::{Place, kind_of, place_of};
 use crate::quant::encode::fp8::FP8_BLOCK;
 use crate::quant::expert::layout::ExpertForm;
@@ -52,7 +53,7 @@ impl Target {
     /// Decides for every tensor of `base`.
     ///
     /// # Errors
-    /// GGUF; a stack of experts that the adapter changes, of a model that is only known with stacks; two weights of one name.
+    /// GGUF; two weights of one name; a tensor of which nothing became.
     pub fn of(base: &Checkpoint, wish: &OutputSpec) -> Result<Target> {
         // Its metadata are no whole config, and some of its dense weights lie permuted.
         if base.scheme().label().starts_with("GGUF") {
@@ -63,17 +64,20 @@ impl Target {
         let is_block_fp8 =
             base.scheme().label() == format!("block FP8 ({} x {})", FP8_BLOCK[0], FP8_BLOCK[1]);
         let singly = stacks_to_part(base, wish, is_block_fp8);
+        let changed_stacks = changed_stacks(base, wish);
         for module in base.modules() {
+            let changed = wish.changed.contains(module.name());
             match module.stack() {
                 Some((stack, shape)) if !singly.contains(module.tensors()[0].name()) => {
-                    if wish.changed.contains(module.name()) {
-                        let what = "an expert of a stack cannot be changed by itself";
-                        let error = Error::input(what).tensor(module.name()).path(base.root());
-                        return Err(error.hint("merge it by PEFT"));
-                    }
-                    target.stack(stack, shape, wish, is_block_fp8);
+                    let changed = changed_stacks.contains(stack.name());
+                    target.stack(stack, shape, changed, wish, is_block_fp8);
                 }
-                _ => target.module(module, wish, is_block_fp8)?,
+                _ if module.singles().is_empty() => target.module(module, changed, wish, is_block_fp8)?,
+                _ => {
+                    for single in module.singles() {
+                        target.module(&single.module, changed, wish, is_block_fp8)?;
+                    }
+                }
             }
         }
         if let Some(head) = &wish.untie
@@ -93,17 +97,25 @@ impl Target {
         target.units.sort_by_key(|unit| unit.place);
         target.not_converted.sort();
         target.unique(base)?;
+        accounts::check(base, &target)?;
         Ok(target)
     }
 
-    fn module(&mut self, module: &Module, wish: &OutputSpec, is_block_fp8: bool) -> Result<()> {
+    fn module(
+        &mut self,
+        module: &Module,
+        changed: bool,
+        wish: &OutputSpec,
+        is_block_fp8: bool,
+    ) -> Result<()> {
         let (name, lead) = (module.name(), &module.tensors()[0]);
         let weight = format!("{name}.weight");
         if wish.replaced.contains_key(&weight) && !module.is_quantized() {
             self.copy(lead, wish);
             return Ok(());
         }
-        let (changed, sliced) = (wish.changed.contains(name), module.stack().is_some());
+        let sliced = module.stack().is_some();
+        let computed = || Computed { name: name.to_owned(), module: module.clone() };
         if module.is_quantized() && !sliced && !belongs(name, lead) {
             let what =
                 "this quantized expert is known under another name, and has no dense form that is written";
@@ -125,8 +137,8 @@ impl Target {
             let codes = TensorInfo { dtype: Dtype::F8_E4M3, ..whole };
             let scales = TensorInfo { name: format!("{weight}_scale_inv"), dtype: Dtype::F32, shape: grid };
             let tensors = vec![
-                OutTensor { stored: codes, content: Content::Codes(name.to_owned()) },
-                OutTensor { stored: scales, content: Content::Scales(name.to_owned()) },
+                OutTensor { stored: codes, content: Content::Codes(computed()) },
+                OutTensor { stored: scales, content: Content::Scales(computed()) },
             ];
             self.units.push(Unit { place, tensors });
         } else {
@@ -138,7 +150,7 @@ impl Target {
                 // A slice that stays as it is keeps its type.
                 let dtype = if changed || module.is_quantized() { wish.dtype } else { lead.stored.dtype };
                 let stored = TensorInfo { dtype, ..whole };
-                let tensors = vec![OutTensor { stored, content: Content::Weight(name.to_owned()) }];
+                let tensors = vec![OutTensor { stored, content: Content::Weight(computed()) }];
                 self.units.push(Unit { place, tensors });
             } else {
                 self.copy(lead, wish);
@@ -148,13 +160,20 @@ impl Target {
     }
 
     /// A stack of experts, once for all of its modules.
-    fn stack(&mut self, stack: Module, shape: [usize; 3], wish: &OutputSpec, is_block_fp8: bool) {
+    fn stack(
+        &mut self,
+        stack: Module,
+        shape: [usize; 3],
+        changed: bool,
+        wish: &OutputSpec,
+        is_block_fp8: bool,
+    ) {
         let lead = stack.tensors()[0].clone();
         if !self.stacks.insert(lead.name().to_owned()) {
             return;
         }
         let place = (lead.file, lead.bytes.start);
-        if wish.fp8 && stack.is_quantized() && is_block_fp8 {
+        if wish.fp8 && stack.is_quantized() && is_block_fp8 && !changed {
             self.fp8 = true;
             self.copied += stack.tensors().len();
             let tensors = stack.tensors().iter().map(OutTensor::copy).collect();
@@ -164,7 +183,7 @@ impl Target {
         if wish.fp8 {
             self.not_converted.push(stack.name().to_owned());
         }
-        if !stack.is_quantized() {
+        if !stack.is_quantized() && !changed {
             return self.copy(&lead, wish);
         }
         self.computed += 1;
@@ -176,7 +195,8 @@ impl Target {
     fn head(&mut self, head: &str, embedding: &Module, wish: &OutputSpec) {
         let lead = &embedding.tensors()[0];
         let (dtype, content) = if wish.changed.contains(head) || embedding.is_quantized() {
-            (wish.dtype, Content::Weight(head.to_owned()))
+            let module = embedding.clone();
+            (wish.dtype, Content::Weight(Computed { name: head.to_owned(), module }))
         } else {
             (lead.stored.dtype, Content::Base(lead.clone()))
         };
@@ -226,6 +246,12 @@ fn stacks_to_part(base: &Checkpoint, wish: &OutputSpec, is_block_fp8: bool) -> H
     };
     let parted = base.modules().filter(parted);
     parted.map(|module| module.tensors()[0].name().to_owned()).collect()
+}
+
+/// The stacks that stay stacks of which an adapter changes an expert, by the names of their dense tensors.
+fn changed_stacks(base: &Checkpoint, wish: &OutputSpec) -> HashSet<String> {
+    let changed = base.modules().filter(|module| wish.changed.contains(module.name()));
+    changed.filter_map(|module| Some(module.stack()?.0.name().to_owned())).collect()
 }
 
 /// Whether a module is the one that its first tensor is stored for: `X` of `X.weight`, `X.qweight` or `X.weight_packed`.

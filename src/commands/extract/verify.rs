@@ -23,6 +23,7 @@ use crate::factorize::residual;
 use crate::lora::names::{Place, place_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::rules;
+use crate::lora::tree::BaseModules;
 use crate::lora::write::expert_stacks::{ModuleFactors, read_factors};
 use crate::lora::write::shard::Shard;
 use crate::pipeline::options::RunOptions;
@@ -138,7 +139,7 @@ fn check_content(
             return Ok(());
         }
     };
-    check_rules(folder, &mut verification.content);
+    check_rules(folder, &BaseModules::of(&inputs.base), &mut verification.content);
     check_digests(&manifest, &adapter, &mut verification.content);
     let read = plan.modules.iter().map(|module| module.read_bytes).sum();
     progress.begin(plan.modules.len(), read, 0, 0);
@@ -193,11 +194,11 @@ fn read_manifest(folder: &Path) -> Result<Manifest> {
     })
 }
 
-fn check_rules(folder: &Path, found: &mut Vec<Mismatch>) {
+fn check_rules(folder: &Path, base: &BaseModules, found: &mut Vec<Mismatch>) {
     match PeftAdapter::open_folder(folder) {
         Err(why) => found.push(mismatch(lora::CONFIG, why.to_string())),
         Ok(adapter) => {
-            let broken = rules::portable(&adapter);
+            let broken = rules::portable(&adapter, Some(base));
             found.extend(broken.iter().map(|finding| mismatch(&finding.at, &*finding.why)));
         }
     }

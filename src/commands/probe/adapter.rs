@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::Result;
+use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::lora::names::kind_of;
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::PeftModule;
 use crate::lora::read::config::Targets;
 use crate::lora::rules::{Effect, Loader, RuleFinding, judge};
+use crate::lora::tree::BaseModules;
 
 /// What a probe found in an adapter.
 #[derive(Clone, Debug, Serialize)]
@@ -57,14 +59,14 @@ pub struct LoaderVerdict {
     pub why: Option<String>,
 }
 
-/// Looks into an adapter. `model` is the base's `model_type`, where it is known: whether vLLM takes a LoRA on the embedding or the
-/// head depends on it.
+/// Looks into an adapter, and holds it against the modules of its base where that is given.
 ///
 /// # Errors
-/// See [`PeftAdapter::open`].
-pub fn probe_adapter(spec: &str, model: Option<&str>) -> Result<AdapterProbe> {
+/// See [`PeftAdapter::open`] and [`Checkpoint::open`].
+pub fn probe_adapter(spec: &str, base: Option<&str>) -> Result<AdapterProbe> {
     let adapter = PeftAdapter::open(spec)?;
-    let findings = judge(&adapter, model);
+    let base = base.map(Checkpoint::open).transpose()?.as_ref().map(BaseModules::of);
+    let findings = judge(&adapter, base.as_ref());
     let (mut ranks, mut kinds) = (BTreeMap::new(), BTreeMap::new());
     for module in adapter.modules() {
         *ranks.entry(module.rank()).or_insert(0) += 1;

@@ -9,11 +9,14 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::commands::sanitize::options::Sanitizing;
 use crate::lora::factor_dtype::FactorType;
-use crate::lora::names::{Place, expert_of, fused_siblings, kind_of};
+use crate::lora::names::{Place, expert_of, kind_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{Extra, ExtraKind, PeftModule};
+use crate::lora::rules::siblings;
+use crate::lora::rules::siblings::Presence;
 use crate::lora::rules::tensors::takes;
 use crate::lora::rules::{Effect, Fix, Loader, RuleFinding};
+use crate::lora::tree::BaseModules;
 use crate::{Error, Result};
 
 /// What a process needs beside one module's factors.
@@ -55,6 +58,7 @@ impl<'a> SanitizePlan<'a> {
         job: &Sanitizing,
         adapter: &'a PeftAdapter,
         base: Option<&Checkpoint>,
+        known: Option<&BaseModules>,
         found: &[RuleFinding],
     ) -> Result<SanitizePlan<'a>> {
         let refused = |module: &&PeftModule| {
@@ -73,7 +77,7 @@ impl<'a> SanitizePlan<'a> {
             source: Some(*module),
         };
         let mut modules: Vec<Planned<'a>> = carried.iter().map(planned).collect();
-        modules.extend(complete(job, adapter, base, &carried)?);
+        modules.extend(complete(job, adapter, base, known, &carried)?);
         modules.sort_by(|a, b| a.name.cmp(&b.name));
         let all = |extra: &&Extra| job.consumers.iter().all(|consumer| takes(*consumer, adapter, extra));
         let (kept, pruned): (Vec<_>, Vec<_>) = adapter.extras().iter().partition(all);
@@ -152,12 +156,15 @@ fn complete<'a>(
     job: &Sanitizing,
     adapter: &PeftAdapter,
     base: Option<&Checkpoint>,
+    known: Option<&BaseModules>,
     carried: &[&'a PeftModule],
 ) -> Result<Vec<Planned<'a>>> {
     let names: BTreeSet<&str> = carried.iter().map(|module| module.name()).collect();
     let mut wanted = BTreeSet::new();
     if job.consumers.contains(&Loader::Sglang) {
-        wanted.extend(carried.iter().flat_map(|module| fused_siblings(module.name())));
+        // One that only may be there is not made up: where it is not, vLLM refuses what names it.
+        let absent = carried.iter().flat_map(|module| siblings::absent(adapter, known, module.name()));
+        wanted.extend(absent.filter(|(_, presence)| *presence == Presence::Known).map(|(name, _)| name));
     }
     if job.consumers.contains(&Loader::Vllm) {
         wanted.extend(all_experts(carried, base));

@@ -6,6 +6,7 @@
 //! writes. The rules follow the loaders' own code (PEFT 0.21, vLLM 0.32, SGLang, llama.cpp's `convert_lora_to_gguf.py`).
 
 pub(crate) mod settings;
+pub(crate) mod siblings;
 pub(crate) mod tensors;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::lora::read::PeftAdapter;
+use crate::lora::tree::BaseModules;
 
 /// A program that loads LoRA adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -155,23 +157,23 @@ impl Report {
     }
 }
 
-/// Holds `adapter` against every rule. `model` is the base's `model_type` (`qwen3`), where it is known: whether vLLM takes a
-/// LoRA on the embedding or the head depends on it. The worst come first.
-pub fn judge(adapter: &PeftAdapter, model: Option<&str>) -> Vec<RuleFinding> {
-    let mut found = portable(adapter);
+/// Holds `adapter` against every rule. `base` is what is known of the base: whether vLLM takes a LoRA on the embedding or the head
+/// depends on its type, and which modules must come along on those that it has. The worst come first.
+pub fn judge(adapter: &PeftAdapter, base: Option<&BaseModules>) -> Vec<RuleFinding> {
+    let mut found = portable(adapter, base);
     let mut report = Report(Vec::new());
-    tensors::vocabulary(adapter, model, &mut report);
+    tensors::vocabulary(adapter, base.and_then(BaseModules::model_type), &mut report);
     found.extend(report.0);
     found.sort_by_key(|finding| finding.outcome);
     found
 }
 
-/// What keeps `adapter` from being the portable one: everything that anybody could object to, but for what the base alone
-/// decides. The worst come first.
-pub fn portable(adapter: &PeftAdapter) -> Vec<RuleFinding> {
+/// What keeps `adapter` from being the portable one: everything that anybody could object to, but for a LoRA on the vocabulary,
+/// which is for the base's type to decide. The worst come first.
+pub fn portable(adapter: &PeftAdapter, base: Option<&BaseModules>) -> Vec<RuleFinding> {
     let mut report = Report(Vec::new());
     settings::check(adapter, &mut report);
-    tensors::check(adapter, &mut report);
+    tensors::check(adapter, base, &mut report);
     report.0.sort_by_key(|finding| finding.outcome);
     report.0
 }

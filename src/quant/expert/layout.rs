@@ -16,7 +16,7 @@
 use std::sync::Arc;
 
 use crate::quant::expert::slice::Slice;
-use crate::quant::packing::row_concat::Joined;
+use crate::quant::packing::row_concat::{Joined, RowStride};
 use crate::quant::packing::transposed::Turned;
 use crate::quant::weight::{Dequantize, FoundWeight};
 use crate::{Error, Result};
@@ -181,7 +181,7 @@ impl Experts {
     }
 
     /// The name of gate (0), up (1) or down (2) of one expert.
-    fn single(&self, path: &str, index: usize, projection: usize) -> String {
+    pub fn single(&self, path: &str, index: usize, projection: usize) -> String {
         if !self.mixtral {
             return format!("{path}.{index}.{}", ["gate_proj", "up_proj", "down_proj"][projection]);
         }
@@ -212,6 +212,15 @@ impl Experts {
     /// They differ in shape.
     pub fn join(&self, gate_and_up: [Arc<dyn Dequantize>; 2]) -> Result<Arc<dyn Dequantize>> {
         Ok(Arc::new(Joined::new(gate_and_up, self.interleaved)?))
+    }
+
+    /// Which rows of the joined weight are those of gate (0) or up (1), where each has `rows` of them.
+    pub fn rows_of(&self, half: usize, rows: usize) -> RowStride {
+        if self.interleaved {
+            RowStride { first: half, step: 2 }
+        } else {
+            RowStride { first: half * rows, step: 1 }
+        }
     }
 
     /// The transpose of one slice, where its format can be read by columns.

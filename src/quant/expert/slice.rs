@@ -77,7 +77,8 @@ impl Dequantize for Slice {
         let name = lead.name.strip_suffix("_blocks").unwrap_or(&lead.name).to_owned();
         let shape = [lead.shape.first().copied()?, rows, columns];
         let weight = Arc::new(WholeStack::new(Arc::clone(&self.dense), self.tensors.clone()));
-        Some(Stack { name, shape, weight })
+        let turned = !Arc::ptr_eq(&self.inner, &self.dense);
+        Some(Stack { name, shape, weight, turned })
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {

@@ -1,0 +1,146 @@
+//! What is known of the base that an adapter belongs to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::checkpoint::{Checkpoint, Module};
+use crate::lora::tree::renames::{FusedExperts, ModuleTree, Origin, fused_experts};
+use crate::lora::tree::targets;
+
+/// What may stand before the names of a language model, by itself or inside one that sees or hears, in files and in models of
+/// different versions of the libraries. What is longer comes first.
+const PREFIXES: [&str; 9] = [
+    "model.language_model.model.",
+    "language_model.model.",
+    "model.language_model.",
+    "model.text_model.",
+    "language_model.",
+    "transformer.",
+    "text_model.",
+    "model.",
+    "",
+];
+
+/// One module of the base.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseModule {
+    /// Its name in the checkpoint's files.
+    pub stored: String,
+    /// Its name in the model that transformers makes of them, which PEFT wraps.
+    pub loaded: String,
+    /// `[out, in]`.
+    pub shape: [usize; 2],
+}
+
+/// The modules of a base; or its type alone.
+#[derive(Clone, Debug, Default)]
+pub struct BaseModules {
+    model_type: Option<String>,
+    /// The `model_type` at the top of the config.
+    outer_type: Option<String>,
+    known: Option<Known>,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    origin: Origin,
+    modules: Vec<BaseModule>,
+    by_loaded: BTreeMap<String, usize>,
+    by_stored: BTreeMap<String, usize>,
+    /// Every module, containers too, as the model names them.
+    paths: BTreeSet<String>,
+}
+
+impl BaseModules {
+    /// A base of which nothing but its `model_type` is known.
+    pub fn of_type(model_type: &str) -> BaseModules {
+        let model_type = Some(model_type.to_owned());
+        BaseModules { outer_type: model_type.clone(), model_type, known: None }
+    }
+
+    /// The modules of `base`.
+    pub fn of(base: &Checkpoint) -> BaseModules {
+        let (config, tree) = (base.config(), ModuleTree::of(base.config()));
+        let module = |module: &Module| BaseModule {
+            stored: module.name().to_owned(),
+            loaded: tree.module_of(module.name()),
+            shape: module.shape(),
+        };
+        let modules: Vec<BaseModule> = base.modules().map(module).collect();
+        let by = |name: fn(&BaseModule) -> &String| {
+            modules.iter().enumerate().map(|(at, module)| (name(module).clone(), at)).collect()
+        };
+        let tensors: Vec<String> =
+            base.tensors().map(|tensor| tree.module_of(tensor.name())).collect();
+        let known = Known {
+            origin: tree.origin().clone(),
+            by_loaded: by(|module| &module.loaded),
+            by_stored: by(|module| &module.stored),
+            paths: targets::paths_of(tensors.iter().map(String::as_str)),
+            modules,
+        };
+        let own = |name: Option<&str>| name.map(str::to_owned);
+        BaseModules {
+            model_type: own(config.text_model_type().or(config.model_type())),
+            outer_type: own(config.model_type()),
+            known: Some(known),
+        }
+    }
+
+    /// The `model_type` of the model that speaks.
+    pub fn model_type(&self) -> Option<&str> {
+        self.model_type.as_deref()
+    }
+
+    /// The family whose experts PEFT moves into stacks, where it is of one.
+    pub fn fused_experts(&self) -> Option<FusedExperts> {
+        fused_experts(self.outer_type.as_deref()?)
+    }
+
+    /// Where the names of its modules were learned; `None` where they are not known.
+    pub fn origin(&self) -> Option<&Origin> {
+        Some(&self.known.as_ref()?.origin)
+    }
+
+    /// Its modules, by their names in the files.
+    pub fn modules(&self) -> &[BaseModule] {
+        self.known.as_ref().map_or(&[], |known| &known.modules)
+    }
+
+    /// Every path of a module in the model, containers among them.
+    pub(crate) fn paths(&self) -> Option<&BTreeSet<String>> {
+        Some(&self.known.as_ref()?.paths)
+    }
+
+    /// Whether it has a module of that name, in the model or in the files; `None` where its modules are not known.
+    pub fn has(&self, name: &str) -> Option<bool> {
+        let known = self.known.as_ref()?;
+        Some(known.by_loaded.contains_key(name) || known.by_stored.contains_key(name))
+    }
+
+    /// The module that the model calls `name`.
+    pub fn loaded(&self, name: &str) -> Option<&BaseModule> {
+        let known = self.known.as_ref()?;
+        known.by_loaded.get(name).map(|at| &known.modules[*at])
+    }
+
+    /// The module that the files call `name`.
+    pub fn stored(&self, name: &str) -> Option<&BaseModule> {
+        let known = self.known.as_ref()?;
+        known.by_stored.get(name).map(|at| &known.modules[*at])
+    }
+
+    /// The model's name for the module that the files call `stored`; that name itself where there is no such module.
+    pub fn name_in_model(&self, stored: &str) -> String {
+        self.stored(stored).map_or_else(|| stored.to_owned(), |module| module.loaded.clone())
+    }
+
+    /// The module that an adapter means by `name`: by the model's names, by the files', or by either with another of the prefixes that
+    /// libraries have put before a language model or a tower.
+    pub fn resolve(&self, name: &str) -> Option<&BaseModule> {
+        let direct = |name: &str| self.loaded(name).or_else(|| self.stored(name));
+        direct(name).or_else(|| {
+            let rests = PREFIXES.iter().filter_map(|prefix| name.strip_prefix(prefix));
+            rests.flat_map(|rest| PREFIXES.iter().map(move |prefix| format!("{prefix}{rest}"))).find_map(|other| direct(&other))
+        })
+    }
+}
