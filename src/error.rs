@@ -1,4 +1,4 @@
-//! One error type: what was being done, to which file and tensor, why it failed, and what would mend it.
+//! The error type: what failed, on which file and tensor, why, and how to fix it.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 /// `Result` with [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What sort of failure an [`Error`] is. The binary turns it into its exit code.
+/// The kind of a failure. The binary maps it to its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Something outside the input failed: a full disk, a denied permission. Exit code 1.
+    /// The environment failed, for example a full disk or a denied permission. Exit code 1.
     Unexpected,
-    /// The user must decide: usage, a budget too small, a locked or foreign folder, changed options. Exit code 2.
+    /// The user must decide: wrong usage, too small a budget, a locked or foreign folder, changed options. Exit code 2.
     Decide,
     /// The input is bad. Exit code 3.
     Input,
-    /// A check did its work and found something. Exit code 4.
+    /// A check ran and found a problem. Exit code 4.
     Found,
 }
 
@@ -36,12 +36,12 @@ impl Error {
         Error { kind, what: what.into(), path: None, tensor: None, hint: None, source: None }
     }
 
-    /// A failure of the surroundings, not of the input. `what` is a whole clause, as "cannot write the shard".
+    /// A failure of the environment, not of the input. `what` is a whole clause, for example "cannot write the shard".
     pub fn unexpected(what: impl Into<String>) -> Self {
         Self::new(Kind::Unexpected, what)
     }
 
-    /// Something that only the user can decide.
+    /// A decision that only the user can make.
     pub fn decide(what: impl Into<String>) -> Self {
         Self::new(Kind::Decide, what)
     }
@@ -51,7 +51,7 @@ impl Error {
         Self::new(Kind::Input, what)
     }
 
-    /// A check that found something.
+    /// A problem that a check found.
     pub fn found(what: impl Into<String>) -> Self {
         Self::new(Kind::Found, what)
     }
@@ -70,7 +70,7 @@ impl Error {
         self
     }
 
-    /// Says what would mend it.
+    /// Says how to fix it.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint.get_or_insert_with(|| hint.into());
@@ -84,12 +84,12 @@ impl Error {
         self
     }
 
-    /// Which sort of failure this is.
+    /// The kind of this failure.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// What would mend it, where that is known. Not part of the message: it stands on its own line.
+    /// How to fix it, where that is known. It is not part of the message: the binary prints it on a line of its own.
     pub fn cure(&self) -> Option<&str> {
         self.hint.as_deref()
     }
@@ -112,7 +112,43 @@ impl fmt::Display for Error {
 }
 
 impl StdError for Error {
+    /// The cause of the cause: `Display` prints the cause itself, and a report that walks the chain must not repeat it.
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source.as_ref().map(|s| &**s as &(dyn StdError + 'static))
+        self.source.as_ref().and_then(|cause| cause.source())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A cause whose message leaves its own source out, as the standard library asks for.
+    #[derive(Debug)]
+    struct Outer(Error);
+
+    impl fmt::Display for Outer {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("outer")
+        }
+    }
+
+    impl StdError for Outer {
+        fn source(&self) -> Option<&(dyn StdError + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    /// What a reporter prints that walks the chain of sources.
+    fn chain(error: &Error) -> Vec<String> {
+        std::iter::successors(Some(error as &dyn StdError), |&e| e.source()).map(|e| e.to_string()).collect()
+    }
+
+    #[test]
+    fn a_report_of_the_chain_says_each_cause_once() {
+        let full = || std::io::Error::other("disk full");
+        assert_eq!(chain(&Error::unexpected("cannot write").because(full())), ["cannot write: disk full"]);
+        let inner = Error::unexpected("inner").because(full());
+        let nested = Error::unexpected("cannot write").because(Outer(inner));
+        assert_eq!(chain(&nested), ["cannot write: outer", "inner: disk full"]);
     }
 }

@@ -1,5 +1,5 @@
-//! Trephine lifts a low-rank core, a LoRA adapter, out of the difference between two checkpoints that are far larger
-//! than memory, one of them often quantized.
+//! Trephine extracts a LoRA adapter from the difference between two checkpoints that are far larger than memory, one of
+//! them often quantized.
 //!
 //! # The pipeline
 //! ```text
@@ -8,56 +8,59 @@
 //! base checkpoint ──┘    (bounded channels, a byte budget, a few modules at a time)
 //! ```
 //! 1. **Open.** [`checkpoint`] reads headers, index and config, and makes a catalogue of *modules*: logical weights
-//!    `[out, in]`, each of one or more stored tensors. Every offset is checked here, once.
-//! 2. **Pair and plan.** [`delta`] finds for each selected module of the base its partner in the tuned checkpoint, and
-//!    decides from shapes and options alone how each will be factorized; from the memory budget, whether its delta is held
-//!    in f32 or recomputed at every pass. The plan is a value that can be shown (`--dry-run`).
-//! 3. **Read.** Reader threads take a permit for a module's bytes, map its tensors window by window, have [`quant`] decode
-//!    them, subtract, and add up the norm in f64. The same windows are hashed, so the manifest can name what was read.
+//!    `[out, in]`, each made of one or more stored tensors. Every offset is checked here, once.
+//! 2. **Pair and plan.** [`delta`] pairs each selected module of the base with its partner in the tuned checkpoint.
+//!    Shapes and options alone determine how each pair is factorized; the memory budget determines whether its delta is
+//!    held in f32 or recomputed at every pass. The plan is a value that can be shown (`--dry-run`).
+//! 3. **Read.** Reader threads take a permit for a module's bytes, map its tensors window by window, have [`quant`]
+//!    decode them, subtract, and sum the norm in f64. The same windows are hashed, so the manifest can name what
+//!    was read.
 //! 4. **Factorize.** [`factorize`] sees the delta as panels of rows. Randomized block Krylov or a Gram matrix gives
 //!    `B·A` near the best approximation of that rank, with the singular values and an honest estimate of the distance.
-//!    How a matrix is cut follows from its shape, and sums are added in a fixed order, so that neither threads nor memory
-//!    change a bit of the result.
-//! 5. **Make safe.** One writer puts each module's factors in a shard: temporary name, sync, rename, sync of the folder;
-//!    only then the journal ([`durable`]) says so. A kill at any instant costs the modules in flight, nothing else.
-//! 6. **Assemble.** [`lora`] joins the shards, streaming, into the one file that PEFT, vLLM, SGLang and llama.cpp all
-//!    load; manifest, model card, spectra and checksums come last, and only the checksums make the folder whole.
+//!    The tiling of a matrix follows from its shape, and sums are added in a fixed order, so neither the number of
+//!    threads nor the memory budget changes a bit of the result.
+//! 5. **Make durable.** One writer puts each module's factors in a shard: temporary name, sync, rename, sync of
+//!    the folder; only then does the journal ([`durable`]) record it. A kill at any instant costs only the modules
+//!    in flight.
+//! 6. **Assemble.** [`lora`] streams the shards into the one file that PEFT, vLLM, SGLang and llama.cpp all load. The
+//!    manifest, the model card and the spectra follow; the checksums come last, and only they make the folder complete.
 //!
 //! # More than one machine
-//! Modules are independent and shards are files, so a run can be split: every part ([`commands::extract::extract_part`]) finds its
-//! share from the plan's costs alone and writes under a name of its own in the shared output folder, with no lock between
-//! the parts; what they do know of each other is what the journals say is done. [`commands::extract::assemble`] checks that every
-//! module is there once, of one run, and gives the bytes of one machine. [`run::status`] tells how far a run is.
+//! Modules are independent and shards are files, so a run can be split. Every part
+//! ([`commands::extract::extract_part`]) finds its share from the plan's costs alone and writes under a name of its own
+//! in the shared output folder. The parts share no lock; they only read in each other's journals what is done.
+//! [`commands::extract::assemble`] checks that every module is there exactly once and from the same run, and gives the
+//! same bytes as one machine. [`run::status`] reports the progress of a run.
 //!
-//! # Words
-//! *Base* is what the adapter is added to, *tuned* what the two together should become, *delta* = tuned - base. With an
-//! unquantized base (Method A) the delta is the change that training made. With a quantized base (Method B) it is that
-//! change minus the base's quantization error, so the adapter corrects the error too.
+//! # Terms
+//! *Base* is the checkpoint that the adapter is added to, *tuned* is what the two together should become, and *delta*
+//! is tuned - base. With an unquantized base (Method A) the delta is the change that training made. With a quantized
+//! base (Method B) it is that change minus the base's quantization error, so the adapter corrects the error too.
 //!
 //! # The rooms
-//! Every import goes up this list, no two commands import each other, and no two files import each other in a circle
-//! (`tests/house.rs` holds the code to it).
+//! A module imports only from rooms further down this list, no two commands import each other, and no two files import
+//! each other in a circle (`tests/house.rs` enforces it).
 //!
-//! | room | what is in it | where the next one goes |
+//! | room | contents | where a new one goes |
 //! |---|---|---|
-//! | [`commands`] | what each subcommand does: extract, convert (dequantize, merge), analyze, autopsy, probe, fidelity, sanitize, calibrate, evaluate | a folder |
-//! | [`report`] | the tables that the commands wrote, as plots and one page | a figure: `report/figures` |
+//! | [`commands`] | one folder for each subcommand: extract, convert (dequantize, merge), analyze, autopsy, probe, fidelity, sanitize, calibrate, evaluate | a folder |
+//! | [`report`] | the commands' tables as plots and one page | a figure: `report/figures` |
 //! | [`run`] | the life of a run: identity, parts, heartbeat, log, progress | |
-//! | [`delta`] | selected modules, paired; the difference of two checkpoints as a stream of rows | |
-//! | [`corpus`] | text in tokens, by a model's tokenizer and chat template | |
+//! | [`delta`] | selection and pairing of modules; the difference of two checkpoints as a stream of rows | |
+//! | [`corpus`] | text as tokens, by a model's tokenizer and chat template | |
 //! | [`model`] | decoders run out of core, layer by layer: hidden states, losses, the inputs of every linear layer | an architecture: `model/decoder` |
-//! | [`pipeline`] | the bounded machinery: byte budgets, buffers, panels in order, memory accounting | |
-//! | [`lora`] | adapters: names, config, any adapter read, the rules of each loader, writing | an output format: `lora/write` |
-//! | [`calibration`] | second moments of layers' inputs: taken, written, read | |
-//! | [`checkpoint`] | what is on disk as logical modules; GGUF architectures | an architecture of GGUF: `checkpoint/gguf` |
-//! | [`container`] | safetensors and GGUF as files | |
+//! | [`pipeline`] | bounded resources: byte budgets, buffers, ordered panels, memory accounting | |
+//! | [`lora`] | adapters: names, config, reading, the rules of each loader, writing | an output format: `lora/write` |
+//! | [`calibration`] | second moments of layers' inputs: collecting, writing, reading | |
+//! | [`checkpoint`] | files on disk as logical modules; GGUF architectures | an architecture of GGUF: `checkpoint/gguf` |
+//! | [`container`] | the file formats safetensors and GGUF | |
 //! | [`storage`] | sources of bytes | a source: a file |
 //! | [`durable`] | journal, atomic files, checksums, locks: what makes a run safe to kill | |
 //! | [`quant`] | quantized formats: bytes in, f32 out; touches no file | a format: a file in `quant/format`, a line in the registry |
 //! | [`factorize`] | panels in, factors out; touches no file | a method: `factorize/backend` |
-//! | [`error`] | what failed, at what, and the fix | |
+//! | [`error`] | the error type: what failed, where, and the fix | |
 //!
-//! The binary is thin: arguments into [`commands::extract::Extraction`], progress bars and tables out.
+//! The binary is thin: it turns arguments into [`commands::extract::Extraction`] and shows progress bars and tables.
 //!
 //! ```no_run
 //! use trephine::commands::extract::{Extraction, ResultOptions, default_memory, extract};

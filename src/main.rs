@@ -1,4 +1,4 @@
-//! The program `trephine`: parses, dispatches, and turns an error into its exit code.
+//! The `trephine` program: parses arguments, runs the subcommand, and turns an error into its exit code.
 
 use std::process::ExitCode;
 

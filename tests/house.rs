@@ -1,8 +1,8 @@
-//! The house keeps its order: imports point down, no two files import each other in a circle, no command knows another, the
-//! pure rooms touch no file, and only the command line speaks.
+//! The structure of the code: imports point down, no two files import each other in a circle, no command uses another,
+//! the pure rooms touch no file, and only the command line prints.
 //!
-//! An import is counted from the file that names an item to the file that *defines* it: what a folder's `mod.rs` merely
-//! re-exports does not tie the folder's files together.
+//! An import is counted from the file that names an item to the file that *defines* it: a re-export in a folder's
+//! `mod.rs` does not tie the folder's files together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -29,10 +29,10 @@ const ROOMS: [&str; 17] = [
     "cli",
 ];
 
-/// Rooms that are pure: slices in, slices out.
+/// Pure rooms: slices in, slices out.
 const PURE: [&str; 2] = ["quant", "factorize"];
 
-/// The most source files that a folder may hold.
+/// The maximum number of source files in a folder.
 const MOST_FILES: usize = 14;
 
 /// One source file: its module path, and its code without comments, literals and tests.
@@ -87,7 +87,7 @@ fn without_comments(text: &str) -> String {
     text.lines().map(|line| line.split("//").next().unwrap()).collect::<Vec<_>>().join("\n")
 }
 
-/// The code before the file's tests, which may use what they like.
+/// The code before the file's tests, which may import anything.
 fn without_tests(code: &str) -> &str {
     ["#[cfg(test)]\nmod", "#[cfg(all(test"]
         .iter()
@@ -96,7 +96,7 @@ fn without_tests(code: &str) -> &str {
         .map_or(code, |at| &code[..at])
 }
 
-/// Every path below `prefix` in `code`, groups of a `use` spread out: `a::{b, c::d}` gives `a::b` and `a::c::d`.
+/// Every path below `prefix` in `code`, with the groups of a `use` expanded: `a::{b, c::d}` gives `a::b` and `a::c::d`.
 fn paths(code: &str, prefix: &str) -> Vec<Vec<String>> {
     fn spread(text: &str, before: &[String], found: &mut Vec<Vec<String>>) -> usize {
         let (mut path, mut word, mut at) = (before.to_vec(), String::new(), 0);
@@ -115,7 +115,7 @@ fn paths(code: &str, prefix: &str) -> Vec<Vec<String>> {
                         return at + 1;
                     }
                     at += spread(&text[at..], &path, found);
-                    // The rest of an item: `as name`, a comma, or what is no path at all.
+                    // The rest of an item: `as name`, a comma, or something that is not a path.
                     at += text[at..].find([',', '}']).unwrap_or(text.len() - at);
                     at += usize::from(text[at..].starts_with(','));
                 }
@@ -139,11 +139,11 @@ fn paths(code: &str, prefix: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// The whole house: which file defines what each path names.
+/// All source files, and which of them defines the item that a path names.
 struct House {
     sources: Vec<Source>,
     files: BTreeMap<Vec<String>, usize>,
-    /// For each `mod.rs`: the name that it re-exports, and the path that it comes from.
+    /// For each `mod.rs`: the names that it re-exports, and the paths that they come from.
     again: BTreeMap<Vec<String>, BTreeMap<String, Vec<String>>>,
 }
 
@@ -169,7 +169,7 @@ impl House {
         House { sources, files, again }
     }
 
-    /// The file that defines what `path` (from the crate's root) names.
+    /// The file that defines the item at `path` (from the crate's root).
     fn file_of(&self, path: &[String]) -> Option<usize> {
         let length = (1..=path.len()).rev().find(|length| self.files.contains_key(&path[..*length]))?;
         let (module, rest) = path.split_at(length);
@@ -180,13 +180,13 @@ impl House {
         }
     }
 
-    /// For each file, those that it imports.
+    /// For each file, the files that it imports.
     fn imports(&self) -> Vec<BTreeSet<usize>> {
         let of = |index: usize| {
             let source = &self.sources[index];
             let mut code = String::new();
             for statement in source.code.split_inclusive(';') {
-                // What a folder shows of its files is no import of theirs.
+                // A folder's re-exports of its files do not count as imports.
                 if !statement.contains("use self::") {
                     code.push_str(statement);
                 }
@@ -205,7 +205,7 @@ impl House {
         (0..self.sources.len()).map(of).collect()
     }
 
-    /// The circles among files: groups in which each reaches every other.
+    /// The circles among files: groups in which each file reaches every other one.
     fn circles(&self) -> Vec<Vec<String>> {
         let imports = self.imports();
         let reach = |start: usize| {

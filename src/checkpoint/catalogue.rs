@@ -1,21 +1,21 @@
-//! The tensors of a checkpoint by name, and where each lies.
+//! The catalogue of a checkpoint's tensors: each name with the location of its bytes.
 
 use crate::quant::weight::TensorInfo;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Which of a checkpoint's files.
+/// The identifier of one of a checkpoint's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId(pub(crate) usize);
 
-/// One stored tensor and where its bytes lie.
+/// One stored tensor and the location of its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
     /// Name, dtype, shape.
     pub stored: TensorInfo,
     /// The file that holds it.
     pub file: FileId,
-    /// Its bytes, from the start of that file.
+    /// The range of its bytes in that file.
     pub bytes: Range<u64>,
 }
 

@@ -1,4 +1,4 @@
-//! The model's config: the little of it that extraction needs.
+//! The model's config: the few fields that Trephine needs.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::Result;
 use crate::checkpoint::json::read_json;
 use crate::quant::declared::Declared;
 
-/// A `config.json`, or nothing where a file lies without one.
+/// A `config.json`, empty where there is none.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
     raw: Option<Value>,
@@ -16,10 +16,11 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads the configs of a folder: `config.json`, and the file beside it that declares a quantization where it does not.
+    /// Reads the configs of a folder: `config.json`, and if that declares no quantization, the file beside it
+    /// that does.
     ///
     /// # Errors
-    /// One of them is not JSON or cannot be read.
+    /// A file that is not JSON or cannot be read.
     pub fn load(folder: &Path) -> Result<Config> {
         let raw = read_json(&folder.join("config.json"))?;
         let mut quantization = raw.as_ref().and_then(declared);
@@ -32,12 +33,12 @@ impl Config {
         Ok(Config { raw, quantization })
     }
 
-    /// What a file says in place of a `config.json`.
+    /// A config from another source than a `config.json`, for example GGUF metadata.
     pub(crate) fn of(raw: Value) -> Config {
         Config { raw: Some(raw), quantization: None }
     }
 
-    /// The JSON as it is.
+    /// The unchanged JSON.
     pub fn raw(&self) -> Option<&Value> {
         self.raw.as_ref()
     }
@@ -52,9 +53,9 @@ impl Config {
         self.raw.as_ref()?.get("model_type")?.as_str()
     }
 
-    /// PEFT's `task_type` for an adapter of this model: the wrapper that PEFT puts around it needs the model to generate text.
-    /// `None` for what does not: bare models, masked language models, classifiers. Where the config names no class it is a causal
-    /// language model, as most are.
+    /// PEFT's `task_type` for an adapter of this model: PEFT's wrapper for it needs a model that generates text. `None`
+    /// for models that do not: bare models, masked language models, classifiers. A config that names no class counts as
+    /// a causal language model, like most models.
     pub fn task_type(&self) -> Option<&'static str> {
         let Some(classes) = self.raw.as_ref().and_then(|raw| raw.get("architectures")?.as_array()) else {
             return Some("CAUSAL_LM");
@@ -69,13 +70,13 @@ impl Config {
         Some(if encodes == Some(true) { "SEQ_2_SEQ_LM" } else { "CAUSAL_LM" })
     }
 
-    /// `model_type` of the language model in a model that also sees or hears (`text_config`).
+    /// `model_type` of the language model inside a multimodal model (`text_config`).
     pub fn text_model_type(&self) -> Option<&str> {
         self.raw.as_ref()?.pointer("/text_config/model_type")?.as_str()
     }
 
-    /// Whether the output head is the input embedding. Where a config is silent it is, as in transformers' own default: this is
-    /// asked only when no head is stored. Without a config it is not.
+    /// Whether the output head is the input embedding. The default of a config is true, as in transformers: this
+    /// matters only when no head is stored. Without a config it is false.
     pub fn tie_word_embeddings(&self) -> bool {
         self.raw.is_some() && self.field("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(true)
     }
@@ -90,19 +91,19 @@ impl Config {
         usize::try_from(self.field("hidden_size")?.as_u64()?).ok()
     }
 
-    /// What declares the quantization.
+    /// The declaration of the quantization, if there is one.
     pub fn quantization(&self) -> Option<&Declared> {
         self.quantization.as_ref()
     }
 
-    /// A field at the top, else in `text_config`.
+    /// A field at the top level, or otherwise in `text_config`.
     fn field(&self, key: &str) -> Option<&Value> {
         let raw = self.raw.as_ref()?;
         raw.get(key).filter(|value| !value.is_null()).or_else(|| raw.get("text_config")?.get(key))
     }
 }
 
-/// What `config.json` says of the quantization. `compression_config` is compressed-tensors' older name for it.
+/// The quantization that `config.json` declares. `compression_config` is compressed-tensors' older name for it.
 fn declared(config: &Value) -> Option<Declared> {
     let nested = config.get("text_config");
     let places = [config.get("quantization_config"), config.get("compression_config")];

@@ -1,18 +1,18 @@
-//! What is wrong with a checkpoint: opening stops at the first of it, inspecting keeps it all and goes on with what is left.
+//! The policy for errors in a checkpoint: opening stops at the first one; inspecting keeps them all and continues.
 
 use crate::{Error, Result};
 
-/// What to do with an error on the way.
+/// What to do with an error.
 #[derive(Debug)]
 pub(crate) enum Faults {
-    /// Hand it up.
+    /// Return it.
     Stop,
-    /// Keep it, and go on.
+    /// Keep it and continue.
     Keep(Vec<Error>),
 }
 
 impl Faults {
-    /// Meets an error.
+    /// Returns or keeps an error.
     pub(crate) fn meet(&mut self, error: Error) -> Result<()> {
         match self {
             Faults::Stop => Err(error),
@@ -23,7 +23,7 @@ impl Faults {
         }
     }
 
-    /// The value of a result, or nothing where its error was kept.
+    /// The value of a result, or `None` where its error was kept.
     pub(crate) fn take<T>(&mut self, result: Result<T>) -> Result<Option<T>> {
         match result {
             Ok(value) => Ok(Some(value)),

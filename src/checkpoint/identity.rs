@@ -1,30 +1,30 @@
-//! What a checkpoint was when it was opened, so that a resumed run can tell what has changed.
+//! The identity of a checkpoint when it was opened, so that a resumed run can tell what has changed.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use crate::container::safetensors::header::Header;
-use crate::storage::mmap::DataFile;
+use crate::storage::mmap::nanoseconds;
+use crate::storage::{Storage, Version};
 use crate::{Error, Result};
 
-/// The files that decide how the others are read.
+/// The files that determine how the others are read.
 const CONFIGS: [&str; 3] = ["config.json", "hf_quant_config.json", "quantize_config.json"];
 
-/// One file: enough to tell that it is another one, without reading its data.
+/// The identity of one file: enough to detect a different file without reading its data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileIdentity {
     /// Its name, relative to the checkpoint's folder.
     pub name: String,
     /// Its size in bytes.
     pub size: u64,
-    /// The blake3, in hex, of its header; of a JSON file, of all of it.
+    /// The blake3, in hex, of its header, or of the whole file for JSON.
     pub header: String,
-    /// When it was last written, in nanoseconds since 1970, where the system says.
+    /// Modification time, or the tag at a server, where the source reports one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub modified: Option<u64>,
+    pub modified: Option<Version>,
 }
 
 /// All files of a checkpoint, by name.
@@ -35,18 +35,19 @@ pub struct Identity {
     pub files: Vec<FileIdentity>,
 }
 
-/// How a file differs from what it was.
+/// A change of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// It is new.
     Added(String),
-    /// It is gone.
+    /// It was removed.
     Removed(String),
-    /// Its size is another.
+    /// Its size differs: name, old size, new size.
     Resized(String, u64, u64),
-    /// Its header, or a config's content, is another.
+    /// Its header, or a config's content, differs.
     Header(String),
-    /// Only its time is another: a copy, or the same shape with other numbers in it. The tensors' digests would tell.
+    /// Only its modification time differs: a copy, or the same shapes with other values. The tensors' digests
+    /// would tell.
     Touched(String),
 }
 
@@ -54,23 +55,23 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Change::Added(name) => write!(f, "{name} was not there before"),
-            Change::Removed(name) => write!(f, "{name} is gone"),
+            Change::Removed(name) => write!(f, "{name} was removed"),
             Change::Resized(name, old, new) => write!(f, "{name} had {old} bytes and now has {new}"),
-            Change::Header(name) if name.ends_with(".json") => write!(f, "{name} has other content"),
-            Change::Header(name) => write!(f, "{name} has another header"),
-            Change::Touched(name) => write!(f, "{name} was written again"),
+            Change::Header(name) if name.ends_with(".json") => write!(f, "{name} has different content"),
+            Change::Header(name) => write!(f, "{name} has a different header"),
+            Change::Touched(name) => write!(f, "{name} was modified"),
         }
     }
 }
 
 impl Identity {
-    /// The same without the files' times, for records that must not depend on when a copy was made.
+    /// The identity without modification times, for records that must not depend on when a copy was made.
     pub fn timeless(&self) -> Identity {
         let timeless = |file: &FileIdentity| FileIdentity { modified: None, ..file.clone() };
         Identity { files: self.files.iter().map(timeless).collect() }
     }
 
-    /// What changed from `self` to `now`, by name; at most one change a file, the gravest.
+    /// The changes from `self` to `now`, by name; at most one for each file, the most serious.
     pub fn changes(&self, now: &Identity) -> Vec<Change> {
         let find = |files: &[FileIdentity], name: &str| files.iter().find(|file| file.name == name).cloned();
         let mut changes = Vec::new();
@@ -90,13 +91,13 @@ impl Identity {
     }
 }
 
-/// What may lie beside a checkpoint's files and decides how they are read: the configs in its folder, and its index.
+/// Files beside the weights that determine how they are read, if they exist: the configs in the folder, and the index.
 pub(crate) fn beside(folder: &Path, index: Option<&Path>) -> Vec<PathBuf> {
     CONFIGS.map(|name| folder.join(name)).into_iter().chain(index.map(Path::to_owned)).collect()
 }
 
-/// The identity of a checkpoint's files and of those [`beside`] them that exist.
-pub(crate) fn of(beside: &[PathBuf], files: &[DataFile], headers: &[Header]) -> Result<Identity> {
+/// The identity of a checkpoint's files and of the existing files [`beside`] them.
+pub(crate) fn of(beside: &[PathBuf], files: &[Box<dyn Storage>], headers: &[Header]) -> Result<Identity> {
     let mut identities = Vec::new();
     for path in beside {
         match std::fs::read(path) {
@@ -104,7 +105,7 @@ pub(crate) fn of(beside: &[PathBuf], files: &[DataFile], headers: &[Header]) -> 
                 name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
                 size: bytes.len() as u64,
                 header: blake3::hash(&bytes).to_hex().to_string(),
-                modified: nanoseconds(path.metadata().and_then(|data| data.modified()).ok()),
+                modified: modified(path),
             }),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(Error::unexpected("cannot read").path(path).because(e)),
@@ -112,14 +113,15 @@ pub(crate) fn of(beside: &[PathBuf], files: &[DataFile], headers: &[Header]) -> 
     }
     identities.extend(files.iter().zip(headers).map(|(file, header)| FileIdentity {
         name: file.name().to_owned(),
-        size: file.size(),
+        size: file.length(),
         header: header.digest.to_hex().to_string(),
-        modified: nanoseconds(file.modified()),
+        modified: file.version(),
     }));
     identities.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Identity { files: identities })
 }
 
-fn nanoseconds(time: Option<SystemTime>) -> Option<u64> {
-    u64::try_from(time?.duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok()
+fn modified(path: &Path) -> Option<Version> {
+    let time = path.metadata().and_then(|data| data.modified()).ok()?;
+    nanoseconds(time).map(Version::Modified)
 }

@@ -1,4 +1,4 @@
-//! Which files a checkpoint consists of, and which tensor lies in which.
+//! The files of a checkpoint, and which file holds which tensor.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::checkpoint::gguf;
 use crate::checkpoint::json::read_json;
 use crate::checkpoint::locate::{Source, foreign};
 use crate::container::safetensors::header::Header;
-use crate::storage::mmap::DataFile;
+use crate::storage::Storage;
 use crate::{Error, Result};
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -20,9 +20,9 @@ const ADAPTER: &str = "adapter_model.safetensors";
 /// The files of a checkpoint.
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
-    /// Name and path of each, by name.
+    /// Name and path of each file, in the order of names.
     pub(crate) files: Vec<(String, PathBuf)>,
-    /// The index and its `weight_map`, tensor to file, where there is one.
+    /// The path of the index and its `weight_map` from tensor to file, if there is an index.
     index: Option<(PathBuf, BTreeMap<String, String>)>,
 }
 
@@ -32,13 +32,13 @@ impl Layout {
         self.files.iter().any(|(name, _)| gguf::is_gguf(name))
     }
 
-    /// The path of the index, where there is one.
+    /// The path of the index, if there is one.
     pub(crate) fn index(&self) -> Option<&Path> {
         self.index.as_ref().map(|(path, _)| path.as_path())
     }
 }
 
-/// Lists the files, by the index where there is one.
+/// Lists the files, by the index if there is one.
 pub(crate) fn layout(source: &Source, faults: &mut Faults) -> Result<Layout> {
     match source {
         Source::File(path) => {
@@ -69,7 +69,7 @@ fn indexed(folder: &Path, path: PathBuf, json: &Value, faults: &mut Faults) -> R
     let mut weights = BTreeMap::new();
     let mut files = BTreeMap::new();
     for (tensor, file) in map {
-        let file = file.as_str().ok_or_else(|| bad("the index's entry is not a file's name").tensor(tensor));
+        let file = file.as_str().ok_or_else(|| bad("the index's entry is not a file name").tensor(tensor));
         let Some(file) = faults.take(file)? else { continue };
         if !is_inside(file) {
             let what = format!("the index points outside its folder, to '{file}'");
@@ -82,11 +82,10 @@ fn indexed(folder: &Path, path: PathBuf, json: &Value, faults: &mut Faults) -> R
     }
     let mut present = Vec::new();
     for (file, at) in &files {
-        // Also a symlink into the cache whose blob is gone.
+        // This includes a symlink into the cache whose blob is gone.
         if !at.exists() {
             let held = weights.values().filter(|f| *f == file).count();
-            let what =
-                format!("a file is missing that holds {held} of the index's {} tensors", weights.len());
+            let what = format!("a file with {held} of the index's {} tensors is missing", weights.len());
             let error = Error::input(what).path(at);
             faults.meet(error.hint("the download is incomplete: fetch the checkpoint again"))?;
             continue;
@@ -101,7 +100,7 @@ fn is_inside(name: &str) -> bool {
     !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
-/// Without an index, all `.safetensors` of a folder are the checkpoint.
+/// The files of a folder without an index: all of its `.safetensors`, or its GGUF model.
 fn listed(folder: &Path) -> Result<Layout> {
     let failed = |e| Error::unexpected("cannot list").path(folder).because(e);
     let mut names = Vec::new();
@@ -136,14 +135,14 @@ fn listed(folder: &Path) -> Result<Layout> {
         .hint("give the folder of a model"))
 }
 
-/// Gathers the tensors of all files under their names. The index decides where it names a tensor; what only the files name is
-/// taken as well, as loaders do.
+/// Gathers the tensors of all files by name. Where the index lists a tensor, only the file it names counts; tensors
+/// that are not in the index are taken as well, as loaders do.
 ///
 /// # Errors
-/// Two files that hold the same tensor; an index that names one where it is not.
+/// Two files that hold the same tensor; an index that names a file without the tensor.
 pub(crate) fn resolve(
     layout: &Layout,
-    files: &[DataFile],
+    files: &[Box<dyn Storage>],
     headers: Vec<Header>,
     faults: &mut Faults,
 ) -> Result<Catalogue> {
@@ -159,7 +158,7 @@ pub(crate) fn resolve(
             if let Some(first) = catalogue.insert(tensor.stored.name.clone(), tensor) {
                 let what =
                     format!("two files hold the same tensor, this one and '{}'", files[first.file.0].name());
-                let error = Error::input(what).path(files[id].path()).tensor(first.name());
+                let error = Error::input(what).path(files[id].location()).tensor(first.name());
                 faults.meet(error.hint(
                     "the folder mixes two exports: keep one, or add the index that says which is meant",
                 ))?;
@@ -167,14 +166,15 @@ pub(crate) fn resolve(
         }
     }
     if let Some((index, weights)) = &layout.index {
-        // A file that was not read has been told of already.
+        // A file that was not read has been reported already.
         let read = |file: &String| files.iter().any(|read| read.name() == file);
         let absent = weights.iter().filter(|(name, file)| !catalogue.contains_key(*name) && read(file));
         for (name, file) in absent {
             let what = format!("the index puts a tensor in '{file}', which does not hold it");
             let error = Error::input(what).path(index).tensor(name);
-            faults
-                .meet(error.hint("index and files are of different exports: fetch the checkpoint again"))?;
+            faults.meet(
+                error.hint("index and files come from different exports: fetch the checkpoint again"),
+            )?;
         }
     }
     Ok(Catalogue(catalogue))

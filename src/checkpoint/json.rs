@@ -1,11 +1,11 @@
-//! A JSON file of a checkpoint, if it is there.
+//! Reading of a checkpoint's JSON files.
 
 use crate::container::safetensors::header;
 use std::path::Path;
 
 use crate::{Error, Result};
 
-/// Reads a small JSON file, `None` where it does not exist.
+/// Reads a small JSON file; `None` if it does not exist.
 pub(crate) fn read_json(path: &Path) -> Result<Option<serde_json::Value>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,

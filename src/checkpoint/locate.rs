@@ -1,11 +1,11 @@
-//! From what the user wrote to the folder or file that is meant.
+//! Locating a checkpoint: from what the user wrote to a folder or file.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
-/// A checkpoint's place.
+/// The location of a checkpoint.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// A folder of files.
@@ -21,7 +21,7 @@ impl Source {
         }
     }
 
-    /// Where the config lies.
+    /// The folder of the config.
     pub(crate) fn folder(&self) -> &Path {
         match self {
             Source::Folder(path) => path,
@@ -30,8 +30,8 @@ impl Source {
     }
 }
 
-/// Finds the folder or file that `spec` means: a path that exists, else a repository in the Hugging Face cache. `variable` looks up
-/// an environment variable.
+/// Finds the folder or file for `spec`: an existing path, or otherwise a repository in the Hugging Face cache.
+/// `variable` looks up an environment variable.
 pub(crate) fn resolve(spec: &str, variable: impl Fn(&str) -> Option<OsString>) -> Result<Source> {
     let path = Path::new(spec);
     if path.is_dir() {
@@ -45,14 +45,14 @@ pub(crate) fn resolve(spec: &str, variable: impl Fn(&str) -> Option<OsString>) -
     }
     Err(Error::input("no such file or folder")
         .path(path)
-        .hint("give a folder, a .safetensors or .gguf file, or a name as Qwen/Qwen3-32B"))
+        .hint("give a folder, a .safetensors or .gguf file, or a name such as Qwen/Qwen3-32B"))
 }
 
 fn single(path: &Path) -> Result<Source> {
     match path.extension().and_then(|end| end.to_str()) {
         Some("safetensors" | "gguf") => Ok(Source::File(path.to_owned())),
         Some("json") => {
-            Err(Error::input("this is not a checkpoint").path(path).hint("give the folder that it lies in"))
+            Err(Error::input("this is not a checkpoint").path(path).hint("give the folder that contains it"))
         }
         Some(end) => Err(foreign(path, end)),
         None => Err(Error::input("this is neither a .safetensors nor a .gguf file")
@@ -61,20 +61,20 @@ fn single(path: &Path) -> Result<Source> {
     }
 }
 
-/// The error for weights in a container that is not read.
+/// The error for weights in an unsupported container.
 pub(crate) fn foreign(path: &Path, extension: &str) -> Error {
     let (kind, cure) = match extension {
         "bin" | "pt" | "pth" => {
             ("PyTorch's pickle format", "convert them with `save_pretrained`, which writes safetensors")
         }
-        _ => ("a format that is not read", "convert them to safetensors"),
+        _ => ("an unsupported format", "convert them to safetensors"),
     };
     Error::input(format!("the weights are in {kind} (.{extension}), not in safetensors"))
         .path(path)
         .hint(cure)
 }
 
-/// Whether `spec` can be a repository's name, `model` or `owner/model`, and is not just a path with a slip in it.
+/// Whether `spec` can be the name of a repository, `model` or `owner/model`, and not a mistyped path.
 fn is_repository(spec: &str) -> bool {
     let part = |part: &str| {
         !part.is_empty()
@@ -87,10 +87,10 @@ fn is_repository(spec: &str) -> bool {
         && ![".safetensors", ".gguf"].iter().any(|end| spec.ends_with(end))
 }
 
-/// The snapshot that `refs/main` of a cached repository names.
+/// The snapshot that `refs/main` of a cached repository refers to.
 fn cached(name: &str, variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
     let missing = |what: &str, path: &Path| {
-        Error::input(format!("'{name}' is no file or folder here, and {what}"))
+        Error::input(format!("'{name}' is not a file or folder here, and {what}"))
             .path(path)
             .hint(format!("download it: hf download {name}"))
     };
@@ -106,7 +106,7 @@ fn cached(name: &str, variable: impl Fn(&str) -> Option<OsString>) -> Result<Pat
     };
     let revision = revision.trim();
     let snapshot = repository.join("snapshots").join(revision);
-    // A reference is a commit's hash: nothing else may choose the folder.
+    // A reference must be a commit hash: nothing else may choose the folder.
     if revision.is_empty() || !revision.chars().all(|c| c.is_ascii_alphanumeric()) || !snapshot.is_dir() {
         return Err(missing("its snapshot is not in the Hugging Face cache", &repository));
     }
@@ -160,11 +160,11 @@ mod tests {
     }
 
     #[test]
-    fn the_cure_for_an_absent_repository_is_its_download() {
+    fn the_hint_for_an_absent_repository_is_its_download() {
         let error =
             resolve("Qwen/Qwen3-32B", |asked| (asked == "HF_HOME").then(|| "/nowhere".into())).unwrap_err();
         insta::assert_snapshot!(error, @"
-        'Qwen/Qwen3-32B' is no file or folder here, and the Hugging Face cache does not hold it: /nowhere/hub
+        'Qwen/Qwen3-32B' is not a file or folder here, and the Hugging Face cache does not hold it: /nowhere/hub
         ");
         assert_eq!(error.cure(), Some("download it: hf download Qwen/Qwen3-32B"));
     }

@@ -1,8 +1,7 @@
-//! What is on disk: files of safetensors, an index, a config, or files of GGUF; read as a catalogue of modules.
+//! Checkpoints on disk, read as a catalogue of modules: safetensors files with an index and a config, or GGUF files.
 //!
-//! [`Checkpoint::open`] reads headers only. They are checked in full then and there, so that what follows can trust every
-//! offset; the tensors' bytes are mapped window by window, and released with the window. This is the one room that maps files,
-//! and `window.rs` the one file in it.
+//! [`Checkpoint::open`] reads only headers. It checks them in full, so later code can trust every offset. The bytes of
+//! tensors come from a [`storage`](crate::storage) in windows, and are released with the window.
 
 pub(crate) mod catalogue;
 pub(crate) mod config;
@@ -28,32 +27,32 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::error_policy::Faults;
 use crate::checkpoint::index::Layout;
 use crate::container::safetensors::header;
+use crate::quant::declared::Declared;
 use crate::quant::expert::layout::Experts;
 use crate::quant::registry::Scheme;
 use crate::quant::weight::{SMALL, TensorInfo, Tensors};
-use crate::storage::mmap::DataFile;
-use crate::storage::mmap::Window;
+use crate::storage::{MappedFile, Storage, Window};
 use crate::{Error, Result};
 
-/// How much of a tensor is mapped at once while it is hashed.
+/// Bytes of a tensor that are mapped at once while it is hashed.
 const HASH_WINDOW: u64 = 4 << 20;
 
-/// An open checkpoint. Everything is behind `&self` and safe to use from several threads.
+/// An open checkpoint. Every method takes `&self` and is safe to use from several threads.
 #[derive(Debug)]
 pub struct Checkpoint {
     root: PathBuf,
     config: Config,
     scheme: Scheme,
-    files: Vec<DataFile>,
+    files: Vec<Box<dyn Storage>>,
     tensors: Catalogue,
     modules: BTreeMap<String, Module>,
     identity: Identity,
 }
 
-/// The tensors with the files that hold them: what a format may look at while a checkpoint is opened.
+/// The tensors and their files, as formats see them while a checkpoint is opened.
 struct Shelf<'a> {
     tensors: &'a Catalogue,
-    files: &'a [DataFile],
+    files: &'a [Box<dyn Storage>],
 }
 
 impl Tensors for Shelf<'_> {
@@ -65,29 +64,32 @@ impl Tensors for Shelf<'_> {
         let tensor = self.tensors.0.get(name);
         let tensor = tensor.ok_or_else(|| Error::input("this tensor is missing").tensor(name))?;
         if tensor.size() > SMALL as u64 {
-            let what = format!("{} bytes are too many for a description of a weight", tensor.size());
+            let what = format!("{} bytes is too large for the description of a weight", tensor.size());
             return Err(Error::input(what).tensor(name).hint("export the checkpoint again"));
         }
-        let window = self.files[tensor.file.0].window(tensor.bytes.clone()).map_err(|e| e.tensor(name))?;
+        let window =
+            self.files[tensor.file.0].read_range(tensor.bytes.clone()).map_err(|e| e.tensor(name))?;
         Ok(window.to_vec())
     }
 }
 
 impl Checkpoint {
-    /// Opens a folder, one `.safetensors` or `.gguf` file, or a name such as `Qwen/Qwen3-32B` that is in the Hugging Face cache.
+    /// Opens a folder, one `.safetensors` or `.gguf` file, or a repository in the Hugging Face cache such
+    /// as `Qwen/Qwen3-32B`.
     ///
     /// # Errors
-    /// Whatever is wrong with the checkpoint's files or headers, or a quantization that is not supported. All of it is bad input,
-    /// but for a file that the system refuses to open.
+    /// The first error in the checkpoint's files or headers, or an unsupported quantization. All are bad input, except
+    /// for a file that the system cannot open.
     pub fn open(spec: &str) -> Result<Checkpoint> {
         Self::open_with(spec, &mut Faults::Stop)
     }
 
-    /// Opens what can be opened of a checkpoint, and keeps what is wrong with the rest: a missing file, a damaged header, an index
-    /// that does not fit, an unknown quantization, a weight without its scale. In the order in which they were met.
+    /// Opens what can be opened of a checkpoint, and returns the errors of the rest in the order in which they
+    /// occurred: a missing file, a damaged header, an index that does not match, an unknown quantization, a weight
+    /// without its scale.
     ///
     /// # Errors
-    /// Nothing is there to be opened.
+    /// There is nothing to open.
     pub fn inspect(spec: &str) -> Result<(Checkpoint, Vec<Error>)> {
         let mut faults = Faults::Keep(Vec::new());
         let checkpoint = Self::open_with(spec, &mut faults)?;
@@ -106,35 +108,48 @@ impl Checkpoint {
             return Ok(opened);
         }
         let config = faults.take(Config::load(source.folder()))?.unwrap_or_default();
-        let types: Vec<&str> =
-            [config.model_type(), config.text_model_type()].into_iter().flatten().collect();
-        let scheme = |declared| Scheme::with_experts(declared, Experts::of(&types, config.hidden_size()));
-        let known = faults.take(scheme(config.quantization()).map_err(|e| e.path(source.path())))?;
+        let known =
+            faults.take(scheme_of(&config, config.quantization()).map_err(|e| e.path(source.path())))?;
         let unknown = known.is_none();
         let scheme = match known {
             Some(known) => known,
-            None => scheme(None)?,
+            None => scheme_of(&config, None)?,
         };
         let mut opened = Self::gather(&source, &layout, config, scheme, faults)?;
-        // Under a scheme that is not read, nothing more is to be said of each of its weights.
+        // The unsupported scheme is reported already; errors of its single weights would only repeat that.
         let mut ignored = Faults::Keep(Vec::new());
         let faults = if unknown { &mut ignored } else { faults };
         opened.modules = module::catalogue(&opened.scheme, &opened.tensors, &opened.files, faults)?;
         Ok(opened)
     }
 
-    /// Opens one `.safetensors` file by itself, whatever config lies beside it, as a catalogue of tensors without modules: an
-    /// adapter's weights.
+    /// Opens one `.safetensors` file as a catalogue of tensors without modules, ignoring any config beside it: the
+    /// weights of an adapter.
     ///
     /// # Errors
-    /// As [`open`](Self::open), of this one file.
+    /// The errors of [`open`](Self::open) for this one file.
     pub fn open_file(path: &Path) -> Result<Checkpoint> {
         let source = locate::Source::File(path.to_owned());
         let (config, scheme, faults) = (Config::default(), Scheme::default(), &mut Faults::Stop);
         Self::gather(&source, &index::layout(&source, faults)?, config, scheme, faults)
     }
 
-    /// Everything but the modules.
+    /// Opens a safetensors checkpoint whose objects come from any [`Storage`]; `root` is its name in messages. All
+    /// tensors of all objects are taken, without an index.
+    ///
+    /// # Errors
+    /// The errors of [`open`](Self::open).
+    pub fn from_storage(root: &Path, config: Config, files: Vec<Box<dyn Storage>>) -> Result<Checkpoint> {
+        let faults = &mut Faults::Stop;
+        let scheme = scheme_of(&config, config.quantization()).map_err(|e| e.path(root))?;
+        let headers = files.iter().map(|file| header::read(&**file)).collect::<Result<Vec<_>>>()?;
+        let identity = identity::of(&[], &files, &headers)?;
+        let tensors = index::resolve(&Layout::default(), &files, headers, faults)?;
+        let modules = module::catalogue(&scheme, &tensors, &files, faults)?;
+        Ok(Checkpoint { root: root.to_owned(), config, scheme, files, tensors, modules, identity })
+    }
+
+    /// Opens everything except the modules.
     fn gather(
         source: &locate::Source,
         layout: &Layout,
@@ -145,7 +160,7 @@ impl Checkpoint {
         let mut files = Vec::new();
         let mut headers = Vec::new();
         for (name, path) in &layout.files {
-            let read = DataFile::open(name, path).and_then(|file| Ok((header::read(&file)?, file)));
+            let read = open_file(name, path).and_then(|file| Ok((header::read(&*file)?, file)));
             let Some((header, file)) = faults.take(read)? else { continue };
             headers.push(header);
             files.push(file);
@@ -156,10 +171,10 @@ impl Checkpoint {
         Ok(Checkpoint { root, config, scheme, files, tensors, modules, identity })
     }
 
-    /// The same of GGUF, whose files hold all there is to know.
+    /// The same for GGUF, whose files contain the config.
     fn gather_gguf(source: &locate::Source, layout: &Layout) -> Result<Checkpoint> {
-        let open = |(name, path): &(String, PathBuf)| DataFile::open(name, path);
-        let files: Vec<DataFile> = layout.files.iter().map(open).collect::<Result<_>>()?;
+        let files =
+            layout.files.iter().map(|(name, path)| open_file(name, path)).collect::<Result<Vec<_>>>()?;
         let gguf::Model { config, scheme, headers } = gguf::read(&files)?;
         let identity = identity::of(&[], &files, &headers)?;
         let tensors = index::resolve(layout, &files, headers, &mut Faults::Stop)?;
@@ -167,12 +182,12 @@ impl Checkpoint {
         Ok(Checkpoint { root, config, scheme, files, tensors, modules, identity })
     }
 
-    /// The folder or file that was opened, found in the cache where it was given by name.
+    /// The folder or file that was opened; for a repository, its snapshot in the cache.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The model's config, empty where there is none.
+    /// The model's config, empty if there is none.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -182,7 +197,7 @@ impl Checkpoint {
         &self.scheme
     }
 
-    /// The files' names, sizes, headers and times.
+    /// The names, sizes, header digests and modification times of the files.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -192,8 +207,8 @@ impl Checkpoint {
         self.modules.values()
     }
 
-    /// The module of that name (without `.weight`). An output head that is not stored is the input embedding where the config ties
-    /// the two; the module that is returned then bears the embedding's name.
+    /// The module of that name (without `.weight`). For an output head that is not stored and that the config ties to
+    /// the input embedding, it is the embedding under its own name.
     pub fn module(&self, name: &str) -> Option<&Module> {
         let tied = || self.is_tied_head(name).then(|| self.input_embedding()).flatten();
         self.modules.get(name).or_else(tied)
@@ -203,7 +218,7 @@ impl Checkpoint {
         name.rsplit('.').next() == Some("lm_head") && self.config.tie_word_embeddings()
     }
 
-    /// The input embedding. Of several, as in a model that sees and reads, it is the shallowest named.
+    /// The input embedding. If there are several, as in a multimodal model, it is the one with the shallowest name.
     pub fn input_embedding(&self) -> Option<&Module> {
         const NAMES: [&str; 4] = ["embed_tokens", "wte", "word_embeddings", "tok_embeddings"];
         let named =
@@ -221,7 +236,8 @@ impl Checkpoint {
         self.tensors.0.values()
     }
 
-    /// The tensors that no module is made of, by name: norms, biases, stacks of experts that no format reads, scales without a weight.
+    /// The tensors that belong to no module, by name: norms, biases, stacks of experts that no format reads, scales
+    /// without a weight.
     pub fn others(&self) -> impl Iterator<Item = &Tensor> {
         let used: std::collections::HashSet<&str> =
             self.modules.values().flat_map(|module| module.tensors()).map(Tensor::name).collect();
@@ -230,7 +246,7 @@ impl Checkpoint {
 
     /// The path of a file.
     pub fn path(&self, file: FileId) -> &Path {
-        self.files[file.0].path()
+        self.files[file.0].location()
     }
 
     /// The name of a file, relative to the folder.
@@ -238,18 +254,18 @@ impl Checkpoint {
         self.files[file.0].name()
     }
 
-    /// Maps a range of a tensor's bytes (from the tensor's start).
+    /// Maps a range of a tensor's bytes, relative to the tensor's start.
     ///
     /// # Errors
-    /// The file has another size than when it was opened, or cannot be read.
+    /// A file whose size has changed since it was opened, or that cannot be read.
     ///
     /// # Panics
     /// If the range is not within the tensor.
     pub fn read(&self, tensor: &Tensor, range: Range<u64>) -> Result<Window> {
-        self.files[tensor.file.0].window(within(tensor, range)).map_err(|e| e.tensor(tensor.name()))
+        self.files[tensor.file.0].read_range(within(tensor, range)).map_err(|e| e.tensor(tensor.name()))
     }
 
-    /// Asks the system to read a range of a tensor ahead. Best effort: what it cannot do is not an error.
+    /// Asks the system to read a range of a tensor ahead. This is best effort: a failure is ignored.
     ///
     /// # Panics
     /// If the range is not within the tensor.
@@ -260,15 +276,15 @@ impl Checkpoint {
     /// The blake3 of a tensor's bytes, read in windows of a few MiB.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// The errors of [`read`](Self::read).
     pub fn hash(&self, tensor: &Tensor) -> Result<blake3::Hash> {
         self.hash_range(tensor, 0..tensor.size())
     }
 
-    /// The same of a range of its bytes.
+    /// The blake3 of a range of a tensor's bytes.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// The errors of [`read`](Self::read).
     ///
     /// # Panics
     /// If the range is not within the tensor.
@@ -281,15 +297,26 @@ impl Checkpoint {
     }
 }
 
-/// The folder or file that `spec` means: a path, or the snapshot of a repository in the Hugging Face cache.
+/// Opens a checkpoint's file on this machine.
+fn open_file(name: &str, path: &Path) -> Result<Box<dyn Storage>> {
+    Ok(Box::new(MappedFile::open(name, path)?))
+}
+
+/// The declared scheme, for a model with this config.
+fn scheme_of(config: &Config, declared: Option<&Declared>) -> Result<Scheme> {
+    let types: Vec<&str> = [config.model_type(), config.text_model_type()].into_iter().flatten().collect();
+    Scheme::with_experts(declared, Experts::of(&types, config.hidden_size()))
+}
+
+/// The folder or file for `spec`: a path, or the snapshot of a repository in the Hugging Face cache.
 ///
 /// # Errors
-/// Nothing is there, or it is a file in a container that is not read.
+/// A path or repository that does not exist, or a file in an unsupported container.
 pub fn find(spec: &str) -> Result<PathBuf> {
     locate::resolve(spec, |name| std::env::var_os(name)).map(|source| source.path().to_owned())
 }
 
-/// A range of a tensor as a range of its file.
+/// The range in the file for a range in the tensor.
 fn within(tensor: &Tensor, range: Range<u64>) -> Range<u64> {
     assert!(
         range.start <= range.end && range.end <= tensor.size(),

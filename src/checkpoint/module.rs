@@ -10,10 +10,10 @@ use crate::checkpoint::{Checkpoint, Shelf};
 use crate::quant::format::dense::Dense;
 use crate::quant::packing::row_concat::RowStride;
 use crate::quant::registry::Scheme;
-use crate::quant::weight::Stack;
+use crate::quant::weight::{Stack, StackSlice};
 use crate::quant::weight::{Dequantize, FoundWeight, TensorInfo};
-use crate::storage::mmap::DataFile;
-use crate::storage::mmap::Window;
+use crate::storage::Storage;
+use crate::storage::Window;
 use crate::{Error, Result};
 
 /// One logical weight of a checkpoint.
@@ -36,15 +36,15 @@ pub struct Single {
 }
 
 impl Module {
-    /// Any dense tensor, a norm or a stack of experts, as a matrix of its rows (`[first dimension, the rest]`), so that its
-    /// values can be read as a weight's are. `None` for codes and integers.
+    /// A dense tensor of any shape, for example a norm or a stack of experts, as a matrix `[first dimension, product of
+    /// the others]`, so that its values can be read like those of a weight. `None` for codes and integers.
     pub fn flattened(tensor: &Tensor) -> Option<Module> {
         let shape = &tensor.stored.shape;
         Module::reshaped(tensor, [shape.first().copied().unwrap_or(1), shape.iter().skip(1).product()])
     }
 
-    /// The same as `[the other dimensions, last dimension]`: a vector is one row, and a stack of experts has many short rows rather
-    /// than a few of the size of an expert.
+    /// The same as a matrix `[product of the other dimensions, last dimension]`: a vector is one row, and a stack of
+    /// experts has many short rows instead of a few of the size of an expert.
     pub fn lines(tensor: &Tensor) -> Option<Module> {
         let (&columns, others) = tensor.stored.shape.split_last().unwrap_or((&1, &[]));
         Module::reshaped(tensor, [others.iter().product(), columns])
@@ -62,16 +62,16 @@ impl Module {
         })
     }
 
-    /// The stack of experts that it is a slice of, as one matrix of the rows of all experts under the name of the dense tensor, and
-    /// that tensor's shape.
+    /// The stack of experts that it is a slice of: one matrix with the rows of all experts, under the name of the dense
+    /// tensor, and that tensor's shape.
     pub fn stack(&self) -> Option<(Module, [usize; 3])> {
-        let Stack { name, shape, weight, .. } = self.weight.stack()?;
+        let Stack { name, shape, weight, .. } = self.weight.capabilities().slice?.stack()?;
         Some((Module { name, weight, ..self.clone() }, shape))
     }
 
     /// Whether the dense tensor of its stack holds it as `[in, out]`.
     pub fn is_turned_in_stack(&self) -> bool {
-        self.weight.stack().is_some_and(|stack| stack.turned)
+        self.weight.capabilities().slice.and_then(StackSlice::stack).is_some_and(|stack| stack.turned)
     }
 
     /// The projections of one expert that it is made of, where the files hold them singly and the model's adapters hold stacks.
@@ -94,18 +94,18 @@ impl Module {
         &self.weight
     }
 
-    /// The stored tensors it is made of, the weight itself first, in the order of its decoder's `tensors`.
+    /// Its stored tensors, the weight itself first, in the order of its decoder's `tensors`.
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors
     }
 
-    /// Whether it is stored as codes under scales.
+    /// Whether it is stored as codes with scales.
     pub fn is_quantized(&self) -> bool {
         self.quantized
     }
 
-    /// The stored tensors it is made of, each with the bytes of it that are this module's: all of them, but for an expert of a
-    /// stack.
+    /// Its stored tensors, each with the byte range that belongs to this module: the whole tensor, except for an expert
+    /// of a stack.
     pub fn extents(&self) -> impl Iterator<Item = (&Tensor, Range<u64>)> {
         let extents = self.weight.extents().into_iter();
         self.tensors.iter().zip(extents.map(|extent| extent.start as u64..extent.end as u64))
@@ -116,28 +116,28 @@ impl Module {
         self.extents().map(|(_, extent)| extent.end - extent.start).sum()
     }
 
-    /// How many stored bytes `rows` needs: what a [`read`](Self::read) of them keeps resident.
+    /// The number of stored bytes for `rows`, which a [`read`](Self::read) of them keeps resident.
     pub fn packed_size(&self, rows: Range<usize>) -> usize {
         self.weight.spans(rows).iter().map(ExactSizeIterator::len).sum()
     }
 
-    /// Whether any row needs all of the stored bytes, as where they are packed along columns.
+    /// Whether any row needs all stored bytes, for example where they are packed along columns.
     pub fn is_whole(&self) -> bool {
         self.weight.is_whole()
     }
 
-    /// How many bytes a [`ModuleReader`](super::ModuleReader) keeps resident.
+    /// The number of bytes that a [`ModuleReader`](super::ModuleReader) keeps resident.
     pub fn kept_size(&self) -> usize {
         if self.is_whole() { self.packed_size(0..self.shape()[0]) } else { 0 }
     }
 
-    /// Maps the stored bytes of `rows`, to be decoded here or on another thread.
+    /// Maps the stored bytes of `rows`, for decoding on this or another thread.
     ///
     /// # Errors
-    /// As [`Checkpoint::read`].
+    /// The errors of [`Checkpoint::read`].
     ///
     /// # Panics
-    /// If the rows are not the module's, or the module not this checkpoint's.
+    /// If the rows are out of range, or the module is not from this checkpoint.
     pub fn read(&self, checkpoint: &Checkpoint, rows: Range<usize>) -> Result<PackedRows> {
         assert!(rows.start <= rows.end && rows.end <= self.shape()[0], "rows {rows:?} of '{}'", self.name);
         let spans = self.weight.spans(rows.clone());
@@ -149,7 +149,7 @@ impl Module {
     /// Asks the system to read the stored bytes of `rows` ahead.
     ///
     /// # Panics
-    /// As [`read`](Self::read).
+    /// Under the conditions of [`read`](Self::read).
     pub fn prefetch(&self, checkpoint: &Checkpoint, rows: Range<usize>) {
         for (tensor, span) in self.tensors.iter().zip(self.weight.spans(rows)) {
             checkpoint.prefetch(tensor, span.start as u64..span.end as u64);
@@ -159,10 +159,10 @@ impl Module {
     /// Reads and decodes `rows` into `out`, row-major, `rows.len() * in` values.
     ///
     /// # Errors
-    /// As [`Checkpoint::read`] and [`Dequantize::dequantize`].
+    /// The errors of [`Checkpoint::read`] and [`Dequantize::dequantize`].
     ///
     /// # Panics
-    /// As [`read`](Self::read), or if `out` is of another length.
+    /// Under the conditions of [`read`](Self::read), or if `out` has the wrong length.
     pub fn panel(&self, checkpoint: &Checkpoint, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         self.read(checkpoint, rows)?.decode(out).map_err(|e| e.path(checkpoint.path(self.tensors[0].file)))
     }
@@ -170,10 +170,10 @@ impl Module {
     /// The same in f64.
     ///
     /// # Errors
-    /// As [`panel`](Self::panel).
+    /// The errors of [`panel`](Self::panel).
     ///
     /// # Panics
-    /// As [`panel`](Self::panel).
+    /// Under the conditions of [`panel`](Self::panel).
     pub fn panel_f64(&self, checkpoint: &Checkpoint, rows: Range<usize>, out: &mut [f64]) -> Result<()> {
         self.read(checkpoint, rows)?
             .decode_f64(out)
@@ -190,7 +190,7 @@ pub struct PackedRows {
 }
 
 impl PackedRows {
-    /// Which rows.
+    /// The range of rows.
     pub fn rows(&self) -> Range<usize> {
         self.rows.clone()
     }
@@ -203,10 +203,10 @@ impl PackedRows {
     /// Decodes into `out`, row-major, `rows.len() * in` values.
     ///
     /// # Errors
-    /// As [`Dequantize::dequantize`].
+    /// The errors of [`Dequantize::dequantize`].
     ///
     /// # Panics
-    /// If `out` is of another length.
+    /// If `out` has the wrong length.
     pub fn decode(&self, out: &mut [f32]) -> Result<()> {
         self.weight.dequantize(self.rows(), &self.parts(), out)
     }
@@ -214,64 +214,64 @@ impl PackedRows {
     /// The same in f64.
     ///
     /// # Errors
-    /// As [`decode`](Self::decode).
+    /// The errors of [`decode`](Self::decode).
     ///
     /// # Panics
-    /// As [`decode`](Self::decode).
+    /// Under the conditions of [`decode`](Self::decode).
     pub fn decode_f64(&self, out: &mut [f64]) -> Result<()> {
         self.weight.dequantize_f64(self.rows(), &self.parts(), out)
     }
 
-    /// Decodes some of the rows into `out`, row-major, `some.len() * in` values: a panel is mapped once and decoded in pieces
-    /// that stay in the cache.
+    /// Decodes a subset of the rows into `out`, row-major, `subset.len() * in` values: a panel is mapped once and
+    /// decoded in pieces that stay in the cache.
     ///
     /// # Errors
-    /// As [`Dequantize::dequantize`].
+    /// The errors of [`Dequantize::dequantize`].
     ///
     /// # Panics
-    /// If they are not among these rows, or if `out` is of another length.
-    pub fn decode_some(&self, some: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let parts = self.parts_of(some.clone());
-        self.weight.dequantize(some, &parts, out)
+    /// If the subset is not within these rows, or if `out` has the wrong length.
+    pub fn decode_some(&self, subset: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let parts = self.parts_of(subset.clone());
+        self.weight.dequantize(subset, &parts, out)
     }
 
     /// The same in f64.
     ///
     /// # Errors
-    /// As [`decode_some`](Self::decode_some).
+    /// The errors of [`decode_some`](Self::decode_some).
     ///
     /// # Panics
-    /// As [`decode_some`](Self::decode_some).
-    pub fn decode_some_f64(&self, some: Range<usize>, out: &mut [f64]) -> Result<()> {
-        let parts = self.parts_of(some.clone());
-        self.weight.dequantize_f64(some, &parts, out)
+    /// Under the conditions of [`decode_some`](Self::decode_some).
+    pub fn decode_some_f64(&self, subset: Range<usize>, out: &mut [f64]) -> Result<()> {
+        let parts = self.parts_of(subset.clone());
+        self.weight.dequantize_f64(subset, &parts, out)
     }
 
-    /// How many codes of some of the rows are at the ends of their format: see [`Dequantize::saturated`].
+    /// The number of saturated codes in a subset of the rows: see [`Dequantize::saturated`].
     ///
     /// # Panics
-    /// If they are not among these rows.
-    pub fn saturated(&self, some: Range<usize>) -> Option<(u64, u32)> {
-        let parts = self.parts_of(some.clone());
-        self.weight.saturated(some, &parts)
+    /// If the subset is not within these rows.
+    pub fn saturated(&self, subset: Range<usize>) -> Option<(u64, u32)> {
+        let parts = self.parts_of(subset.clone());
+        self.weight.saturated(subset, &parts)
     }
 
     fn parts(&self) -> Vec<&[u8]> {
         self.windows.iter().map(|window| &**window).collect()
     }
 
-    /// The bytes of [`parts`](Self::parts) that `some` of the rows need.
-    fn parts_of(&self, some: Range<usize>) -> Vec<&[u8]> {
+    /// The bytes of [`parts`](Self::parts) for a subset of the rows.
+    fn parts_of(&self, subset: Range<usize>) -> Vec<&[u8]> {
         assert!(
-            self.rows.start <= some.start && some.end <= self.rows.end,
-            "rows {some:?} of {:?}",
+            self.rows.start <= subset.start && subset.end <= self.rows.end,
+            "rows {subset:?} of {:?}",
             self.rows
         );
-        let spans = self.weight.spans(self.rows()).into_iter().zip(self.weight.spans(some));
+        let spans = self.weight.spans(self.rows()).into_iter().zip(self.weight.spans(subset));
         let within =
             spans.map(
-                |(whole, some)| {
-                    if some.is_empty() { 0..0 } else { some.start - whole.start..some.end - whole.start }
+                |(whole, span)| {
+                    if span.is_empty() { 0..0 } else { span.start - whole.start..span.end - whole.start }
                 },
             );
         self.windows.iter().zip(within).map(|(window, within)| &window[within]).collect()
@@ -282,19 +282,20 @@ impl PackedRows {
 pub(crate) fn catalogue(
     scheme: &Scheme,
     tensors: &Catalogue,
-    files: &[DataFile],
+    files: &[Box<dyn Storage>],
     faults: &mut Faults,
 ) -> Result<BTreeMap<String, Module>> {
     let mut modules = BTreeMap::new();
     let shelf = Shelf { tensors, files };
     for lead in tensors.0.values() {
-        let path = files[lead.file.0].path();
+        let path = files[lead.file.0].location();
         let weights = scheme.weights(&lead.stored, &shelf).map_err(|e| e.path(path));
         for found in faults.take(weights)?.into_iter().flatten() {
             let module = assemble(found, tensors).map_err(|e| e.path(path));
             let Some(module) = faults.take(module)? else { continue };
             if let Some(first) = modules.insert(module.name.clone(), module) {
-                let what = format!("it and '{}' are weights of one module", first.tensors[0].name());
+                let what =
+                    format!("this tensor and '{}' are weights of the same module", first.tensors[0].name());
                 let error = Error::input(what).path(path).tensor(lead.name());
                 faults.meet(error.hint("the files mix two exports of the model: keep one"))?;
             }
@@ -304,8 +305,8 @@ pub(crate) fn catalogue(
     Ok(modules)
 }
 
-/// Single experts of a model whose adapters hold stacks become modules of stacks: that is how they pair, and how they are named in
-/// an adapter.
+/// Turns the single experts of a model whose adapters hold stacks into modules of stacks: that is how they pair, and
+/// how an adapter names them.
 fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<String, Module>) -> Result<()> {
     let experts = scheme.experts();
     let mut halves: BTreeMap<String, [Option<String>; 2]> = BTreeMap::new();
@@ -340,13 +341,13 @@ fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<String, Module>) -> Resu
                 }
                 _ => None,
             },
-            // A half without the other stays what it is.
+            // A half without the other stays unchanged.
             _ => None,
         };
         if let Some(module) = joined
             && let Some(first) = modules.insert(place, module)
         {
-            let what = format!("'{}' is an expert of a stack and stored singly too", first.tensors[0].name());
+            let what = format!("'{}' is stored both in a stack and singly", first.tensors[0].name());
             return Err(Error::input(what)
                 .tensor(first.name)
                 .hint("the files mix two exports of the model: keep one"));

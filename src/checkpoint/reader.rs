@@ -1,4 +1,4 @@
-//! A module that is read in slices, by several threads and time and again: what every pass over its rows goes through.
+//! Reading a module in slices, repeatedly and from several threads. Every pass over a module's rows uses it.
 
 use std::ops::Range;
 
@@ -8,9 +8,9 @@ use crate::{Error, Result};
 
 /// A module that is open for reading.
 ///
-/// Where any row needs all of the stored bytes, as in formats that are packed along columns, they are mapped here, once, and
-/// shared by every slice and thread until this is dropped: [`Module::kept_size`] bytes. All other modules keep nothing, and are
-/// mapped slice by slice.
+/// Where any row needs all stored bytes, as in formats that are packed along columns, they are mapped once and shared
+/// by every slice and thread until the reader is dropped: [`Module::kept_size`] bytes. All other modules are mapped
+/// slice by slice, and the reader keeps nothing of them.
 #[derive(Debug)]
 pub struct ModuleReader<'a> {
     checkpoint: &'a Checkpoint,
@@ -19,10 +19,10 @@ pub struct ModuleReader<'a> {
 }
 
 impl<'a> ModuleReader<'a> {
-    /// Opens `module`, one of `checkpoint`'s.
+    /// Opens `module` of `checkpoint`.
     ///
     /// # Errors
-    /// As [`Checkpoint::read`].
+    /// The errors of [`Checkpoint::read`].
     pub fn open(checkpoint: &'a Checkpoint, module: &'a Module) -> Result<ModuleReader<'a>> {
         let all = || module.read(checkpoint, 0..module.shape()[0]);
         let kept = module.is_whole().then(all).transpose()?;
@@ -34,18 +34,18 @@ impl<'a> ModuleReader<'a> {
         self.module
     }
 
-    /// Whether the stored bytes are mapped as a whole: then short runs of rows cost far more than long ones.
+    /// Whether the stored bytes are mapped as a whole. Then short ranges of rows cost far more per row than long ones.
     pub fn is_kept(&self) -> bool {
         self.kept.is_some()
     }
 
-    /// Maps `rows`, to be decoded in pieces.
+    /// Maps `rows`, for decoding in pieces.
     ///
     /// # Errors
-    /// As [`Checkpoint::read`].
+    /// The errors of [`Checkpoint::read`].
     ///
     /// # Panics
-    /// If the rows are not the module's.
+    /// If the rows are out of range.
     pub fn rows(&self, rows: Range<usize>) -> Result<MappedRows<'_>> {
         let rows = match &self.kept {
             Some(kept) => Rows::Kept(kept),
@@ -57,10 +57,10 @@ impl<'a> ModuleReader<'a> {
     /// Maps and decodes `rows` into `out`, row-major, `rows.len() * in` values.
     ///
     /// # Errors
-    /// As [`rows`](Self::rows) and [`MappedRows::decode`].
+    /// The errors of [`rows`](Self::rows) and [`MappedRows::decode`].
     ///
     /// # Panics
-    /// If the rows are not the module's, or `out` is of another length.
+    /// If the rows are out of range, or `out` has the wrong length.
     pub fn panel(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         self.rows(rows.clone())?.decode(rows, out)
     }
@@ -68,10 +68,10 @@ impl<'a> ModuleReader<'a> {
     /// The same in f64.
     ///
     /// # Errors
-    /// As [`panel`](Self::panel).
+    /// The errors of [`panel`](Self::panel).
     ///
     /// # Panics
-    /// As [`panel`](Self::panel).
+    /// Under the conditions of [`panel`](Self::panel).
     pub fn panel_f64(&self, rows: Range<usize>, out: &mut [f64]) -> Result<()> {
         self.rows(rows.clone())?.decode_f64(rows, out)
     }
@@ -81,7 +81,7 @@ impl<'a> ModuleReader<'a> {
     }
 }
 
-/// Mapped rows of a module that is being read.
+/// Mapped rows of an open module.
 #[derive(Debug)]
 pub struct MappedRows<'a> {
     reader: &'a ModuleReader<'a>,
@@ -90,9 +90,9 @@ pub struct MappedRows<'a> {
 
 #[derive(Debug)]
 enum Rows<'a> {
-    /// Mapped for these rows alone.
+    /// Mapped for these rows only.
     Own(PackedRows),
-    /// What the reader keeps.
+    /// All rows, mapped by the reader.
     Kept(&'a PackedRows),
 }
 
@@ -104,25 +104,25 @@ impl MappedRows<'_> {
         }
     }
 
-    /// Decodes `some` of the rows into `out`, row-major, `some.len() * in` values.
+    /// Decodes a subset of the rows into `out`, row-major, `subset.len() * in` values.
     ///
     /// # Errors
-    /// As [`Dequantize::dequantize`](crate::quant::Dequantize::dequantize).
+    /// The errors of [`Dequantize::dequantize`](crate::quant::Dequantize::dequantize).
     ///
     /// # Panics
-    /// If the rows are not among those that were mapped, or `out` is of another length.
-    pub fn decode(&self, some: Range<usize>, out: &mut [f32]) -> Result<()> {
-        self.packed().decode_some(some, out).map_err(|e| self.reader.at(e))
+    /// If the subset is not within the mapped rows, or `out` has the wrong length.
+    pub fn decode(&self, subset: Range<usize>, out: &mut [f32]) -> Result<()> {
+        self.packed().decode_some(subset, out).map_err(|e| self.reader.at(e))
     }
 
     /// The same in f64.
     ///
     /// # Errors
-    /// As [`decode`](Self::decode).
+    /// The errors of [`decode`](Self::decode).
     ///
     /// # Panics
-    /// As [`decode`](Self::decode).
-    pub fn decode_f64(&self, some: Range<usize>, out: &mut [f64]) -> Result<()> {
-        self.packed().decode_some_f64(some, out).map_err(|e| self.reader.at(e))
+    /// Under the conditions of [`decode`](Self::decode).
+    pub fn decode_f64(&self, subset: Range<usize>, out: &mut [f64]) -> Result<()> {
+        self.packed().decode_some_f64(subset, out).map_err(|e| self.reader.at(e))
     }
 }

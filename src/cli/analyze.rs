@@ -19,10 +19,11 @@ use crate::cli::ui::signal::leave_on_signal;
 use crate::cli::ui::table::{number, table};
 use crate::cli::{print, print_json, threads};
 
-/// Measures quantization noise and the change of a fine-tune beside each other, module by module.
+/// Compares quantization noise with the change that a fine-tune made, module by module.
 ///
-/// Is the noise the same in base and tuned? Is it orthogonal to the change? How much of Method B's rank goes to noise, and which
-/// rank does the noise leave room for? A run that was stopped goes on when the same command is given again.
+/// Is the noise the same in the base and the tuned checkpoint? Is it orthogonal to the change? How much of Method B's
+/// rank goes to noise, and what rank does the noise leave room for? To resume a stopped run, give the same command
+/// again.
 #[derive(Debug, Args)]
 pub struct AnalyzeArgs {
     /// The unquantized base: a folder, a .safetensors or .gguf file, or a name in the Hugging Face cache
@@ -34,49 +35,51 @@ pub struct AnalyzeArgs {
     /// The unquantized tuned checkpoint
     #[arg(long, value_name = "CHECKPOINT")]
     tuned: String,
-    /// The quantized tuned checkpoint; without it the tuned one is quantized as the base is, round to nearest
+    /// The quantized tuned checkpoint; without it, the tuned one is quantized like the base, by rounding
+    /// to nearest
     #[arg(long, value_name = "CHECKPOINT")]
     tuned_quantized: Option<String>,
     /// The folder to write analysis.json to
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 
-    /// Rank of the adapters in question
+    /// Rank of the adapters to assess
     #[arg(long, default_value_t = 128, help_heading = "Result")]
     rank: usize,
     /// Seed of the random directions
     #[arg(long, default_value_t = 0, help_heading = "Result")]
     seed: u64,
-    /// Analyze only modules that match, as in extract. Can be repeated
+    /// Analyze only modules that match, with patterns as in extract. Can be repeated
     #[arg(long, value_name = "PATTERN", help_heading = "Result")]
     include: Vec<String>,
     /// Leave out modules that match. Can be repeated
     #[arg(long, value_name = "PATTERN", help_heading = "Result")]
     exclude: Vec<String>,
 
-    /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
+    /// Limit on the peak resident memory of the whole process
+    /// [default: the smaller of 2GiB and half the available memory]
     #[arg(long, value_name = "SIZE", value_parser = byte_size::parse, help_heading = "Running")]
     memory: Option<u64>,
-    /// Threads that compute [default: one for each processor]
+    /// Number of compute threads [default: one per processor]
     #[arg(long, help_heading = "Running")]
     threads: Option<usize>,
-    /// Throw away an earlier run in the output folder and start anew
+    /// Discard an earlier run in the output folder and start over
     #[arg(long, help_heading = "Running")]
     overwrite: bool,
     #[command(flatten)]
     splitting: Splitting,
-    /// Continue a run that was begun on a processor with other vector instructions; its numbers may then differ
+    /// Resume a run that was started on a processor with different vector instructions; its numbers may then differ
     #[arg(long, help_heading = "Running")]
     other_simd: bool,
-    /// No progress
+    /// Do not show progress
     #[arg(short, long, help_heading = "Running")]
     quiet: bool,
-    /// The whole of analysis.json on stdout instead of tables
+    /// Print all of analysis.json to stdout instead of tables
     #[arg(long, help_heading = "Running")]
     json: bool,
 }
 
-/// Analyzes, and tells what it comes to.
+/// Analyzes, and prints the result.
 pub fn run(arguments: AnalyzeArgs) -> Result<ExitCode> {
     let memory = arguments.memory.unwrap_or_else(default_memory);
     let part = arguments.splitting.part()?;
@@ -114,7 +117,7 @@ pub fn run(arguments: AnalyzeArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tells what an analysis comes to.
+/// Prints the result of an analysis.
 pub fn show_analysis(analysis: &Analysis, out: &Path, was_done: bool, json: bool) -> Result<()> {
     if json {
         return print_json(analysis);
@@ -138,7 +141,7 @@ fn show(analysis: &Analysis) -> String {
     text
 }
 
-/// One line for each kind, and one for all.
+/// One row per kind of module, and one for all.
 fn groups(analysis: &Analysis) -> Table {
     let headings = [
         "kind",
@@ -179,7 +182,7 @@ fn groups(analysis: &Analysis) -> Table {
     rows
 }
 
-/// A cosine, and in how many modules it is more than chance.
+/// A cosine, and the number of modules in which it exceeds chance.
 fn cosine(cosine: &Cosine, significant: usize) -> String {
     format!("{:+.4} [{significant}]", cosine.value)
 }

@@ -21,67 +21,69 @@ use crate::cli::ui::progress_bar::Bar;
 use crate::cli::ui::signal::leave_on_signal;
 use crate::cli::{print, print_json, quoted, threads};
 
-/// Makes the output of a run whose parts are done (`--part` of extract, dequantize, merge or analyze).
+/// Combines the finished parts of a run into its output (`--part` of extract, dequantize, merge or analyze).
 ///
-/// Checks that every module or file is there exactly once, whole, and of one run; where something is missing, says what and how
-/// to do it. The bytes are those of a run on one machine.
+/// Checks that every module or file is there exactly once, complete, and from one run. If something is missing, says
+/// what it is and how to do it. The output has the same bytes as that of a run on one machine.
 #[derive(Debug, Args)]
 pub struct AssembleArgs {
     /// The output folder that the parts share
     out: PathBuf,
-    /// Do here what is missing, be it left over by parts that never came back
+    /// Do the missing work here, for example that of parts that never finished
     #[arg(long)]
     finish: bool,
     #[command(flatten)]
     places: Places,
-    /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
+    /// Limit on the peak resident memory of the whole process
+    /// [default: the smaller of 2GiB and half the available memory]
     #[arg(long, value_name = "SIZE", value_parser = byte_size::parse)]
     memory: Option<u64>,
-    /// Threads that compute [default: one for each processor]
+    /// Number of compute threads [default: one per processor]
     #[arg(long)]
     threads: Option<usize>,
-    /// Keep each module's shard
+    /// Keep each module's shard after the adapter is assembled
     #[arg(long)]
     keep_shards: bool,
-    /// Take parts that ran on processors with different vector instructions; the bytes may then differ from one machine's
+    /// Accept parts that ran on processors with different vector instructions; the bytes may then differ from those of
+    /// one machine
     #[arg(long)]
     other_simd: bool,
-    /// No progress
+    /// Do not show progress
     #[arg(short, long)]
     quiet: bool,
-    /// The summary, or what is missing, as JSON on stdout
+    /// Print the summary, or what is missing, as JSON to stdout
     #[arg(long)]
     json: bool,
 }
 
-/// Where the inputs lie now, if not where the parts found them.
+/// Where the inputs are now, if they have moved since the parts ran.
 #[derive(Debug, Args)]
 struct Places {
-    /// Where the base lies now [default: where the parts found it, as for all inputs]
+    /// Where the base is now [default, as for all inputs: where the parts found it]
     #[arg(long, value_name = "CHECKPOINT", help_heading = "Inputs")]
     base: Option<String>,
-    /// Where the tuned checkpoint lies now
+    /// Where the tuned checkpoint is now
     #[arg(long, value_name = "CHECKPOINT", help_heading = "Inputs")]
     tuned: Option<String>,
-    /// Where the served checkpoint lies now
+    /// Where the served checkpoint is now
     #[arg(long, value_name = "CHECKPOINT", help_heading = "Inputs")]
     served: Option<String>,
-    /// Where the checkpoint of `dequantize` lies now
+    /// Where the checkpoint of `dequantize` is now
     #[arg(long, value_name = "CHECKPOINT", help_heading = "Inputs")]
     checkpoint: Option<String>,
-    /// Where the quantized base lies now
+    /// Where the quantized base is now
     #[arg(long, value_name = "CHECKPOINT", help_heading = "Inputs")]
     base_quantized: Option<String>,
-    /// Where the quantized tuned checkpoint lies now
+    /// Where the quantized tuned checkpoint is now
     #[arg(long, value_name = "CHECKPOINT", help_heading = "Inputs")]
     tuned_quantized: Option<String>,
-    /// Where the adapter of `merge` lies now
+    /// Where the adapter of `merge` is now
     #[arg(long, value_name = "ADAPTER", help_heading = "Inputs")]
     adapter: Option<String>,
 }
 
 impl Places {
-    fn given(self) -> BTreeMap<Side, String> {
+    fn by_side(self) -> BTreeMap<Side, String> {
         let places = [
             (Side::Base, self.base),
             (Side::Tuned, self.tuned),
@@ -95,7 +97,7 @@ impl Places {
     }
 }
 
-/// Assembles, or tells what is missing.
+/// Assembles, or prints what is missing.
 pub fn run(arguments: AssembleArgs) -> Result<ExitCode> {
     let running = RunOptions {
         keep_shards: arguments.keep_shards,
@@ -105,7 +107,7 @@ pub fn run(arguments: AssembleArgs) -> Result<ExitCode> {
     let (json, bar) = (arguments.json, Bar::new(arguments.quiet));
     leave_on_signal(&bar)?;
     let AssembleArgs { out, finish, places, .. } = arguments;
-    let assembly = Assembly { out, finish, places: places.given(), running };
+    let assembly = Assembly { out, finish, places: places.by_side(), running };
     let recorded = recorded(&assembly)?;
     match recorded.command() {
         "extract" => {
@@ -129,11 +131,11 @@ pub fn run(arguments: AssembleArgs) -> Result<ExitCode> {
         }
         other => Err(Error::decide(format!("a run of `trephine {other}` has no parts"))
             .path(&assembly.out)
-            .hint("give its command again")),
+            .hint("run its command again")),
     }
 }
 
-/// Tells what came of it.
+/// Prints the outcome, and returns an error if something is missing.
 fn end<O>(
     assembled: Result<Assembled<O>>,
     bar: &Bar,
@@ -151,11 +153,11 @@ fn end<O>(
 }
 
 fn failure(missing: &Missing) -> Error {
-    let (modules, of, compared) = (missing.modules.len(), missing.run_modules, missing.compared.len());
+    let (modules, total, compared) = (missing.modules.len(), missing.run_modules, missing.compared.len());
     let unit = missing.unit.plural();
-    let mut what = format!("the run is not finished: {modules} {unit} of {of} are missing");
+    let mut what = format!("the run is not finished: {modules} of {total} {unit} are missing");
     if compared > 0 {
-        what += &format!(", and {compared} comparisons of tensors that the adapter does not hold");
+        what += &format!(", and {compared} comparisons of tensors that the adapter does not contain");
     }
     let out = missing.out.to_string_lossy();
     Error::found(what).path(&missing.out).hint(format!(
@@ -177,7 +179,7 @@ fn describe(missing: &MissingPart, unit: UnitKind) -> String {
         (modules, compared) => format!("{modules} {unit} and {compared} comparisons"),
     };
     let seen = match &missing.seen {
-        None => "never begun".to_owned(),
+        None => "never started".to_owned(),
         Some(seen) => {
             let heard = seen.heard.map_or(String::new(), |s| format!(", last heard from {s:.0} s ago"));
             format!("{} on {}{heard}", seen.state.word(), seen.host)

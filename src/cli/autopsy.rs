@@ -19,13 +19,13 @@ use crate::cli::ui::progress_bar::Bar;
 use crate::cli::ui::table::{number, table};
 use crate::cli::{print, print_json, threads};
 
-/// Looks at every tensor of a checkpoint or adapter, after dequantization, and says what is wrong with it.
+/// Examines every tensor of a checkpoint or adapter, after dequantization, and reports what is wrong with it.
 ///
-/// Mean, standard deviation, extremes, NaN and infinities, zeros, kurtosis, quantiles and a histogram of each tensor, in one
-/// pass. Verdicts: values that are not finite; an exploded mean or standard deviation; a dead tensor; a linear weight outside the
-/// healthy range; too few different values for more than one scale; codes at the ends of their format. With --against,
-/// also the distance from another checkpoint, tensor by tensor, and whether blocks are scaled in other proportions than there.
-/// Exit code 4 where something is wrong. A few values far outside the others are told, and are no failure.
+/// Computes the mean, standard deviation, extremes, NaN and infinities, zeros, kurtosis, quantiles and a histogram of
+/// each tensor in one pass. Reports values that are not finite, an exploded mean or standard deviation, a dead tensor,
+/// a linear weight outside the healthy range, too few distinct values for more than one scale, and saturated codes.
+/// With --against, also reports each tensor's distance from the other checkpoint, and blocks that are scaled in
+/// different proportions. Exits with code 4 if something is wrong; a few outliers are reported, but are not a failure.
 #[derive(Debug, Args)]
 pub struct AutopsyArgs {
     /// A folder, a .safetensors file, a name in the Hugging Face cache, or an adapter's folder
@@ -33,11 +33,11 @@ pub struct AutopsyArgs {
     /// Also compare with this checkpoint, tensor by tensor; either may be quantized
     #[arg(long, value_name = "OTHER")]
     against: Option<String>,
-    /// Look only at tensors that match: a glob over the name (without .weight) or its last parts, or re:REGEX. Can be
+    /// Examine only tensors that match: a glob over the name (without .weight) or its last parts, or re:REGEX. Can be
     /// repeated
     #[arg(long, value_name = "PATTERN")]
     include: Vec<String>,
-    /// Leave aside tensors that match. Can be repeated
+    /// Leave out tensors that match. Can be repeated
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
     /// Write autopsy.json, with the statistics of every tensor, to this folder
@@ -47,65 +47,66 @@ pub struct AutopsyArgs {
     #[command(flatten)]
     limits: Limits,
 
-    /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
+    /// Limit on the peak resident memory of the whole process
+    /// [default: the smaller of 2GiB and half the available memory]
     #[arg(long, value_name = "SIZE", value_parser = byte_size::parse, help_heading = "Running")]
     memory: Option<u64>,
-    /// Threads that compute [default: one for each processor]
+    /// Number of compute threads [default: one per processor]
     #[arg(long, help_heading = "Running")]
     threads: Option<usize>,
-    /// No progress
+    /// Do not show progress
     #[arg(short, long, help_heading = "Running")]
     quiet: bool,
-    /// All of autopsy.json on stdout
+    /// Print all of autopsy.json to stdout
     #[arg(long, help_heading = "Running")]
     json: bool,
 }
 
-/// What is healthy.
+/// The limits of what counts as healthy.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "What is healthy")]
+#[command(next_help_heading = "Healthy limits")]
 struct Limits {
-    /// Linear weights, embeddings, factors: the largest |mean|
+    /// Largest |mean| of linear weights, embeddings and factors
     #[arg(long, value_name = "MEAN", default_value_t = Thresholds::default().exploded_mean)]
     exploded_mean: f64,
-    /// The same: the largest standard deviation
+    /// Largest standard deviation of linear weights, embeddings and factors
     #[arg(long, value_name = "STD", default_value_t = Thresholds::default().exploded_std)]
     exploded_std: f64,
-    /// Norms: the largest |mean| and standard deviation
+    /// Largest |mean| and standard deviation of norms
     #[arg(long, value_name = "LIMIT", default_value_t = Thresholds::default().exploded_norm)]
     exploded_norm: f64,
-    /// Linear weights: the largest healthy |mean|
+    /// Largest healthy |mean| of linear weights
     #[arg(long, value_name = "MEAN", default_value_t = Thresholds::default().healthy_mean)]
     mean: f64,
-    /// Linear weights: the least healthy standard deviation
+    /// Smallest healthy standard deviation of linear weights
     #[arg(long, value_name = "STD", default_value_t = Thresholds::default().least_std)]
     min_std: f64,
-    /// Linear weights: the largest healthy standard deviation
+    /// Largest healthy standard deviation of linear weights
     #[arg(long, value_name = "STD", default_value_t = Thresholds::default().most_std)]
     max_std: f64,
-    /// Linear weights: the largest healthy magnitude
+    /// Largest healthy magnitude in linear weights
     #[arg(long, value_name = "LIMIT", default_value_t = Thresholds::default().healthy_range)]
     range: f64,
-    /// The share of values beyond --range up to which they are only told
+    /// Largest share of values beyond --range that is only a warning
     #[arg(long, value_name = "SHARE", default_value_t = Thresholds::default().outliers)]
     outliers: f64,
-    /// Dense matrices with no more different magnitudes than this lie under one scale; 0 allows any
+    /// Dense matrices with at most this many distinct magnitudes count as having one scale; 0 turns this check off
     #[arg(long, value_name = "COUNT", default_value_t = Thresholds::default().few_magnitudes)]
     few_magnitudes: u64,
-    /// The largest share of codes at the ends of 8 bits
+    /// Largest share of saturated codes in 8-bit formats
     #[arg(long, value_name = "SHARE", default_value_t = Thresholds::default().saturated_8)]
     saturated_8: f64,
-    /// The largest share of codes at the ends of 3 or 4 bits
+    /// Largest share of saturated codes in 3-bit and 4-bit formats
     #[arg(long, value_name = "SHARE", default_value_t = Thresholds::default().saturated_4)]
     saturated_4: f64,
-    /// With --against: the largest relative error
+    /// With --against: largest relative error
     #[arg(long, value_name = "SHARE", default_value_t = Thresholds::default().relative_error)]
     max_error: f64,
-    /// With --against: the least cosine
+    /// With --against: smallest cosine
     #[arg(long, value_name = "COSINE", allow_negative_numbers = true, default_value_t = Thresholds::default().cosine)]
     min_cosine: f64,
-    /// With --against: the most that norms of blocks may vary against each other. Rounding leaves some 0.001 (FP8) to 0.01
-    /// (4 bits)
+    /// With --against: largest relative variation of the ratio of block norms. Rounding alone gives about 0.001
+    /// (FP8) to 0.01 (4 bits)
     #[arg(long, value_name = "SHARE", default_value_t = Thresholds::default().block_drift)]
     max_drift: f64,
 }
@@ -131,7 +132,7 @@ impl Limits {
     }
 }
 
-/// Looks, and tells what is remarkable.
+/// Examines, and prints what it finds.
 pub fn run(arguments: AutopsyArgs) -> Result<ExitCode> {
     let job = Examination {
         checkpoint: arguments.checkpoint.clone(),
@@ -180,8 +181,8 @@ fn write(folder: &Path, found: &Autopsy) -> Result<()> {
 
 fn show(found: &Autopsy) -> String {
     let mut text = kinds(found);
-    let remarkable = found.tensors.iter().filter(|tensor| !tensor.verdicts.is_empty());
-    for tensor in remarkable {
+    let judged = found.tensors.iter().filter(|tensor| !tensor.verdicts.is_empty());
+    for tensor in judged {
         for verdict in &tensor.verdicts {
             let word = if verdict.gravity == Severity::Error { "error" } else { "warning" };
             let (name, fault, why) = (&tensor.name, verdict.fault.words(), &verdict.why);
@@ -194,24 +195,24 @@ fn show(found: &Autopsy) -> String {
     let total = &found.total;
     let (tensors, elements, bytes) = (total.tensors, total.elements, byte_size::show(total.bytes));
     text += &format!("{tensors} tensors, {elements} values, {bytes}, {}", found.checkpoint.scheme);
-    if let Some(all) = total.comparison.as_ref().and_then(|all| all.relative_error) {
-        text += &format!("; {} of the other's norm away from it", number(all));
+    if let Some(error) = total.comparison.as_ref().and_then(|comparison| comparison.relative_error) {
+        text += &format!("; distance from the other checkpoint: {} of its norm", number(error));
     }
     let words = match (total.errors, total.warnings) {
-        (0, 0) => "nothing remarkable".to_owned(),
+        (0, 0) => "nothing unusual".to_owned(),
         (errors, warnings) => format!("{errors} errors, {warnings} warnings"),
     };
     text + &format!(": {words}\n")
 }
 
-/// What the tensors of one kind range over.
+/// The tensors of one kind, for the ranges of their statistics.
 struct Kind<'a> {
     tensors: Vec<&'a TensorAutopsy>,
 }
 
 impl Kind<'_> {
-    fn range(&self, of: impl Fn(&TensorAutopsy) -> Option<f64>) -> String {
-        let values: Vec<f64> = self.tensors.iter().filter_map(|tensor| of(tensor)).collect();
+    fn range(&self, statistic: impl Fn(&TensorAutopsy) -> Option<f64>) -> String {
+        let values: Vec<f64> = self.tensors.iter().filter_map(|tensor| statistic(tensor)).collect();
         let low = values.iter().copied().fold(f64::INFINITY, f64::min);
         let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         match (number(low), number(high)) {
@@ -222,7 +223,7 @@ impl Kind<'_> {
     }
 }
 
-/// A row for each kind of tensor.
+/// One row per kind of tensor.
 fn kinds(found: &Autopsy) -> String {
     let mut kinds: BTreeMap<(&str, String), Kind<'_>> = BTreeMap::new();
     for tensor in &found.tensors {
@@ -232,7 +233,7 @@ fn kinds(found: &Autopsy) -> String {
     let compared = found.against.is_some();
     let mut rows = table(["kind", "judged as", "tensors", "mean", "std", "smallest", "largest"]);
     if compared {
-        rows.set_header(["kind", "judged as", "tensors", "mean", "std", "error", "drift of blocks"]);
+        rows.set_header(["kind", "judged as", "tensors", "mean", "std", "error", "block drift"]);
     }
     for ((kind, role), tensors) in &kinds {
         let count = tensors.tensors.len().to_string();

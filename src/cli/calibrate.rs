@@ -16,9 +16,10 @@ use super::{print_json, threads};
 
 /// Runs a model on a text, layer by layer in fixed memory, and writes the second moments of its layers' inputs.
 ///
-/// `extract --calibration` weights errors by them, so that an adapter for a quantized model keeps what the model's output depends on. The
-/// model may be larger than memory, dense or quantized in any format that is read; calibrate the tuned model, or the one that the adapter
-/// is for. A run that was stopped goes on when the same command is given again.
+/// `extract --calibration` weights errors by these moments, so that an adapter for a quantized model keeps what the
+/// model's output depends on. The model may be larger than memory, dense or quantized in any supported format.
+/// Calibrate the tuned model, or the model that the adapter is for. To resume a stopped run, give the same command
+/// again.
 #[derive(Debug, Args)]
 pub struct CalibrateArgs {
     /// The model: a folder, or a name in the Hugging Face cache
@@ -29,25 +30,26 @@ pub struct CalibrateArgs {
     /// The folder to write to
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Rows of a sketch, at most; with as many tokens or fewer second moments are exact
+    /// Maximum rows of a sketch; with this many tokens or fewer, the second moments are exact
     #[arg(long, default_value_t = 2048, help_heading = "Result")]
     k: usize,
     /// Seed of the sketches
     #[arg(long, default_value_t = 0, help_heading = "Result")]
     seed: u64,
-    /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
+    /// Limit on the peak resident memory of the whole process
+    /// [default: the smaller of 2GiB and half the available memory]
     #[arg(long, value_name = "SIZE", value_parser = byte_size::parse)]
     memory: Option<u64>,
-    /// Threads that compute [default: one for each processor]
+    /// Number of compute threads [default: one per processor]
     #[arg(long)]
     threads: Option<usize>,
-    /// Throw away what the output folder holds of an earlier run
+    /// Discard an earlier run in the output folder and start over
     #[arg(long)]
     overwrite: bool,
-    /// No progress
+    /// Do not show progress
     #[arg(short, long)]
     quiet: bool,
-    /// The result as JSON on stdout
+    /// Print the result as JSON to stdout
     #[arg(long)]
     json: bool,
 }
@@ -79,10 +81,10 @@ pub fn run(arguments: CalibrateArgs) -> Result<ExitCode> {
 
 fn words(outcome: &CalibrationOutcome) -> String {
     let CalibrationOutcome { out, was_done, loss, tokens, inputs, bytes, .. } = outcome;
-    let done = if *was_done { " (it was there already)" } else { "" };
+    let done = if *was_done { " (was already done)" } else { "" };
     format!(
         "{}: {inputs} inputs over {tokens} tokens, {} MiB{done}\n\
-         loss {loss:.4} per token (perplexity {:.2}); a value far from what this model has on such text means that it was not run correctly",
+         loss {loss:.4} per token (perplexity {:.2}); a value far from this model's usual one on such text means that it was not run correctly",
         out.display(),
         bytes >> 20,
         loss.exp()

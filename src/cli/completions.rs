@@ -8,10 +8,10 @@ use trephine::Result;
 
 use crate::cli::print;
 
-/// Prints a shell's completions, to be put where that shell looks for them.
+/// Prints the completion script of a shell. Save it where the shell looks for completions.
 ///
-/// For bash, `trephine completions bash > ~/.local/share/bash-completion/completions/trephine`; for zsh, a file `_trephine` in a
-/// folder of `$fpath`; for fish, `~/.config/fish/completions/trephine.fish`.
+/// For bash, `trephine completions bash > ~/.local/share/bash-completion/completions/trephine`; for zsh, a file
+/// `_trephine` in a folder of `$fpath`; for fish, `~/.config/fish/completions/trephine.fish`.
 #[derive(Debug, Args)]
 pub struct CompletionsArgs {
     /// The shell
@@ -19,7 +19,7 @@ pub struct CompletionsArgs {
     shell: Shell,
 }
 
-/// Prints them.
+/// Prints the script.
 pub fn run(arguments: &CompletionsArgs) -> Result<ExitCode> {
     let mut script = Vec::new();
     generate(arguments.shell, &mut crate::cli::ProgramArgs::command(), "trephine", &mut script);

@@ -20,9 +20,9 @@ use crate::cli::{print, print_json, threads};
 
 /// Writes a quantized checkpoint as a dense one.
 ///
-/// Each quantized weight becomes `X.weight`, rounded once from the value that its format's reference gives; everything that is
-/// stored dense is copied bit for bit, and so are the tokenizer and other files. A run that was stopped goes on when the same
-/// command is given again.
+/// Each quantized weight becomes `X.weight`, rounded once from the value that its format's reference implementation
+/// gives. Dense tensors, the tokenizer and other files are copied bit for bit. To resume a stopped run, give the same
+/// command again.
 #[derive(Debug, Args)]
 pub struct DequantizeArgs {
     /// A folder, a .safetensors file, or a name in the Hugging Face cache
@@ -30,7 +30,7 @@ pub struct DequantizeArgs {
     /// The folder to write to
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// The type of the dequantized weights; what is stored dense keeps its own
+    /// Type of the dequantized weights; dense tensors keep their own
     #[arg(long, value_enum, default_value_t = DtypeName::Bf16)]
     dtype: DtypeName,
     #[command(flatten)]
@@ -39,39 +39,40 @@ pub struct DequantizeArgs {
     splitting: Splitting,
 }
 
-/// What all commands that write a checkpoint take.
+/// Options of all commands that write a checkpoint.
 #[derive(Debug, Args)]
 pub struct Writing {
-    /// The largest file of weights, as 5GB
+    /// Maximum size of a file of weights, for example 5GB
     #[arg(long, value_name = "SIZE", value_parser = byte_size::parse, default_value_t = DEFAULT_SHARD_SIZE,
         hide_default_value = true, help_heading = "Result")]
     pub max_shard_size: u64,
-    /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
+    /// Limit on the peak resident memory of the whole process
+    /// [default: the smaller of 2GiB and half the available memory]
     #[arg(long, value_name = "SIZE", value_parser = byte_size::parse, help_heading = "Running")]
     memory: Option<u64>,
-    /// Threads that compute [default: one for each processor]
+    /// Number of compute threads [default: one per processor]
     #[arg(long, help_heading = "Running")]
     threads: Option<usize>,
-    /// Throw away an earlier run in the output folder and start anew
+    /// Discard an earlier run in the output folder and start over
     #[arg(long, help_heading = "Running")]
     overwrite: bool,
-    /// No progress
+    /// Do not show progress
     #[arg(short, long, help_heading = "Running")]
     pub quiet: bool,
-    /// What was done as JSON on stdout
+    /// Print what was done as JSON to stdout
     #[arg(long, help_heading = "Running")]
     pub json: bool,
 }
 
 impl Writing {
-    /// How the work is run.
+    /// The options that do not change the output.
     pub fn running(&self) -> Result<RunOptions> {
         let running = RunOptions::new(threads(self.threads)?, self.memory.unwrap_or_else(default_memory));
         Ok(RunOptions { overwrite: self.overwrite, ..running })
     }
 }
 
-/// Tells what was done.
+/// Prints what was done.
 pub fn show_conversion(outcome: &ConversionOutcome, json: bool) -> Result<()> {
     if json { print_json(outcome) } else { print(&text(outcome)) }
 }
@@ -110,14 +111,14 @@ fn text(outcome: &ConversionOutcome) -> String {
     );
     if !conversion.replaced.is_empty() {
         text += &format!(
-            "{} parameters that the adapter holds whole took the base's place\n",
+            "{} parameters were replaced by whole ones from the adapter\n",
             conversion.replaced.len()
         );
     }
     if !conversion.dropped.is_empty() {
-        let some = conversion.dropped.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+        let names = conversion.dropped.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
         let more = if conversion.dropped.len() > 3 { ", ..." } else { "" };
-        text += &format!("{} scales of activations left out: {some}{more}\n", conversion.dropped.len());
+        text += &format!("{} activation scales left out: {names}{more}\n", conversion.dropped.len());
     }
     for (module, count) in &conversion.non_finite {
         text += &format!("{module} has {count} values that are NaN or infinite\n");

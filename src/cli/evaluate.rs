@@ -16,12 +16,12 @@ use super::{print, print_json, threads};
 
 /// Measures the next-token loss of a model on a text, with each adapter and with none.
 ///
-/// The model may be larger than memory and quantized in any format that is read: it is run layer by layer, all adapters in one pass over
-/// the weights. Differences are paired, sequence by sequence. To see how far an adapter closes the gap, evaluate the tuned model on the
-/// same text.
+/// The model may be larger than memory and quantized in any supported format: it runs layer by layer, with all adapters
+/// in one pass over the weights. Differences are paired, sequence by sequence. To see how far an adapter closes the
+/// gap, evaluate the tuned model on the same text.
 #[derive(Debug, Args)]
 pub struct EvaluateArgs {
-    /// The model that serves: a folder, or a name in the Hugging Face cache
+    /// The served model: a folder, or a name in the Hugging Face cache
     #[arg(long, value_name = "CHECKPOINT")]
     model: String,
     /// A PEFT LoRA adapter: a folder, or a name in the Hugging Face cache. Can be repeated
@@ -29,24 +29,25 @@ pub struct EvaluateArgs {
     adapters: Vec<String>,
     #[command(flatten)]
     text: Text,
-    /// The folder for hidden states that memory has no room for [default: the system's for temporary files]
+    /// The folder for hidden states that do not fit in memory [default: the system's temporary folder]
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
-    /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
+    /// Limit on the peak resident memory of the whole process
+    /// [default: the smaller of 2GiB and half the available memory]
     #[arg(long, value_name = "SIZE", value_parser = byte_size::parse)]
     memory: Option<u64>,
-    /// Threads that compute [default: one for each processor]
+    /// Number of compute threads [default: one per processor]
     #[arg(long)]
     threads: Option<usize>,
-    /// No progress
+    /// Do not show progress
     #[arg(short, long)]
     quiet: bool,
-    /// The result as JSON on stdout, with the loss of every sequence
+    /// Print the result as JSON to stdout, with the loss of every sequence
     #[arg(long)]
     json: bool,
 }
 
-/// Evaluates, and reports.
+/// Evaluates, and prints the result.
 pub fn run(arguments: EvaluateArgs) -> Result<ExitCode> {
     let job = Evaluation {
         model: arguments.model,
@@ -82,12 +83,12 @@ fn show(evaluated: &Evaluated) -> String {
         ]);
     }
     let mut text = format!(
-        "next-token loss over {} tokens of {} sequences; changes are paired with no adapter\n\n{rows}\n",
+        "next-token loss over {} tokens of {} sequences; changes are relative to no adapter, paired by sequence\n\n{rows}\n",
         evaluated.predicted, evaluated.sequences
     );
     for pair in &evaluated.pairs {
         let [change, error] = cells(pair.change);
-        text += &format!("\n{} less {}: {change} ± {error}", pair.second, pair.first);
+        text += &format!("\n{} minus {}: {change} ± {error}", pair.second, pair.first);
     }
     if !evaluated.pairs.is_empty() {
         text += "\n";

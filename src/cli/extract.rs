@@ -24,46 +24,47 @@ use crate::cli::{print, print_json, threads};
 
 /// Extracts the difference between two checkpoints as a LoRA adapter.
 ///
-/// With an unquantized base this is the plain difference (Method A). With a quantized base, block FP8 for instance,
-/// the adapter carries the change and corrects the base's quantization error too (Method B). A run that was stopped
-/// goes on when the same command is given again.
+/// With an unquantized base, this is the plain difference (Method A). With a quantized base, for example block FP8,
+/// the adapter also corrects the base's quantization error (Method B). To resume a stopped run, give the same command
+/// again.
 #[derive(Debug, Args)]
 pub struct ExtractArgs {
-    /// What the adapter is added to: a folder, a .safetensors or .gguf file, or a name in the Hugging Face cache
+    /// The checkpoint that the adapter is added to: a folder, a .safetensors or .gguf file, or a name in the Hugging
+    /// Face cache
     #[arg(long, value_name = "CHECKPOINT")]
     base: String,
-    /// What base and adapter together should become
+    /// The checkpoint that base and adapter together should reproduce
     #[arg(long, value_name = "CHECKPOINT")]
     tuned: String,
     /// The folder to write the adapter to
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Also measure the final weights' error on this checkpoint, where another one than the base will be served
+    /// Also measure the final weights' error on this checkpoint, if it is served in place of the base
     #[arg(long, value_name = "CHECKPOINT")]
     served: Option<String>,
 
     /// Rank of the adapter
     #[arg(long, default_value_t = 128, help_heading = "Result")]
     rank: usize,
-    /// Give each module only the least rank that captures this share of its delta, at most --rank
+    /// Give each module only the smallest rank that captures this share of its delta's energy, at most --rank
     #[arg(long, value_name = "SHARE", help_heading = "Result")]
     energy: Option<f64>,
-    /// How far above the optimal error a module may lie, as a fraction
+    /// How far a module's error may exceed the optimal error, as a fraction of it
     #[arg(long, default_value_t = 0.005, help_heading = "Result")]
     tolerance: f64,
-    /// How to factorize
+    /// Factorization method
     #[arg(long, value_enum, default_value_t = MethodName::Auto, help_heading = "Result")]
     method: MethodName,
     /// Seed of the random directions
     #[arg(long, default_value_t = 0, help_heading = "Result")]
     seed: u64,
-    /// How the factors are stored
+    /// Type in which the factors are stored
     #[arg(long, value_enum, default_value_t = DtypeName::Bf16, help_heading = "Result")]
     dtype: DtypeName,
-    /// Round the dequantized base first, as a dense copy of it on disk would be
+    /// Round the dequantized base first, as in a dense copy of it on disk
     #[arg(long, value_enum, default_value_t = RoundName::None, help_heading = "Result")]
     round_base: RoundName,
-    /// What to do with NaN and infinities in a weight: stop, or take the difference there as zero
+    /// What to do with NaN and infinities in a weight: fail, or take the difference there as zero
     #[arg(long, value_enum, default_value_t = NonFiniteName::Fail, help_heading = "Result")]
     non_finite: NonFiniteName,
     /// Extract only modules that match: a glob over the name or its last parts, or re:REGEX; `linear` stands for the
@@ -73,47 +74,48 @@ pub struct ExtractArgs {
     /// Leave out modules that match. Can be repeated
     #[arg(long, value_name = "PATTERN", help_heading = "Result")]
     exclude: Vec<String>,
-    /// Where the vocabularies differ, go on with the common rows
+    /// If the vocabularies differ, use only the common rows
     #[arg(long, help_heading = "Result")]
     trim_vocab: bool,
-    /// The adapter's base_model_name_or_path [default: what --base says]
+    /// The adapter's base_model_name_or_path [default: the value of --base]
     #[arg(long, value_name = "NAME", help_heading = "Result")]
     base_model_name: Option<String>,
 
     #[command(flatten)]
     splitting: Splitting,
-    /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
+    /// Limit on the peak resident memory of the whole process
+    /// [default: the smaller of 2GiB and half the available memory]
     #[arg(long, value_name = "SIZE", value_parser = byte_size::parse, help_heading = "Running")]
     memory: Option<u64>,
-    /// Threads that compute [default: one for each processor]
+    /// Number of compute threads [default: one per processor]
     #[arg(long, help_heading = "Running")]
     threads: Option<usize>,
     /// Keep each module's shard after the adapter is assembled
     #[arg(long, help_heading = "Running")]
     keep_shards: bool,
-    /// Throw away an earlier run in the output folder and start anew
+    /// Discard an earlier run in the output folder and start over
     #[arg(long, help_heading = "Running")]
     overwrite: bool,
-    /// Go on with a run that was begun on a processor with other vector instructions; its bytes may then differ
+    /// Resume a run that was started on a processor with different vector instructions; its bytes may then differ
     #[arg(long, help_heading = "Running")]
     other_simd: bool,
-    /// Show what would be done, and do nothing
+    /// Show what would be done, without doing it
     #[arg(long, help_heading = "Running")]
     dry_run: bool,
-    /// No progress
+    /// Do not show progress
     #[arg(short, long, help_heading = "Running")]
     quiet: bool,
-    /// The summary (or, with --dry-run, the plan) as JSON on stdout
+    /// Print the summary (or, with --dry-run, the plan) as JSON to stdout
     #[arg(long, help_heading = "Running")]
     json: bool,
 }
 
 words!(MethodName => Method {
-    /// By shape, rank and tolerance
+    /// Chosen by shape, rank and tolerance
     Auto,
     /// Randomized block Krylov
     Krylov,
-    /// Gram matrix and dense eigensolver: optimal, slower where the shorter side is large
+    /// Gram matrix and dense eigensolver: optimal, but slower when the shorter side is large
     Gram
 });
 words!(RoundName => RoundBase {
@@ -156,13 +158,13 @@ impl ExtractArgs {
     }
 }
 
-/// What the adapter calls its base where nothing else is said: as given, but a slash at the end is no part of a name.
+/// The adapter's default name for its base: the value of `--base` without trailing slashes.
 fn name_of(base: &str) -> String {
     let name = base.trim_end_matches('/');
     if name.is_empty() { base.to_owned() } else { name.to_owned() }
 }
 
-/// Plans, shows or runs.
+/// Shows the plan, or runs the extraction.
 pub fn run(arguments: ExtractArgs) -> Result<ExitCode> {
     let extraction = arguments.extraction()?;
     let part = arguments.splitting.part()?;
@@ -215,9 +217,9 @@ fn show_plan(plan: &ExtractionPlan, part: Option<Part>) -> String {
     }
     text += &format!("{rows}\n\n");
     let [modules, left_out] = [plan.modules.len(), plan.not_represented.len()];
-    text += &format!("{modules} modules; {left_out} tensors that the adapter will not hold\n");
+    text += &format!("{modules} modules; {left_out} tensors that the adapter will not contain\n");
     let (memory, least) = (byte_size::show(plan.memory), byte_size::show(plan.least_memory));
-    text += &format!("memory  {memory} of peak resident memory are allowed, {least} would do\n");
+    text += &format!("memory  {memory} of peak resident memory allowed, {least} needed\n");
     let (read, disk) = (byte_size::show(plan.read_bytes), byte_size::show(plan.disk_bytes));
     text += &format!("disk    {read} to read, {disk} to write\n");
     let time = humantime::format_duration(std::time::Duration::from_secs(plan.seconds.ceil() as u64));
@@ -227,7 +229,7 @@ fn show_plan(plan: &ExtractionPlan, part: Option<Part>) -> String {
     )
 }
 
-/// The end of a run, for people.
+/// The result of a run, formatted for people.
 pub fn show_outcome(outcome: &ExtractionOutcome) -> String {
     let manifest = &outcome.manifest;
     let headings = ["kind", "modules", "rank", "mean error", "worst error", "captured", "time"];

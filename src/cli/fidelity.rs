@@ -17,45 +17,48 @@ use crate::cli::{print, print_json, threads};
 
 /// Measures how far the served weights are from the tuned ones, with each adapter and with none.
 ///
-/// Any LoRA adapter that PEFT loads will do. What extract --served says of its own adapter comes out the same.
+/// Accepts any LoRA adapter that PEFT loads. For an adapter that extract wrote, the result is the one that
+/// extract --served reports.
 #[derive(Debug, Args)]
 pub struct FidelityArgs {
     /// An adapter: a folder, or a name in the Hugging Face cache. Can be repeated
     #[arg(long = "adapter", value_name = "ADAPTER", required = true)]
     adapters: Vec<String>,
-    /// The checkpoint that serves it, mostly quantized
+    /// The served checkpoint, usually quantized
     #[arg(long, value_name = "CHECKPOINT")]
     served: String,
-    /// What the weights should be
+    /// The checkpoint that the served weights should match
     #[arg(long, value_name = "CHECKPOINT")]
     tuned: String,
     /// The folder to write fidelity.json to
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
+    /// Limit on the peak resident memory of the whole process
+    /// [default: the smaller of 2GiB and half the available memory]
     #[arg(long, value_name = "SIZE", value_parser = byte_size::parse)]
     memory: Option<u64>,
-    /// Threads that compute [default: one for each processor]
+    /// Number of compute threads [default: one per processor]
     #[arg(long)]
     threads: Option<usize>,
-    /// Throw away an earlier measurement in the output folder and start anew
+    /// Discard an earlier measurement in the output folder and start over
     #[arg(long)]
     overwrite: bool,
-    /// Continue a measurement that was begun on a processor with other vector instructions; its numbers may then differ
+    /// Resume a measurement that was started on a processor with different vector instructions; its
+    /// numbers may then differ
     #[arg(long)]
     other_simd: bool,
-    /// A line for every module, not only for every kind
+    /// Show a row for every module, not only for every kind
     #[arg(long)]
     modules: bool,
-    /// No progress
+    /// Do not show progress
     #[arg(short, long)]
     quiet: bool,
-    /// The whole of fidelity.json on stdout instead of a table
+    /// Print all of fidelity.json to stdout instead of a table
     #[arg(long)]
     json: bool,
 }
 
-/// Measures, and tells.
+/// Measures, and prints the result.
 pub fn run(arguments: FidelityArgs) -> Result<ExitCode> {
     let running = RunOptions {
         overwrite: arguments.overwrite,
@@ -87,7 +90,7 @@ fn show(measured: &Fidelity, every_module: bool) -> String {
     let mut rows = Table::new();
     let mut headings: Vec<String> =
         [if every_module { "module" } else { "kind" }, "modules", "no adapter"].map(Into::into).into();
-    headings.extend(names.flat_map(|name| [name, "of none".to_owned()]));
+    headings.extend(names.flat_map(|name| [name, "vs none".to_owned()]));
     rows.load_style(presets::NOTHING).set_header(headings);
     for column in rows.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -107,6 +110,6 @@ fn show(measured: &Fidelity, every_module: bool) -> String {
     }
     add("all", measured.modules.len(), &measured.total);
     format!(
-        "distance of the served weights from the tuned ones, by Frobenius norm; below 100 % of none an adapter helps\n\n{rows}\n"
+        "distance of the served weights from the tuned ones, by Frobenius norm; below 100 % of the distance without one, an adapter helps\n\n{rows}\n"
     )
 }

@@ -13,12 +13,13 @@ use crate::cli::print;
 /// Writes the manual pages, one for the program and one for each subcommand.
 #[derive(Debug, Args)]
 pub struct ManArgs {
-    /// The folder to write them to, as ~/.local/share/man/man1; without it, the program's own page goes to stdout
+    /// The folder to write them to, for example ~/.local/share/man/man1; without it, the program's own page goes to
+    /// stdout
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
 
-/// Writes them.
+/// Writes the pages.
 pub fn run(arguments: &ManArgs) -> Result<ExitCode> {
     let mut program = crate::cli::ProgramArgs::command();
     program.build();
@@ -27,7 +28,7 @@ pub fn run(arguments: &ManArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     };
     folder::create(out)?;
-    // `help` only repeats the others.
+    // `help` only repeats the other subcommands.
     let commands: Vec<Command> =
         program.get_subcommands().filter(|c| c.get_name() != "help").cloned().collect();
     write(out, program)?;

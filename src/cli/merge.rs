@@ -16,11 +16,13 @@ use crate::cli::ui::value_enums::DtypeName;
 
 /// Writes a checkpoint with an adapter merged into it.
 ///
-/// Weights that the adapter changes become W + scale · B·A, rounded once. The base may be quantized: its other quantized weights
-/// are dequantized then, or, with --fp8, written as block FP8. A run that was stopped goes on when the same command is given again.
+/// Weights that the adapter changes become W + scale · B·A, rounded once. The base may be quantized; its other
+/// quantized weights are then dequantized or, with --fp8, written as block FP8. To resume a stopped run, give the
+/// same command again.
 #[derive(Debug, Args)]
 pub struct MergeArgs {
-    /// What the adapter belongs to: a folder, a .safetensors file, or a name in the Hugging Face cache
+    /// The checkpoint that the adapter belongs to: a folder, a .safetensors file, or a name in the Hugging Face
+    /// cache
     #[arg(long, value_name = "CHECKPOINT")]
     base: String,
     /// A PEFT LoRA adapter: a folder, or a name in the Hugging Face cache
@@ -29,17 +31,18 @@ pub struct MergeArgs {
     /// The folder to write to
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// The type of the weights that are computed; what is stored dense and not changed keeps its own
+    /// Type of the computed weights; unchanged dense tensors keep their own
     #[arg(long, value_enum, default_value_t = DtypeName::Bf16, help_heading = "Result")]
     dtype: DtypeName,
-    /// Write linear layers as block FP8 (128 x 128) in the layout of Qwen3-FP8; embeddings, norms and the head stay dense
+    /// Write linear layers as block FP8 (128 x 128) in the layout of Qwen3-FP8; embeddings, norms and
+    /// the head stay dense
     #[arg(long, help_heading = "Result")]
     fp8: bool,
     #[command(flatten)]
     writing: Writing,
     #[command(flatten)]
     splitting: Splitting,
-    /// Continue a run that was begun on a processor with other vector instructions; its bytes may then differ
+    /// Resume a run that was started on a processor with different vector instructions; its bytes may then differ
     #[arg(long, help_heading = "Running")]
     other_simd: bool,
 }

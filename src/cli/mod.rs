@@ -1,5 +1,5 @@
-//! The command line: one file a subcommand, arguments into library options and nothing more. Progress bars and tables
-//! live here only. What can be piped goes to stdout, all else to stderr.
+//! The command line: one file per subcommand, which turns arguments into library options and nothing more. Progress
+//! bars and tables exist only here. Output that can be piped goes to stdout, everything else to stderr.
 
 pub(crate) mod analyze;
 pub(crate) mod assemble;
@@ -36,11 +36,11 @@ pub struct ProgramArgs {
 
 const EXIT_CODES: &str = "Exit codes:
   0   done
-  1   an unexpected error, a full disk among them
-  2   usage, or something that you must decide (a budget too small, changed options, a locked folder)
-  3   the input is bad
-  4   a check found something, as parts that are missing
-  75  stopped by a signal: run the same command again to go on";
+  1   an unexpected error, for example a full disk
+  2   wrong usage, or a decision that is yours (memory limit too small, changed options, locked folder)
+  3   bad input
+  4   a check found something, for example missing parts
+  75  stopped by a signal: run the same command again to resume";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -84,12 +84,12 @@ pub fn run(arguments: ProgramArgs) -> Result<ExitCode> {
     }
 }
 
-/// Tells an error on stderr, its cure on a line of its own, and gives the exit code.
+/// Prints an error to stderr, with its hint on a separate line, and returns the exit code.
 pub fn fail(error: &Error) -> ExitCode {
     let mut stderr = io::stderr().lock();
     let _ = writeln!(stderr, "error: {error}");
-    if let Some(cure) = error.cure() {
-        let _ = writeln!(stderr, "hint: {cure}");
+    if let Some(hint) = error.cure() {
+        let _ = writeln!(stderr, "hint: {hint}");
     }
     ExitCode::from(match error.kind() {
         Kind::Unexpected => 1,
@@ -99,24 +99,24 @@ pub fn fail(error: &Error) -> ExitCode {
     })
 }
 
-/// How many threads compute: as asked, or one for each processor.
+/// The number of compute threads: as requested, or one per processor.
 fn threads(asked: Option<usize>) -> Result<usize> {
     const MOST: usize = 4096;
     match asked {
-        Some(0) => Err(Error::decide("0 threads do nothing").hint("give --threads 1 or more")),
-        Some(threads) if threads > MOST => Err(Error::decide(format!("{threads} threads are too many"))
-            .hint(format!("give --threads {MOST} or fewer, as many as there are processors"))),
+        Some(0) => Err(Error::decide("0 threads cannot compute anything").hint("give --threads 1 or more")),
+        Some(threads) if threads > MOST => Err(Error::decide(format!("{threads} threads is too many"))
+            .hint(format!("give --threads {MOST} or fewer, at best one per processor"))),
         Some(threads) => Ok(threads),
         None => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
     }
 }
 
-/// A word as a shell takes it.
+/// Quotes a word for a shell.
 fn quoted(word: &str) -> String {
     shlex::try_quote(word).map_or_else(|_| word.to_owned(), |quoted| quoted.into_owned())
 }
 
-/// Writes to stdout. A reader that has gone away (`| head`) is no error.
+/// Writes to stdout. A reader that has gone away (`| head`) is not an error.
 fn print(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -127,7 +127,7 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Any value as pretty JSON on stdout.
+/// Prints any value as pretty JSON to stdout.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::unexpected("cannot write the result as JSON").because(e))?;

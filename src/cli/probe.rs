@@ -15,10 +15,10 @@ use crate::cli::{print, print_json};
 
 /// Shows what is in a checkpoint or an adapter, and what looks wrong.
 ///
-/// From headers alone, so that a checkpoint of any size takes a moment: how the weights are stored, the shapes of weights and
-/// scales, what is dense, totals, and everything that does not fit. Of an adapter: ranks, targets, and whether PEFT, vLLM,
-/// SGLang and llama.cpp would load it. Exit code 4 where a checkpoint cannot be read as it is, or where one of these programs
-/// would not load the adapter with all its effect.
+/// Reads only headers, so a checkpoint of any size takes a moment. For a checkpoint: how the weights are stored, the
+/// shapes of weights and scales, what is dense, totals, and everything that does not fit. For an adapter: ranks,
+/// targets, and whether PEFT, vLLM, SGLang and llama.cpp would load it. Exits with code 4 if the checkpoint cannot be
+/// read as it is, or if one of these programs would not apply all of the adapter.
 #[derive(Debug, Args)]
 pub struct ProbeArgs {
     /// A folder, a file, a name in the Hugging Face cache, or an adapter's folder
@@ -33,12 +33,12 @@ pub struct ProbeArgs {
     /// Of an adapter: the base to hold its modules against, a folder, a file, or a name in the Hugging Face cache
     #[arg(long, value_name = "CHECKPOINT")]
     base: Option<String>,
-    /// Everything as JSON on stdout
+    /// Print everything as JSON to stdout
     #[arg(long)]
     json: bool,
 }
 
-/// Looks, and shows.
+/// Probes, and prints the result.
 pub fn run(arguments: ProbeArgs) -> Result<ExitCode> {
     let found = trephine::checkpoint::find(&arguments.checkpoint)?;
     if PeftAdapter::is_at(&found) {
@@ -57,14 +57,14 @@ pub fn run(arguments: ProbeArgs) -> Result<ExitCode> {
     let wrong = found.findings.iter().filter(|finding| finding.level == Level::Error);
     match wrong.map(|finding| 1 + finding.alike).sum::<usize>() {
         0 => Ok(ExitCode::SUCCESS),
-        1 => Err(Error::found("1 thing is wrong with the checkpoint").path(found.root)),
-        count => Err(Error::found(format!("{count} things are wrong with the checkpoint")).path(found.root)),
+        1 => Err(Error::found("1 problem in the checkpoint").path(found.root)),
+        count => Err(Error::found(format!("{count} problems in the checkpoint")).path(found.root)),
     }
 }
 
 fn adapter(arguments: &ProbeArgs) -> Result<ExitCode> {
     if !arguments.tensor.is_empty() {
-        return Err(Error::decide("--tensor is for checkpoints")
+        return Err(Error::decide("--tensor works only on checkpoints")
             .path(&arguments.checkpoint)
             .hint("give the file adapter_model.safetensors itself to see its tensors"));
     }
@@ -76,11 +76,11 @@ fn adapter(arguments: &ProbeArgs) -> Result<ExitCode> {
     match found.consumers.iter().filter(|verdict| !verdict.works).count() {
         0 => Ok(ExitCode::SUCCESS),
         count => Err(Error::found(format!(
-            "{count} of {} programs would not use all of the adapter",
+            "{count} of {} programs would not apply all of the adapter",
             found.consumers.len()
         ))
         .path(found.root)
-        .hint("see trephine sanitize")),
+        .hint("convert it with trephine sanitize")),
     }
 }
 
@@ -101,15 +101,15 @@ fn show(found: &Probe) -> String {
     text += &format!("{rows}\n\n");
     match found.tensors.is_empty() {
         true => text += &groups(&found.groups),
-        false => found.tensors.iter().for_each(|probed| text += &one(probed)),
+        false => found.tensors.iter().for_each(|probed| text += &show_tensor(probed)),
     }
     for finding in &found.findings {
         let word = if finding.level == Level::Error { "error" } else { "warning" };
         let more =
             if finding.alike > 0 { format!(" (and {} more like it)", finding.alike) } else { String::new() };
         text += &format!("{word}: {}{more}\n", finding.what);
-        if let Some(cure) = &finding.cure {
-            text += &format!("  hint: {cure}\n");
+        if let Some(hint) = &finding.cure {
+            text += &format!("  hint: {hint}\n");
         }
     }
     text
@@ -139,7 +139,7 @@ fn sides(shape: &[usize]) -> String {
 }
 
 /// One tensor with its parts and values.
-fn one(probed: &Probed) -> String {
+fn show_tensor(probed: &Probed) -> String {
     let block =
         probed.block.map_or_else(String::new, |[rows, columns]| format!(", a scale for {rows} x {columns}"));
     let mut text =
@@ -160,10 +160,10 @@ fn show_adapter(found: &AdapterProbe) -> String {
     let list = |pairs: Vec<String>| if pairs.is_empty() { "none".to_owned() } else { pairs.join(", ") };
     let ranks = list(found.ranks.iter().map(|(rank, count)| format!("{rank} ({count} modules)")).collect());
     let kinds = list(found.kinds.iter().map(|(kind, count)| format!("{kind} ({count})")).collect());
-    let given = |value: Option<String>| value.unwrap_or_else(|| "not given".to_owned());
-    let mut text = format!("base     {}\n", given(found.base.clone()));
-    text += &format!("config   r {}, ", given(found.r.map(|r| r.to_string())));
-    text += &format!("lora_alpha {}\n", given(found.lora_alpha.map(|alpha| alpha.to_string())));
+    let or_not_given = |value: Option<String>| value.unwrap_or_else(|| "not given".to_owned());
+    let mut text = format!("base     {}\n", or_not_given(found.base.clone()));
+    text += &format!("config   r {}, ", or_not_given(found.r.map(|r| r.to_string())));
+    text += &format!("lora_alpha {}\n", or_not_given(found.lora_alpha.map(|alpha| alpha.to_string())));
     text += &format!("ranks    {ranks}\n");
     if let Some([low, high]) = found.scales {
         let scale = if low == high { number(low) } else { format!("{} to {}", number(low), number(high)) };

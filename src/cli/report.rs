@@ -11,26 +11,27 @@ use trephine::report::{Report, Summary, report};
 use crate::cli::ui::byte_size;
 use crate::cli::{print, print_json};
 
-/// Draws one page, complete in itself, from what the other commands wrote: figures, their numbers, and a summary in words.
+/// Writes one self-contained HTML page from what the other commands wrote: figures, their numbers, and a summary in
+/// words.
 #[derive(Debug, Args)]
 pub struct ReportArgs {
     /// Folders that extract, fidelity, analyze or autopsy wrote; several are compared
     #[arg(required = true, value_name = "DIR")]
     folders: Vec<PathBuf>,
-    /// The page
+    /// The HTML file to write
     #[arg(long, value_name = "FILE", default_value = "report.html")]
     out: PathBuf,
     /// Also write every plot as an SVG file into this folder
     #[arg(long, value_name = "DIR")]
     svg: Option<PathBuf>,
-    /// The summary's numbers as JSON on stdout
+    /// Print the summary's numbers as JSON to stdout
     #[arg(long)]
     json: bool,
 }
 
-/// The summary and where it was written to.
+/// The summary, and where the page was written.
 #[derive(Serialize)]
-struct Told<'a> {
+struct ReportResult<'a> {
     out: &'a PathBuf,
     bytes: u64,
     plots: &'a [PathBuf],
@@ -38,15 +39,19 @@ struct Told<'a> {
     summary: &'a Summary,
 }
 
-/// Draws, and tells what the page says at its top.
+/// Writes the page, and prints the summary at its top.
 pub fn run(arguments: ReportArgs) -> Result<ExitCode> {
     let ReportArgs { folders, out, svg, json } = arguments;
     let job = Report { folders, out, svg };
     let reported = report(&job)?;
     if json {
-        let told =
-            Told { out: &job.out, bytes: reported.bytes, plots: &reported.plots, summary: &reported.summary };
-        print_json(&told)?;
+        let result = ReportResult {
+            out: &job.out,
+            bytes: reported.bytes,
+            plots: &reported.plots,
+            summary: &reported.summary,
+        };
+        print_json(&result)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut text = String::new();

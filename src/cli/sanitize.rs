@@ -17,45 +17,49 @@ use crate::cli::ui::table::{number, table};
 use crate::cli::ui::value_enums::DtypeName;
 use crate::cli::{print, print_json};
 
-/// Makes any LoRA adapter, mergekit's among them, one that a given program loads.
+/// Converts any LoRA adapter, for example mergekit's, into one that a given program loads.
 ///
-/// One rank for all modules, the scale multiplied into the factors, names and config mended; what the program does not take,
-/// as norms and whole weights, is left out and told with its norm. What the adapter adds to each weight stays as it is.
+/// Gives all modules one rank, multiplies the scale into the factors, and fixes names and config. Tensors that the
+/// program does not accept, for example norms and whole weights, are left out and reported with their norm. What the
+/// adapter adds to each weight stays the same.
 #[derive(Debug, Args)]
 pub struct SanitizeArgs {
-    /// The adapter: a folder with adapter_config.json and adapter_model.safetensors, or a name in the Hugging Face cache
+    /// The adapter: a folder with adapter_config.json and adapter_model.safetensors, or a name in the
+    /// Hugging Face cache
     adapter: String,
     /// The folder to write the new adapter to
     #[arg(long, value_name = "DIR", required_unless_present = "check")]
     out: Option<PathBuf>,
-    /// The program that is to load it. Can be repeated; `all` is the adapter that every one of them loads
+    /// The program that will load it. Can be repeated; `all` makes an adapter that every one of them loads
     #[arg(long = "for", value_enum, value_name = "PROGRAM", default_values_t = [Target::All])]
     target: Vec<Target>,
-    /// Only say what would be refused, and end with 4 if anything would be
+    /// Only report what would be refused, and exit with code 4 if anything would be
     #[arg(long, conflicts_with = "out")]
     check: bool,
-    /// Cut modules of a higher rank down to this one, each to the best approximation there is
+    /// Truncate modules of a higher rank to this rank, each to its best approximation
     #[arg(long, value_name = "R")]
     max_rank: Option<usize>,
-    /// The base: tells shapes and kind, and what whole weights that are left out had changed
+    /// The base checkpoint: provides shapes, the model type, and the values that left-out whole weights are compared
+    /// with
     #[arg(long, value_name = "CHECKPOINT")]
     base: Option<String>,
-    /// How the factors are stored [default: as they were]
+    /// Type in which the factors are stored [default: unchanged]
     #[arg(long, value_enum)]
     dtype: Option<DtypeName>,
-    /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
+    /// Limit on the peak resident memory of the whole process
+    /// [default: the smaller of 2GiB and half the available memory]
     #[arg(long, value_name = "SIZE", value_parser = byte_size::parse)]
     memory: Option<u64>,
-    /// Throw away an earlier result in the output folder
+    /// Discard an earlier result in the output folder and start over
     #[arg(long)]
     overwrite: bool,
-    /// Continue a run that was begun on a processor with other vector instructions; its bytes may then differ
+    /// Resume a run that was started on a processor with different vector instructions; its bytes may then differ
     #[arg(long)]
     other_simd: bool,
-    /// No progress
+    /// Do not show progress
     #[arg(short, long)]
     quiet: bool,
-    /// The result as JSON on stdout
+    /// Print the result as JSON to stdout
     #[arg(long)]
     json: bool,
 }
@@ -73,19 +77,19 @@ enum Target {
 
 impl SanitizeArgs {
     fn consumers(&self) -> Vec<Loader> {
-        let of = |target: &Target| match target {
+        let loaders = |target: &Target| match target {
             Target::Vllm => &[Loader::Vllm][..],
             Target::Sglang => &[Loader::Sglang],
             Target::LlamaCpp => &[Loader::LlamaCpp],
             Target::Peft => &[Loader::Peft],
             Target::All => &Loader::ALL,
         };
-        let named: Vec<Loader> = self.target.iter().flat_map(of).copied().collect();
+        let named: Vec<Loader> = self.target.iter().flat_map(loaders).copied().collect();
         Loader::ALL.into_iter().filter(|consumer| named.contains(consumer)).collect()
     }
 }
 
-/// Checks, or sanitizes and tells what was done.
+/// Checks, or sanitizes and prints what was done.
 pub fn run(arguments: SanitizeArgs) -> Result<ExitCode> {
     let consumers = arguments.consumers();
     let Some(out) = arguments.out.clone() else { return run_check(&arguments, &consumers) };
@@ -122,18 +126,17 @@ fn run_check(arguments: &SanitizeArgs, consumers: &[Loader]) -> Result<ExitCode>
     }
     match found.iter().filter(|finding| finding.is_failure()).count() {
         0 => Ok(ExitCode::SUCCESS),
-        1 => Err(Error::found("1 thing keeps the adapter from being loaded as it is meant")
-            .path(&arguments.adapter)),
-        count => {
-            Err(Error::found(format!("{count} things keep the adapter from being loaded as it is meant"))
-                .path(&arguments.adapter))
+        1 => {
+            Err(Error::found("1 problem keeps the adapter from loading as intended").path(&arguments.adapter))
         }
+        count => Err(Error::found(format!("{count} problems keep the adapter from loading as intended"))
+            .path(&arguments.adapter)),
     }
 }
 
 fn show_findings(found: &[RuleFinding]) -> String {
     if found.is_empty() {
-        return "nothing to mend\n".into();
+        return "nothing to fix\n".into();
     }
     let mut text = String::new();
     for finding in found {
@@ -164,9 +167,10 @@ fn show(done: &Sanitized, job: &Sanitizing) -> String {
     }
     let [carried, zeros] = [done.modules.len(), done.completed.len()];
     text += &format!("{carried} modules of rank {} in {}", done.rank, done.dtype);
-    text += &if zeros > 0 { format!(", and {zeros} of zeros that complete a set\n") } else { "\n".into() };
+    text += &if zeros > 0 { format!(", and {zeros} of zeros to complete a set\n") } else { "\n".into() };
     let [cut, rounding] = [done.truncation_error, done.rounding_error].map(number);
-    text +=
-        &format!("error of all products: {cut} by the cut to this rank, {rounding} by storing the factors\n");
+    text += &format!(
+        "relative error of all products: {cut} from truncation, {rounding} from rounding the factors\n"
+    );
     text + &format!("adapter: {}\n", job.out.display())
 }

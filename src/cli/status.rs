@@ -13,23 +13,23 @@ use crate::cli::ui::byte_size;
 use crate::cli::ui::table::table;
 use crate::cli::{print, print_json, quoted};
 
-/// Tells how far a run is, split into parts or not, from its files alone.
+/// Shows the progress of a run, split into parts or not, from its files alone.
 ///
-/// Whether a process is at work is a guess from its last sign of life, which it writes every 10 s; after 90 s of silence it
-/// counts as lost.
+/// Whether a process is running is a guess from its last heartbeat, which it writes every 10 s; after 90 s of silence
+/// it counts as lost.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// The output folder
     out: PathBuf,
-    /// Look again every so many seconds, until the run is finished
+    /// Repeat every so many seconds, until the run is finished
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "5")]
     watch: Option<u64>,
-    /// As JSON on stdout, with --watch one line each time
+    /// Print JSON to stdout; with --watch, one line each time
     #[arg(long)]
     json: bool,
 }
 
-/// Shows it once, or again and again.
+/// Shows the status once, or repeatedly.
 pub fn run(arguments: StatusArgs) -> Result<ExitCode> {
     loop {
         let status = status(&arguments.out)?;
@@ -38,7 +38,7 @@ pub fn run(arguments: StatusArgs) -> Result<ExitCode> {
             (true, Some(_)) => print(&(serde_json::to_string(&status).unwrap_or_default() + "\n"))?,
             (false, None) => print(&show(&status))?,
             (false, Some(_)) => {
-                // On a terminal each look takes the place of the one before.
+                // On a terminal, each status replaces the one before.
                 let clear = if stdout().is_terminal() { "\x1b[2J\x1b[H" } else { "" };
                 print(&format!("{clear}{}\n", show(&status)))?;
             }
@@ -59,10 +59,10 @@ fn time(seconds: f64) -> String {
 fn show(status: &Status) -> String {
     let mut text =
         if status.attempts.is_empty() { String::new() } else { show_attempts(&status.attempts, status.unit) };
-    let of = status.total.map_or(String::new(), |total| format!(" of {}", total.modules));
-    text += &format!("{}{of} {} are done", status.modules, status.unit.plural());
+    let total = status.total.map_or(String::new(), |total| format!(" of {}", total.modules));
+    text += &format!("{}{total} {} are done", status.modules, status.unit.plural());
     if status.state == RunState::Assembled {
-        // Only a run of modules is an adapter's; the record of other commands tells nothing of parts.
+        // Only extract makes an adapter; the records of other commands do not mention parts.
         let what = if status.out.join("extraction.json").exists() {
             "the adapter is assembled"
         } else {
@@ -78,39 +78,39 @@ fn show(status: &Status) -> String {
             let what = if status.unit == UnitKind::File { "files" } else { "shards" };
             text += &format!("; {} of {what} are written", byte_size::show(status.shard_bytes));
         }
-        let (read, all) = (byte_size::show(status.read_bytes), byte_size::show(total.bytes));
-        text += &format!(", {read} of {all} were read");
+        let (read, total) = (byte_size::show(status.read_bytes), byte_size::show(total.bytes));
+        text += &format!(", {read} of {total} were read");
     }
     text += "\n";
     if !status.not_begun.is_empty() {
         let parts: Vec<String> = status.not_begun.iter().map(usize::to_string).collect();
-        text += &format!("nothing was begun by part {} of {}\n", parts.join(", "), status.parts.unwrap_or(0));
+        text += &format!("not started: part {} of {}\n", parts.join(", "), status.parts.unwrap_or(0));
     }
     let out = quoted(&status.out.to_string_lossy());
     text + &match (status.state, status.seconds_left) {
-        (RunState::Complete, _) => format!("all is done: trephine assemble {out}\n"),
+        (RunState::Complete, _) => format!("everything is done: trephine assemble {out}\n"),
         (RunState::Idle, _) => {
             format!(
-                "no one seems to be at work; trephine assemble {out} says what is missing, and how to do it\n"
+                "no process appears to be running; trephine assemble {out} says what is missing and how to do it\n"
             )
         }
-        (_, Some(left)) => format!("about {} left for what is at work\n", time(left)),
-        (_, None) => "how long it will take cannot be told yet\n".to_owned(),
+        (_, Some(left)) => format!("about {} left for what is running\n", time(left)),
+        (_, None) => "the time left is not known yet\n".to_owned(),
     }
 }
 
 fn show_attempts(attempts: &[AttemptStatus], unit: UnitKind) -> String {
-    let mut rows = table(["part", "where", "state", unit.plural(), "read", "heard", "left"]);
+    let mut rows = table(["part", "where", "state", unit.plural(), "read", "heartbeat", "left"]);
     for attempt in attempts {
         let part = attempt.part.map_or("-".to_owned(), |part| part.to_string());
         let place = match (&attempt.host, attempt.process) {
             (Some(host), Some(process)) => format!("{host} ({process})"),
             _ => "unknown".to_owned(),
         };
-        let of = attempt.ahead.map_or(String::new(), |ahead| format!("/{}", ahead.modules));
+        let total = attempt.ahead.map_or(String::new(), |ahead| format!("/{}", ahead.modules));
         let heard = attempt.heard.map_or("never".to_owned(), |heard| format!("{} ago", time(heard)));
         let left = attempt.seconds_left.map_or("-".to_owned(), time);
-        let modules = format!("{}{of}", attempt.modules);
+        let modules = format!("{}{total}", attempt.modules);
         let state = attempt.state.word().to_owned();
         rows.add_row([part, place, state, modules, byte_size::show(attempt.read_bytes), heard, left]);
     }

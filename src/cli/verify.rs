@@ -12,10 +12,10 @@ use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;
 use crate::cli::{print, print_json, threads};
 
-/// Checks a folder against its B3SUMS; with both checkpoints, an adapter's content against them too.
+/// Checks a folder against its B3SUMS file; given both checkpoints, also checks an adapter's content against them.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// A folder with a B3SUMS
+    /// A folder with a B3SUMS file
     folder: PathBuf,
     /// The base that the adapter was extracted from
     #[arg(long, value_name = "CHECKPOINT", requires = "tuned")]
@@ -23,21 +23,22 @@ pub struct VerifyArgs {
     /// The tuned checkpoint that it was extracted from
     #[arg(long, value_name = "CHECKPOINT", requires = "base")]
     tuned: Option<String>,
-    /// Peak resident memory of the whole process [default: the smaller of 2GiB and half of what is available]
+    /// Limit on the peak resident memory of the whole process
+    /// [default: the smaller of 2GiB and half the available memory]
     #[arg(long, value_name = "SIZE", value_parser = byte_size::parse)]
     memory: Option<u64>,
-    /// Threads that compute [default: one for each processor]
+    /// Number of compute threads [default: one per processor]
     #[arg(long)]
     threads: Option<usize>,
-    /// No progress
+    /// Do not show progress
     #[arg(short, long)]
     quiet: bool,
-    /// The findings as JSON on stdout
+    /// Print the findings as JSON to stdout
     #[arg(long)]
     json: bool,
 }
 
-/// Checks, and tells every finding.
+/// Checks, and prints every finding.
 pub fn run(arguments: VerifyArgs) -> Result<ExitCode> {
     let content = arguments.base.clone().zip(arguments.tuned.clone());
     let content = content.map(|(base, tuned)| Content { base, tuned });

@@ -1,8 +1,9 @@
-//! A GGUF file's header: magic, version, metadata, a list of tensors; then their bytes, each padded to an alignment.
+//! The header of a GGUF file: magic, version, metadata and a list of tensors, followed by their bytes, each padded to
+//! an alignment.
 //!
-//! The layout is that of ggml's `docs/gguf.md`, versions 2 and 3. A header is read once, front to back, without trusting any count
-//! or length in it: nothing is allocated for what has not been read, and every offset is held against the file's size. As in
-//! safetensors, tensors have to follow one another; only padding may lie between.
+//! The layout is defined in ggml's `docs/gguf.md`, versions 2 and 3. A header is read once, front to back, without
+//! trusting any count or length in it: nothing is allocated before its bytes are read, and every offset is checked
+//! against the file's size. As in safetensors, tensors must follow one another, with only padding in between.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
@@ -11,24 +12,24 @@ use serde_json::Value;
 
 use crate::container::safetensors::header::{AGAIN, LARGEST, is_lfs_pointer, lfs_pointer};
 use crate::quant::format::gguf::GgmlType;
-use crate::storage::mmap::DataFile;
+use crate::storage::Storage;
 use crate::{Error, Result};
 
-/// Metadata longer than this is passed over: vocabularies, chat templates.
+/// Texts longer than this many bytes are skipped, for example chat templates.
 const LONGEST: u64 = 4096;
-/// What ggml allows.
+/// The largest number of dimensions in ggml.
 const DIMENSIONS: u32 = 4;
 const NESTED: usize = 4;
 const PIECE: usize = 1 << 16;
 
-/// What a file's header says.
+/// The content of a file's header.
 #[derive(Debug)]
 pub(crate) struct Header {
-    /// Numbers, flags and short texts, by key.
+    /// Numbers, flags and short texts by key; null for lists and long texts.
     pub(crate) metadata: BTreeMap<String, Value>,
     /// The tensors, in the order of their bytes.
     pub(crate) tensors: Vec<GgufTensor>,
-    /// The blake3 of all of the header.
+    /// The blake3 of the whole header.
     pub(crate) digest: blake3::Hash,
 }
 
@@ -38,16 +39,16 @@ pub(crate) struct GgufTensor {
     /// Its name in the file.
     pub(crate) name: String,
     pub(crate) kind: GgmlType,
-    /// Outermost dimension first: the file has them the other way round.
+    /// Outermost dimension first; the file has the opposite order.
     pub(crate) shape: Vec<usize>,
-    /// Its bytes, from the start of the file.
+    /// The range of its bytes in the file.
     pub(crate) bytes: Range<u64>,
 }
 
 /// Reads and checks the header of a file.
-pub(crate) fn read(file: &DataFile) -> Result<Header> {
+pub(crate) fn read(file: &dyn Storage) -> Result<Header> {
     let mut cursor = Cursor::new(file);
-    header(&mut cursor).map_err(|e| e.path(file.path()).hint(AGAIN))
+    header(&mut cursor).map_err(|e| e.path(file.location()).hint(AGAIN))
 }
 
 fn header(cursor: &mut Cursor) -> Result<Header> {
@@ -59,18 +60,18 @@ fn header(cursor: &mut Cursor) -> Result<Header> {
         return Err(lfs_pointer());
     }
     if !start.starts_with(b"GGUF") {
-        return Err(Error::input("the file does not begin as a GGUF file does"));
+        return Err(Error::input("the file does not begin with the magic bytes of GGUF"));
     }
     cursor.take(4)?;
     match cursor.u32()? {
         2 | 3 => {}
         version if version.swap_bytes() < 16 => {
-            return Err(Error::input("the GGUF file is of big-endian numbers, which are not supported")
-                .hint("give one of the usual, little-endian kind"));
+            return Err(Error::input("the GGUF file is big-endian, which is not supported")
+                .hint("give a little-endian file, the usual kind"));
         }
         version => {
             return Err(Error::input(format!("version {version} of GGUF is not supported"))
-                .hint("versions 2 and 3 are: convert the model again"));
+                .hint("convert the model again, to version 2 or 3"));
         }
     }
     let (tensors, entries) = (cursor.u64()?, cursor.u64()?);
@@ -100,11 +101,11 @@ fn header(cursor: &mut Cursor) -> Result<Header> {
         found.push(entry(cursor, &name, alignment).map_err(|e| e.tensor(&name))?);
     }
     let (digest, data) = (cursor.hasher.finalize(), cursor.read.next_multiple_of(alignment));
-    let tensors = place(found, data, alignment, cursor.file.size())?;
+    let tensors = place(found, data, alignment, cursor.file.length())?;
     Ok(Header { metadata, tensors, digest })
 }
 
-/// A tensor's entry; its bytes still count from the end of the header.
+/// Reads a tensor's entry. Its byte range is still relative to the end of the header.
 fn entry(cursor: &mut Cursor, name: &str, alignment: u64) -> Result<GgufTensor> {
     let dimensions = cursor.u32()?;
     if dimensions > DIMENSIONS {
@@ -120,7 +121,7 @@ fn entry(cursor: &mut Cursor, name: &str, alignment: u64) -> Result<GgufTensor> 
     let inner = shape.first().copied().unwrap_or(1);
     if inner % values as u64 != 0 {
         return Err(Error::input(format!(
-            "rows of {inner} values are no whole number of {kind} blocks of {values}"
+            "rows of {inner} values are not a whole number of {kind} blocks of {values}"
         )));
     }
     let count = shape.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim));
@@ -132,13 +133,13 @@ fn entry(cursor: &mut Cursor, name: &str, alignment: u64) -> Result<GgufTensor> 
     };
     if start % alignment != 0 {
         return Err(Error::input(format!(
-            "the bytes of a tensor begin at {start}, no multiple of {alignment}"
+            "the bytes of a tensor begin at {start}, which is not a multiple of {alignment}"
         )));
     }
     Ok(GgufTensor { name: name.to_owned(), kind, shape: dims, bytes: start..end })
 }
 
-/// Checks that the tensors cover the data but for padding, and moves their bytes behind the header.
+/// Checks that the tensors cover all data except padding, and makes their byte ranges relative to the file.
 fn place(mut tensors: Vec<GgufTensor>, data: u64, alignment: u64, size: u64) -> Result<Vec<GgufTensor>> {
     tensors.sort_by_key(|entry| (entry.bytes.start, entry.bytes.end));
     let (mut end, mut last) = (0u64, String::new());
@@ -149,7 +150,7 @@ fn place(mut tensors: Vec<GgufTensor>, data: u64, alignment: u64, size: u64) -> 
             return Err(Error::input(what).tensor(&entry.name));
         }
         if start > end.next_multiple_of(alignment) {
-            let what = format!("bytes {end} to {start}, before a tensor, belong to none");
+            let what = format!("bytes {end} to {start}, before a tensor, belong to no tensor");
             return Err(Error::input(what).tensor(&entry.name));
         }
         if data + stop > size {
@@ -164,13 +165,13 @@ fn place(mut tensors: Vec<GgufTensor>, data: u64, alignment: u64, size: u64) -> 
         last.clone_from(&entry.name);
     }
     if size > data + end.next_multiple_of(alignment) {
-        let what = format!("bytes {end} to {}, after the last tensor, belong to none", size - data);
+        let what = format!("bytes {end} to {}, after the last tensor, belong to no tensor", size - data);
         return Err(Error::input(what));
     }
     Ok(tensors)
 }
 
-/// A value of metadata. Lists and long texts are passed over and come back as null.
+/// Reads a metadata value. Lists and long texts are skipped and returned as null.
 fn value(cursor: &mut Cursor, kind: u32, depth: usize) -> Result<Value> {
     Ok(match kind {
         0 => cursor.array().map(u8::from_le_bytes)?.into(),
@@ -196,7 +197,7 @@ fn value(cursor: &mut Cursor, kind: u32, depth: usize) -> Result<Value> {
         10 => cursor.u64()?.into(),
         11 => cursor.array().map(i64::from_le_bytes)?.into(),
         12 => cursor.array().map(f64::from_le_bytes)?.into(),
-        _ => return Err(Error::input(format!("a value's type has the number {kind}, which is not known"))),
+        _ => return Err(Error::input(format!("a value has the unknown type {kind}"))),
     })
 }
 
@@ -206,7 +207,7 @@ fn list(cursor: &mut Cursor, kind: u32, count: u64, depth: usize) -> Result<()> 
         2 | 3 => 2,
         4..=6 => 4,
         10..=12 => 8,
-        _ if depth == NESTED => return Err(Error::input("lists lie too deep within lists")),
+        _ if depth == NESTED => return Err(Error::input("lists are nested too deeply")),
         _ => {
             for _ in 0..count {
                 value(cursor, kind, depth + 1)?;
@@ -219,30 +220,30 @@ fn list(cursor: &mut Cursor, kind: u32, count: u64, depth: usize) -> Result<()> 
     cursor.skip(bytes)
 }
 
-/// Reads a file front to back, hashing what it takes.
+/// Reads a file front to back and hashes what is taken.
 struct Cursor<'a> {
-    file: &'a DataFile,
+    file: &'a dyn Storage,
     buffer: Vec<u8>,
     at: usize,
-    /// Bytes that were taken.
+    /// Number of bytes taken.
     read: u64,
     hasher: blake3::Hasher,
 }
 
 impl<'a> Cursor<'a> {
-    fn new(file: &'a DataFile) -> Cursor<'a> {
+    fn new(file: &'a dyn Storage) -> Cursor<'a> {
         Cursor { file, buffer: Vec::new(), at: 0, read: 0, hasher: blake3::Hasher::new() }
     }
 
-    /// What of the next `count` bytes, at most a piece, the file still has.
+    /// The next `count` bytes (at most `PIECE`), or fewer at the end of the file.
     fn peek(&mut self, count: usize) -> Result<&[u8]> {
         let held = self.buffer.len() - self.at;
         if held < count {
-            let left = self.file.size() - self.read - held as u64;
+            let left = self.file.length() - self.read - held as u64;
             self.buffer.drain(..self.at);
             self.at = 0;
             self.buffer.resize(held + left.min(PIECE as u64) as usize, 0);
-            self.file.read_exact(&mut self.buffer[held..])?;
+            self.file.read_into(self.read + held as u64, &mut self.buffer[held..])?;
         }
         let end = self.buffer.len().min(self.at + count);
         Ok(&self.buffer[self.at..end])
@@ -255,7 +256,7 @@ impl<'a> Cursor<'a> {
         if self.peek(count)?.len() < count {
             return Err(Error::input(format!(
                 "the file ends after {} bytes, within its header",
-                self.file.size()
+                self.file.length()
             )));
         }
         let taken = &self.buffer[self.at..self.at + count];
@@ -288,11 +289,11 @@ impl<'a> Cursor<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    /// A name.
+    /// Reads a name.
     fn text(&mut self) -> Result<String> {
         let length = self.u64()?;
         if length > LONGEST {
-            return Err(Error::input(format!("a name of {length} bytes")));
+            return Err(Error::input(format!("a name has {length} bytes; the limit is {LONGEST}")));
         }
         String::from_utf8(self.take(length as usize)?.to_vec())
             .map_err(|e| Error::input("a name is not UTF-8").because(e))

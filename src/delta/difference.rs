@@ -1,5 +1,5 @@
-//! The difference of one pair of modules, `tuned - base`, in slices of rows: held whole in f32, or computed anew at
-//! every visit. Both give the same bits.
+//! The difference of one pair of modules, `tuned - base`, in slices of rows: held whole in f32, or recomputed at every
+//! visit. Both give the same bits.
 
 use crate::delta::operand::Operand;
 use crate::pipeline::memory::slice_rows;
@@ -19,22 +19,23 @@ use crate::factorize::types::Panels;
 use crate::quant::number::rounding::round_to_bf16;
 use crate::{Error, Result};
 
-/// Elements that are decoded, subtracted and added up together.
+/// Elements that are decoded, subtracted and summed together.
 const PIECE: usize = 1 << 14;
 
-/// Slices that are decoded between two pieces of hashing.
+/// Slices that are decoded between two steps of hashing.
 const SLICES: usize = 16;
 
-/// Bytes that a visit takes beside its panel and the pages mapped for it, for each thread: decoded slices of both sides, in f64 at
-/// worst.
+/// Scratch bytes of a visit for each thread, in addition to its panel and the pages mapped for it: decoded slices of
+/// both sides, in f64 at worst.
 pub const VISIT_SCRATCH: u64 = 12 * 1024 * 1024;
 
-/// The same where rows are decoded in pieces: of formats that are not kept whole. A slice for those that are not held.
+/// Scratch bytes of a visit for each thread where rows are decoded in pieces, for formats that are not kept whole. It
+/// includes a slice for differences that are not held.
 pub const PIECE_SCRATCH: u64 = 4 * 1024 * 1024;
 
 /// The difference `tuned - base`, `[rows, cols]`; `rows` may be fewer than either side has.
 ///
-/// While it lives, the bytes of a side whose rows cannot be had one by one are resident: see [`ModuleReader`].
+/// While it exists, the bytes of a side whose rows cannot be decoded one by one stay resident: see [`ModuleReader`].
 #[derive(Debug)]
 pub struct Difference<'a> {
     base: Operand<'a>,
@@ -45,14 +46,14 @@ pub struct Difference<'a> {
     non_finite: NonFinite,
 }
 
-/// What the first reading of a difference finds out.
+/// The results of the first pass over a difference.
 #[derive(Clone, Debug, Default)]
 pub struct Survey {
     /// Square of the Frobenius norm, summed in f64.
     pub norm2: f64,
     /// Square of the base's norm.
     pub base_norm2: f64,
-    /// Elements that were taken as zero because a weight is not finite.
+    /// Elements that were set to zero because a weight is not finite.
     pub non_finite: u64,
     /// Digests of the tensors that were read.
     pub tensors: Vec<TensorRecord>,
@@ -81,14 +82,15 @@ struct Scratch {
     out: Vec<f32>,
 }
 
-/// Lends the thread's buffers, which are kept: fresh pages would have to be cleared for every slice.
+/// Lends the thread's buffers. They are kept, because fresh pages would have to be cleared for every slice.
 fn with_scratch<T>(work: impl FnOnce(&mut Scratch) -> T) -> T {
     thread_local! { static SCRATCH: RefCell<Scratch> = RefCell::default(); }
     SCRATCH.with_borrow_mut(work)
 }
 
 impl<'a> Difference<'a> {
-    /// The difference of the first `rows` of one pair: whether the base is rounded first, and what NaN and infinities do.
+    /// The difference of the first `rows` rows of one pair. `round_base` rounds the base first; `non_finite` handles
+    /// NaN and infinities.
     ///
     /// # Errors
     /// A side that cannot be opened.
@@ -103,7 +105,7 @@ impl<'a> Difference<'a> {
         Ok(Difference { base, tuned, readers: [open(base)?, open(tuned)?], rows, round_base, non_finite })
     }
 
-    /// Rows that count.
+    /// Rows of the difference.
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -117,8 +119,8 @@ impl<'a> Difference<'a> {
         slice_rows(self.cols())
     }
 
-    /// Decodes, subtracts and adds up `rows`, no more than a slice, into `out`, in pieces that stay in the cache. The base's norm is
-    /// added up where it is `surveyed`; every later pass would do it for nothing.
+    /// Decodes, subtracts and sums `rows`, at most a slice, into `out`, in pieces that stay in the cache. The base's
+    /// norm is summed only in the survey (`surveyed`); later passes do not need it.
     fn slice(
         &self,
         rows: Range<usize>,
@@ -137,10 +139,10 @@ impl<'a> Difference<'a> {
         Ok(total)
     }
 
-    /// Rows of a piece: few, but for formats of which single rows are dear.
+    /// Rows of a piece: few, except for formats whose single rows are expensive.
     fn piece_rows(&self) -> usize {
-        let dear = self.readers.iter().any(ModuleReader::is_kept);
-        if dear { self.slice_rows() } else { (PIECE / self.cols().max(1)).max(1) }
+        let expensive = self.readers.iter().any(ModuleReader::is_kept);
+        if expensive { self.slice_rows() } else { (PIECE / self.cols().max(1)).max(1) }
     }
 
     fn piece(
@@ -187,7 +189,7 @@ impl<'a> Difference<'a> {
         Ok(Sums { norm2: square_sum(out), base_norm2, non_finite })
     }
 
-    /// Sets differences that are not finite to zero and counts them, or says where the first one is.
+    /// Sets differences that are not finite to zero and counts them, or reports the position of the first one.
     fn mend(&self, rows: Range<usize>, out: &mut [f32]) -> Result<u64> {
         let mut count = 0;
         for (at, value) in out.iter_mut().enumerate() {
@@ -216,17 +218,17 @@ impl<'a> Difference<'a> {
                 return Error::input(what)
                     .tensor(half.module.name())
                     .path(half.path())
-                    .hint("--non-finite zero takes the difference there as zero, and counts it");
+                    .hint("--non-finite zero sets the difference there to zero, and counts it");
             }
         }
         let what = format!("the difference at row {row}, column {col} does not fit in f32");
         Error::input(what).tensor(self.base.module.name()).path(self.base.path())
     }
 
-    /// Reads everything once: sums, digests, and the values themselves where `hold` takes them.
+    /// Reads everything once for the sums and the digests, and stores the values in `hold` where that is given.
     ///
     /// # Errors
-    /// What reading and decoding met; a weight that is not finite.
+    /// A failure to read or decode; a weight that is not finite.
     pub fn survey(&self, mut hold: Option<&mut [f32]>, read: &(dyn Fn(u64) + Sync)) -> Result<Survey> {
         let step = self.slice_rows();
         let starts: Vec<usize> = (0..self.rows).step_by(step).collect();
@@ -251,7 +253,7 @@ impl<'a> Difference<'a> {
         })
     }
 
-    /// The slices that begin at `starts`, all threads at once, into their place in `hold`, or to be added up alone.
+    /// Decodes the slices that begin at `starts`, in parallel, into their place in `hold`, or only for their sums.
     fn decode(&self, starts: &[usize], hold: Option<&mut [f32]>) -> Result<Vec<Sums>> {
         let (cols, step) = (self.cols(), self.slice_rows());
         let rows = |start: usize| start..(start + step).min(self.rows);
@@ -276,7 +278,7 @@ impl<'a> Difference<'a> {
         }
     }
 
-    /// `rows` of the difference into `out`.
+    /// Writes `rows` of the difference to `out`.
     fn fill(&self, rows: Range<usize>, out: &mut [f32], scratch: &mut Scratch) -> Result<()> {
         let (cols, step) = (self.cols(), self.slice_rows());
         for (part, start) in out.chunks_mut(step * cols.max(1)).zip(rows.clone().step_by(step)) {
@@ -286,7 +288,7 @@ impl<'a> Difference<'a> {
     }
 }
 
-/// A difference that is computed anew at every visit, by at most `visitors` threads at once.
+/// A difference that is recomputed at every visit, by at most `visitors` threads at once.
 pub struct Recomputed<'a> {
     difference: Difference<'a>,
     idle: Mutex<Vec<Vec<f32>>>,
@@ -294,7 +296,7 @@ pub struct Recomputed<'a> {
 }
 
 impl<'a> Recomputed<'a> {
-    /// Buffers for `visitors` concurrent visits; they grow to the panels that are asked for.
+    /// Creates buffers for `visitors` concurrent visits; they grow to the size of the requested panels.
     pub fn new(difference: Difference<'a>, visitors: usize) -> Recomputed<'a> {
         let idle = vec![Vec::new(); visitors.max(1)];
         Recomputed { difference, idle: Mutex::new(idle), returned: Condvar::new() }

@@ -1,4 +1,4 @@
-//! The difference of two checkpoints: which modules are selected and paired, and the rows of `tuned - base` as a stream.
+//! The difference of two checkpoints: selection and pairing of modules, and the rows of `tuned - base` as a stream.
 
 pub(crate) mod difference;
 pub(crate) mod module_record;

@@ -1,8 +1,8 @@
-//! What a run says of one module: how it was factorized, and how well.
+//! The record of one module: how it was factorized, and how well.
 
 use serde::{Deserialize, Serialize};
 
-/// How near the factors, as stored, come to a delta.
+/// How well the factors, as stored, approximate a delta.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Quality {
     /// Frobenius norm of the delta.
@@ -17,7 +17,7 @@ pub struct Quality {
 }
 
 impl Quality {
-    /// From the squares of both norms.
+    /// The quality from the squared norms of the delta and of the error.
     pub fn of(norm2: f64, error2: f64) -> Quality {
         let share = if norm2 > 0.0 { error2.max(0.0) / norm2 } else { 0.0 };
         Quality {
@@ -46,7 +46,7 @@ pub struct ServedError {
 /// One module of the adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModuleRecord {
-    /// As the base names it, without `.weight`.
+    /// Its name in the base, without `.weight`.
     pub name: String,
     /// `[out, in]`.
     pub shape: [usize; 2],
@@ -56,17 +56,17 @@ pub struct ModuleRecord {
     pub method: String,
     /// Columns of the Krylov basis, or the side of the Gram matrix.
     pub basis: usize,
-    /// How often the delta was gone through.
+    /// Number of passes over the delta.
     pub passes: usize,
-    /// How near the stored factors come.
+    /// How well the stored factors approximate the delta.
     #[serde(flatten)]
     pub quality: Quality,
-    /// Estimate of error / optimal error - 1, from above.
+    /// Estimated upper bound of error / optimal error - 1.
     pub estimated_excess: f64,
-    /// Elements where a weight was NaN or infinite, taken as unchanged.
+    /// Elements where a weight was NaN or infinite, treated as unchanged.
     #[serde(skip_serializing_if = "is_zero", default)]
     pub non_finite: u64,
-    /// blake3 of its `lora_A` and then its `lora_B`, as they lie in the adapter.
+    /// blake3 of the bytes of its `lora_A` followed by its `lora_B` in the adapter.
     pub blake3: String,
 }
 

@@ -9,7 +9,7 @@ use crate::delta::record::Side;
 pub struct Operand<'a> {
     /// Which side it is.
     pub side: Side,
-    /// Where it lies.
+    /// The checkpoint that holds it.
     pub checkpoint: &'a Checkpoint,
     /// The weight.
     pub module: &'a Module,

@@ -1,4 +1,4 @@
-//! Options that decide what is subtracted.
+//! Options that determine how the difference is computed.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NonFinite {
-    /// Stop with an error that names the place.
+    /// Stop with an error that names the position.
     Fail,
-    /// Take the difference there as zero, and count it.
+    /// Set the difference there to zero, and count it.
     Zero,
 }
 
@@ -16,8 +16,8 @@ pub enum NonFinite {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RoundBase {
-    /// The exact product of code and scale, in f32.
+    /// No rounding: the exact product of code and scale, in f32.
     None,
-    /// Rounded to bfloat16, as a bridge on disk would be.
+    /// Rounded to bfloat16, as in a dequantized checkpoint on disk.
     Bf16,
 }

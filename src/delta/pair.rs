@@ -1,4 +1,4 @@
-//! Which tensor of the tuned checkpoint belongs to which of the base, and what is left over.
+//! Pairing: which tensor of the tuned checkpoint belongs to which tensor of the base, and what is left over.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,18 +16,18 @@ pub struct Pair {
     pub name: String,
     /// Its name in the tuned checkpoint.
     pub tuned: String,
-    /// What it is to a LoRA.
+    /// Its place in the model, as LoRA sees it.
     pub place: Place,
     /// `[out, in]` in the base.
     pub shape: [usize; 2],
-    /// Rows that both have: fewer than `shape[0]` only where a vocabulary was trimmed.
+    /// Rows that both have; fewer than `shape[0]` only where a vocabulary was trimmed.
     pub rows: usize,
 }
 
-/// A tensor or module that the adapter will not hold, with the names to compare it by.
+/// A tensor or module that the adapter will not contain, with its names in both checkpoints for a comparison.
 #[derive(Clone, Debug)]
 pub struct Leftover {
-    /// Its name in the checkpoint that has it, in the base where both have.
+    /// Its name: in the base if the base has it, otherwise in the tuned checkpoint.
     pub name: String,
     /// Why it is left out.
     pub reason: Reason,
@@ -37,12 +37,12 @@ pub struct Leftover {
     pub tuned: Option<String>,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// Where only the rows from here on are left over.
+    /// The first row that is left over.
     pub from_row: usize,
 }
 
 impl Leftover {
-    /// As it will be reported, before its values are compared.
+    /// Its record before the comparison of values.
     pub fn blank(&self) -> LeftOut {
         LeftOut {
             name: self.name.clone(),
@@ -54,7 +54,7 @@ impl Leftover {
         }
     }
 
-    /// The checkpoint that has it, where only one has.
+    /// The checkpoint that has it, if only one does.
     pub fn only_in(&self) -> Option<Side> {
         match (&self.base, &self.tuned) {
             (Some(_), None) => Some(Side::Base),
@@ -64,24 +64,24 @@ impl Leftover {
     }
 }
 
-/// Everything that pairing found out.
+/// The result of pairing.
 #[derive(Clone, Debug, Default)]
 pub struct Pairing {
     /// Modules to extract, in the order of the base's names.
     pub pairs: Vec<Pair>,
     /// Modules that get zero factors because servers fuse them with extracted ones: name and `[out, in]`.
     pub zeros: Vec<(String, [usize; 2])>,
-    /// What stays behind.
+    /// Tensors and modules that the adapter will not contain.
     pub leftovers: Vec<Leftover>,
-    /// Remarks for the user.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
 /// Pairs `base` with `tuned`.
 ///
 /// # Errors
-/// Checkpoints of different architectures, or that share no selected module; vocabularies that differ, unless
-/// `trim_vocab`.
+/// Checkpoints of different architectures, or that share no selected module; vocabularies that differ,
+/// unless `trim_vocab`.
 pub fn pair(
     base: &Checkpoint,
     tuned: &Checkpoint,
@@ -114,7 +114,7 @@ pub fn pair(
     Ok(pairing)
 }
 
-/// The base's modules, and the head where it is asked for and tied to the embedding.
+/// The base's modules, and the head if it is selected but tied to the embedding.
 fn base_names(base: &Checkpoint, selection: &Selection) -> BTreeSet<String> {
     let mut names: BTreeSet<String> = base.modules().map(|module| module.name().to_owned()).collect();
     if selection.takes("lm_head") && base.module("lm_head").is_some() {
@@ -165,7 +165,8 @@ fn pair_module(
     pairing.pairs.push(Pair { name: name.to_owned(), tuned: tuned_name, place, shape, rows });
 }
 
-/// What is no module of the base: norms, biases, stacks of experts, and whatever only the tuned checkpoint has.
+/// Adds the tensors that are not modules of the base: norms, biases, stacks of experts, and those that only the tuned
+/// checkpoint has.
 fn others(
     base: &Checkpoint,
     tuned: &Checkpoint,
@@ -206,8 +207,8 @@ fn others(
     }
 }
 
-/// Servers fuse `q`, `k`, `v` and `gate`, `up`, and all experts of a layer: where one is extracted, the others of the base come
-/// along as zeros.
+/// The modules that need zero factors. Servers fuse `q`, `k`, `v`, and `gate`, `up`, and all experts of a layer, so
+/// where one is extracted, the others get zeros.
 fn complete_fused(base: &Checkpoint, pairs: &[Pair]) -> Vec<(String, [usize; 2])> {
     let extracted: BTreeSet<&str> = pairs.iter().map(|pair| pair.name.as_str()).collect();
     let siblings = pairs.iter().flat_map(|pair| fused_siblings(&pair.name));
@@ -221,8 +222,8 @@ fn complete_fused(base: &Checkpoint, pairs: &[Pair]) -> Vec<(String, [usize; 2])
     missing.into_iter().collect()
 }
 
-/// `model_type` decides, not `architectures`: a head for another task does not change the layers. A text model inside
-/// a multimodal one counts by its own type.
+/// Refuses different architectures by `model_type`, not by `architectures`: a head for another task does not change the
+/// layers. A text model inside a multimodal one counts by its own type.
 fn same_architecture(base: &Checkpoint, tuned: &Checkpoint) -> Result<()> {
     let types = |checkpoint: &Checkpoint| -> Vec<String> {
         let config = checkpoint.config();
@@ -235,10 +236,10 @@ fn same_architecture(base: &Checkpoint, tuned: &Checkpoint) -> Result<()> {
     }
     let what =
         format!("base and tuned do not belong together: their model_type is '{}' and '{}'", b[0], t[0]);
-    Err(Error::input(what).path(tuned.root()).hint("give the very model that the tuned one was trained from"))
+    Err(Error::input(what).path(tuned.root()).hint("give the model that the tuned one was trained from"))
 }
 
-/// GPT-2 and its kin store `[in, out]`: a LoRA made as for `[out, in]` would not fit.
+/// Refuses GPT-2 and related models, which store `[in, out]`: a LoRA for `[out, in]` would not fit.
 fn no_transposed_weights(base: &Checkpoint) -> Result<()> {
     const TRANSPOSED: [&str; 4] = ["gpt2", "imagegpt", "openai-gpt", "decision_transformer"];
     match base.config().model_type().filter(|model| TRANSPOSED.contains(model)) {
@@ -246,12 +247,14 @@ fn no_transposed_weights(base: &Checkpoint) -> Result<()> {
         Some(model) => {
             let what =
                 format!("models of type '{model}' store their weights transposed, which is not supported");
-            Err(Error::input(what).path(base.root()).hint("linear layers stored as [out, in] are needed"))
+            Err(Error::input(what)
+                .path(base.root())
+                .hint("give a model with linear layers stored as [out, in]"))
         }
     }
 }
 
-/// Tells of vocabularies that differ before any work is done.
+/// Reports vocabularies that differ, before any work is done.
 fn vocabulary(
     base: &Checkpoint,
     tuned: &Checkpoint,
@@ -273,15 +276,15 @@ fn vocabulary(
         );
         if !trim {
             let hint =
-                "--trim-vocab goes on with the common rows; the others are reported as not represented";
+                "--trim-vocab continues with the common rows; the others are reported as not represented";
             return Err(Error::decide(what).tensor(name).path(tuned.root()).hint(hint));
         }
-        notes.push(format!("{what}: going on with the common rows of {name}"));
+        notes.push(format!("{what}: continuing with the common rows of {name}"));
     }
     Ok(())
 }
 
-/// Refuses pairs of checkpoints that only a mistake can have brought together.
+/// Refuses checkpoints of which most selected modules do not pair: they were given by mistake.
 fn belong_together(
     base: &Checkpoint,
     tuned: &Checkpoint,
@@ -310,7 +313,7 @@ fn belong_together(
     Err(Error::input(what)
         .tensor(name)
         .path(tuned.root())
-        .hint("give the very model that the tuned one was trained from"))
+        .hint("give the model that the tuned one was trained from"))
 }
 
 fn hint_of_names(base: &Checkpoint) -> String {

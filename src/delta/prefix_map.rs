@@ -1,15 +1,15 @@
-//! Names that differ by a prefix, as `model.layers.0` and `model.language_model.layers.0`.
+//! Names that differ by a prefix, for example `model.layers.0` and `model.language_model.layers.0`.
 
 use std::collections::BTreeSet;
 
 use crate::checkpoint::Checkpoint;
 
-/// How names of the base are turned into names of the tuned checkpoint.
+/// The mapping from names in the base to names in the tuned checkpoint.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Renaming {
-    /// What names of the base begin with.
+    /// The prefix of names in the base.
     pub base: String,
-    /// What stands there in the tuned checkpoint.
+    /// The prefix in the tuned checkpoint instead.
     pub tuned: String,
 }
 
@@ -21,7 +21,7 @@ impl Renaming {
             names.push(format!("{}{rest}", self.tuned));
         }
         names.push(name.to_owned());
-        // The head lies beside the inner model: `lm_head` and `language_model.lm_head`.
+        // The head is outside the inner model: `lm_head` and `language_model.lm_head`.
         let outer = |prefix: &str| prefix.strip_suffix("model.").map(str::to_owned);
         if let (Some(base), Some(tuned)) = (outer(&self.base), outer(&self.tuned))
             && let Some(rest) = name.strip_prefix(&base)
@@ -31,7 +31,7 @@ impl Renaming {
         names
     }
 
-    /// Where names do not pair as they are: the two prefixes before `layers.` that pair the most modules.
+    /// The two prefixes before `layers.` that pair the most modules; `None` if the names pair best unchanged.
     pub fn detect(base: &Checkpoint, tuned: &Checkpoint) -> Option<Renaming> {
         let matches = |names: &Renaming| {
             let same = |name: &str, shape| {

@@ -1,33 +1,34 @@
-//! What a run says of its inputs: where they came from, what was read of them, what was left out.
+//! The record of a run's inputs: their sources, the tensors that were read, the tensors that were left out.
 
 use std::ffi::OsStr;
 use std::path::Path;
 
 use crate::checkpoint::Checkpoint;
+use crate::quant::weight::SchemeKind;
 use serde::{Deserialize, Serialize};
 
-/// What an input is to a run.
+/// The role of an input in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Side {
     /// One or more adapters.
     Adapter,
-    /// What the adapter is added to.
+    /// The checkpoint that the adapter is added to.
     Base,
     /// The base, quantized.
     BaseQuantized,
-    /// The one checkpoint that is read.
+    /// The only checkpoint of the run.
     Checkpoint,
-    /// What it should become.
+    /// The checkpoint that base and adapter together should become.
     Tuned,
     /// The tuned checkpoint, quantized.
     TunedQuantized,
-    /// What will serve it.
+    /// The checkpoint that will serve the adapter.
     Served,
 }
 
 impl Side {
-    /// In a word, as files have it.
+    /// The word for it in files.
     pub fn word(self) -> &'static str {
         match self {
             Side::Base => "base",
@@ -45,7 +46,7 @@ impl Side {
         self.word().replace('_', "-")
     }
 
-    /// In a sentence, without its article.
+    /// The phrase for it in a sentence, without an article.
     pub fn phrase(self) -> String {
         match self {
             Side::Checkpoint | Side::Adapter => self.word().to_owned(),
@@ -60,24 +61,33 @@ impl std::fmt::Display for Side {
     }
 }
 
-/// A checkpoint, in few words.
+/// A short description of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
-    /// As given on the command line; of a path the last part.
+    /// Its name as given on the command line; for a path, the last component.
     pub name: String,
     /// The config's `model_type`.
     pub model_type: Option<String>,
-    /// How its weights are stored, as `dense` or `fp8 128x128`.
+    /// How its weights are stored, in words, for example `dense` or `block FP8 (128 x 128)`.
     pub scheme: String,
+    /// The same in a form for programs.
+    pub kind: SchemeKind,
+}
+
+impl Source {
+    /// Whether any of its weights may be stored as codes. Then an adapter on it is of Method B.
+    pub fn is_quantized(&self) -> bool {
+        self.kind != SchemeKind::Dense
+    }
 }
 
 /// Why a tensor is not in the adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// A LoRA holds products of matrices, not norms, biases or stacks of experts.
+    /// It is not a linear weight: a LoRA cannot represent norms, biases or stacks of experts.
     NotLinear,
-    /// It could be held, but was not selected.
+    /// It could be represented, but was not selected.
     NotSelected,
     /// Only the base or only the tuned checkpoint has it.
     NoPartner,
@@ -88,10 +98,10 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// In words, for tables.
+    /// The words for tables.
     pub fn words(self) -> &'static str {
         match self {
-            Reason::NotLinear => "no linear weight",
+            Reason::NotLinear => "not a linear weight",
             Reason::NotSelected => "not selected",
             Reason::NoPartner => "no partner",
             Reason::ShapeDiffers => "shapes differ",
@@ -100,17 +110,17 @@ impl Reason {
     }
 }
 
-/// A tensor that the adapter does not hold.
+/// A tensor that the adapter does not contain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LeftOut {
-    /// Its name, in the base where the base has it.
+    /// Its name, in the base if the base has it.
     pub name: String,
     /// Why.
     pub reason: Reason,
-    /// The checkpoint that has it, where only one has.
+    /// The checkpoint that has it, if only one does.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub only_in: Option<Side>,
-    /// Its shape, in the base where the base has it.
+    /// Its shape, in the base if the base has it.
     pub shape: Vec<usize>,
     /// Number of elements.
     pub elements: u64,
@@ -120,7 +130,7 @@ pub struct LeftOut {
 }
 
 impl LeftOut {
-    /// What tells it from every other: a trimmed vocabulary leaves rows of both checkpoints by one name.
+    /// A key that is unique: a trimmed vocabulary leaves rows of both checkpoints under the same name.
     pub fn key(&self) -> String {
         let side = self.only_in.map(|side| side.to_string()).unwrap_or_default();
         format!("{} {:?} {side}", self.name, self.reason)
@@ -135,32 +145,33 @@ impl LeftOut {
 /// A tensor that was read.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TensorRecord {
-    /// Where it was read from.
+    /// The checkpoint that it was read from.
     pub checkpoint: Side,
     /// Its name there.
     pub name: String,
     /// Its file, relative to the checkpoint's folder.
     pub file: String,
-    /// Element type, as safetensors names it.
+    /// Element type by its name in safetensors.
     pub dtype: String,
     /// Shape.
     pub shape: Vec<usize>,
-    /// The bytes of it that were read, from and to, where they are a part: an expert of a stack.
+    /// The byte range that was read, if only a part was, for example one expert of a stack.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub part: Option<[u64; 2]>,
-    /// Digest of its bytes, or of that part of them.
+    /// Digest of the bytes that were read.
     pub blake3: String,
 }
 
-/// A path is shortened to its last part: where it lay on this machine is no one else's business.
+/// The description of a checkpoint. A path is shortened to its last component, so the record does not reveal the
+/// folders of this machine.
 pub fn source(spec: &str, checkpoint: &Checkpoint) -> Source {
     let path = Path::new(spec);
-    // `.` and `..` have no last part, but what they lead to has.
+    // `.` and `..` have no last component, but the folders that they refer to do.
     let real = path.exists().then(|| match path.file_name() {
         Some(name) => Some(name.to_owned()),
         None => path.canonicalize().ok()?.file_name().map(OsStr::to_owned),
     });
     let name = real.flatten().map_or(spec.to_owned(), |name| name.to_string_lossy().into_owned());
     let model_type = checkpoint.config().model_type().map(str::to_owned);
-    Source { name, model_type, scheme: checkpoint.scheme().label() }
+    Source { name, model_type, scheme: checkpoint.scheme().label(), kind: checkpoint.scheme().kind() }
 }

@@ -1,4 +1,4 @@
-//! Which modules are extracted: the linear layers, or what patterns name.
+//! Selection of the modules to extract: the linear layers, or those that match patterns.
 
 use std::collections::BTreeSet;
 
@@ -8,11 +8,11 @@ use regex::Regex;
 use crate::lora::names::{Place, expert_of_stack, place_of};
 use crate::{Error, Result};
 
-/// The word that stands for the default selection among the patterns of `--include`.
+/// The pattern of `--include` that stands for the default selection.
 pub const LINEAR: &str = "linear";
 
-/// One pattern: a glob over a module's whole name or its trailing parts, or, after `re:`, a regular expression that
-/// is searched for anywhere in the name, as mergekit does.
+/// One pattern: a glob that matches a module's whole name or its trailing components, or, after `re:`, a regular
+/// expression that is searched for anywhere in the name, as in mergekit.
 #[derive(Debug)]
 enum Pattern {
     All,
@@ -30,14 +30,14 @@ impl Pattern {
             let bad = |e| {
                 Error::decide(format!("'{text}' is not a regular expression"))
                     .because(e)
-                    .hint("as re:layers\\.[0-3]\\.")
+                    .hint("an example is re:layers\\.[0-3]\\.")
             };
             return Regex::new(expression).map(Pattern::Regex).map_err(bad);
         }
         let bad = |e| {
             Error::decide(format!("'{text}' is not a glob"))
                 .because(e)
-                .hint("as q_proj or *.layers.0.*; for a regular expression put re: before it")
+                .hint("examples are q_proj and *.layers.0.*; for a regular expression put re: before it")
         };
         let glob: Glob = GlobBuilder::new(text).literal_separator(false).build().map_err(bad)?;
         Ok(Pattern::Glob(glob.compile_matcher()))
@@ -65,7 +65,7 @@ impl Pattern {
 pub struct Selection {
     include: Vec<Pattern>,
     exclude: Vec<Pattern>,
-    /// As given, each with its flag, in the order of the patterns.
+    /// The patterns as given, each with its flag, in the order of the parsed patterns.
     texts: Vec<(&'static str, String)>,
 }
 
@@ -73,15 +73,15 @@ impl Selection {
     /// Parses the patterns. No `include` means `linear`, the linear layers.
     ///
     /// # Errors
-    /// A glob or an expression that does not parse.
+    /// A glob or a regular expression that does not parse.
     pub fn parse(include: &[String], exclude: &[String]) -> Result<Selection> {
         Selection::parse_or(Pattern::Linear, include, exclude)
     }
 
-    /// The same for what looks at every tensor: no `include` means all of them.
+    /// Parses the patterns for commands that read every tensor: no `include` means all of them.
     ///
     /// # Errors
-    /// As [`parse`](Self::parse).
+    /// The errors of [`parse`](Self::parse).
     pub fn of_all(include: &[String], exclude: &[String]) -> Result<Selection> {
         Selection::parse_or(Pattern::All, include, exclude)
     }
@@ -99,7 +99,7 @@ impl Selection {
         Ok(Selection { include, exclude: parse(exclude)?, texts })
     }
 
-    /// The patterns that match none of `modules`, as they were given: a slip in one of several would pass unseen.
+    /// The patterns that match none of `modules`, as given: a typo in one of several would otherwise go unnoticed.
     pub fn idle(&self, modules: &BTreeSet<String>) -> Vec<String> {
         let given = self.texts.iter().partition::<Vec<_>, _>(|(flag, _)| *flag == "include");
         let patterns = self.include.iter().zip(given.0).chain(self.exclude.iter().zip(given.1));
@@ -112,7 +112,7 @@ impl Selection {
         !matches!(place_of(module), Place::Positions | Place::Parameter) && self.names(module)
     }
 
-    /// Whether the patterns name a module or tensor, whatever it is.
+    /// Whether the patterns match the name of a module or tensor of any kind.
     pub fn names(&self, name: &str) -> bool {
         self.include.iter().any(|pattern| pattern.matches(name))
             && !self.exclude.iter().any(|pattern| pattern.matches(name))
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_that_match_nothing_are_told() {
+    fn patterns_that_match_nothing_are_reported() {
         let own = |texts: &[&str]| texts.iter().map(|&t| t.to_owned()).collect::<Vec<_>>();
         let modules = own(&["model.layers.0.self_attn.q_proj", "lm_head"]).into_iter().collect();
         let idle = |include: &[&str], exclude: &[&str]| {

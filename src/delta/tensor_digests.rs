@@ -1,4 +1,5 @@
-//! Digests of tensors, or of those parts of them that are a module's, brought forward together with the decoding so that each page is read from disk once.
+//! Digests of tensors, or of the parts of them that belong to a module. Hashing advances together with the decoding, so
+//! each page is read from disk once.
 
 use std::ops::Range;
 
@@ -8,10 +9,10 @@ use crate::checkpoint::catalogue::Tensor;
 use crate::delta::operand::Operand;
 use crate::delta::record::{Side, TensorRecord};
 
-/// Bytes of a tensor that are mapped at a time to be hashed.
+/// Bytes of a tensor that are mapped for hashing at a time.
 const HASH_WINDOW: u64 = 2 << 20;
 
-/// The digests of all tensors of some modules, part done.
+/// The running digests of all tensors of some modules.
 pub struct Hashers<'a>(Vec<Hasher<'a>>);
 
 struct Hasher<'a> {
@@ -23,9 +24,9 @@ struct Hasher<'a> {
 }
 
 impl<'a> Hashers<'a> {
-    /// Of every tensor of these modules.
+    /// One hasher for every tensor of these modules.
     pub fn new(halves: &[Operand<'a>]) -> Hashers<'a> {
-        let of = |half: &Operand<'a>| {
+        let hashers = |half: &Operand<'a>| {
             let (side, checkpoint) = (half.side, half.checkpoint);
             let hasher = move |(tensor, range): (&'a Tensor, Range<u64>)| Hasher {
                 half: (side, checkpoint),
@@ -36,10 +37,10 @@ impl<'a> Hashers<'a> {
             };
             half.module.extents().map(hasher)
         };
-        Hashers(halves.iter().flat_map(of).collect())
+        Hashers(halves.iter().flat_map(hashers).collect())
     }
 
-    /// Hashes up to `step` of `steps` equal parts of every tensor.
+    /// Hashes every tensor up to the end of part `step` of `steps` equal parts.
     pub fn advance(&mut self, step: usize, steps: usize, read: &(dyn Fn(u64) + Sync)) -> Result<()> {
         for hasher in &mut self.0 {
             let size = hasher.range.end - hasher.range.start;
@@ -55,7 +56,7 @@ impl<'a> Hashers<'a> {
         Ok(())
     }
 
-    /// The records of all, as far as they were advanced.
+    /// The records of all tensors, with the digests so far.
     pub fn finish(self) -> Vec<TensorRecord> {
         let record = |hasher: Hasher<'_>| {
             let (side, checkpoint) = hasher.half;
@@ -65,7 +66,7 @@ impl<'a> Hashers<'a> {
     }
 }
 
-/// The manifest's entry of a tensor, these bytes of which have this digest.
+/// The manifest's entry for a tensor: the bytes in `range` have the digest `digest`.
 pub fn tensor_record(
     side: Side,
     checkpoint: &Checkpoint,
@@ -87,7 +88,7 @@ pub fn tensor_record(
 /// Hashes a module's tensors without decoding them.
 ///
 /// # Errors
-/// What reading met.
+/// A tensor that cannot be read.
 pub fn digests(half: Operand<'_>, read: &(dyn Fn(u64) + Sync)) -> Result<Vec<TensorRecord>> {
     let mut hashers = Hashers::new(&[half]);
     hashers.advance(1, 1, read)?;

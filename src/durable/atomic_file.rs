@@ -1,7 +1,8 @@
-//! Files that are whole or absent: written under a temporary name, synced, renamed, their folder synced.
+//! Files that are complete or absent: written under a temporary name, synced and renamed, and then their folder
+//! is synced.
 //!
-//! A rename within a folder is atomic, but says nothing about the disk: without the first sync a power cut
-//! can leave the name with no bytes behind it, without the second the bytes with no name.
+//! A rename within a folder is atomic, but does not reach the disk by itself: without the first sync, a power failure
+//! can leave the name without the bytes; without the second, the bytes without the name.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -14,16 +15,16 @@ use crate::durable::folder;
 use crate::durable::lock::{Hold, hold};
 use crate::{Error, Result};
 
-/// How the name of every unfinished file begins.
+/// The prefix of the name of every unfinished file.
 pub const TEMPORARY: &str = ".tmp-";
 
 const BUFFER: usize = 256 << 10;
 
-/// After so many bytes the system is asked to begin writing them, so that the disk works while the rest is made, and the sync at
-/// the end does not wait for all of them.
+/// After this many bytes the system is asked to start writing them, so that the disk works while the rest is computed
+/// and the final sync does not wait for everything.
 const WRITEBACK: u64 = 8 << 20;
 
-/// A file that is being written. It gets its name by [`finish`](Draft::finish); dropped before that, it
+/// A file that is being written. [`finish`](Draft::finish) gives it its name; if it is dropped before that, it
 /// leaves nothing.
 #[derive(Debug)]
 pub struct Draft {
@@ -36,7 +37,7 @@ pub struct Draft {
     broken: bool,
 }
 
-/// The way to the file.
+/// The path of the bytes to the file.
 #[derive(Debug)]
 enum Out {
     Cached(BufWriter<Hashed>),
@@ -56,7 +57,7 @@ impl Out {
         }
     }
 
-    /// Writes out all. The file, its length and its checksum.
+    /// Flushes everything. Returns the file, its length and its checksum.
     fn finish(self) -> io::Result<(File, u64, blake3::Hash)> {
         match self {
             Out::Cached(out) => {
@@ -68,13 +69,13 @@ impl Out {
     }
 }
 
-/// Hashes what the file has taken, behind the buffer, so in pieces large enough for SIMD.
+/// Hashes the written bytes. It sits behind the buffer, so the pieces are large enough for SIMD.
 #[derive(Debug)]
 struct Hashed {
     file: File,
     hasher: blake3::Hasher,
     bytes: u64,
-    /// So much of it the disk has been asked to take.
+    /// The number of bytes for which writeback has been started.
     begun: u64,
 }
 
@@ -96,7 +97,7 @@ impl Write for Hashed {
 }
 
 impl Draft {
-    /// Begins the file that will be `path`. Its folder has to exist; a file of that name stays until the end.
+    /// Begins a new file for `path`. The folder must exist; an existing file of that name stays until the end.
     ///
     /// # Errors
     /// A folder that is missing or cannot be written.
@@ -104,12 +105,12 @@ impl Draft {
         Draft::begin(path, |file| Ok(Out::cached(file)))
     }
 
-    /// As [`create`](Self::create), for a file of many megabytes that will not be read soon: past the page cache where that can be. A
-    /// failed write may be told some writes late, at the latest by [`finish`](Self::finish). Takes [`DIRECT_BYTES`] of memory and a
-    /// thread.
+    /// Begins a large file that will not be read soon, and bypasses the page cache where possible. A failed write may
+    /// be reported a few writes late, at the latest by [`finish`](Self::finish). It takes [`DIRECT_BYTES`] of memory
+    /// and a thread.
     ///
     /// # Errors
-    /// As [`create`](Self::create); no thread can be had.
+    /// The errors of [`create`](Self::create); a thread that cannot be started.
     ///
     /// [`DIRECT_BYTES`]: super::DIRECT_BYTES
     pub fn create_direct(path: &Path) -> Result<Draft> {
@@ -124,14 +125,14 @@ impl Draft {
         Ok(Draft { path: path.to_path_buf(), temporary, out, given: 0, expected: 0, broken: false })
     }
 
-    /// States how long the file will be, for the message of a full disk. A promise that nobody checks.
+    /// States the expected length of the file, for the message about a full disk. It is not checked.
     #[must_use]
     pub fn expecting(mut self, bytes: u64) -> Draft {
         self.expected = bytes;
         self
     }
 
-    /// The name the file will bear.
+    /// The final path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -139,16 +140,17 @@ impl Draft {
     /// Appends `bytes`: [`Write::write_all`] with this crate's error.
     ///
     /// # Errors
-    /// A full disk, which names the bytes that were wanted; whatever else the file system refuses.
+    /// A full disk, with the number of bytes needed; another error of the file system.
     pub fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.write_all(bytes).map_err(|e| self.failed(e))
     }
 
-    /// Writes out, syncs, renames, syncs the folder. After it the file is whole, on the disk, under its name.
+    /// Flushes, syncs and renames the file, and syncs the folder. Then the file is complete and on the disk under
+    /// its name.
     ///
     /// # Errors
-    /// As [`put`](Self::put). The name then keeps what it had, unless only the last step failed (the file is
-    /// whole then, but might not outlive a power cut).
+    /// The errors of [`put`](Self::put). An existing file of that name stays, unless only the last step failed: then
+    /// the new file is complete, but may not survive a power failure.
     pub fn finish(mut self) -> Result<Written> {
         match self.settle() {
             Ok(written) => Ok(written),
@@ -163,7 +165,7 @@ impl Draft {
         let finished = self.out.take().ok_or_else(closed)?.finish();
         let renamed = finished.and_then(|(file, bytes, blake3)| {
             file.sync_all()?;
-            // The file is open, and so locked, until it has its name.
+            // The file stays open, and so locked, until it has its name.
             fs::rename(&self.temporary, &self.path)?;
             Ok(Written { bytes, blake3 })
         });
@@ -188,8 +190,8 @@ impl Write for Draft {
                 Ok(taken)
             }
             Err(e) => {
-                // An interrupted write is tried again. After any other the bytes have a hole, whether or not
-                // the caller looks; a full disk names what was wanted.
+                // An interrupted write is repeated. After any other error the file has a gap, even if the caller
+                // ignores the error. The message about a full disk includes these bytes.
                 if e.kind() != io::ErrorKind::Interrupted {
                     self.broken = true;
                     self.given += bytes.len() as u64;
@@ -207,8 +209,8 @@ impl Write for Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         let Some(out) = self.out.take() else { return };
-        // Removed while its lock is still held; taken apart, lest the buffer be flushed into it first. A
-        // failure leaves what a kill would leave, and that is met by the next run.
+        // Remove the file while its lock is still held, and take the writer apart so that the buffer is not flushed. A
+        // failure leaves what a kill would leave, and the next run cleans that up.
         let _ = fs::remove_file(&self.temporary);
         if let Out::Cached(out) = out {
             let _ = out.into_parts();
@@ -216,10 +218,10 @@ impl Drop for Draft {
     }
 }
 
-/// Asks the system to write a range to the disk, without waiting. Best effort: the sync at the end is what counts.
+/// Asks the system to write a range to the disk, without waiting. This is best effort: only the final sync counts.
 #[cfg(target_os = "linux")]
 fn begin_writeback(file: &File, start: u64, length: u64) {
-    // By its name it drops pages from the cache; those that are not on the disk yet it begins to write instead, and keeps.
+    // DontNeed drops clean pages from the cache; for dirty pages it starts writeback instead and keeps them.
     let length = std::num::NonZeroU64::new(length);
     let _ = rustix::fs::fadvise(file, start, length, rustix::fs::Advice::DontNeed);
 }
@@ -231,8 +233,8 @@ fn closed() -> io::Error {
     io::Error::other("the file is finished")
 }
 
-/// A new file under a temporary name, locked: a lock tells a file that is being written from one left by a
-/// kill, and several processes may share a folder.
+/// Creates a file under a temporary name and locks it. The lock distinguishes a file that is being written from one
+/// left by a kill; several processes may share a folder.
 fn create_temporary(folder: &Path) -> io::Result<(PathBuf, File)> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     loop {
@@ -240,30 +242,30 @@ fn create_temporary(folder: &Path) -> io::Result<(PathBuf, File)> {
         let path = folder.join(format!("{TEMPORARY}{}-{count}", std::process::id()));
         match OpenOptions::new().write(true).create_new(true).open(&path) {
             Ok(file) => match hold(&file, &path) {
-                // Somebody who cleans up was quicker: another name.
+                // Another process cleaned it up first: try another name.
                 Ok(Hold::Theirs | Hold::Replaced) => {}
-                // Where there are no locks, the lock of the output folder has failed before.
+                // If there are no locks here, the lock of the output folder has failed before.
                 Ok(Hold::Mine) | Err(_) => return Ok((path, file)),
             },
-            // A leftover of an earlier process of this number, or of this number on another machine.
+            // A leftover of a process with the same ID, an earlier one or one on another machine.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(e),
         }
     }
 }
 
-/// Writes `path` as a whole by `fill`, durably.
+/// Writes the whole file `path` with `fill`, durably.
 ///
 /// # Errors
-/// As [`Draft::put`]; what `fill` returns.
+/// The errors of [`Draft::put`]; an error of `fill`.
 pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Written> {
     let mut draft = Draft::create(path)?;
     fill(&mut draft).map_err(|e| draft.failed(e))?;
     draft.finish()
 }
 
-/// Removes what earlier kills left in `folder` (not in the folders within it), and returns how many files
-/// that was. A file that is still being written stays. A missing folder holds nothing.
+/// Removes the unfinished files that kills left in `folder` (not in its subfolders), and returns their number. Files
+/// that are still being written stay. A missing folder counts as empty.
 ///
 /// # Errors
 /// A folder that cannot be read, a leftover that cannot be removed.
@@ -303,17 +305,17 @@ fn remove_leftover(path: &Path) -> Result<bool> {
     }
 }
 
-/// The error of a write that failed. Where there is no more room it says so, with the bytes that were wanted.
+/// The error for a failed write. For a full disk it says so, with the number of bytes needed.
 pub(crate) fn write_failed(what: &str, path: &Path, wanted: u64, source: io::Error) -> Error {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     // The kinds of ENOSPC, EDQUOT and EFBIG.
     if !matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) {
         return Error::unexpected(what).path(path).because(source);
     }
-    Error::unexpected(format!("{what}, the disk is full: {wanted} bytes were wanted"))
+    Error::unexpected(format!("{what}, the disk is full: {wanted} bytes are needed"))
         .path(path)
         .because(source)
-        .hint("make room and run the same command again: it goes on where it stopped")
+        .hint("make room and run the same command again: it continues where it stopped")
 }
 
 #[cfg(test)]
@@ -329,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_whole_or_absent() {
+    fn a_file_is_complete_or_absent() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("file");
         let bytes: Vec<u8> = (0..3 * BUFFER + 17).map(|i| (i % 251) as u8).collect();
@@ -370,7 +372,7 @@ mod tests {
         out.get_mut().file = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let error = draft.put(&vec![0; 2 * BUFFER]).unwrap_err();
         assert_eq!(error.kind(), Kind::Unexpected);
-        assert!(error.to_string().contains("the disk is full: 3000000 bytes were wanted"), "{error}");
+        assert!(error.to_string().contains("the disk is full: 3000000 bytes are needed"), "{error}");
         assert!(error.cure().unwrap().contains("run the same command again"));
         assert!(draft.finish().unwrap_err().to_string().contains("failed before"));
         assert!(names(home.path()).is_empty());

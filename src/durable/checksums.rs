@@ -1,7 +1,7 @@
-//! `B3SUMS`: the digests of a folder's files, as `b3sum` writes them and `b3sum --check` reads them.
+//! `B3SUMS`: the digests of a folder's files, in the format of `b3sum` and `b3sum --check`.
 //!
-//! A line is 64 lowercase hex digits, two spaces, the name relative to the folder with `/` between its parts.
-//! A name with a backslash or a newline is escaped (`\\`, `\n`) and its line begins with a backslash.
+//! A line is 64 lowercase hex digits, two spaces, and the name relative to the folder, with `/` between its components.
+//! A name with a backslash or a newline is escaped (`\\`, `\n`), and its line begins with a backslash.
 
 use crate::durable::finding::{B3SUMS, FileEntry};
 use std::collections::BTreeMap;
@@ -14,10 +14,10 @@ use crate::durable::digest::Written;
 use crate::durable::finding::{Finding, Problem};
 use crate::{Error, Result};
 
-/// A `B3SUMS` is text about files; one this long is something else, and must not fill the memory.
+/// The largest `B3SUMS` that is read, in bytes: a longer file is something else, and must not fill the memory.
 const LONGEST: u64 = 256 << 20;
 
-/// A `B3SUMS` that was read: what it lists, and what is wrong with it as a text.
+/// A parsed `B3SUMS`: its entries, and the errors in its text.
 #[derive(Clone, Debug)]
 pub struct Checksums {
     pub(crate) folder: PathBuf,
@@ -26,37 +26,39 @@ pub struct Checksums {
 }
 
 impl Checksums {
-    /// Reads the `B3SUMS` of `folder`. Bad lines are findings, told by [`verify`](Checksums::verify); nothing
-    /// else is opened yet.
+    /// Reads the `B3SUMS` of `folder`. Bad lines become findings, which [`verify`](Checksums::verify) reports. It opens
+    /// no other file.
     ///
     /// # Errors
-    /// [`Kind::Input`](crate::Kind::Input) when there is none; one that cannot be read.
+    /// [`Kind::Input`](crate::Kind::Input) if there is none; one that cannot be read.
     pub fn read(folder: &Path) -> Result<Checksums> {
         let path = folder.join(B3SUMS);
         let failed = |e: io::Error| match e.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory if !folder.is_dir() => {
                 let what = if folder.exists() { "this is a file, not a folder" } else { "no such folder" };
-                Error::input(what).path(folder).hint("give a folder with a B3SUMS, as a command's --out is")
+                Error::input(what)
+                    .path(folder)
+                    .hint("give a folder with a B3SUMS, for example a command's --out")
             }
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
                 Error::input("the folder has no B3SUMS")
                     .path(folder)
-                    .hint("only a folder with checksums can be verified; `b3sum * > B3SUMS` makes some")
+                    .hint("only a folder with checksums can be verified; `b3sum * > B3SUMS` creates them")
             }
             _ => Error::unexpected("cannot read the checksums").path(&path).because(e),
         };
         if fs::metadata(&path).map_err(failed)?.len() > LONGEST {
-            return Err(Error::input("the checksums are far too long to be any").path(&path));
+            return Err(Error::input("the file is far too long for checksums").path(&path));
         }
         Ok(parse(folder, &fs::read(&path).map_err(failed)?))
     }
 
-    /// What is listed, each name once, in the order of the lines.
+    /// The listed files, each name once, in the order of the lines.
     pub fn entries(&self) -> &[FileEntry] {
         &self.entries
     }
 
-    /// Bytes of the listed files as far as they exist: what [`verify`](Checksums::verify) will read.
+    /// Total bytes of the listed files that exist, which [`verify`](Checksums::verify) will read.
     pub fn bytes(&self) -> u64 {
         let length =
             |e: &FileEntry| fs::metadata(self.folder.join(&e.name)).ok().filter(fs::Metadata::is_file);
@@ -97,8 +99,8 @@ fn parse(folder: &Path, bytes: &[u8]) -> Checksums {
     sums
 }
 
-/// A line with its newline, strictly: whatever `b3sum` would not have written is refused, so that no flipped
-/// bit passes.
+/// Parses a line with its newline. It is strict: a line that `b3sum` would not have written is refused, so that no
+/// flipped bit passes.
 fn parse_line(line: &[u8]) -> std::result::Result<(String, blake3::Hash), &'static str> {
     let line = std::str::from_utf8(line).map_err(|_| "is not UTF-8")?;
     let line = line.strip_suffix('\n').ok_or("has no newline at its end")?;
@@ -113,7 +115,7 @@ fn parse_line(line: &[u8]) -> std::result::Result<(String, blake3::Hash), &'stat
     if name.is_empty() {
         return Err("has no name");
     }
-    // As b3sum: the one cuts a name short, the other stands for any bytes that were not UTF-8.
+    // As in b3sum: the first ends a name early, the second replaces bytes that are not UTF-8.
     if name.contains(['\0', '\u{fffd}']) {
         return Err("has a character that no name can have");
     }
@@ -139,9 +141,9 @@ fn unescape(text: &str) -> Option<String> {
     Some(name)
 }
 
-/// Whether `name` stays inside the folder by its own letters: relative, never upwards. Links are followed.
+/// Whether `name` by itself stays inside the folder: relative and without `..`. Links are followed.
 fn is_inside(name: &str) -> bool {
-    // Nor are `a//b` and `a/./b` taken: one file has one name. A leading `./` is what `b3sum ./*` writes.
+    // `a//b` and `a/./b` are refused too: each file has one name. A leading `./` is what `b3sum ./*` writes.
     let plain = !tidy(name).split('/').any(|part| part.is_empty() || part == "." || part == "..");
     plain && Path::new(tidy(name)).components().all(|c| matches!(c, Component::Normal(_)))
 }
@@ -154,7 +156,7 @@ pub(crate) fn tidy(name: &str) -> &str {
 /// Writes the `B3SUMS` of `folder`, sorted by name, durably.
 ///
 /// # Errors
-/// No file at all, a name that `B3SUMS` cannot hold or that leaves the folder; a full disk.
+/// No files, a name that `B3SUMS` cannot hold or that leaves the folder; a full disk.
 pub fn write(folder: &Path, files: &BTreeMap<String, blake3::Hash>) -> Result<Written> {
     let path = folder.join(B3SUMS);
     let bad = |name: &&String| !is_inside(name) || name.contains(['\0', '\r', '\u{fffd}']) || *name == B3SUMS;
@@ -162,7 +164,7 @@ pub fn write(folder: &Path, files: &BTreeMap<String, blake3::Hash>) -> Result<Wr
         return Err(Error::unexpected(format!("checksums cannot list a file named {name:?}")).path(&path));
     }
     if files.is_empty() {
-        return Err(Error::unexpected("checksums of no file would check nothing").path(&path));
+        return Err(Error::unexpected("there are no files to write checksums of").path(&path));
     }
     atomic_file::write(&path, |out| {
         files.iter().try_for_each(|(name, blake3)| match escape(name) {

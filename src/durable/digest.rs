@@ -1,4 +1,5 @@
-//! The digest of a file, read in pieces: never mapped, so its pages do not count as this process's memory.
+//! The digest of a file. The file is read in pieces and never mapped, so its pages do not count as memory of
+//! the process.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -6,19 +7,19 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-/// How much of a file is read at once.
+/// Bytes of a file that are read at once.
 pub(crate) const PIECE: usize = 1 << 20;
 
-/// What was written or read: its length and its digest.
+/// The length and digest of a file that was written or read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
     /// Length in bytes.
     pub bytes: u64,
-    /// BLAKE3 of these bytes.
+    /// BLAKE3 of the bytes.
     pub blake3: blake3::Hash,
 }
 
-/// Length and digest of one file, read in fixed memory.
+/// Computes length and digest of a file, in constant memory.
 ///
 /// # Errors
 /// A file that cannot be read.
@@ -28,10 +29,10 @@ pub fn hash_file(path: &Path) -> Result<Written> {
         .map_err(|e| Error::unexpected("cannot hash the file").path(path).because(e))
 }
 
-/// The digest of `file` from where it stands; `progress` is told the bytes of each piece.
+/// Computes the digest of `file` from its current position; `progress` receives the number of bytes of each piece.
 ///
 /// # Errors
-/// What the file system answers.
+/// An error of the file system.
 pub(crate) fn digest(mut file: &File, progress: &dyn Fn(u64)) -> io::Result<Written> {
     let (mut hasher, mut bytes, mut piece) = (blake3::Hasher::new(), 0, vec![0; PIECE]);
     loop {

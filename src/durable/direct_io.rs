@@ -1,9 +1,9 @@
-//! Writing a large file past the page cache.
+//! Direct I/O: writing a large file without the page cache.
 //!
-//! A file of many gigabytes that nobody reads soon has no business in the cache: it displaces what is read, and each of its pages is
-//! allocated, copied to and written back, which can cost more processor time than making its content. With `O_DIRECT` the disk takes the
-//! bytes from a buffer of ours, while the next one is filled and hashed. Where a file system knows no direct writes, they go through the
-//! cache on the same path.
+//! A file of many gigabytes that is not read soon should not be in the cache: it displaces other data, and each of its
+//! pages is allocated, copied to and written back, which can cost more CPU time than computing its content. With
+//! `O_DIRECT` the disk takes the bytes from our buffer while the next one is filled and hashed. On a file system
+//! without direct writes the same code writes through the cache.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -13,15 +13,15 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 /// Bytes that are written at a time.
 const CHUNK: usize = 4 << 20;
-/// Buffers: one is filled, one is written, one lies ready between them.
+/// Number of buffers: one is being filled, one is being written, one is ready in between.
 const BUFFERS: usize = 3;
-/// What positions, lengths and addresses of direct writes are multiples of: no less than any disk's blocks.
+/// Alignment of positions, lengths and addresses of direct writes: at least the block size of any disk.
 const ALIGNMENT: usize = 4096;
 
-/// What the process takes for a file that is written so.
+/// Memory in bytes for a file with direct writes.
 pub const DIRECT_BYTES: u64 = (BUFFERS * (CHUNK + ALIGNMENT)) as u64;
 
-/// A file that is filled front to back, and hashed.
+/// A file that is written front to back and hashed.
 #[derive(Debug)]
 pub(crate) struct Direct {
     filling: Buffer,
@@ -33,7 +33,7 @@ pub(crate) struct Direct {
     bytes: u64,
 }
 
-/// `CHUNK` bytes whose address is aligned, of which some are filled.
+/// A buffer of `CHUNK` bytes at an aligned address, partly filled.
 #[derive(Debug)]
 struct Buffer {
     memory: Vec<u8>,
@@ -52,25 +52,25 @@ impl Buffer {
         &self.memory[self.start..self.start + self.filled]
     }
 
-    /// Takes as many of `bytes` as there is room for.
+    /// Takes as many of `bytes` as there is room for, and returns their number.
     fn take(&mut self, bytes: &[u8]) -> usize {
-        let some = bytes.len().min(CHUNK - self.filled);
-        self.memory[self.start + self.filled..][..some].copy_from_slice(&bytes[..some]);
-        self.filled += some;
-        some
+        let count = bytes.len().min(CHUNK - self.filled);
+        self.memory[self.start + self.filled..][..count].copy_from_slice(&bytes[..count]);
+        self.filled += count;
+        count
     }
 }
 
 impl Direct {
-    /// Writes to `file`, which is empty, by a thread of its own.
+    /// Starts a thread that writes to the empty file `file`.
     ///
     /// # Errors
-    /// No thread can be had.
+    /// A thread that cannot be started.
     pub(crate) fn over(file: File) -> io::Result<Direct> {
         let (full, to_write) = bounded::<Buffer>(BUFFERS);
         let (give_back, empty) = bounded(BUFFERS);
         for _ in 1..BUFFERS {
-            // There is room for all.
+            // This cannot block: the channel has room for all buffers.
             let _ = give_back.send(Buffer::new());
         }
         let writer = thread::Builder::new().name("direct writer".to_owned()).spawn(move || {
@@ -87,19 +87,19 @@ impl Direct {
         Ok(Direct { filling: Buffer::new(), full, empty, writer: Some(writer), hasher, bytes: 0 })
     }
 
-    /// Writes out what is left. The file, its length and its checksum.
+    /// Writes the rest. Returns the file, its length and its checksum.
     ///
     /// # Errors
-    /// Those of writing.
+    /// A failed write, now or earlier.
     pub(crate) fn finish(mut self) -> io::Result<(File, u64, blake3::Hash)> {
         self.hasher.update(self.filling.bytes());
-        // Should the thread have gone, it tells why.
+        // If the writer has ended, `outcome` returns its error.
         let _ = self.full.send(self.filling);
         drop(self.full);
         Ok((outcome(self.writer)?, self.bytes, self.hasher.finalize()))
     }
 
-    /// Hands the full buffer to the writer, for an empty one. None where the writer has ended.
+    /// Exchanges the full buffer for an empty one from the writer; `None` if the writer has ended.
     fn pass_on(&mut self) -> Option<()> {
         let full = std::mem::replace(&mut self.filling, self.empty.recv().ok()?);
         self.hasher.update(full.bytes());
@@ -108,7 +108,7 @@ impl Direct {
 }
 
 impl Write for Direct {
-    /// Takes some of `bytes`. What the disk refuses may be told some writes later, or by [`finish`](Direct::finish).
+    /// Takes some of `bytes`. A failed write may be reported a few writes later, or by [`finish`](Direct::finish).
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.filling.filled == CHUNK && self.pass_on().is_none() {
             return Err(outcome(self.writer.take()).err().unwrap_or_else(gone));
@@ -126,7 +126,7 @@ impl Write for Direct {
 /// Writes all of `bytes` at the end of `file`.
 fn write(file: &mut File, mut bytes: &[u8], past_the_cache: &mut bool) -> io::Result<()> {
     while !bytes.is_empty() {
-        // A file's last bytes, or what a disk that ran full left over.
+        // The last bytes of a file, or the rest of a partial write to a disk that ran full.
         if *past_the_cache && !bytes.len().is_multiple_of(ALIGNMENT) {
             *past_the_cache = false;
             set_direct(file, false);
@@ -135,7 +135,7 @@ fn write(file: &mut File, mut bytes: &[u8], past_the_cache: &mut bool) -> io::Re
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(taken) => bytes = &bytes[taken..],
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            // Some file systems take the flag and refuse the write.
+            // Some file systems accept the flag and refuse the write.
             Err(e) if *past_the_cache && e.kind() == io::ErrorKind::InvalidInput => {
                 *past_the_cache = false;
                 set_direct(file, false);
@@ -146,16 +146,16 @@ fn write(file: &mut File, mut bytes: &[u8], past_the_cache: &mut bool) -> io::Re
     Ok(())
 }
 
-/// The file, once its writer has ended well.
+/// The file, or the writer's error, once the writer has ended.
 fn outcome(writer: Option<JoinHandle<io::Result<File>>>) -> io::Result<File> {
     writer.and_then(|writer| writer.join().ok()).unwrap_or_else(|| Err(gone()))
 }
 
 fn gone() -> io::Error {
-    io::Error::other("the thread that writes has ended")
+    io::Error::other("the writer thread has ended")
 }
 
-/// Turns direct writes on or off, where they exist. Whether that was done.
+/// Turns direct writes on or off, where they exist. Returns whether it succeeded.
 #[cfg(target_os = "linux")]
 fn set_direct(file: &File, on: bool) -> bool {
     use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn the_disks_own_error_is_told() {
+    fn the_disks_own_error_is_reported() {
         let full = || Direct::over(OpenOptions::new().write(true).open("/dev/full").unwrap()).unwrap();
         let mut direct = full();
         let error = (0..2 * BUFFERS).find_map(|_| direct.write_all(&[0; CHUNK]).err()).unwrap();

@@ -1,47 +1,47 @@
-//! What a check found.
+//! The findings of a check.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// How grave a [`Finding`] is.
+/// The severity of a [`Finding`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
-    /// Worth knowing; the check passes.
+    /// A note; the check passes.
     Note,
     /// The check fails.
     Error,
 }
 
-/// What is wrong.
+/// The kind of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Problem {
-    /// `B3SUMS` lists nothing at all.
+    /// `B3SUMS` lists no file.
     Empty,
-    /// A line that is not one.
+    /// A line that cannot be parsed.
     Malformed,
     /// A name that was listed before.
     Duplicate,
     /// A name that points outside the folder. Its file is not opened.
     Outside,
-    /// A listed file that is not there.
+    /// A listed file that is missing.
     Missing,
     /// A listed file, or a folder, that cannot be read.
     Unreadable,
-    /// A file with another digest than the listed one.
+    /// A file whose digest differs from the listed one.
     Mismatch,
     /// A file that is not listed: a note.
     Unlisted,
 }
 
-/// One thing that a check found.
+/// One finding of a check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// How grave it is.
+    /// Its severity.
     pub level: Level,
-    /// What is wrong.
+    /// The kind of the problem.
     pub problem: Problem,
     /// The file, relative to the folder.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -49,7 +49,7 @@ pub struct Finding {
     /// The line of `B3SUMS`, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<usize>,
-    /// The rest of the sentence that begins with the name or the line.
+    /// The predicate of the sentence whose subject is the name or the line.
     pub detail: String,
 }
 
@@ -65,7 +65,7 @@ impl Finding {
 }
 
 impl fmt::Display for Finding {
-    /// The name is quoted with its control characters escaped: it comes from a file and goes to a terminal.
+    /// Quotes the name and escapes its control characters, because it comes from a file and goes to a terminal.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.name, self.line) {
             (Some(name), _) => write!(f, "{name:?} {}", self.detail),
@@ -75,10 +75,10 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The name of the file.
+/// The name of the file with the checksums.
 pub const B3SUMS: &str = "B3SUMS";
 
-/// One line: a file and the digest it should have.
+/// One line: a file and its expected digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileEntry {
     /// Number of the line, from 1.

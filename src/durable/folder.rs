@@ -1,4 +1,4 @@
-//! Folders that survive a power cut, and how much room is left in them.
+//! Folders: creating them durably, refusing foreign content, and the free space in them.
 
 use std::fs::{self, File};
 use std::io;
@@ -6,11 +6,11 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-/// Creates `path` and whatever is missing above it, durably: a file that is synced inside a folder that was
-/// never synced into its own parent can vanish with it.
+/// Creates `path` and its missing parents durably: a synced file can vanish together with its folder if that was never
+/// synced into its own parent.
 ///
 /// # Errors
-/// A folder that cannot be created or synced, as one where a file of that name stands.
+/// A folder that cannot be created or synced, for example because a file of that name exists.
 pub fn create(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -18,7 +18,7 @@ pub fn create(path: &Path) -> Result<()> {
     let parent = parent(path);
     create(parent)?;
     match fs::create_dir(path) {
-        // Somebody else was quicker: as good.
+        // Another process created it first, which is fine.
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
         Err(e) => return Err(not_created(path, e)),
         Ok(()) => {}
@@ -26,11 +26,12 @@ pub fn create(path: &Path) -> Result<()> {
     sync(parent)
 }
 
-/// A file in the way is for the user to decide on; all else is the file system's.
+/// The error for a folder that was not created. If a file is in the way, the user must decide; other failures come from
+/// the file system.
 fn not_created(path: &Path, e: io::Error) -> Error {
     match e.kind() {
         io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
-            Error::decide("cannot create the folder, for a file is in its place")
+            Error::decide("cannot create the folder: a file is in its place")
                 .path(path)
                 .because(e)
                 .hint("give another folder, or move the file away")
@@ -38,11 +39,11 @@ fn not_created(path: &Path, e: io::Error) -> Error {
         _ => Error::unexpected("cannot create the folder")
             .path(path)
             .because(e)
-            .hint("give a folder in a place that you may write to"),
+            .hint("give a folder in a location where you have write permission"),
     }
 }
 
-/// Puts a folder's entries (what was created, renamed or removed in it) on the disk.
+/// Syncs a folder's entries (files created, renamed or removed in it) to the disk.
 ///
 /// # Errors
 /// A folder that cannot be opened or synced.
@@ -52,7 +53,7 @@ pub fn sync(folder: &Path) -> Result<()> {
         .map_err(|e| Error::unexpected("cannot sync the folder").path(folder).because(e))
 }
 
-/// The folder that holds `path`: `.` for a bare name.
+/// The folder that contains `path`: `.` for a bare name.
 pub fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
@@ -61,20 +62,20 @@ pub fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Refuses an output folder that holds anything but hidden files, `always`, and, where one of `marks` tells that an earlier run
-/// has written there, `files`.
+/// Refuses an output folder that holds anything other than hidden files, the files `always`, and, if one of `marks`
+/// shows that an earlier run has written there, the files `files`.
 ///
 /// # Errors
-/// As [`refuse_others`].
+/// The errors of [`refuse_others`].
 pub fn refuse_foreign(out: &Path, marks: &[&str], files: &[&str], always: &[&str]) -> Result<()> {
     let begun = marks.iter().any(|mark| out.join(mark).symlink_metadata().is_ok());
     refuse_others(out, |name| always.contains(&name) || (begun && files.contains(&name)))
 }
 
-/// Refuses an output folder that holds anything but hidden files and what is `ours`, by name.
+/// Refuses an output folder that holds anything other than hidden files and files whose name is `ours`.
 ///
 /// # Errors
-/// [`Kind::Decide`](crate::Kind::Decide) with the name of what is foreign; a folder that cannot be read.
+/// [`Kind::Decide`](crate::Kind::Decide) with the name of the foreign file; a folder that cannot be read.
 pub fn refuse_others(out: &Path, ours: impl Fn(&str) -> bool) -> Result<()> {
     let entries = match fs::read_dir(out) {
         Ok(entries) => entries,
@@ -95,32 +96,31 @@ pub fn refuse_others(out: &Path, ours: impl Fn(&str) -> bool) -> Result<()> {
     }
 }
 
-/// Refuses an output folder that is, or holds, what is to be read: writing or `--overwrite` would destroy it.
+/// Refuses an output folder that is or contains an input: writing or `--overwrite` would destroy it.
 ///
 /// # Errors
 /// [`Kind::Decide`](crate::Kind::Decide).
 pub fn refuse_input(out: &Path, input: &Path) -> Result<()> {
     match (out.canonicalize(), input.canonicalize()) {
         (Ok(out), Ok(input)) if input.starts_with(&out) => {
-            let what = format!("the output folder holds what is to be read, {}", input.display());
+            let what = format!("the output folder contains the input {}", input.display());
             Err(Error::decide(what).path(out).hint("give another --out; nothing in it was touched"))
         }
         _ => Ok(()),
     }
 }
 
-/// Bytes that this user may still write where `path` is or will be: of the nearest folder above it that
-/// exists.
+/// Free space in bytes for this user at `path`, or at its nearest existing parent.
 ///
 /// # Errors
-/// A file system that does not tell.
+/// A file system that does not report it.
 pub fn free_space(path: &Path) -> Result<u64> {
     let mut existing = path;
     while !existing.exists() && parent(existing) != existing {
         existing = parent(existing);
     }
     let stat = rustix::fs::statvfs(existing)
-        .map_err(|e| Error::unexpected("cannot tell the free space").path(existing).because(e))?;
+        .map_err(|e| Error::unexpected("cannot determine the free space").path(existing).because(e))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
@@ -130,7 +130,7 @@ mod tests {
     use crate::Kind;
 
     #[test]
-    fn folders_are_created_with_all_that_is_missing_above() {
+    fn folders_are_created_with_their_missing_parents() {
         let home = tempfile::tempdir().unwrap();
         let deep = home.path().join("a/b/c");
         assert!(free_space(&deep).unwrap() > 0);

@@ -1,10 +1,10 @@
-//! An append-only journal: one record a line, every line on the disk before the run goes on, replayed on
-//! resume.
+//! An append-only journal: one record on each line. Every line is on the disk before the run continues, and the lines
+//! are replayed on resume.
 //!
-//! A line is 16 hex digits, a space, the record as JSON, a newline. The digits are a BLAKE3 over the line
-//! before's digits and this line's JSON, so a line that was changed, removed, doubled or moved breaks the
-//! chain. What a kill may leave is one torn line at the end: it is dropped, and its work is done again.
-//! Damage anywhere else is no kill's doing, and nothing after it is believed.
+//! A line is 16 hex digits, a space, the record as JSON, and a newline. The digits are a BLAKE3 of the previous line's
+//! digits and this line's JSON, so a line that was changed, removed, duplicated or moved breaks the chain. A kill can
+//! leave one torn line at the end: it is dropped, and its work is done again. A kill cannot cause damage anywhere else,
+//! and nothing after such damage is trusted.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -19,13 +19,13 @@ use crate::durable::folder;
 use crate::durable::lock::{Hold, hold};
 use crate::{Error, Result};
 
-/// What the first line is chained to; a new format of lines takes another.
+/// The digits that the first line is chained to; a new line format needs a new seed.
 const SEED: [u8; 16] = *b"trephine.journal";
 
-/// The longest line: a damaged or foreign file must not fill the memory.
+/// The longest line in bytes: a damaged or foreign file must not fill the memory.
 const LONGEST: usize = 64 << 20;
 
-/// A journal that is open for writing, its only writer. `T` is the record.
+/// A journal that is open for writing, by its only writer. `T` is the type of the records.
 #[derive(Debug)]
 pub struct Journal<T> {
     file: File,
@@ -33,11 +33,11 @@ pub struct Journal<T> {
     end: End,
     torn: u64,
     broken: bool,
-    // Holds no `T`, so it is Send and Sync whatever `T` is.
+    // It holds no `T`, so the journal is Send and Sync for every `T`.
     record: PhantomData<fn(T)>,
 }
 
-/// The last whole record: where it ends, and the digits that the next line is chained to.
+/// The end of the last complete record, and the digits that the next line is chained to.
 #[derive(Clone, Copy, Debug)]
 struct End {
     bytes: u64,
@@ -48,18 +48,16 @@ struct End {
 const BEGINNING: End = End { bytes: 0, lines: 0, chain: SEED };
 
 impl<T: Serialize + DeserializeOwned> Journal<T> {
-    /// Opens the journal at `path`, empty if there is none, and replays its records. A torn last line is cut
-    /// off.
+    /// Opens the journal at `path`, or creates an empty one, and replays its records. A torn last line is truncated.
     ///
     /// # Errors
-    /// [`Kind::Input`](crate::Kind::Input) for damage before the last line and for a record of another
-    /// version; [`Kind::Decide`](crate::Kind::Decide) when another writer has it open; what the file system
-    /// refuses.
+    /// [`Kind::Input`](crate::Kind::Input) for damage before the last line and for a record of a different version;
+    /// [`Kind::Decide`](crate::Kind::Decide) if another writer has it open; an error of the file system.
     pub fn open(path: &Path) -> Result<(Journal<T>, Vec<T>)> {
         let failed = |e: io::Error| Error::unexpected("cannot open the journal").path(path).because(e);
         let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
         if hold(&file, path).map_err(failed)? != Hold::Mine {
-            return Err(Error::decide("another run writes to this journal")
+            return Err(Error::decide("another run is writing to this journal")
                 .path(path)
                 .hint("wait until it has ended"));
         }
@@ -75,11 +73,11 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
         ))
     }
 
-    /// Begins a journal at `path`, where none may be. Takes no lock: the name is this writer's alone, which holds on
-    /// file systems too that have no locks, or several machines on them.
+    /// Begins a journal at `path`, which must not exist. It takes no lock: only this writer uses the name, which also
+    /// works on file systems that have no locks or that several machines share.
     ///
     /// # Errors
-    /// A file of that name; what the file system refuses.
+    /// An existing file of that name; an error of the file system.
     pub fn create(path: &Path) -> Result<Journal<T>> {
         let failed = |e: io::Error| Error::unexpected("cannot begin the journal").path(path).because(e);
         let file = OpenOptions::new().append(true).create_new(true).open(path).map_err(failed)?;
@@ -97,9 +95,9 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
     /// Appends `record`. When it returns, the record is on the disk.
     ///
     /// # Errors
-    /// A full disk and whatever else the file system refuses; a record that could not be read again (a NaN
-    /// has no JSON), of which nothing is written. After a failed write every further one fails too, since
-    /// what the disk holds is not known until the journal is opened anew.
+    /// A full disk or another error of the file system; a record that could not be read back (NaN has no JSON), of
+    /// which nothing is written. After a failed write all later ones fail too, because the content of the disk is
+    /// unknown until the journal is opened again.
     pub fn append(&mut self, record: &T) -> Result<()> {
         let what = "cannot append to the journal";
         if self.broken {
@@ -111,7 +109,7 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
         // One write, so that a kill tears at most this line.
         if let Err(e) = self.file.write_all(&line).and_then(|()| self.file.sync_data()) {
             self.broken = true;
-            // Best effort: a torn line is dropped by the next run as well.
+            // This is best effort: the next run drops a torn line as well.
             let _ = self.file.set_len(self.end.bytes);
             return Err(write_failed(what, &self.path, line.len() as u64, e));
         }
@@ -119,17 +117,17 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
         Ok(())
     }
 
-    /// Number of records in it.
+    /// Number of records.
     pub fn len(&self) -> u64 {
         self.end.lines
     }
 
-    /// Whether it holds no record.
+    /// Whether there are no records.
     pub fn is_empty(&self) -> bool {
         self.end.lines == 0
     }
 
-    /// Bytes of the torn last line that was cut off when the journal was opened; 0 if it was whole.
+    /// Bytes of the torn last line that was truncated when the journal was opened; 0 if there was none.
     pub fn torn(&self) -> u64 {
         self.torn
     }
@@ -140,16 +138,17 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
     }
 }
 
-/// The records of the journal at `path`, which may be in use by a writer; nothing is changed. A torn last
-/// line is left out.
+/// Reads the records of the journal at `path`, which a writer may have open, without changing it. A torn last line
+/// is ignored.
 ///
 /// # Errors
-/// As [`Journal::open`], and a journal that is missing.
+/// The errors of [`Journal::open`], and a missing journal.
 pub fn replay<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     Ok(replay_prefix(path)?.whole()?.0)
 }
 
-/// As [`replay`], but damage is told beside the records before it, which the chain of checksums still vouches for.
+/// Reads the records like [`replay`], but returns damage together with the records before it, which the chain of
+/// checksums still covers.
 ///
 /// # Errors
 /// A journal that is missing or cannot be read.
@@ -159,12 +158,12 @@ pub fn replay_prefix<T: DeserializeOwned>(path: &Path) -> Result<Prefix<T>> {
     read(&file, path)
 }
 
-/// What a journal holds up to its end, or up to where it is damaged.
+/// The content of a journal up to its end or to the first damage.
 #[derive(Debug)]
 pub struct Prefix<T> {
     /// The records.
     pub records: Vec<T>,
-    /// What is wrong behind them.
+    /// The damage after them, if there is any.
     pub damage: Option<Error>,
     end: End,
 }
@@ -185,7 +184,7 @@ fn read<T: DeserializeOwned>(file: &File, path: &Path) -> Result<Prefix<T>> {
         reader.by_ref().take(LONGEST as u64).read_until(b'\n', &mut line).map_err(failed)?;
         let number = read.end.lines + 1;
         let Some(json) = checked(&line, &read.end.chain) else {
-            // Nothing, or a torn line, and nothing behind it: the end.
+            // No line, or a torn one with nothing after it, is the end of the journal.
             if !reader.fill_buf().map_err(failed)?.is_empty() {
                 read.damage = Some(damaged(path, number, "does not match its checksum"));
             }
@@ -194,7 +193,7 @@ fn read<T: DeserializeOwned>(file: &File, path: &Path) -> Result<Prefix<T>> {
         match serde_json::from_slice(json) {
             Ok(record) => read.records.push(record),
             Err(e) => {
-                let how = "was written by another version of trephine";
+                let how = "was written by a different version of trephine";
                 read.damage = Some(damaged(path, number, how).because(e));
                 return Ok(read);
             }
@@ -207,7 +206,7 @@ fn read<T: DeserializeOwned>(file: &File, path: &Path) -> Result<Prefix<T>> {
     }
 }
 
-/// The JSON of a line that is whole and follows the line with the digits `before`.
+/// The JSON of a line that is complete and follows the line with the digits `before`.
 fn checked<'a>(line: &'a [u8], before: &[u8; 16]) -> Option<&'a [u8]> {
     let (digits, rest) = line.split_first_chunk::<16>()?;
     let json = rest.strip_prefix(b" ")?.strip_suffix(b"\n")?;
@@ -221,8 +220,7 @@ fn chained(before: &[u8; 16], json: &[u8]) -> [u8; 16] {
     digits
 }
 
-/// The record as JSON, read again at once: what could not be replayed is refused now, not when the run is
-/// resumed.
+/// The record as JSON. It is parsed again at once, so a record that cannot be replayed is refused now, not on resume.
 fn encode<T: Serialize + DeserializeOwned>(record: &T) -> std::result::Result<Vec<u8>, serde_json::Error> {
     let json = serde_json::to_vec(record)?;
     serde_json::from_slice::<T>(&json)?;
@@ -251,9 +249,9 @@ mod tests {
         let real =
             std::mem::replace(&mut journal.file, OpenOptions::new().write(true).open("/dev/full").unwrap());
         let error = journal.append(&2).unwrap_err();
-        assert!(error.to_string().contains("the disk is full: 19 bytes were wanted"), "{error}");
+        assert!(error.to_string().contains("the disk is full: 19 bytes are needed"), "{error}");
         journal.file = real;
-        // Room again, but this writer does not know what the disk holds.
+        // There is room again, but this writer does not know what the disk holds.
         assert!(journal.append(&3).unwrap_err().to_string().contains("failed before"));
         drop(journal);
         assert_eq!(Journal::<u32>::open(&path).unwrap().1, [1]);

@@ -1,7 +1,7 @@
-//! Locks of the operating system: gone with the process that held them, however it ended.
+//! Locks of the operating system, which end with the process that holds them, however it ends.
 //!
-//! A lock file's existence means nothing; only the lock on it does. So a run that was killed never has to be
-//! cleaned up after, and two runs never write one journal.
+//! Only the lock on the file counts, not its existence. So a killed run needs no cleanup, and two runs never write to
+//! the same journal.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -11,32 +11,32 @@ use std::path::{Path, PathBuf};
 use crate::durable::folder;
 use crate::{Error, Result};
 
-/// The folder, inside an output folder, of all that only an unfinished run needs.
+/// The folder, inside an output folder, for everything that only an unfinished run needs.
 pub const STATE: &str = ".trephine";
 
-/// The right to write to one output folder, as long as this value lives.
+/// The right to write to an output folder, while this value exists.
 #[derive(Debug)]
 pub struct Lock {
-    // Never read again: the lock is the open file's, and goes when it is closed.
+    // It is never read again: the lock belongs to the open file and ends when that is closed.
     _file: File,
     path: PathBuf,
 }
 
 impl Lock {
-    /// Takes the lock of the output folder `out`, `OUT/.trephine/lock`; makes the folder if need be.
+    /// Takes the lock of the output folder `out`, `OUT/.trephine/lock`, and creates the folder if necessary.
     ///
     /// # Errors
-    /// [`Kind::Decide`](crate::Kind::Decide) when another run holds it, with that run's process id if it is
-    /// known; a folder that cannot be written, or whose file system has no locks.
+    /// [`Kind::Decide`](crate::Kind::Decide) if another run holds it, with that run's process ID where that is known; a
+    /// folder that cannot be written, or whose file system has no locks.
     pub fn acquire(out: &Path) -> Result<Lock> {
         Lock::take(out, false)
     }
 
-    /// As [`acquire`](Self::acquire), but where the file system has no locks, goes on without: for work that two may
-    /// do at once without harm, which a lock only spares.
+    /// The same as [`acquire`](Self::acquire), but continues without a lock where the file system has none: for work
+    /// that two processes may safely do at once, where the lock only avoids doing it twice.
     ///
     /// # Errors
-    /// As [`acquire`](Self::acquire), but for a missing lock.
+    /// The errors of [`acquire`](Self::acquire), except for a file system without locks.
     pub fn acquire_where_there_is_one(out: &Path) -> Result<Lock> {
         Lock::take(out, true)
     }
@@ -60,7 +60,7 @@ impl Lock {
             };
             match held {
                 Hold::Mine => {
-                    // For people only: nothing is ever decided by this number.
+                    // The number is for people only: no decision depends on it.
                     file.set_len(0)
                         .and_then(|()| writeln!(file, "{}", std::process::id()))
                         .map_err(failed)?;
@@ -72,12 +72,12 @@ impl Lock {
         }
     }
 
-    /// Ends the lock and leaves no trace of it: removes its file, and the folder where that holds nothing else.
+    /// Releases the lock and removes its file, and the folder if it is empty then.
     ///
     /// # Errors
     /// A file that cannot be removed.
     pub fn remove(self) -> Result<()> {
-        // While the lock is held: whoever has the file open already finds it replaced and tries anew.
+        // Remove it while the lock is held: a process that has the file open already finds it replaced and tries again.
         match fs::remove_file(&self.path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(Error::unexpected("cannot remove the lock").path(&self.path).because(e))
@@ -95,7 +95,7 @@ impl Lock {
     }
 }
 
-/// Whether a file system answered that it has no locks, as Lustre does unless it is mounted with them.
+/// Whether the error means that the file system has no locks, as with Lustre unless it is mounted with them.
 fn has_no_locks(e: &io::Error) -> bool {
     use rustix::io::Errno;
     // ENOSYS, EOPNOTSUPP, ENOLCK.
@@ -105,30 +105,30 @@ fn has_no_locks(e: &io::Error) -> bool {
 
 fn held_by(out: &Path, file: &File) -> Error {
     let mut text = String::new();
-    // At most a number is expected, and the file may hold anything.
+    // A number is expected, but the file may hold anything.
     let pid = file.take(32).read_to_string(&mut text).ok().and_then(|_| text.trim().parse::<u32>().ok());
     let who = pid.map_or(String::new(), |pid| format!(" (process {pid})"));
-    Error::decide(format!("another run{who} writes to this folder"))
+    Error::decide(format!("another run{who} is writing to this folder"))
         .path(out)
         .hint("wait until it has ended, stop it, or give another --out")
 }
 
-/// Who holds the lock of a file.
+/// The holder of a file's lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hold {
-    /// This open file does, from now on.
+    /// This open file holds it from now on.
     Mine,
-    /// Another open file does.
+    /// Another open file holds it.
     Theirs,
-    /// The path no longer leads to this file: somebody removed or replaced it between opening and locking,
-    /// and a lock on it would keep nobody out.
+    /// The path no longer refers to this file: another process removed or replaced it between opening and locking, and
+    /// a lock on it would keep nobody out.
     Replaced,
 }
 
-/// Tries to lock `file`, that was opened at `path`.
+/// Tries to lock `file`, which was opened at `path`.
 ///
 /// # Errors
-/// What the operating system answers, `Unsupported` where the file system has no locks.
+/// An error of the operating system, `Unsupported` where the file system has no locks.
 pub(crate) fn hold(file: &File, path: &Path) -> io::Result<Hold> {
     match file.try_lock() {
         Ok(()) => {}
@@ -169,11 +169,11 @@ mod tests {
         let first = Lock::acquire(out.path()).unwrap();
         fs::write(first.path(), b"\xff\xfe").unwrap();
         let error = Lock::acquire(out.path()).unwrap_err().to_string();
-        assert!(error.contains("another run writes"), "{error}");
+        assert!(error.contains("another run is writing"), "{error}");
     }
 
     #[test]
-    fn file_systems_without_locks_are_told_from_other_failures() {
+    fn file_systems_without_locks_are_distinguished_from_other_failures() {
         use rustix::io::Errno;
         let answers =
             [(Errno::NOSYS, true), (Errno::OPNOTSUPP, true), (Errno::NOLCK, true), (Errno::IO, false)];
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_on_a_removed_file_is_no_lock() {
+    fn a_lock_on_a_removed_file_does_not_count() {
         let out = tempfile::tempdir().unwrap();
         let path = out.path().join("lock");
         let file = File::create(&path).unwrap();

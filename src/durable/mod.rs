@@ -1,15 +1,15 @@
-//! What makes a run safe to kill, and its output safe to trust.
+//! Durability: what makes a run safe to kill, and its output safe to trust.
 //!
-//! Two rules hold the room together. *Never lose work*: a file appears under its own name only when it is
-//! whole and on the disk ([`atomic_file`]); only then does the [`journal`] say so. *Never trust a file*: whatever
-//! is read again is checked first, a journal by the checksum of every line, a shard by its digest, a finished
-//! folder by its [`checksums`].
+//! There are two rules. *Never lose work*: a file appears under its own name only when it is complete and on the
+//! disk ([`atomic_file`]); only then does the [`journal`] record it. *Never trust a file*: everything that is
+//! read back is checked first, a journal by the checksum of every line, a shard by its digest, a finished folder
+//! by its [`checksums`].
 //!
-//! | file | what a kill may leave of it | how that is met |
+//! | file | what a kill may leave | how that is handled |
 //! |---|---|---|
-//! | any [`atomic_file`] | a temporary that bears no name | [`atomic_file::remove_leftovers`] |
-//! | the [`journal`] | a torn last line | dropped on replay, its work is done again |
-//! | the [`lock`] | the file, but not the lock | its existence means nothing |
+//! | any [`atomic_file`] | a file with a temporary name | removed by [`atomic_file::remove_leftovers`] |
+//! | the [`journal`] | a torn last line | dropped on replay, and its work is done again |
+//! | the [`lock`] | the file, but not the lock | the existence of the file does not matter |
 
 pub mod atomic_file;
 pub mod checksums;

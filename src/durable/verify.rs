@@ -1,4 +1,4 @@
-//! Verification of a folder against its `B3SUMS`: everything that is wrong, not the first of it.
+//! Verification of a folder against its `B3SUMS`. It reports every error, not only the first.
 
 use crate::durable::finding::{Finding, Level, Problem};
 use std::collections::BTreeSet;
@@ -14,29 +14,28 @@ use crate::durable::checksums::{Checksums, tidy};
 use crate::durable::digest::digest;
 use crate::durable::finding::{B3SUMS, FileEntry};
 
-/// What a check found.
+/// The result of a verification.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Verification {
-    /// Files that were read whole and have the listed digest.
+    /// Number of files that have the listed digest.
     pub matched: usize,
-    /// Everything that was found: what is wrong with `B3SUMS` first, by line, then the files as listed, then
-    /// notes.
+    /// All findings: first the errors in `B3SUMS` by line, then the files in the listed order, then notes.
     pub findings: Vec<Finding>,
 }
 
 impl Verification {
-    /// Whether nothing graver than a note was found.
+    /// Whether there are no findings other than notes.
     pub fn passed(&self) -> bool {
         self.findings.iter().all(|f| f.level == Level::Note)
     }
 }
 
 impl Checksums {
-    /// Reads every listed file and compares its digest; files are read in parallel, 1 MiB at a time each.
-    /// Files that are not listed are noted, except `B3SUMS` itself, those in `ignored` and whatever is in a
-    /// folder whose name begins with a dot. `progress` is told the bytes of each piece, from any thread.
+    /// Reads every listed file and compares its digest. Files are read in parallel, each in pieces of 1 MiB. Unlisted
+    /// files are noted, except `B3SUMS` itself, those in `ignored`, and everything in folders whose name begins with a
+    /// dot. `progress` receives the number of bytes of each piece, from any thread.
     ///
-    /// Links to files are followed, for the Hugging Face cache is made of them.
+    /// Links to files are followed, because the Hugging Face cache consists of them.
     pub fn verify(&self, ignored: &[&str], progress: &(dyn Fn(u64) + Sync)) -> Verification {
         let mut walk = Walk::default();
         walk.folder(&self.folder, "");
@@ -66,13 +65,13 @@ impl Checksums {
                 return Some(Finding::of(Problem::Missing, entry, "is missing"));
             }
             Err(e) => return Some(unreadable(e)),
-            // Not opened: a pipe would wait for ever.
+            // Do not open it: a pipe would block forever.
             Ok(m) if !m.is_file() => {
                 return Some(Finding::of(Problem::Unreadable, entry, "is not a regular file"));
             }
-            // A file system that ignores case finds a file by a name that it does not bear.
+            // A case-insensitive file system finds a file by a name that it does not have.
             Ok(_) if !walk.bears(tidy(&entry.name)) => {
-                return Some(Finding::of(Problem::Missing, entry, "is missing by exactly this name"));
+                return Some(Finding::of(Problem::Missing, entry, "is missing under exactly this name"));
             }
             Ok(_) => {}
         }
@@ -84,19 +83,19 @@ impl Checksums {
                 Some(Finding::of(
                     Problem::Mismatch,
                     entry,
-                    format!("has the BLAKE3 {found}, listed is {listed}"),
+                    format!("has the BLAKE3 {found}, but {listed} is listed"),
                 ))
             }
         }
     }
 }
 
-/// The names that the folder itself gives its files.
+/// The names of a folder's files, as the folder itself lists them.
 #[derive(Default)]
 struct Walk {
     files: BTreeSet<String>,
-    // Folders that were not entered, each with a slash at its end: links (which may lead anywhere, also in a
-    // circle) and those that begin with a dot.
+    // Folders that were not entered, each with a slash at its end: links (which may lead anywhere, even in a cycle) and
+    // those whose name begins with a dot.
     skipped: Vec<String>,
     unreadable: Vec<Finding>,
 }
@@ -115,7 +114,7 @@ impl Walk {
         };
         for entry in entries {
             let path = entry.path();
-            // A name that is not UTF-8 cannot be listed; it can still be noted.
+            // A name that is not UTF-8 cannot be listed, but it can be noted.
             let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
             let linked = entry.file_type().is_ok_and(|t| t.is_symlink());
             if !path.is_dir() {
@@ -128,7 +127,7 @@ impl Walk {
         }
     }
 
-    /// Whether `name` is a file's very name, as far as its folder was looked at.
+    /// Whether `name` is the exact name of a file; true in folders that were not entered.
     fn bears(&self, name: &str) -> bool {
         self.files.contains(name) || self.skipped.iter().any(|folder| name.starts_with(folder))
     }

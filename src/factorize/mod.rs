@@ -9,9 +9,10 @@
 //!   only a few times the rank: there in f64 and with a dense eigensolver, optimal to f32. Where that side is large, in
 //!   f32 and with block Krylov on the square until the error is within 1e-5 of the optimal one, as estimated.
 //!
-//! Who reads what: `shape` cuts a matrix into groups and panels; `sweep` is the only file that visits the delta for
-//! products; `dense`, `orthogonal` and `ritz` are the numerics on tall thin blocks and small squares; `excess` judges
-//! convergence; `krylov` and `gram` are the two methods, `leading` solves the large squares of the latter; `cost` chooses and predicts; `measure` judges what was stored.
+//! Each way is a [`Backend`] in `backend`: it says what it costs, and does it; `choose` takes the cheapest. In `kernel`,
+//! `tiling` cuts a matrix into groups and panels; `passes` and `gram_matrix` are the only files that visit the delta for
+//! products; `block_ops`, `orthonormalize` and `ritz` are the numerics on tall thin blocks and small squares; `convergence`
+//! judges the basis. `residual` judges what was stored, `truncate` lowers the rank of finished factors.
 //!
 //! Nothing here depends on the number of threads or on memory: how a matrix is cut follows from its shape, partial sums
 //! are added in a fixed order, and products inside a task run on one thread.
@@ -23,22 +24,19 @@ pub mod kernel;
 pub(crate) mod residual;
 pub(crate) mod truncate;
 pub(crate) mod types;
-pub use self::choose::{choose, flops, trial_product, workspace};
+pub use self::choose::{BACKENDS, choose, flops, trial_product, workspace};
 pub use self::in_memory::Held;
 pub use self::residual::{Residual, residual, stored_error};
 pub use self::truncate::{Recompressed, product_norm2, recompress};
-pub use self::types::{Factors, Method, Panels, Request};
-use crate::factorize::types::BasisPlan;
+pub use self::types::{Backend, Cost, Factors, Method, Panels, Request};
 
-use crate::factorize::backend::gram;
-use crate::factorize::backend::krylov;
 use crate::{Error, Result};
 
 /// The parts of the methods that `benches/factorize.rs` times one by one. No part of the library's promise.
 #[doc(hidden)]
 pub mod parts {
-    pub use crate::factorize::backend::gram::gram_matrix;
     pub use crate::factorize::kernel::block_ops::{cross_gram, eigen};
+    pub use crate::factorize::kernel::gram_matrix::gram_matrix;
     pub use crate::factorize::kernel::orthonormalize::orthonormalize;
     pub use crate::factorize::kernel::passes::{Scratch, sweep};
     pub use crate::factorize::kernel::rng::Stream;
@@ -53,15 +51,11 @@ pub mod parts {
 pub fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> Result<Factors> {
     check(norm2, module, request)?;
     let (m, n) = (delta.rows(), delta.cols());
-    let method = choose(m, n, request);
+    let backend = choose::backend(m, n, request);
     if norm2 == 0.0 || m == 0 || n == 0 {
-        return Ok(Factors::zero(method));
+        return Ok(Factors::zero(backend.method()));
     }
-    match method {
-        Method::Gram => gram::factorize(delta, norm2, module, request),
-        _ => krylov::factorize(delta, norm2, module, request, BasisPlan::of(m, n, request)),
-    }
-    .map_err(|e| e.tensor(module))
+    backend.factorize(delta, norm2, module, request).map_err(|e| e.tensor(module))
 }
 
 fn check(norm2: f64, module: &str, request: &Request) -> Result<()> {

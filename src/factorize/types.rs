@@ -61,6 +61,32 @@ pub struct Request {
     pub seed: u64,
 }
 
+/// What a factorization costs, from the shape and the request alone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cost {
+    /// In f32 flops of a large product on all threads: what runs slower counts more.
+    pub flops: f64,
+    /// An upper bound on the bytes needed beyond the delta and the buffers its panels are decoded into.
+    pub workspace: usize,
+}
+
+/// A way to factorize a matrix. An implementation passes the conformance suite in `tests/numerics/backends.rs`.
+///
+/// What comes out depends on the matrix, the module's name and the request alone: not on threads, memory or the time of day.
+pub trait Backend: Sync {
+    /// The method that it is.
+    fn method(&self) -> Method;
+
+    /// What a matrix `[m, n]` would cost.
+    fn cost(&self, shape: [usize; 2], request: &Request) -> Cost;
+
+    /// Factorizes `delta`, whose squared Frobenius norm is `norm2`, neither zero nor infinite; `module` names the random stream.
+    ///
+    /// # Errors
+    /// What visiting the delta meets.
+    fn factorize(&self, delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> Result<Factors>;
+}
+
 /// Factors of a matrix `[m, n]`, balanced: `left = U·sqrt(S)`, `right = sqrt(S)·V^T`.
 #[derive(Clone, Debug)]
 pub struct Factors {

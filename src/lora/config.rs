@@ -1,4 +1,4 @@
-//! `adapter_config.json`: the values that every consumer accepts, spelled out.
+//! `adapter_config.json`: the values that every consumer accepts, written out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,9 +12,9 @@ use crate::lora::names::{expert_of_stack, kind_of};
 pub struct AdapterConfig {
     /// Always `LORA`.
     pub peft_type: String,
-    /// Always `CAUSAL_LM`.
+    /// `CAUSAL_LM`, unless the model is of another kind.
     pub task_type: Option<String>,
-    /// What the adapter is added to.
+    /// The base that the adapter is added to.
     pub base_model_name_or_path: Option<String>,
     /// The uniform rank.
     pub r: usize,
@@ -22,22 +22,23 @@ pub struct AdapterConfig {
     pub lora_alpha: f64,
     /// Kinds of module, sorted.
     pub target_modules: BTreeSet<String>,
-    /// Stacks of experts, as `mlp.experts.down_proj`: PEFT adapts these parameters without a module of their own.
+    /// Stacks of experts, for example `mlp.experts.down_proj`: parameters that PEFT adapts although they are not
+    /// modules.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_parameters: Option<BTreeSet<String>>,
     /// Always 0: the adapter is for inference.
     #[serde(default)]
     pub lora_dropout: f64,
-    /// Always `none`.
+    /// `none`, unless biases are kept.
     #[serde(default)]
     pub bias: String,
-    /// Always false: weights are `[out, in]`.
+    /// False, because weights are `[out, in]`; sanitizing keeps the adapter's value.
     #[serde(default)]
     pub fan_in_fan_out: bool,
     /// Always true.
     #[serde(default)]
     pub inference_mode: bool,
-    /// Always null: no full weights.
+    /// Null, unless whole weights are kept.
     #[serde(default)]
     pub modules_to_save: Option<Vec<String>>,
     /// Always empty: the rank is uniform.
@@ -61,9 +62,10 @@ impl AdapterConfig {
         for module in modules {
             match expert_of_stack(module) {
                 None => drop(kinds.insert(kind_of(module).to_owned())),
-                // The name from the part before `experts` on: whatever layer it is in.
+                // The name from the part before `experts` on, without the layer.
                 Some((stack, _)) => {
-                    let tail = stack.rmatch_indices('.').nth(2).map_or(stack, |(at, _)| &stack[at + 1..]);
+                    let tail =
+                        stack.rmatch_indices('.').nth(2).map_or(stack, |(index, _)| &stack[index + 1..]);
                     stacks.insert(tail.to_owned());
                 }
             }

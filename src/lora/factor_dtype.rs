@@ -10,12 +10,12 @@ pub enum FactorType {
     Bf16,
     /// IEEE half precision, rounded to nearest even.
     F16,
-    /// As computed.
+    /// IEEE single precision, as computed.
     F32,
 }
 
 impl FactorType {
-    /// The same in a safetensors header.
+    /// The same type in a safetensors header.
     pub fn dtype(self) -> safetensors::Dtype {
         match self {
             FactorType::Bf16 => safetensors::Dtype::BF16,
@@ -32,7 +32,7 @@ impl FactorType {
         }
     }
 
-    /// Rounds `values` in place to what will be read back, and gives their little-endian bytes.
+    /// Rounds `values` in place to what will be read back, and returns their little-endian bytes.
     pub fn round(self, values: &mut [f32]) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(values.len() * self.bytes());
         for value in values {

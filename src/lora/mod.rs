@@ -1,8 +1,8 @@
-//! LoRA adapters as PEFT lays them on disk, and what each program that loads them asks for.
+//! LoRA adapters in PEFT's format, and what each program that loads them requires.
 //!
 //! An adapter for a weight `[out, in]` is `lora_A` `[r, in]` and `lora_B` `[out, r]`; the served weight is
-//! `W + (lora_alpha / r) · lora_B · lora_A`. What Trephine writes is the portable subset that PEFT, vLLM, SGLang and
-//! llama.cpp all load; [`rules`] states it as checks. [`PeftAdapter`](read::PeftAdapter) reads whatever adapter there is.
+//! `W + (lora_alpha / r) · lora_B · lora_A`. Trephine writes the portable subset that PEFT, vLLM, SGLang and llama.cpp
+//! all load; [`rules`] states it as checks. [`PeftAdapter`](read::PeftAdapter) reads any LoRA adapter.
 
 pub(crate) mod config;
 pub(crate) mod factor_dtype;

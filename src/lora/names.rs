@@ -1,4 +1,4 @@
-//! Which tensor names PEFT gives to the factors of a module, and which modules go together.
+//! The names that PEFT gives to the factors of a module, and the modules that go together.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,8 +14,8 @@ pub enum Place {
     Embedding,
     /// The output head, a linear layer `[vocab, dim]` that is only extracted when asked for.
     Head,
-    /// The router of a mixture of experts: linear in form, but of the programs that load adapters only vLLM is known to take a LoRA
-    /// on it, so that it is extracted only when asked for.
+    /// The router of a mixture of experts: a linear layer, but of the programs that load adapters only vLLM is known to
+    /// accept a LoRA on it, so it is extracted only when asked for.
     Router,
     /// One expert of a stack `[experts, .., ..]`: its factors are a part of the stack's own.
     Stacked,
@@ -37,20 +37,20 @@ impl Place {
     }
 }
 
-/// The last part of a module's name, as `q_proj`: the field's word for a kind of module. An expert of a stack is of the stack's
-/// kind, `down_proj`.
+/// The kind of a module: the last part of its name, for example `q_proj`. An expert of a stack has the stack's kind,
+/// for example `down_proj`.
 pub fn kind_of(module: &str) -> &str {
     let name = expert_of_stack(module).map_or(module, |(stack, _)| stack);
     name.rsplit('.').next().unwrap_or(name)
 }
 
-/// The kind of a module for tables, where experts stand by themselves: `experts.gate_proj`.
+/// The kind of a module for tables, where experts are kinds of their own, for example `experts.gate_proj`.
 pub fn group_of(module: &str) -> String {
     let kind = kind_of(module);
     if experts_of(module).is_some() { format!("experts.{kind}") } else { kind.to_owned() }
 }
 
-/// Where `module` is a weight of one expert of a mixture: the path of all of its layer, up to and with `experts`.
+/// The path of a layer's experts, up to and including `experts`, if `module` is a weight of one of them.
 pub fn experts_of(module: &str) -> Option<&str> {
     if let Some((stack, _)) = expert_of_stack(module) {
         return stack.rsplit_once('.').map(|(path, _)| path);
@@ -85,7 +85,8 @@ pub fn place_of(module: &str) -> Place {
     }
 }
 
-/// The stack and the number of a module that is one expert of it, as `model.layers.0.mlp.experts.down_proj` and 7.
+/// The stack and the index of a module that is one expert of it, for example `model.layers.0.mlp.experts.down_proj` and
+/// 7.
 pub fn expert_of_stack(module: &str) -> Option<(&str, usize)> {
     let (stack, index) = module.rsplit_once('.')?;
     let path = STACKS.iter().find_map(|kind| stack.strip_suffix(kind))?;
@@ -93,7 +94,8 @@ pub fn expert_of_stack(module: &str) -> Option<(&str, usize)> {
     Some((stack, index.parse().ok().filter(|_| inside)?))
 }
 
-/// The two stacks of a layer's experts. PEFT wraps the first first, so that its factors lie inside those of the second.
+/// The two stacks of a layer's experts. PEFT wraps `gate_up_proj` first, so its factors are inside those of
+/// `down_proj`.
 const STACKS: [&str; 2] = ["gate_up_proj", "down_proj"];
 
 /// The stack of experts whose factors PEFT keeps under this module name (`….experts.base_layer`, `….experts`): its path up to and
@@ -133,8 +135,8 @@ impl Keys {
     }
 }
 
-/// The modules that servers fuse with `module` into one product (`q`, `k`, `v`; `gate`, `up`), itself left out.
-/// Some loaders fail where an adapter holds a part of such a set.
+/// The modules that servers fuse with `module` into one product (`q`, `k`, `v`; `gate`, `up`), without `module` itself.
+/// Some loaders fail if an adapter holds only a part of such a set.
 pub fn fused_siblings(module: &str) -> Vec<String> {
     const FUSED: [&[&str]; 2] = [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"]];
     let kind = kind_of(module);
@@ -148,8 +150,8 @@ pub fn fused_siblings(module: &str) -> Vec<String> {
         .collect()
 }
 
-/// A module that is a projection of one expert, as `model.layers.0.mlp.experts.7.up_proj`: what all experts of the layer have
-/// before their number (`model.layers.0.mlp.experts`), the number, the projection.
+/// The parts of a module that is a projection of one expert, for example `model.layers.0.mlp.experts.7.up_proj`: the
+/// path of the layer's experts (`model.layers.0.mlp.experts`), the expert's number, and the projection.
 pub fn expert_of(module: &str) -> Option<(&str, usize, &str)> {
     let (rest, projection) = module.rsplit_once('.')?;
     let (layer, expert) = rest.rsplit_once('.')?;

@@ -15,4 +15,7 @@ pub(crate) mod weight;
 pub use self::declared::Declared;
 pub use self::registry::Scheme;
 pub use self::weight::Stack;
-pub use self::weight::{Dequantize, Format, FoundWeight, SMALL, Segments, TensorInfo, Tensors};
+pub use self::weight::{
+    Capabilities, Dequantize, Double, Format, FoundWeight, SMALL, Saturation, SchemeKind, Segments,
+    SegmentsF64, StackSlice, TensorInfo, Tensors,
+};

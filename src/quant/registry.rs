@@ -8,7 +8,7 @@ use crate::quant::expert::layout::Experts;
 use crate::quant::expert::stack;
 use crate::quant::format::dense::Dense;
 use crate::quant::format::{bitsandbytes, block_fp8, compressed, fp8, gptq_awq, mxfp4};
-use crate::quant::weight::{Format, FoundWeight, TensorInfo, Tensors};
+use crate::quant::weight::{Format, FoundWeight, SchemeKind, TensorInfo, Tensors};
 use crate::{Error, Result};
 
 /// Makes the format of a declared method.
@@ -68,6 +68,11 @@ impl Scheme {
     /// How the model's experts are laid out.
     pub fn experts(&self) -> &Experts {
         &self.experts
+    }
+
+    /// What callers need to know of the scheme beyond its label.
+    pub fn kind(&self) -> SchemeKind {
+        self.format.as_ref().map_or(SchemeKind::Dense, |format| format.kind())
     }
 
     /// What the scheme is, for messages and tables.

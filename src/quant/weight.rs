@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::quant::encode::requantize::RoundToNearest;
@@ -54,8 +55,31 @@ pub struct FoundWeight {
     pub quantized: bool,
 }
 
+/// What callers need to know of how a checkpoint is stored, beyond the label that people read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum SchemeKind {
+    /// Plain numbers.
+    Dense,
+    /// FP8 codes under one float scale for each block of rows and columns, which multiplies: what `merge --fp8` writes.
+    BlockFp8 {
+        /// Rows of a block.
+        rows: usize,
+        /// Columns of a block.
+        columns: usize,
+    },
+    /// A GGUF file, whatever the types of its tensors.
+    Gguf,
+    /// Any other quantized format.
+    Quantized,
+}
+
 /// A family of quantized formats, made from what the config declares.
 pub trait Format: Debug + Send + Sync {
+    /// What callers need to know of the format beyond its label.
+    fn kind(&self) -> SchemeKind;
+
     /// What it is and with which parameters, for messages and tables: `block FP8 (128 x 128)`.
     fn label(&self) -> String;
 
@@ -82,27 +106,9 @@ pub trait Dequantize: Debug + Send + Sync {
     /// For each of [`tensors`](Self::tensors), the bytes of it that `rows` needs (relative to the tensor's start).
     fn spans(&self, rows: Range<usize>) -> Vec<Range<usize>>;
 
-    /// Whether any row needs all of the stored bytes, as one of a weight that is packed along its columns does: the spans are then
-    /// those of whole tensors, whatever the rows, and are best mapped once.
-    fn is_whole(&self) -> bool {
-        false
-    }
-
-    /// For each of [`tensors`](Self::tensors), the bytes of it that belong to this weight: all, but for an expert of a stack.
-    fn extents(&self) -> Vec<Range<usize>> {
-        let bytes = |stored: &TensorInfo| stored.shape.iter().product::<usize>() * stored.dtype.bitsize() / 8;
-        self.tensors().iter().map(|stored| 0..bytes(stored)).collect()
-    }
-
-    /// The stack of experts that this weight is a slice of, or a part of a slice, where it is one.
-    fn stack(&self) -> Option<Stack> {
-        None
-    }
-
-    /// This weight as one that can be read by columns, where it can.
-    fn by_columns(&self) -> Option<&dyn Segments> {
-        None
-    }
+    /// What the weight can do beyond being decoded. It has no default, so that neither a format nor a wrapper can forget a
+    /// capability: a wrapper takes over what it passes on by name.
+    fn capabilities(&self) -> Capabilities<'_>;
 
     /// Decodes `rows` into `out` (row-major, `rows.len() * in` values). `parts` holds the bytes that
     /// [`spans`](Self::spans) named for these very rows, in the same order; they need not be aligned.
@@ -113,60 +119,111 @@ pub trait Dequantize: Debug + Send + Sync {
     /// # Panics
     /// If `parts` or `out` are not of the lengths that `rows` asks for.
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()>;
+}
 
+/// What a weight can do beyond being decoded in f32, row by row.
+#[derive(Clone, Copy, Debug)]
+pub struct Capabilities<'a> {
+    /// Whether any row needs all of the stored bytes, as in formats that are packed along columns: the spans are then those of
+    /// whole tensors, whatever the rows, and are best mapped once.
+    pub needs_all_bytes: bool,
     /// Rows and columns of the values under one scale, where there is one size for all.
-    fn block(&self) -> Option<[usize; 2]> {
-        None
-    }
+    pub block: Option<[usize; 2]>,
+    /// How a dense weight would be quantized to be stored like this one, where that can be done by rounding to nearest; `None`
+    /// for dense weights, and for schemes that are not known well enough to do the same.
+    pub round_to_nearest: Option<RoundToNearest>,
+    /// Decoding by columns.
+    pub columns: Option<&'a dyn Segments>,
+    /// Decoding in f64, where f32 cannot hold the values as stored, so that differences are to be taken in f64.
+    pub double: Option<&'a dyn Double>,
+    /// Counting the codes at the ends of the format's range; `None` where the weight is stored without codes.
+    pub saturation: Option<&'a dyn Saturation>,
+    /// The place of this weight in a stack of experts, where it is a slice of one.
+    pub slice: Option<&'a dyn StackSlice>,
+}
 
-    /// How many codes of `rows` are the largest or the smallest that the format has, and the bits of a code. `None` where the weight is
-    /// stored without codes, or where nobody counts them. `parts` as for [`dequantize`](Self::dequantize).
-    fn saturated(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
-        let _ = (rows, parts);
-        None
-    }
-
-    /// Whether f32 cannot hold the values exactly as stored, so that differences are to be taken in f64.
-    fn is_wide(&self) -> bool {
-        false
-    }
-
-    /// How a dense weight would be quantized to be stored like this one, where that can be done by rounding to nearest; `None` of
-    /// dense weights, and of schemes that are not known well enough to do the same.
-    fn round_to_nearest(&self) -> Option<RoundToNearest> {
-        None
-    }
-
-    /// [`dequantize`](Self::dequantize) in f64. The default widens the f32 values.
+/// A weight that is also decoded in f64.
+pub trait Double: Debug {
+    /// [`Dequantize::dequantize`] in f64.
     ///
     /// # Errors
-    /// As [`dequantize`](Self::dequantize).
-    fn dequantize_f64(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f64]) -> Result<()> {
+    /// As [`Dequantize::dequantize`].
+    fn decode_f64(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f64]) -> Result<()>;
+}
+
+/// A weight whose codes at the ends of the format's range can be counted.
+pub trait Saturation: Debug {
+    /// How many codes of `rows` are the largest or the smallest that the format has, and the bits of a code. `None` where it
+    /// turns out that they cannot be counted. `parts` as for [`Dequantize::dequantize`].
+    fn count(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)>;
+}
+
+/// A weight that is part of larger stored tensors: one expert of a stack, or some rows of it.
+pub trait StackSlice: Debug {
+    /// For each of [`Dequantize::tensors`], the bytes of it that belong to this weight.
+    fn extents(&self) -> Vec<Range<usize>>;
+
+    /// The stack, where the weight is a slice of exactly one.
+    fn stack(&self) -> Option<Stack>;
+}
+
+impl dyn Dequantize + '_ {
+    /// Whether any row needs all of the stored bytes: [`Capabilities::needs_all_bytes`].
+    pub fn is_whole(&self) -> bool {
+        self.capabilities().needs_all_bytes
+    }
+
+    /// Whether differences are to be taken in f64: [`Capabilities::double`].
+    pub fn is_wide(&self) -> bool {
+        self.capabilities().double.is_some()
+    }
+
+    /// For each of the stored tensors, the bytes of it that belong to this weight: all, but for a slice of a stack.
+    pub fn extents(&self) -> Vec<Range<usize>> {
+        let bytes = |stored: &TensorInfo| stored.shape.iter().product::<usize>() * stored.dtype.bitsize() / 8;
+        let whole = || self.tensors().iter().map(|stored| 0..bytes(stored)).collect();
+        self.capabilities().slice.map_or_else(whole, StackSlice::extents)
+    }
+
+    /// The codes of `rows` at the ends of the format's range, and the bits of a code: [`Saturation::count`].
+    pub fn saturated(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
+        self.capabilities().saturation?.count(rows, parts)
+    }
+
+    /// Decodes `rows` in f64: exactly where the weight [is wide](Self::is_wide), else by widening the f32 values.
+    ///
+    /// # Errors
+    /// As [`dequantize`](Dequantize::dequantize).
+    pub fn dequantize_f64(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f64]) -> Result<()> {
+        if let Some(double) = self.capabilities().double {
+            return double.decode_f64(rows, parts, out);
+        }
         let mut narrow = vec![0f32; out.len()];
         self.dequantize(rows, parts, &mut narrow)?;
-        out.iter_mut().zip(&narrow).for_each(|(o, &v)| *o = f64::from(v));
+        out.iter_mut().zip(&narrow).for_each(|(out, &value)| *out = f64::from(value));
         Ok(())
     }
 }
 
 /// A weight of which a part of a row can be decoded by itself.
-pub trait Segments {
+pub trait Segments: Debug {
     /// Decodes `columns` of `row` into `out`. `parts` holds the bytes of all rows.
     ///
     /// # Panics
     /// If `parts` or `out` are not of the lengths that this asks for.
     fn segment(&self, row: usize, columns: Range<usize>, parts: &[&[u8]], out: &mut [f32]);
 
-    /// [`segment`](Self::segment) in f64. The default widens the f32 values; a format that [`is_wide`](Dequantize::is_wide) has its
-    /// own.
+    /// [`segment`](Self::segment) in f64; `None` for formats whose values f32 holds.
+    fn in_f64(&self) -> Option<&dyn SegmentsF64>;
+}
+
+/// [`Segments`] of a weight whose values only f64 holds.
+pub trait SegmentsF64: Debug {
+    /// [`Segments::segment`] in f64.
     ///
     /// # Panics
-    /// As [`segment`](Self::segment).
-    fn segment_f64(&self, row: usize, columns: Range<usize>, parts: &[&[u8]], out: &mut [f64]) {
-        let mut narrow = vec![0f32; out.len()];
-        self.segment(row, columns, parts, &mut narrow);
-        out.iter_mut().zip(&narrow).for_each(|(out, value)| *out = f64::from(*value));
-    }
+    /// As [`Segments::segment`].
+    fn segment_f64(&self, row: usize, columns: Range<usize>, parts: &[&[u8]], out: &mut [f64]);
 }
 
 /// The stack that a weight is a slice of.

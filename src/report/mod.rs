@@ -1,9 +1,9 @@
-//! From the tables that the other commands wrote to plots, and to one page that needs nothing but itself.
+//! Turns the tables that other commands wrote into plots and one self-contained page.
 //!
-//! A figure is a value: axes and marks in the units of the data, the one line that says what to see, and
-//! tables with the numbers. Plotters draws the marks as SVG; maud writes the page, with every name escaped. The page has no
-//! script, loads nothing and says so by its content security policy, which a browser holds it to. The same tables give the same
-//! bytes.
+//! A figure is a value: axes and marks in the units of the data, one line that says what to look for, and tables
+//! with the numbers. Plotters draws the marks as SVG; maud writes the page, with every name escaped. The page has
+//! no script and loads nothing; its content security policy says so, and browsers enforce it. The same tables
+//! give the same bytes.
 
 pub mod figures;
 pub(crate) mod page;
@@ -23,33 +23,33 @@ use crate::report::plot::draw::Picture;
 use crate::report::tables::Tables;
 use crate::{Error, Result};
 
-/// What to draw from, and where to.
+/// What to report on, and where to write it.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// Folders that hold any of the tables.
     pub folders: Vec<PathBuf>,
-    /// The page.
+    /// The HTML file to write.
     pub out: PathBuf,
-    /// A folder for every plot as a file of its own.
+    /// A folder for the plots as separate SVG files.
     pub svg: Option<PathBuf>,
 }
 
-/// What was drawn.
+/// What was written.
 #[derive(Clone, Debug)]
 pub struct Reported {
-    /// What the page says at its top.
+    /// The summary at the top of the page.
     pub summary: Summary,
-    /// Bytes of the page.
+    /// Size of the page in bytes.
     pub bytes: u64,
     /// The plots that were written as files.
     pub plots: Vec<PathBuf>,
 }
 
-/// Draws a report.
+/// Writes a report.
 ///
 /// # Errors
 /// A folder with none of the tables, a table that cannot be read or that another version wrote, a failing disk.
-/// [`Kind::Decide`](crate::Kind::Decide) where something stands in the page's place that is no report.
+/// [`Kind::Decide`](crate::Kind::Decide) if `out` exists and is not a report.
 pub fn report(job: &Report) -> Result<Reported> {
     refuse_foreign(&job.out)?;
     let tables = Tables::read(&job.folders)?;
@@ -74,25 +74,28 @@ pub fn report(job: &Report) -> Result<Reported> {
     Ok(Reported { summary, bytes, plots })
 }
 
-/// An earlier report is replaced, and an empty file; a slip such as `--out adapter_model.safetensors` must cost nothing.
+/// Refuses to replace anything but an earlier report or an empty file: a slip such as
+/// `--out adapter_model.safetensors` must cost nothing.
 fn refuse_foreign(out: &Path) -> Result<()> {
     let refused =
-        |what: &str| Err(Error::decide(what).path(out).hint("give another --out; nothing was touched"));
+        |what: &str| Err(Error::decide(what).path(out).hint("give another --out; nothing was changed"));
     match fs::metadata(out) {
         Err(_) => return Ok(()),
-        Ok(data) if data.is_dir() => return refused("the page is to be a file, and this is a folder"),
-        Ok(data) if !data.is_file() => return refused("the page is to be a regular file, and this is none"),
+        Ok(data) if data.is_dir() => return refused("the page must be a file, but this is a folder"),
+        Ok(data) if !data.is_file() => {
+            return refused("the page must be a regular file, but this is not one");
+        }
         Ok(_) => {}
     }
     let mut start = Vec::new();
     match File::open(out).and_then(|file| file.take(1024).read_to_end(&mut start)) {
-        Err(e) => Err(Error::decide("the file in the page's place cannot be read")
+        Err(e) => Err(Error::decide("the existing file cannot be read")
             .path(out)
             .because(e)
             .hint("give another --out")),
         Ok(0) => Ok(()),
         Ok(_) if page::is_page(&start) => Ok(()),
-        Ok(_) => refused("the file in the page's place is no report"),
+        Ok(_) => refused("the existing file is not a report"),
     }
 }
 

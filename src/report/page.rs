@@ -1,4 +1,4 @@
-//! The page: words first, then figure after figure, each with its tables folded beneath it.
+//! The page: the summary first, then the figures, each with its tables folded beneath it.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -8,13 +8,13 @@ use crate::report::plot::palette;
 use crate::report::summary::Summary;
 use crate::report::tables::Tables;
 
-/// Nothing may be loaded from anywhere; only the page's own style counts.
+/// The content security policy: nothing may be loaded; only the page's own style applies.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 
-/// What every page's title begins with.
+/// The beginning of every page's title.
 const TITLE: &str = "Trephine report: ";
 
-/// Whether the `start` of a file is that of a page.
+/// Whether `start` is the start of a report page.
 pub fn is_page(start: &[u8]) -> bool {
     let start = String::from_utf8_lossy(start);
     start.starts_with("<!DOCTYPE html>") && start.contains(&format!("<title>{TITLE}"))
@@ -44,7 +44,7 @@ pub fn page(tables: &Tables, summary: &Summary, figures: &[Figure], pictures: &[
                     section id="summary" aria-label="Summary" {
                         div.sentences {
                             @for sentence in &summary.sentences { p { (sentence) } }
-                            @if summary.sentences.is_empty() { p { "The folders hold spectra only." } }
+                            @if summary.sentences.is_empty() { p { "The folders contain only spectra." } }
                         }
                         (contents(figures))
                     }
@@ -121,7 +121,7 @@ fn numbers(table: &Table) -> Markup {
 
 fn footer(tables: &Tables) -> Markup {
     html! {
-        p { "Drawn by Trephine " (env!("CARGO_PKG_VERSION")) " from:" }
+        p { "Written by Trephine " (env!("CARGO_PKG_VERSION")) " from:" }
         ul {
             @for (label, files) in &tables.read { li { (label) ": " (files.join(", ")) } }
         }

@@ -1,5 +1,5 @@
-//! How far the weights that are served are from the tuned ones, by what was measured: a Method B extraction measures it as its
-//! own error, a Method A extraction where it was told what will serve it, and `fidelity` of any adapter.
+//! The measured distance of the served weights from the tuned ones. A Method B extraction measures it as its own error,
+//! a Method A extraction if it was given `--served`, and `fidelity` for any adapter.
 
 use std::collections::BTreeMap;
 
@@ -19,18 +19,18 @@ pub struct Sum {
 }
 
 impl Sum {
-    /// Of one module.
+    /// The squared distances of one module.
     pub fn of(without: f64, with: f64) -> Sum {
         Sum { without2: without.powi(2), with2: with.powi(2) }
     }
 
-    /// Adds another's.
+    /// Adds the squared distances of another module.
     pub fn add(&mut self, other: &Sum) {
         self.without2 += other.without2;
         self.with2 += other.with2;
     }
 
-    /// What is left of the distance; `None` where there was none.
+    /// The remaining share of the distance; `None` if there was none.
     pub fn ratio(&self) -> Option<f64> {
         (self.without2 > 0.0).then(|| (self.with2 / self.without2).sqrt()).filter(|ratio| ratio.is_finite())
     }
@@ -39,14 +39,14 @@ impl Sum {
 /// One adapter on one served checkpoint.
 #[derive(Clone, Debug)]
 pub struct Column {
-    /// What the report calls it.
+    /// Its label in the report.
     pub label: String,
     /// Distances by module.
     pub modules: BTreeMap<String, Sum>,
 }
 
 impl Column {
-    /// Over all modules.
+    /// The sum over all modules.
     pub fn total(&self) -> Sum {
         self.modules.values().fold(Sum::default(), |mut total, sum| {
             total.add(sum);
@@ -55,34 +55,35 @@ impl Column {
     }
 }
 
-/// One served checkpoint, one tuned, and every adapter that was measured between them.
+/// One served checkpoint, one tuned checkpoint, and every adapter that was measured with them.
 #[derive(Clone, Debug)]
 pub struct Served {
-    /// Name of the checkpoint that serves.
+    /// Name of the served checkpoint.
     pub on: String,
-    /// Name of the tuned one.
+    /// Name of the tuned checkpoint.
     pub tuned: String,
     /// The adapters, in the order of the folders.
     pub columns: Vec<Column>,
-    /// The files of both, where they are known.
+    /// The files of both, if known.
     pub inputs: [Option<Identity>; 2],
 }
 
 impl Served {
-    /// What the tables tell, grouped by the files of both checkpoints.
+    /// All measurements in the tables, grouped by the files of both checkpoints.
     pub fn all(tables: &Tables) -> Vec<Served> {
-        let mut all: Vec<Served> = Vec::new();
+        let mut groups: Vec<Served> = Vec::new();
         let extractions = tables.adapters.iter().filter_map(Served::of_extraction);
-        for one in extractions.chain(tables.fidelities.iter().filter_map(Served::of_fidelity)) {
-            match all.iter_mut().find(|other| other.inputs == one.inputs) {
-                Some(other) => other.join(one),
-                None => all.push(one),
+        for served in extractions.chain(tables.fidelities.iter().filter_map(Served::of_fidelity)) {
+            match groups.iter_mut().find(|other| other.inputs == served.inputs) {
+                Some(other) => other.join(served),
+                None => groups.push(served),
             }
         }
-        all
+        groups
     }
 
-    /// An adapter that was measured again, over the same weights with the same result, stands there once.
+    /// Adds the adapters of `other`; one that was measured again over the same weights with the same
+    /// result is kept once.
     fn join(&mut self, other: Served) {
         for mut column in other.columns {
             let (total, same) =
@@ -101,7 +102,7 @@ impl Served {
         let manifest = adapter.manifest.as_ref()?;
         let (on, side) = match &manifest.served {
             Some(served) => (served, Side::Served),
-            None if manifest.base.scheme != "dense" => (&manifest.base, Side::Base),
+            None if manifest.base.is_quantized() => (&manifest.base, Side::Base),
             None => return None,
         };
         let sum = |module: &crate::delta::module_record::ModuleRecord| {

@@ -1,4 +1,4 @@
-//! The report in words, and the numbers behind them.
+//! The summary of a report: its sentences, and the numbers behind them.
 
 use serde::Serialize;
 
@@ -9,100 +9,100 @@ use crate::report::served::Served;
 use crate::report::tables::{Adapter, Labelled, Tables};
 use crate::report::words::{clean, clean_text, count, number, percent};
 
-/// What a report says at its top.
+/// The summary at the top of a report.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Summary {
-    /// Whole sentences, the most important first.
+    /// Complete sentences, the most important first.
     pub sentences: Vec<String>,
     /// The adapters that `extract` wrote.
     pub adapters: Vec<AdapterSummary>,
-    /// Served checkpoints, with what each adapter leaves of the distance.
+    /// Served checkpoints, with the distance that remains with each adapter.
     pub served: Vec<ServedSummary>,
-    /// What `analyze` found.
+    /// The results of `analyze`.
     pub analyses: Vec<AnalysisSummary>,
-    /// What `autopsy` found.
+    /// The results of `autopsy`.
     pub autopsies: Vec<AutopsySummary>,
 }
 
 /// One extraction.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct AdapterSummary {
-    /// What the report calls it.
+    /// Its label in the report.
     pub name: String,
     /// `A` for a dense base, `B` for a quantized one.
     pub method: char,
     /// Rank of the adapter.
     pub rank: usize,
-    /// Modules whose change it holds.
+    /// Number of modules whose change it contains.
     pub modules: usize,
-    /// `||delta||` of all of them.
+    /// `||delta||` over all of them.
     pub delta_norm: f64,
-    /// Of all of them.
+    /// Relative error over all of them.
     pub relative_error: f64,
-    /// Of all of them.
+    /// Captured share of the energy over all of them.
     pub captured_energy: f64,
     /// The module with the largest relative error.
     pub worst_module: Option<String>,
     /// Its error.
     pub worst_error: Option<f64>,
-    /// Tensors that changed, or may have, and that it does not hold.
+    /// Number of tensors that changed, or may have changed, and that it does not contain.
     pub not_held: usize,
 }
 
 /// One served checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ServedSummary {
-    /// The checkpoint that serves.
+    /// The served checkpoint.
     pub served: String,
-    /// The tuned one.
+    /// The tuned checkpoint.
     pub tuned: String,
-    /// `||T - (dequant(Q) + B·A)|| / ||T - dequant(Q)||` by adapter.
+    /// `||T - (dequant(Q) + B·A)|| / ||T - dequant(Q)||` for each adapter.
     pub remaining: Vec<Remaining>,
 }
 
 /// One analysis.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct AnalysisSummary {
-    /// What the report calls it.
+    /// Its label in the report.
     pub name: String,
-    /// Modules that were analyzed.
+    /// Number of modules that were analyzed.
     pub modules: usize,
-    /// `||D|| / ||N_b||` of all of them; absent where there is no noise.
+    /// `||D|| / ||N_b||` over all of them; absent if there is no noise.
     pub signal_to_noise: Option<f64>,
-    /// `cos(D, N_b)` of all of them.
+    /// `cos(D, N_b)` over all of them.
     pub change_and_noise: f64,
-    /// `cos(N_b, N_t)` of all of them.
+    /// `cos(N_b, N_t)` over all of them.
     pub noise_and_noise: f64,
-    /// Suggested ranks: least, median, greatest.
+    /// Suggested ranks: smallest, median, largest.
     pub suggested_rank: [usize; 3],
 }
 
 /// One autopsy.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct AutopsySummary {
-    /// What the report calls it.
+    /// Its label in the report.
     pub name: String,
     /// The checkpoint's name.
     pub checkpoint: String,
-    /// Tensors that were looked at.
+    /// Number of tensors that were examined.
     pub tensors: u64,
-    /// Findings that make the check fail.
+    /// Number of findings that make the check fail.
     pub errors: u64,
-    /// Findings that are only worth knowing.
+    /// Number of findings that are only warnings.
     pub warnings: u64,
 }
 
-/// What one adapter leaves.
+/// The distance that remains with one adapter.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Remaining {
-    /// What the report calls it.
+    /// Its label in the report.
     pub adapter: String,
-    /// 1 without any adapter; absent where nothing was to be mended.
+    /// The ratio to the distance without an adapter; absent if that distance is zero.
     pub ratio: Option<f64>,
 }
 
 impl Summary {
-    /// Sums the tables up.
+    /// Summarizes the tables.
     pub fn of(tables: &Tables) -> Summary {
         let mut summary = Summary::default();
         for adapter in &tables.adapters {
@@ -118,7 +118,7 @@ impl Summary {
         }
         for analysis in &tables.analyses {
             let verdict = analysis.table.verdict.iter().map(|statement| clean_text(&statement.text));
-            // Where there is one analysis, it need not be named.
+            // A single analysis need not be named.
             let named = |text: String| {
                 if tables.analyses.len() > 1 { format!("{}: {text}", analysis.label) } else { text }
             };
@@ -140,7 +140,7 @@ impl AdapterSummary {
         let worst = adapter.modules().max_by(|a, b| error(a).total_cmp(&error(b)));
         AdapterSummary {
             name: adapter.label.clone(),
-            method: if manifest.base.scheme == "dense" { 'A' } else { 'B' },
+            method: if manifest.base.is_quantized() { 'B' } else { 'A' },
             rank: manifest.rank,
             modules: adapter.modules().count(),
             delta_norm: manifest.total.delta_norm,
@@ -156,13 +156,15 @@ impl AdapterSummary {
         let (base, tuned) = (clean(&manifest.base.name), clean(&manifest.tuned.name));
         let between = match self.method {
             'A' => format!("the change from {base} to {tuned} (Method A)"),
-            _ => format!("the way from {base} ({}) to {tuned} (Method B)", clean(&manifest.base.scheme)),
+            _ => {
+                format!("the difference from {base} ({}) to {tuned} (Method B)", clean(&manifest.base.scheme))
+            }
         };
         if self.modules == 0 {
-            return vec![format!("{} holds no module that changed.", self.name)];
+            return vec![format!("{} contains no module that changed.", self.name)];
         }
         let mut sentence = format!(
-            "{}, of rank {}, holds {} of the energy of {between} in {}: what is missing has {} of its norm.",
+            "{}, of rank {}, captures {} of the energy of {between} in {}; the rest is {} of its norm.",
             self.name,
             self.rank,
             percent(self.captured_energy),
@@ -175,7 +177,7 @@ impl AdapterSummary {
         let mut sentences = vec![sentence];
         if self.not_held > 0 {
             sentences.push(format!(
-                "Not in {}: {} that changed or may have changed, as norms, biases and what was not selected.",
+                "Not in {}: {} that changed or may have changed, for example norms, biases and unselected weights.",
                 self.name,
                 count(self.not_held, "tensor"),
             ));
@@ -200,10 +202,10 @@ impl ServedSummary {
     fn sentence(&self) -> String {
         let with = self.remaining.iter().map(|remaining| match remaining.ratio {
             Some(ratio) => format!("{} with {}", percent(ratio), remaining.adapter),
-            None => format!("nothing was to be mended by {}", remaining.adapter),
+            None => format!("nothing to correct with {}", remaining.adapter),
         });
         format!(
-            "Where {} is served, of the weights' distance from {} there remain: {}; without an adapter all of it.",
+            "When {} is served, the weights' remaining distance from {} is {}; without an adapter it is 100 %.",
             self.served,
             self.tuned,
             with.collect::<Vec<_>>().join(", "),
@@ -250,14 +252,11 @@ impl AutopsySummary {
                 format!("{errors} errors and {warnings} warnings ({faults})")
             }
         };
-        format!(
-            "{}: of the {} tensors of {} that were looked at, {found}.",
-            self.name, self.tensors, self.checkpoint
-        )
+        format!("{}: {} tensors of {} were examined; {found}.", self.name, self.tensors, self.checkpoint)
     }
 }
 
-/// Of a whole path its last part; a name of the hub as it is.
+/// The last part of an absolute path; any other name unchanged.
 fn last_part(name: &str) -> &str {
     let last = name.trim_end_matches('/').rsplit('/').next();
     last.filter(|_| name.starts_with('/')).unwrap_or(name)

@@ -1,4 +1,4 @@
-//! Reads what the other commands wrote. Names in these files are anybody's: [`clean`] is what stands between them and a picture.
+//! Reads the tables that other commands wrote. Names in these files are untrusted; [`clean`] makes them safe to draw.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,39 +18,39 @@ use crate::report::plot::place::Spot;
 use crate::report::words::clean;
 use crate::{Error, Result};
 
-/// Unpacked bytes of one file above which it is no table of ours: that of a mixture of 30,000 experts has a tenth.
+/// Maximum unpacked size of one file in bytes; the table of a mixture of 30,000 experts has a tenth of it.
 const MOST: u64 = 4 << 30;
 
-const OTHER_VERSION: &str = "write it anew with this version, or report with that one";
+const OTHER_VERSION: &str = "write it again with this version, or make the report with that one";
 
-/// Everything that a report is drawn from.
+/// Everything that a report is made from.
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
-    /// What `extract` wrote, in the order of the folders.
+    /// The output of `extract`, in the order of the folders.
     pub adapters: Vec<Adapter>,
-    /// What `fidelity` wrote.
+    /// The output of `fidelity`.
     pub fidelities: Vec<Labelled<Fidelity>>,
-    /// What `analyze` wrote.
+    /// The output of `analyze`.
     pub analyses: Vec<Labelled<Analysis>>,
-    /// What `autopsy` wrote.
+    /// The output of `autopsy`.
     pub autopsies: Vec<Labelled<Autopsy>>,
-    /// Label of each folder and the files that were read from it.
+    /// The label of each folder, and the files that were read from it.
     pub read: Vec<(String, Vec<&'static str>)>,
 }
 
-/// A table and what the report calls it: its folder.
+/// A table and its label in the report, which comes from its folder.
 #[derive(Clone, Debug)]
 pub struct Labelled<T> {
     /// The folder's label.
     pub label: String,
-    /// What it holds.
+    /// The table.
     pub table: T,
 }
 
-/// What `extract` wrote in one folder.
+/// The output of `extract` in one folder.
 #[derive(Clone, Debug)]
 pub struct Adapter {
-    /// What the report calls it.
+    /// Its label in the report.
     pub label: String,
     /// `extraction.json`.
     pub manifest: Option<Manifest>,
@@ -59,7 +59,7 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// The modules whose delta was factorized: not those that only complete a fused set.
+    /// The modules whose delta was factorized, without those that only complete a fused set.
     pub fn modules(&self) -> impl Iterator<Item = &ModuleRecord> {
         self.manifest.iter().flat_map(|manifest| &manifest.modules).filter(|module| module.method != "none")
     }
@@ -84,10 +84,10 @@ impl Adapter {
 }
 
 impl Tables {
-    /// Reads whatever each folder holds.
+    /// Reads the tables in each folder.
     ///
     /// # Errors
-    /// A folder without any of the files; one that cannot be read; one that another version wrote.
+    /// A folder without any of the files; a file that cannot be read; a file that another version wrote.
     pub fn read(folders: &[PathBuf]) -> Result<Tables> {
         let mut tables = Tables::default();
         for (folder, label) in folders.iter().zip(labels(folders)) {
@@ -129,7 +129,7 @@ impl Tables {
     }
 }
 
-/// Reads one table where the folder has it; one of another version is refused.
+/// Reads one table if the folder has it; refuses a table of another version.
 fn read_table<T: DeserializeOwned>(
     (folder, label): (&Path, &str),
     name: &'static str,
@@ -150,7 +150,7 @@ fn read_table<T: DeserializeOwned>(
     if head.version != version {
         let (by, ours) = (clean(&head.trephine), env!("CARGO_PKG_VERSION"));
         let what = format!(
-            "version {} of {name}, by trephine {by}; trephine {ours} reads version {version}",
+            "{name} has version {}, written by trephine {by}; trephine {ours} reads version {version}",
             head.version
         );
         return Err(Error::input(what).path(path).hint(OTHER_VERSION));
@@ -164,15 +164,17 @@ fn nothing(folder: &Path) -> Error {
     let files = [MANIFEST, SPECTRA, FIDELITY, ANALYSIS, AUTOPSY].join(", ");
     let error = Error::input(format!("nothing to report on: the folder has none of {files}")).path(folder);
     match folder.join(crate::run::layout::STATE).exists() {
-        true => error.hint("an extraction is under way there: run the same extract again until it is done"),
+        true => {
+            error.hint("an extraction there is not finished: run the same extract again until it is done")
+        }
         false => error.hint("give folders that extract, fidelity, analyze or autopsy wrote"),
     }
 }
 
-/// The last part of each path; where two are the same, as much of the paths as was given.
+/// The last part of each path; the whole path as given if several have the same last part.
 fn labels(folders: &[PathBuf]) -> Vec<String> {
     let last = |path: &PathBuf| {
-        // `.` and `..` have no last part, but the folders that they stand for do.
+        // `.` and `..` have no last part, but the folders they refer to do.
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
         name.or_else(|| Some(path.canonicalize().ok()?.file_name()?.to_string_lossy().into_owned()))
     };
@@ -190,7 +192,7 @@ fn open(path: &Path) -> Result<BufReader<File>> {
     Ok(BufReader::with_capacity(1 << 18, file))
 }
 
-/// A table of JSON. One that cannot be read is blamed on the version that wrote it, where it says so.
+/// Reads a JSON table. The error for an unreadable table names the version that wrote it, if the table has one.
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let mut text = String::new();
     let e = |e| Error::input("cannot read the file").path(path).because(e);
@@ -210,7 +212,7 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 
 fn read_manifest(path: &Path) -> Result<Manifest> {
     let manifest: Manifest = read_json(path)?;
-    // Before 1.0 the second number says what is compatible.
+    // Before 1.0, the second number determines compatibility.
     let line =
         |version: &str| version.split('.').take(2).map(|n| n.parse().ok()).collect::<Option<Vec<u64>>>();
     if line(&manifest.trephine).is_none_or(|theirs| line(env!("CARGO_PKG_VERSION")) < Some(theirs)) {

@@ -1,6 +1,6 @@
-//! Numbers as people read them.
+//! Formats numbers and names for people.
 
-/// Three or four significant digits.
+/// Formats a number with three or four significant digits.
 pub fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),
@@ -12,7 +12,7 @@ pub fn number(value: f64) -> String {
     }
 }
 
-/// A share in percent; never rounded up to all, nor down to nothing.
+/// Formats a share in percent; never rounds it up to 100 % or down to 0 %.
 pub fn percent(share: f64) -> String {
     let percent = 100.0 * share;
     match percent {
@@ -27,12 +27,12 @@ pub fn count(count: usize, one: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
 }
 
-/// A name as it may be shown: on one line, without what turns or hides other letters, and not endless.
+/// Makes a name safe to show: on one line, without characters that reorder or hide others, and of limited length.
 pub fn clean(name: &str) -> String {
     shorten(&clean_text(name), 120)
 }
 
-/// A whole sentence as it may be shown.
+/// Makes a whole sentence safe to show.
 pub fn clean_text(text: &str) -> String {
     const LONGEST: usize = 2000;
     let hidden = |c: char| {
@@ -43,7 +43,7 @@ pub fn clean_text(text: &str) -> String {
     shorten(&text.chars().map(|c| if hidden(c) { '\u{fffd}' } else { c }).collect::<String>(), LONGEST)
 }
 
-/// `text` with its middle left out where it has more letters than `longest`.
+/// Replaces the middle of `text` with an ellipsis if it has more than `longest` characters.
 pub fn shorten(text: &str, longest: usize) -> String {
     let letters: Vec<char> = text.chars().collect();
     if letters.len() <= longest {
@@ -53,7 +53,7 @@ pub fn shorten(text: &str, longest: usize) -> String {
     letters[..head].iter().chain(['…'].iter()).chain(&letters[letters.len() - tail..]).collect()
 }
 
-/// The middle of `values`, the higher of two; `None` of none.
+/// The median of `values`, the higher of the two middle ones; `None` if there are none.
 pub fn median(values: &mut [f64]) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied()

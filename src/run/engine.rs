@@ -1,4 +1,4 @@
-//! The life of a run, whole or in parts: its folder is opened, what is missing is done, the output is written.
+//! The engine of a run, unsplit or in parts: it opens the output folder, does the missing work and writes the output.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -36,24 +36,24 @@ pub struct Engine<'a, J: Job> {
     pub job: &'a J,
     /// The output folder.
     pub out: &'a Path,
-    /// How the work is run.
+    /// Threads, memory and the other options that do not change the output.
     pub running: &'a RunOptions,
-    /// Who is told of it.
+    /// The observer.
     pub progress: &'a dyn Progress,
 }
 
-/// The end of a run.
+/// The outcome of a run.
 #[derive(Debug)]
 pub struct Ended<O> {
     /// The record of the finished run.
     pub output: O,
-    /// Seconds by unit, of those that this run has done.
+    /// Seconds by unit, for the units that this run did.
     pub times: BTreeMap<String, f64>,
-    /// Whether an earlier run had done all of it.
+    /// Whether an earlier run had done everything.
     pub was_done: bool,
 }
 
-/// The end of a part.
+/// The outcome of a part.
 #[derive(Clone, Debug, Serialize)]
 pub struct PartOutcome {
     /// The output folder of the whole run.
@@ -62,35 +62,35 @@ pub struct PartOutcome {
     pub part: Part,
     /// What is counted: `module` or `file`.
     pub unit: UnitKind,
-    /// Units of its share.
+    /// Units in its share.
     pub modules: usize,
-    /// How many of them were done before, by whomever.
+    /// How many of them were done before, by this or another part.
     pub done_before: usize,
     /// Units of the whole run.
     pub run_modules: usize,
-    /// Seconds that it took.
+    /// Duration in seconds.
     pub seconds: f64,
-    /// Whether the whole run is assembled already, so that there was nothing to do, or no longer.
+    /// Whether the whole run is already assembled, so that there was nothing (more) to do.
     pub assembled: bool,
 }
 
-/// What an attempt came to: all that is finished, and seconds by unit.
+/// The result of an attempt: everything that is finished, and seconds by unit.
 type Worked<D> = (Completed<D>, BTreeMap<String, f64>);
 
-/// What is in the output folder.
+/// What the output folder holds.
 enum EarlierRun<J: Job> {
-    /// A finished run of the same identity, and the lock under which to tidy up behind it.
+    /// A finished run of the same identity, and the lock under which to clean up after it.
     Done(J::Output, Lock),
     /// Nothing, or a run to continue, and the lock that keeps others out.
     Open(Journal<JournalEntry<J::Record>>, Completed<J::Done>, Lock),
 }
 
 impl<J: Job> Engine<'_, J> {
-    /// Runs the job, or continues a run of it that was stopped, split or not.
+    /// Runs the job, or continues an earlier run of it, split or not.
     ///
     /// # Errors
-    /// A folder that needs a decision, whatever the work meets, a failing disk. Finished units stay safe, and the same call
-    /// continues from there.
+    /// A folder that needs a decision, an error of the work itself, a failing disk. Finished units are kept, and the
+    /// same call continues from there.
     pub fn run(&self) -> Result<Ended<J::Output>> {
         let started = Instant::now();
         let (layout, keep) = (self.job.layout(), self.keeps_results());
@@ -124,10 +124,10 @@ impl<J: Job> Engine<'_, J> {
         Ok(Ended { output, times, was_done: false })
     }
 
-    /// Does `part` of the job: what of its share no one has done yet. Nothing is assembled.
+    /// Does the missing units of the share of `part`. It assembles nothing.
     ///
     /// # Errors
-    /// As [`run`](Self::run); a folder with parts of a different run.
+    /// The errors of [`run`](Self::run); a folder with parts of a different run.
     pub fn part(&self, part: Part) -> Result<PartOutcome> {
         let started = Instant::now();
         let (units, other_simd) = (self.job.units(), self.running.other_simd);
@@ -161,7 +161,7 @@ impl<J: Job> Engine<'_, J> {
         let result = self.attempt(self.job.identity(), Some(part), &share, done, result_bytes(&attempts));
         outcome.assembled = run_folder::is_finished(self.out);
         match result {
-            // Its folder was removed under it: others have done its work and assembled the run.
+            // Its folder was removed while it ran: others have done its work and assembled the run.
             Err(_) if outcome.assembled => {}
             result => drop(result?),
         }
@@ -169,7 +169,8 @@ impl<J: Job> Engine<'_, J> {
         Ok(outcome)
     }
 
-    /// Opens the output folder for the unsplit run: takes its lock, and takes over what earlier runs and parts have done.
+    /// Opens the output folder for the unsplit run: takes its lock and the work that earlier runs and parts
+    /// have finished.
     fn open(&self) -> Result<EarlierRun<J>> {
         let (out, job, other_simd) = (self.out, self.job, self.running.other_simd);
         run_folder::refuse_foreign(out, job.layout())?;
@@ -180,11 +181,11 @@ impl<J: Job> Engine<'_, J> {
         } else if run_folder::is_finished(out) {
             return match run_folder::existing(job, out, other_simd) {
                 Ok(output) => Ok(EarlierRun::Done(output, lock)),
-                // The folder is to be as it was.
+                // Leave the folder as it was.
                 Err(error) => lock.remove().and(Err(error)),
             };
         }
-        // Before the journal is opened, which another command's could not be.
+        // Check before opening the journal: another command's journal could not be opened.
         let attempts: Vec<Attempt<AnyRecord>> = attempt::all(out)?;
         check_same(&attempts, job.identity(), other_simd, out)?;
         let state = out.join(STATE);
@@ -197,10 +198,11 @@ impl<J: Job> Engine<'_, J> {
         if records.is_empty() {
             journal.append(&JournalEntry::Begin(Box::new(job.identity().clone())))?;
         }
-        let begun_once =
-            |(at, entry): (usize, &JournalEntry<_>)| matches!(entry, JournalEntry::Begin(_)) == (at == 0);
+        let begun_once = |(index, entry): (usize, &JournalEntry<_>)| {
+            matches!(entry, JournalEntry::Begin(_)) == (index == 0)
+        };
         if !records.iter().enumerate().all(begun_once) {
-            let what = "the journal does not begin as a run's does";
+            let what = "the journal does not begin with the identity of a run";
             return Err(Error::input(what).path(out).hint("--overwrite starts anew"));
         }
         let parts = attempt::of_parts(out)?;
@@ -211,11 +213,11 @@ impl<J: Job> Engine<'_, J> {
         Ok(EarlierRun::Open(journal, done, lock))
     }
 
-    /// Does what of `share` is not in `done`, in a folder of its own, and gives all that is finished then. `written` are
-    /// the bytes of results that are on the disk already, whoever made them.
+    /// Does the units of `share` that are not in `done`, in a folder of its own, and returns everything that is
+    /// finished then. `written` is the number of bytes of results that are already on the disk, from any attempt.
     ///
     /// # Errors
-    /// The first that any stage met; finished units stay safe.
+    /// The first error of any stage; finished units are kept.
     pub(crate) fn attempt(
         &self,
         identity: &RunIdentity,
@@ -246,8 +248,8 @@ impl<J: Job> Engine<'_, J> {
         Ok(done)
     }
 
-    /// Begins the journal. A different run may have begun at the same moment, so it is looked for once more, now that this
-    /// one can be seen: of two, at least one sees the other.
+    /// Begins the journal. A different run may have begun at the same moment, so the others are checked once more, now
+    /// that this one is visible: of two runs, at least one sees the other.
     fn begin(
         &self,
         identity: &RunIdentity,
@@ -266,7 +268,7 @@ impl<J: Job> Engine<'_, J> {
         }
     }
 
-    /// Has the job do its work, and signs of life written meanwhile.
+    /// Lets the job do its work while the heartbeat is written.
     fn work(
         &self,
         share: &Share,
@@ -284,7 +286,7 @@ impl<J: Job> Engine<'_, J> {
         Ok((done, times))
     }
 
-    /// Writes the output of finished work, and keeps the results where that is asked for.
+    /// Writes the output of finished work, and keeps the results where requested.
     pub(crate) fn finish(&self, identity: &RunIdentity, done: &Completed<J::Done>) -> Result<J::Output> {
         self.progress.assembling();
         let output = self.job.finish(identity, done, self.progress)?;
@@ -294,7 +296,7 @@ impl<J: Job> Engine<'_, J> {
         Ok(output)
     }
 
-    /// Whether results are kept beside the output: those that are output files themselves are in it.
+    /// Whether results are kept beside the output. Results that are output files themselves are already in it.
     pub(crate) fn keeps_results(&self) -> bool {
         self.running.keep_shards && !self.job.layout().in_place
     }
@@ -331,7 +333,7 @@ impl<J: Job> Engine<'_, J> {
         }
     }
 
-    /// Refuses a folder whose disk cannot take the output.
+    /// Refuses a folder whose disk has no room for the output.
     fn check_disk(&self, already: u64) -> Result<()> {
         let needed = self.job.disk_bytes().saturating_sub(already);
         let free = folder::free_space(self.out)?;
@@ -339,12 +341,12 @@ impl<J: Job> Engine<'_, J> {
             return Ok(());
         }
         let what =
-            format!("the disk is too full: the run needs {} MiB, {} MiB are free", needed >> 20, free >> 20);
+            format!("the disk is too full: the run needs {} MiB, {} MiB is free", needed >> 20, free >> 20);
         Err(Error::unexpected(what).path(self.out).hint(self.job.room_hint()))
     }
 
-    /// Removes what is there of different runs. Parts of this very run stay: each of them is told to overwrite, and they
-    /// begin one after the other.
+    /// Removes the files of different runs. Parts of this same run stay: every part gets `--overwrite`, and they start
+    /// one after the other.
     fn make_way(&self) -> Result<()> {
         let (out, layout, other_simd) = (self.out, self.job.layout(), self.running.other_simd);
         for folder in &attempt::folders(out)? {
@@ -370,23 +372,23 @@ impl<J: Job> Engine<'_, J> {
     }
 }
 
-/// A part of a different run that has shown a sign of life lately is not removed.
+/// Refuses to remove a part of a different run whose heartbeat is recent.
 fn refuse_at_work<R>(attempt: &Attempt<R>, out: &Path) -> Result<()> {
     match last_beat(&attempt.folder) {
-        Some((beat, ago)) if beat.condition == Condition::RunOptions && ago < SILENT => {
+        Some((beat, ago)) if beat.condition == Condition::Running && ago < SILENT => {
             let what = format!(
-                "{} of another run seems to be at work: it wrote {} s ago",
+                "{} of another run appears to be running (heartbeat {} s ago)",
                 attempt.name(),
                 ago.as_secs()
             );
-            let hint = format!("stop it; {} s after its last word it counts as lost", SILENT.as_secs());
+            let hint = format!("stop it; {} s after its last heartbeat it counts as lost", SILENT.as_secs());
             Err(Error::decide(what).path(out).hint(hint))
         }
         _ => Ok(()),
     }
 }
 
-/// Instruction sets that parts of a run were made with, as records name them.
+/// The instruction sets that the parts of a run used, in the form that records have.
 pub(crate) fn simd_levels<'a>(levels: impl IntoIterator<Item = &'a str>) -> String {
     let levels: BTreeSet<&str> = levels.into_iter().flat_map(|level| level.split(" and ")).collect();
     levels.into_iter().collect::<Vec<_>>().join(" and ")

@@ -1,4 +1,4 @@
-//! The output folder of a run: what may lie in it, what an earlier run left, and what goes when all is done.
+//! The output folder of a run: what it may hold, what an earlier run left, and what is removed at the end.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
+use crate::checkpoint::FileIdentity;
 use crate::delta::record::Side;
 use crate::durable::checksums::Checksums;
 use crate::durable::finding::{B3SUMS, Level};
@@ -20,12 +21,13 @@ use crate::run::job::{Job, RunOutput};
 use crate::run::layout::{ATTEMPT, HEARTBEAT, HEARTBEAT_DRAFT, JOURNAL, Layout, PARTS, SHARDS, STATE};
 use crate::run::log::Log;
 use crate::run::unit::AnyRecord;
+use crate::storage::Version;
 use crate::{Error, Result};
 
-/// What is said of a folder in which no run has left anything.
+/// The message for a folder in which no run has left anything.
 pub(crate) const STATE_HAS_NOTHING: &str = "the folder holds no run, finished or not";
 
-/// The files in `out` that are this run's or an earlier run's, the checksums aside.
+/// The files in `out` of this run or an earlier one, without the checksums.
 fn known_files(out: &Path, layout: &Layout) -> Result<BTreeSet<String>> {
     let mut files = layout.outputs.clone();
     for attempt in attempt::all::<AnyRecord>(out)? {
@@ -39,17 +41,17 @@ fn known_files(out: &Path, layout: &Layout) -> Result<BTreeSet<String>> {
     Ok(files)
 }
 
-/// Whether the file is the record of a run: somebody else's JSON does not make a folder ours.
+/// Whether the file is the record of a run: an unrelated JSON file by that name does not make the folder ours.
 fn is_record(path: &Path) -> bool {
     let record = fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<AnyRecord>(&bytes).ok());
     record.is_some_and(|record| record.contains_key("trephine"))
 }
 
-/// Refuses a folder with anything that no run of this command has written. A file by the name of an output alone does not
-/// make a folder ours.
+/// Refuses a folder that holds anything other than the files of runs of this command. A file with the name of an output
+/// alone does not make the folder ours.
 ///
 /// # Errors
-/// [`Kind::Decide`](crate::Kind::Decide) with the name of what is foreign; what cannot be read.
+/// [`Kind::Decide`](crate::Kind::Decide) with the name of the foreign file; a folder or file that cannot be read.
 pub(crate) fn refuse_foreign(out: &Path, layout: &Layout) -> Result<()> {
     let begun = out.join(STATE).is_dir() || out.join(layout.record).is_file();
     let known = if begun { known_files(out, layout)? } else { BTreeSet::new() };
@@ -61,11 +63,11 @@ pub(crate) fn refuse_foreign(out: &Path, layout: &Layout) -> Result<()> {
     })
 }
 
-/// Removes what an earlier run left, checksums first: from then on the folder does not pass for whole. The record goes
-/// last, so that a removal that is killed can be continued.
+/// Removes what an earlier run left, checksums first: without them the folder no longer counts as complete. The record
+/// goes last, so that a killed removal can be continued.
 ///
 /// # Errors
-/// What cannot be removed.
+/// A file that cannot be removed.
 pub(crate) fn clear(out: &Path, layout: &Layout) -> Result<()> {
     clear_files(out, layout)?;
     let state = out.join(STATE);
@@ -74,10 +76,10 @@ pub(crate) fn clear(out: &Path, layout: &Layout) -> Result<()> {
     folder::sync(out)
 }
 
-/// Removes the output files of an earlier run, its record aside.
+/// Removes the output files of an earlier run, but not its record.
 ///
 /// # Errors
-/// What cannot be removed.
+/// A file that cannot be removed.
 pub(crate) fn clear_files(out: &Path, layout: &Layout) -> Result<()> {
     let known = known_files(out, layout)?;
     removed(&out.join(B3SUMS))?;
@@ -88,16 +90,16 @@ pub(crate) fn clear_files(out: &Path, layout: &Layout) -> Result<()> {
 /// Removes a finished run's files and its record.
 ///
 /// # Errors
-/// What cannot be removed.
+/// A file that cannot be removed.
 pub(crate) fn clear_finished(out: &Path, layout: &Layout) -> Result<()> {
     clear_files(out, layout)?;
     removed(&out.join(layout.record))
 }
 
-/// Removes a file, or a folder with all that is in it; none is as good.
+/// Removes a file, or a folder with everything in it. A missing one is not an error.
 ///
 /// # Errors
-/// What cannot be removed.
+/// A file or folder that cannot be removed.
 pub(crate) fn removed(path: &Path) -> Result<()> {
     let gone = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     match gone {
@@ -108,15 +110,16 @@ pub(crate) fn removed(path: &Path) -> Result<()> {
     }
 }
 
-/// Whether the folder has checksums, which come last: it was whole once.
+/// Whether the folder has checksums. They are written last, so it was complete once.
 pub(crate) fn is_finished(out: &Path) -> bool {
     out.join(B3SUMS).exists()
 }
 
-/// A folder with checksums was whole; it is this run's if its record says so, and still whole if its files agree.
+/// The output of a folder with checksums, after a check that its record is this run's and that its files still agree
+/// with the checksums.
 ///
 /// # Errors
-/// A different run; a file that was removed or damaged since; a checkpoint that was changed since.
+/// A different run; a file that was removed or damaged since; a checkpoint that has changed since.
 pub(crate) fn existing<J: Job + ?Sized>(job: &J, out: &Path, other_simd: bool) -> Result<J::Output> {
     let layout = job.layout();
     let output: J::Output = read_record(out, layout.record)?;
@@ -132,7 +135,7 @@ pub(crate) fn existing<J: Job + ?Sized>(job: &J, out: &Path, other_simd: bool) -
 /// The record in a finished folder.
 ///
 /// # Errors
-/// None, or one that cannot be read.
+/// A record that is missing or cannot be read.
 pub(crate) fn read_record<O: RunOutput>(out: &Path, record: &str) -> Result<O> {
     let path = out.join(record);
     let text = fs::read_to_string(&path).map_err(|e| {
@@ -149,14 +152,14 @@ pub(crate) fn read_record<O: RunOutput>(out: &Path, record: &str) -> Result<O> {
     })
 }
 
-/// A file of a finished run may have been removed or damaged since.
+/// Checks that no file of a finished run has been removed or damaged since.
 pub(crate) fn check_whole<'a>(
     out: &Path,
     mut files: impl Iterator<Item = &'a str>,
     log: Option<&str>,
 ) -> Result<()> {
     let damaged = |what: String| {
-        Error::decide(format!("the folder holds a finished run that is no longer whole: {what}"))
+        Error::decide(format!("the folder holds a finished run that is damaged: {what}"))
             .path(out)
             .hint("give another --out, or --overwrite to start anew")
     };
@@ -170,17 +173,21 @@ pub(crate) fn check_whole<'a>(
     found.map_or(Ok(()), |finding| Err(damaged(finding.to_string())))
 }
 
-/// Files of the inputs that were written to after the run had ended with its record.
+/// Input files that were modified after the run had written its record, its last step.
 fn written_since<J: Job + ?Sized>(job: &J, record: &Path) -> Vec<(Side, String)> {
     let ended = fs::metadata(record).and_then(|data| data.modified()).ok();
     let ended = ended.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_nanos());
     let inputs = job.identity().inputs.iter();
     let files = inputs.flat_map(|(side, now)| now.files.iter().map(|file| (*side, file)));
-    let later = files.filter(|(_, file)| file.modified.is_some() && file.modified.map(u128::from) >= ended);
+    let written = |file: &FileIdentity| match file.modified {
+        Some(Version::Modified(time)) => Some(u128::from(time)),
+        _ => None,
+    };
+    let later = files.filter(|(_, file)| written(file).is_some() && written(file) >= ended);
     later.map(|(side, file)| (side, file.name.clone())).collect()
 }
 
-/// Brings the results of parts to those of the unsplit run, where they are to be kept.
+/// Moves the results of parts into the folder of the unsplit run's results, to keep them.
 ///
 /// # Errors
 /// A result that cannot be renamed.
@@ -195,11 +202,11 @@ pub(crate) fn keep_results<D>(out: &Path, done: &Completed<D>) -> Result<()> {
     folder::sync(&shards)
 }
 
-/// Removes what only an unfinished run needs. The journals go first of all: without checksums they would be work lost,
-/// with them they are spent. The lock goes last, and nothing is removed without it: another run may have begun here.
+/// Removes what only an unfinished run needs. The journals go first: the checksums exist, so they are no longer needed.
+/// The lock goes last, and nothing is removed without it: another run may have begun here.
 ///
 /// # Errors
-/// What cannot be removed.
+/// A file that cannot be removed.
 pub(crate) fn tidy(lock: Lock, out: &Path, log: Option<&str>, keep_results: bool) -> Result<()> {
     let state = out.join(STATE);
     for name in [JOURNAL, ATTEMPT, HEARTBEAT, HEARTBEAT_DRAFT] {
@@ -213,8 +220,8 @@ pub(crate) fn tidy(lock: Lock, out: &Path, log: Option<&str>, keep_results: bool
         Log::open(&out.join(log))?.take_over(&parts);
     }
     parts.iter().for_each(|part| remove_part(part));
-    // A part that is still at work, on what another has done meanwhile, may have written there just now: what it leaves
-    // is no one's, and harms no one.
+    // A part that is still running, on units that another has finished meanwhile, may have written there just now. What
+    // it leaves is not used by anyone and is harmless.
     let _ = fs::remove_dir(state.join(PARTS));
     lock.remove()?;
     folder::sync(out)
@@ -226,7 +233,7 @@ fn remove_part(part: &Path) {
     let _ = fs::remove_dir_all(part);
 }
 
-/// Whether an attempt is at this very run.
+/// Whether an attempt belongs to this same run.
 pub(crate) fn is_same_run<R, J: Job + ?Sized>(job: &J, attempt: &Attempt<R>, other_simd: bool) -> bool {
     attempt.identity.as_ref().is_some_and(|then| job.identity().difference(then, other_simd).is_none())
 }

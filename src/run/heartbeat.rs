@@ -1,7 +1,7 @@
-//! A sign of life in the folder of an attempt, so that others can tell from the files alone how far it is.
+//! The heartbeat in the folder of an attempt, from which others can tell its progress.
 //!
-//! The file is for people and for `status`: nothing that decides a byte ever looks at it, and it is not synced. A process
-//! that is killed leaves its last word, which then grows old.
+//! The file is for people and for `status`: nothing that determines a byte of the output reads it, and it is not
+//! synced. A killed process leaves its last heartbeat, which then ages.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -15,10 +15,10 @@ use crate::run::life::{Condition, Life};
 use crate::run::progress::Progress;
 use crate::run::unit::{PlannedUnit, UnitId, UnitKind};
 
-/// How often it is written.
+/// The interval between two heartbeats.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Passes a run's progress on, and writes signs of life.
+/// Forwards a run's progress, and writes the heartbeat.
 pub struct Heartbeat<'a> {
     life: Arc<Life>,
     progress: &'a dyn Progress,
@@ -27,29 +27,29 @@ pub struct Heartbeat<'a> {
 }
 
 impl<'a> Heartbeat<'a> {
-    /// Begins to write into the folder of an attempt at `units`.
+    /// Starts the heartbeat in the folder `attempt`, which works on `units`.
     pub fn begin(attempt: &Path, units: &[PlannedUnit], progress: &'a dyn Progress) -> Heartbeat<'a> {
         let life = Arc::new(Life::new(attempt));
-        // A signal from here on has the last word.
+        // From here on a signal writes the last heartbeat.
         progress.alive(&life);
         life.write(&mut life.beat());
         let own = Arc::clone(&life);
         let beat = move || {
             let mut beat = own.beat();
-            while beat.condition == Condition::RunOptions {
+            while beat.condition == Condition::Running {
                 beat = own.ended.wait_timeout(beat, EVERY).unwrap_or_else(PoisonError::into_inner).0;
-                if beat.condition == Condition::RunOptions {
+                if beat.condition == Condition::Running {
                     own.write(&mut beat);
                 }
             }
         };
-        // A system that has no thread to spare gets no signs of life.
+        // If the system cannot give a thread, there is no heartbeat.
         let writer = thread::Builder::new().name("heartbeat".into()).spawn(beat).ok();
         let costs = units.iter().map(|unit| (unit.id.clone(), unit.cost)).collect();
         Heartbeat { life, progress, costs, writer }
     }
 
-    /// Ends with what the run came to.
+    /// Ends the heartbeat with the run's result, and returns that.
     pub fn end<T>(self, result: crate::Result<T>) -> crate::Result<T> {
         match &result {
             Ok(_) => self.life.end(Condition::Done, None),
@@ -132,12 +132,12 @@ mod tests {
     use crate::run::life::last_beat;
 
     #[test]
-    fn the_last_word_stands() {
+    fn the_final_heartbeat_is_not_overwritten() {
         let home = tempfile::tempdir().unwrap();
         let life = Life::new(home.path());
         assert!(last_beat(home.path()).is_none());
         life.write(&mut life.beat());
-        assert_eq!(last_beat(home.path()).unwrap().0.condition, Condition::RunOptions);
+        assert_eq!(last_beat(home.path()).unwrap().0.condition, Condition::Running);
         life.beat().bytes = 7;
         life.stopped();
         life.end(Condition::Failed, Some("too late".into()));

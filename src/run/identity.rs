@@ -15,22 +15,23 @@ use crate::{Error, Result};
 pub struct RunIdentity {
     /// The command, for example `extract`.
     pub command: String,
-    /// Version of the program.
+    /// Version of Trephine.
     pub trephine: String,
     /// The options that determine the result.
     pub options: Map<String, Value>,
-    /// Instruction set of the matrix products, where there are any: another one may round differently.
+    /// Instruction set of the matrix products, where there are any. A different one may round differently.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub simd: Option<String>,
-    /// The files that are read, by what they are to the run.
+    /// The files that are read, by their role in the run.
     pub inputs: BTreeMap<Side, Identity>,
 }
 
 impl RunIdentity {
-    /// The identity of this program's run of `command`. `computes` says whether matrix products are part of it.
+    /// The identity of a run of `command` by this version on this machine. `computes` says whether it computes
+    /// matrix products.
     ///
     /// # Errors
-    /// Options that JSON cannot hold.
+    /// Options that JSON cannot represent.
     pub fn new(
         command: &str,
         options: &impl Serialize,
@@ -46,7 +47,7 @@ impl RunIdentity {
         })
     }
 
-    /// In words, the first thing in which `self` (this run) differs from `before`; modification times aside.
+    /// In words, the first difference of `self` (this run) from `before`; modification times are ignored.
     pub fn difference(&self, before: &RunIdentity, other_simd: bool) -> Option<String> {
         if self.command != before.command {
             return Some(format!("it was made by `trephine {}`", before.command));
@@ -70,7 +71,7 @@ impl RunIdentity {
             (Some(then), Some(now)) => {
                 let changes = then.changes(now);
                 let change = changes.into_iter().find(|change| !matches!(change, Change::Touched(_)))?;
-                Some(format!("the {} is another one: {change}", side.phrase()))
+                Some(format!("the {} is a different one: {change}", side.phrase()))
             }
             (then, _) => {
                 let had = if then.is_some() { "had" } else { "had no" };
@@ -79,7 +80,7 @@ impl RunIdentity {
         })
     }
 
-    /// Files whose modification time differs from that in `before`: copies, or the same shapes with other numbers.
+    /// Files whose modification time differs from that in `before`: copies, or the same shapes with other values.
     pub fn touched_since(&self, before: &RunIdentity) -> Vec<(Side, String)> {
         let sides = self.inputs.iter().filter_map(|(side, now)| Some((*side, now, before.inputs.get(side)?)));
         let file = |change| match change {
@@ -93,7 +94,7 @@ impl RunIdentity {
             .collect()
     }
 
-    /// The inputs without the files' times, for records whose bytes must not depend on when a copy was made.
+    /// The inputs without modification times, for records whose bytes must not depend on when a copy was made.
     pub fn timeless_inputs(&self) -> BTreeMap<Side, Identity> {
         self.inputs.iter().map(|(side, identity)| (*side, identity.timeless())).collect()
     }
@@ -101,7 +102,7 @@ impl RunIdentity {
 
 /// The error for a run that this one cannot continue.
 pub(crate) fn changed(out: &Path, text: &str) -> Error {
-    Error::decide(format!("the folder holds a run that this one cannot go on with: {text}"))
+    Error::decide(format!("cannot resume: the folder belongs to a different run: {text}"))
         .path(out)
         .hint("give the same inputs and options, another --out, or --overwrite to start anew")
 }
@@ -120,16 +121,16 @@ pub(crate) fn differing_option(before: &Map<String, Value>, now: &Map<String, Va
 /// Options as a JSON object.
 ///
 /// # Errors
-/// Options that JSON cannot hold.
+/// Options that JSON cannot represent.
 pub fn option_map(options: &impl Serialize) -> Result<Map<String, Value>> {
     let failed = |e| Error::unexpected("cannot write the options as JSON").because(e);
     match serde_json::to_value(options).map_err(failed)? {
         Value::Object(map) => Ok(map),
-        other => Err(Error::unexpected(format!("the options are not a JSON object but {other}"))),
+        other => Err(Error::unexpected(format!("the options are not a JSON object: {other}"))),
     }
 }
 
-/// The instruction set that matrix products are dispatched to on this machine.
+/// The instruction set of the matrix products on this machine.
 pub fn simd_level() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {

@@ -1,4 +1,4 @@
-//! What a command says of its work, so that the engine can run it.
+//! The interface between a command and the engine that runs it.
 
 use std::fmt::Debug;
 use std::path::Path;
@@ -18,17 +18,18 @@ use crate::run::parts::partition::Share;
 use crate::run::progress::Progress;
 use crate::run::unit::{PlannedUnit, Unit, UnitId};
 
-/// One run of one command: what is to be done, and how a unit of it is done, recognized and made part of the output.
+/// One run of one command: its units of work, and how to do a unit, load it and write it to the output.
 ///
-/// A job is planned before the [engine](super::Engine) sees it. It never looks at journals, locks, parts or earlier runs.
+/// A job is planned before the [engine](super::Engine) gets it. It never reads journals, locks, parts or earlier runs.
 pub trait Job: Sync {
-    /// What the journal records of a finished unit, beside the digest of its result and of what was read for it.
+    /// What the journal records of a finished unit, in addition to the digests of its result and of the tensors
+    /// it read.
     type Record: Serialize + DeserializeOwned + Clone + PartialEq + Debug;
 
     /// A finished unit, loaded.
     type Done;
 
-    /// What the finished folder says of the run.
+    /// The record of the run in the finished folder.
     type Output: RunOutput;
 
     /// Everything that determines the output.
@@ -37,19 +38,19 @@ pub trait Job: Sync {
     /// The files of the output folder.
     fn layout(&self) -> &Layout;
 
-    /// The work, each unit once.
+    /// The units of work, each once.
     fn units(&self) -> &[PlannedUnit];
 
-    /// Where the inputs lie, as they were given.
+    /// The locations of the inputs, as given on the command line.
     fn places(&self) -> Vec<(Side, String)>;
 
-    /// The checkpoint that is this to the run; `None` for an input that its identity holds by all of its content.
+    /// The checkpoint with this role; `None` for an input whose identity covers all of its content.
     fn checkpoint(&self, side: Side) -> Option<&Checkpoint>;
 
-    /// Bytes that the output folder takes at its fullest.
+    /// Peak size of the output folder in bytes.
     fn disk_bytes(&self) -> u64;
 
-    /// What to do where the disk has no room for that.
+    /// What to do when the disk has no room for it.
     fn room_hint(&self) -> &'static str {
         "make room, or give another --out"
     }
@@ -57,27 +58,26 @@ pub trait Job: Sync {
     /// A line of the log about how the work is run.
     fn described(&self) -> String;
 
-    /// The name of a unit's result in its attempt's folder, where it has one.
+    /// The file name of a unit's result in its attempt's folder, where it has one.
     fn result_name(&self, unit: &UnitId) -> String {
         shard::file_name(&unit.name)
     }
 
-    /// What a unit is called where people read it.
+    /// The name of a unit for people.
     fn unit_title(&self, unit: &UnitId) -> String {
         unit.name.clone()
     }
 
-    /// Loads a finished unit, whose result (if it has one) is the file `result`. An error means that the unit is done
-    /// again.
+    /// Loads a finished unit whose result, if it has one, is the file `result`. On an error the unit is done again.
     ///
     /// # Errors
-    /// A result that is missing, or is not what was written.
+    /// A result that is missing or differs from what was written.
     fn load(&self, unit: Unit<Self::Record>, result: &Path) -> Result<Self::Done>;
 
-    /// Does the units of `share` that `recorder` has not seen done, and hands each to it.
+    /// Does the units of `share` that are not done according to `recorder`, and records each with it.
     ///
     /// # Errors
-    /// The first that any stage met; finished units stay safe.
+    /// The first error of any stage; finished units are kept.
     fn work(
         &self,
         share: &Share,
@@ -85,10 +85,11 @@ pub trait Job: Sync {
         progress: &dyn Progress,
     ) -> Result<()>;
 
-    /// Writes the output, every unit of which is done, the checksums last.
+    /// Writes the output once every unit is done, the checksums last.
     ///
     /// # Errors
-    /// A result that is not what the journal said, or a failing disk. The results stay, so the same command continues.
+    /// A result that differs from what the journal recorded, or a failing disk. The results stay, so the same
+    /// command continues.
     fn finish(
         &self,
         identity: &RunIdentity,
@@ -97,7 +98,7 @@ pub trait Job: Sync {
     ) -> Result<Self::Output>;
 }
 
-/// The record of a finished run: the JSON file in its folder that tells how the output was made.
+/// The record of a finished run: the JSON file in its folder that says how the output was made.
 pub trait RunOutput: DeserializeOwned {
     /// The identity of the run that made it.
     fn identity(&self) -> RunIdentity;

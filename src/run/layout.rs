@@ -1,4 +1,4 @@
-//! Where a run keeps what: the files in its output folder, and the state that only an unfinished run needs.
+//! The files of a run's output folder, and the state that only an unfinished run needs.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -15,46 +15,46 @@ pub const JOURNAL: &str = "journal";
 /// The results of an attempt's units.
 pub const SHARDS: &str = "shards";
 
-/// How an attempt is run: see [`AttemptInfo`](super::attempt::AttemptInfo).
+/// Where and how an attempt runs: see [`AttemptInfo`](super::attempt::AttemptInfo).
 pub const ATTEMPT: &str = "attempt.json";
 
-/// The log of a part, which becomes part of the run's, where that keeps one.
+/// The log of a part, which becomes part of the run's log, where the run keeps one.
 pub const PART_LOG: &str = "log";
 
-/// The last sign of life of an attempt.
+/// The heartbeat of an attempt.
 pub const HEARTBEAT: &str = "heartbeat.json";
 
-/// The heartbeat's name until it is whole.
+/// The temporary name of the heartbeat while it is written.
 pub const HEARTBEAT_DRAFT: &str = ".tmp-heartbeat";
 
 /// The log of an extraction: times, threads and memory, outside the checksums.
 pub const LOG: &str = "extraction.log";
 
-/// The JSON records by which finished folders tell what made them.
+/// The JSON records that identify finished folders, one for each kind of run.
 pub const RECORDS: [&str; 5] =
     ["extraction.json", "conversion.json", "analysis.json", "fidelity.json", "sanitized.json"];
 
 /// The files of one command's output folder.
 #[derive(Clone, Debug)]
 pub struct Layout {
-    /// The JSON record that tells how the output was made: one of `RECORDS`.
+    /// The JSON record that says how the output was made: one of `RECORDS`.
     pub record: &'static str,
-    /// Every file under the checksums, relative to the folder.
+    /// Every file that the checksums cover, relative to the folder.
     pub outputs: BTreeSet<String>,
     /// The log of times, threads and memory, outside the checksums.
     pub log: Option<&'static str>,
-    /// Whether the results of an unsplit run are output files themselves and are written in their place.
+    /// Whether the results of an unsplit run are output files themselves and are written directly to their place.
     pub in_place: bool,
 }
 
 impl Layout {
-    /// A layout of these files, without a log, whose results are kept apart until the output is written.
+    /// A layout of these files, without a log, whose results are kept separately until the output is written.
     pub fn new(record: &'static str, outputs: impl IntoIterator<Item = impl Into<String>>) -> Layout {
         let outputs = outputs.into_iter().map(Into::into).collect();
         Layout { record, outputs, log: None, in_place: false }
     }
 
-    /// Where the results of the attempt in the folder `attempt` lie.
+    /// The folder of the results of the attempt in the folder `attempt`.
     pub fn results(&self, out: &Path, attempt: &Path) -> PathBuf {
         if self.in_place && attempt == out.join(STATE) { out.to_owned() } else { attempt.join(SHARDS) }
     }

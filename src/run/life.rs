@@ -1,4 +1,4 @@
-//! Signs of life of an attempt, as a file beside its journal.
+//! The state behind an attempt's heartbeat, and the file that it is written to, beside the journal.
 
 use crate::run::layout::{HEARTBEAT, HEARTBEAT_DRAFT};
 use serde::{Deserialize, Serialize};
@@ -7,26 +7,26 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What an attempt is at.
+/// The condition of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Condition {
-    /// At work when it last wrote.
-    RunOptions,
+    /// Running at its last heartbeat.
+    Running,
     /// Its share is finished.
     Done,
-    /// It met an error.
+    /// It failed with an error.
     Failed,
     /// A signal ended it.
     Stopped,
 }
 
-/// One sign of life.
+/// One heartbeat.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Beat {
-    /// What it is at.
+    /// The condition of the attempt.
     pub condition: Condition,
-    /// The error that it met.
+    /// The error with which it failed.
     pub error: Option<String>,
     /// Seconds since it began.
     pub seconds: f64,
@@ -34,11 +34,11 @@ pub struct Beat {
     pub modules: usize,
     /// Bytes of tensors it has read.
     pub bytes: u64,
-    /// What it has finished by the cost model, in millions of floating-point operations.
+    /// The cost of the finished work by the cost model, in millions of floating-point operations.
     pub cost: u64,
 }
 
-/// The signs of life of this process's attempt.
+/// The heartbeat of this process's attempt.
 #[derive(Debug)]
 pub struct Life {
     path: PathBuf,
@@ -49,14 +49,8 @@ pub struct Life {
 
 impl Life {
     pub(crate) fn new(attempt: &Path) -> Life {
-        let beat = Beat {
-            condition: Condition::RunOptions,
-            error: None,
-            seconds: 0.0,
-            modules: 0,
-            bytes: 0,
-            cost: 0,
-        };
+        let beat =
+            Beat { condition: Condition::Running, error: None, seconds: 0.0, modules: 0, bytes: 0, cost: 0 };
         Life {
             path: attempt.join(HEARTBEAT),
             started: Instant::now(),
@@ -69,7 +63,7 @@ impl Life {
         self.beat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes `beat` down. Whether that succeeds changes nothing for the run.
+    /// Writes `beat` to the file. A failure to write does not affect the run.
     pub(crate) fn write(&self, beat: &mut Beat) {
         beat.seconds = self.started.elapsed().as_secs_f64();
         let new = self.path.with_file_name(HEARTBEAT_DRAFT);
@@ -78,24 +72,23 @@ impl Life {
         }
     }
 
-    /// The last word of this attempt; further ones are not heard.
+    /// Writes the final heartbeat of this attempt; later calls change nothing.
     pub(crate) fn end(&self, condition: Condition, error: Option<String>) {
         let mut beat = self.beat();
-        if beat.condition == Condition::RunOptions {
+        if beat.condition == Condition::Running {
             (beat.condition, beat.error) = (condition, error);
             self.write(&mut beat);
         }
         self.ended.notify_all();
     }
 
-    /// A signal is about to end this process: says so, for whoever looks.
+    /// Records that a signal is about to end this process.
     pub fn stopped(&self) {
         self.end(Condition::Stopped, None);
     }
 }
 
-/// The file by the name of [`HEARTBEAT`] in an attempt's folder, and how long ago it was written by the clocks of the
-/// file's machine and of this one.
+/// The last heartbeat in an attempt's folder, and its age by the clocks of the file's machine and of this one.
 pub fn last_beat(attempt: &Path) -> Option<(Beat, Duration)> {
     let path = attempt.join(HEARTBEAT);
     let beat = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
@@ -103,6 +96,6 @@ pub fn last_beat(attempt: &Path) -> Option<(Beat, Duration)> {
     Some((beat, written.elapsed().unwrap_or_default()))
 }
 
-/// After so long without a sign of life an attempt counts as lost. Several heartbeats, and what a network file system
-/// may keep in its caches.
+/// An attempt without a heartbeat for this long counts as lost. It covers several heartbeats and the cache delay of a
+/// network file system.
 pub const SILENT: Duration = Duration::from_secs(90);

@@ -3,18 +3,19 @@
 //! ```text
 //! identity ── folder, lock ── earlier attempts ── what is missing ── journal, heartbeat ── output, checksums
 //! ```
-//! A command plans its work as [units](mod@unit) and implements [`Job`]; the [`Engine`] does the rest, and does it for all of them
-//! alike:
+//! A command plans its work as [units](mod@unit) and implements [`Job`]; the [`Engine`] does the rest in the same way
+//! for every command:
 //!
-//! - **Journal.** A unit counts when its result is safe on disk and its record is in the journal. A kill at any instant costs
-//!   at most the units in flight.
-//! - **Identity.** A run is continued only by the same command, version, options, inputs and vector instructions; what differs
-//!   is named ([`RunIdentity`]).
-//! - **Touched inputs.** What was read from a file that has been written to since is hashed again. The same content: the unit
-//!   is kept. Another: the run is refused by the tensor's name. A result that is missing or damaged is done again.
-//! - **Parts.** A run can be [split](Partition) over machines, each of which writes under a name of its own and takes no lock;
-//!   [`Engine::assemble`] brings them together, or says what is missing.
-//! - **Signs of life.** Every attempt writes a heartbeat, from which [`status()`] tells how far a run is.
+//! - **Journal.** A unit counts as done when its result is on disk and its record is in the journal. A kill at any
+//!   instant costs at most the units in flight.
+//! - **Identity.** Only a run with the same command, version, options, inputs and vector instructions continues an
+//!   earlier one; otherwise the error names the difference ([`RunIdentity`]).
+//! - **Touched inputs.** If an input file has been modified since, the tensors that were read from it are hashed again.
+//!   If the content is the same, the unit is kept; if it differs, the run is refused and the error names the tensor. A
+//!   unit whose result is missing or damaged is done again.
+//! - **Parts.** A run can be [split](Partition) over machines. Each writes under a name of its own and takes no lock;
+//!   [`Engine::assemble`] combines the parts, or reports what is missing.
+//! - **Heartbeat.** Every attempt writes a heartbeat, from which [`status()`] reports the progress of a run.
 
 pub(crate) mod attempts;
 pub(crate) mod engine;

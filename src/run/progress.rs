@@ -1,4 +1,4 @@
-//! What a run tells while it works. The library knows no progress bar: a binary brings its own.
+//! Progress reports of a run. The library has no progress bar: the binary brings its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +9,12 @@ use crate::run::life::Life;
 
 /// Observer of a run. Every method may be called from any thread.
 pub trait Progress: Send + Sync {
-    /// The work ahead: modules and bytes of tensors to read, and how many of each an earlier run has done.
+    /// The total work: modules and bytes of tensors to read, and how much of each an earlier run has done.
     fn begin(&self, modules: usize, bytes: u64, done_modules: usize, done_bytes: u64) {
         let _ = (modules, bytes, done_modules, done_bytes);
     }
 
-    /// So many more bytes of tensors have been read.
+    /// `bytes` more bytes of tensors have been read.
     fn read(&self, bytes: u64) {
         let _ = bytes;
     }
@@ -24,7 +24,7 @@ pub trait Progress: Send + Sync {
         let _ = (record, took);
     }
 
-    /// A tensor that the adapter does not hold has been compared.
+    /// A tensor that the adapter does not contain has been compared.
     fn compared(&self, left_out: &LeftOut) {
         let _ = left_out;
     }
@@ -37,27 +37,28 @@ pub trait Progress: Send + Sync {
     /// A record of the journal is safe on disk.
     fn journaled(&self) {}
 
-    /// Work begins; whoever ends the process by a signal may say so with [`Life::stopped`].
+    /// Work begins. A signal handler that ends the process may record that with [`Life::stopped`].
     fn alive(&self, life: &Arc<Life>) {
         let _ = life;
     }
 
-    /// The work ahead of a conversion: files of weights to write and their bytes, and how many of each an earlier run has done.
+    /// The total work of a conversion: weight files to write and their bytes, and how much of each an earlier run
+    /// has done.
     fn begin_files(&self, files: usize, bytes: u64, done_files: usize, done_bytes: u64) {
         let _ = (files, bytes, done_files, done_bytes);
     }
 
-    /// So many more bytes have been written.
+    /// `bytes` more bytes have been written.
     fn written(&self, bytes: u64) {
         let _ = bytes;
     }
 
-    /// A file of weights is safe on disk.
+    /// A weight file is safe on disk.
     fn file(&self, name: &str, took: Duration) {
         let _ = (name, took);
     }
 
-    /// A remark that the user should see.
+    /// A note for the user.
     fn note(&self, text: &str) {
         let _ = text;
     }
@@ -66,7 +67,7 @@ pub trait Progress: Send + Sync {
     fn assembling(&self) {}
 }
 
-/// Tells no one.
+/// Ignores every report.
 pub struct Silent;
 
 impl Progress for Silent {}

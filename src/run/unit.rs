@@ -1,4 +1,4 @@
-//! Units of work: what is planned, what is finished, and how the journal records it.
+//! Units of work: planned, finished, and as recorded in the journal.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -13,14 +13,14 @@ use crate::run::identity::RunIdentity;
 pub enum UnitKind {
     /// The result of one module.
     Module,
-    /// One file of weights.
+    /// One weight file.
     File,
-    /// The comparison of a tensor that the output does not hold.
+    /// The comparison of a tensor that the output does not contain.
     Compared,
 }
 
 impl UnitKind {
-    /// For several of them, in a word.
+    /// The plural noun.
     pub fn plural(self) -> &'static str {
         match self {
             UnitKind::Module => "modules",
@@ -30,66 +30,66 @@ impl UnitKind {
     }
 }
 
-/// What distinguishes a unit from every other unit of its run.
+/// The identifier of a unit, unique within its run.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UnitId {
-    /// What it produces.
+    /// What the unit produces.
     pub kind: UnitKind,
     /// Its name.
     pub name: String,
 }
 
 impl UnitId {
-    /// A module's.
+    /// The identifier of a module.
     pub fn module(name: &str) -> UnitId {
         UnitId { kind: UnitKind::Module, name: name.to_owned() }
     }
 
-    /// A file's.
+    /// The identifier of a file.
     pub fn file(name: &str) -> UnitId {
         UnitId { kind: UnitKind::File, name: name.to_owned() }
     }
 
-    /// A comparison's.
+    /// The identifier of a comparison.
     pub fn compared(key: String) -> UnitId {
         UnitId { kind: UnitKind::Compared, name: key }
     }
 }
 
-/// A unit of work that is planned.
+/// A planned unit of work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedUnit {
-    /// Which one.
+    /// Its identifier.
     pub id: UnitId,
-    /// Bytes of tensors to read, once.
+    /// Bytes of tensors to read, each counted once.
     pub read_bytes: u64,
-    /// By the cost model, in millions of floating-point operations.
+    /// Its cost by the cost model, in millions of floating-point operations.
     pub cost: u64,
 }
 
-/// What reading, decoding and hashing a byte costs, in floating-point operations of a large product: 4 GB/s beside some
-/// 160 GFLOP/s.
+/// The cost of reading, decoding and hashing one byte, in floating-point operations of a large matrix product: 4 GB/s
+/// against about 160 GFLOP/s.
 const FLOPS_PER_BYTE: f64 = 40.0;
 
 impl PlannedUnit {
-    /// A unit that takes so many floating-point operations beside reading so many bytes.
+    /// A unit that reads `read_bytes` bytes and computes `flops` floating-point operations.
     pub fn new(id: UnitId, flops: f64, read_bytes: u64) -> PlannedUnit {
-        // Whole millions add up to the same in any order.
+        // Integers have the same sum in any order.
         let cost = ((flops + FLOPS_PER_BYTE * read_bytes as f64) / 1e6).round().max(1.0) as u64;
         PlannedUnit { id, read_bytes, cost }
     }
 }
 
-/// A unit that is finished. `R` is what the command records of it.
+/// A finished unit. `R` is the command's record of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unit<R> {
-    /// Which one.
+    /// Its identifier.
     pub id: UnitId,
     /// Length and digest of its result, where that is a file.
     pub written: Option<Written>,
     /// The tensors, or parts of tensors, that were read for it.
     pub tensors: Vec<TensorRecord>,
-    /// What the command records.
+    /// The command's record.
     pub record: R,
 }
 
@@ -97,17 +97,17 @@ pub struct Unit<R> {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JournalEntry<R> {
-    /// The run's identity. Always the first.
+    /// The run's identity. Always the first entry.
     Begin(Box<RunIdentity>),
     /// A module is finished.
     Module(JournalLine<R>),
-    /// A file of weights is on disk.
+    /// A weight file is on disk.
     File(JournalLine<R>),
     /// A comparison is finished.
     Compared(JournalLine<R>),
 }
 
-/// A finished unit as its line of the journal has it.
+/// A finished unit in the form of its line in the journal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JournalLine<R> {
     name: String,
@@ -121,7 +121,7 @@ pub struct JournalLine<R> {
     record: R,
 }
 
-/// The record of a unit of any command, unread.
+/// The record of a unit of any command, as a JSON object.
 pub type AnyRecord = Map<String, Value>;
 
 impl<R> From<Unit<R>> for JournalEntry<R> {
@@ -139,7 +139,7 @@ impl<R> From<Unit<R>> for JournalEntry<R> {
 }
 
 impl<R> JournalEntry<R> {
-    /// The finished unit; `None` for the run's identity.
+    /// The finished unit; `None` for the entry with the run's identity.
     pub fn into_unit(self) -> Option<Unit<R>> {
         let (kind, line) = match self {
             JournalEntry::Begin(_) => return None,
@@ -148,7 +148,7 @@ impl<R> JournalEntry<R> {
             JournalEntry::Compared(line) => (UnitKind::Compared, line),
         };
         let JournalLine { name, bytes, blake3, tensors, record } = line;
-        // A digest that cannot be read matches no file.
+        // A malformed digest becomes one that matches no file.
         let digest =
             |hex: String| blake3::Hash::from_hex(hex).unwrap_or_else(|_| blake3::Hash::from_bytes([0; 32]));
         let written = bytes.zip(blake3).map(|(bytes, hex)| Written { bytes, blake3: digest(hex) });
@@ -159,13 +159,13 @@ impl<R> JournalEntry<R> {
 /// An amount of work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Work {
-    /// Modules, or files of weights where those are the units.
+    /// Modules, or weight files where those are the units.
     pub modules: usize,
-    /// Comparisons of tensors that the output does not hold.
+    /// Comparisons of tensors that the output does not contain.
     pub compared: usize,
-    /// Bytes of tensors to read, once.
+    /// Bytes of tensors to read, each counted once.
     pub bytes: u64,
-    /// By the cost model, in millions of floating-point operations.
+    /// Cost by the cost model, in millions of floating-point operations.
     pub cost: u64,
 }
 
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unit_comes_back_from_its_line_with_the_same_bits() {
+    fn a_unit_survives_its_journal_line_bit_for_bit() {
         let written = Some(Written { bytes: 7, blake3: blake3::hash(b"x") });
         let record = Measured { value: 0.1 + 0.2, count: Some(u64::MAX) };
         for (kind, written) in

@@ -1,4 +1,4 @@
-//! Mapped windows on a checkpoint's files: the one place with `unsafe`.
+//! Files that are read through memory-mapped windows.
 //!
 //! # The contract
 //! A mapped file must not change while it is read. If another process truncates one, touching a page beyond its new end kills
@@ -10,18 +10,20 @@
 //! Mapped pages count as resident memory. A window unmaps its pages when it is dropped, so what is resident is what is alive.
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::ops::{Deref, Range};
+use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use memmap2::{Advice, Mmap, MmapOptions};
 
+use crate::storage::positioned::read_exact_at;
+use crate::storage::{Storage, Version, Window};
 use crate::{Error, Result};
 
 /// One open file of a checkpoint.
 #[derive(Debug)]
-pub(crate) struct DataFile {
+pub struct MappedFile {
     name: String,
     path: PathBuf,
     file: File,
@@ -29,9 +31,12 @@ pub(crate) struct DataFile {
     modified: Option<SystemTime>,
 }
 
-impl DataFile {
-    /// Opens `path`, called `name` in messages and identities.
-    pub(crate) fn open(name: &str, path: &Path) -> Result<DataFile> {
+impl MappedFile {
+    /// Opens the file `path`, called `name` in messages and identities.
+    ///
+    /// # Errors
+    /// The file is missing, is not an ordinary one, or the system refuses to open it.
+    pub fn open(name: &str, path: &Path) -> Result<MappedFile> {
         let file = File::open(path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => Error::input("a file of the checkpoint is missing")
                 .path(path)
@@ -43,40 +48,13 @@ impl DataFile {
             return Err(Error::input("this is not an ordinary file").path(path));
         }
         let (name, path) = (name.to_owned(), path.to_owned());
-        Ok(DataFile { name, path, file, size: data.len(), modified: data.modified().ok() })
+        Ok(MappedFile { name, path, file, size: data.len(), modified: data.modified().ok() })
     }
 
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Its size when it was opened.
-    pub(crate) fn size(&self) -> u64 {
-        self.size
-    }
-
-    pub(crate) fn modified(&self) -> Option<SystemTime> {
-        self.modified
-    }
-
-    /// Reads the next bytes into `buffer` the ordinary way. For headers, before anything is known to be whole.
-    pub(crate) fn read_exact(&self, buffer: &mut [u8]) -> Result<()> {
-        (&self.file)
-            .read_exact(buffer)
-            .map_err(|e| Error::unexpected("cannot read").path(&self.path).because(e))
-    }
-
-    /// Maps a range of the file.
-    pub(crate) fn window(&self, range: Range<u64>) -> Result<Window> {
+    /// The file's size now has to be the one at opening.
+    fn check_size(&self) -> Result<()> {
         let size = self.file.metadata().map_err(|e| self.failed(e))?.len();
-        if size != self.size {
-            return Err(self.changed(size));
-        }
-        self.map(range)
+        if size == self.size { Ok(()) } else { Err(self.changed(size)) }
     }
 
     /// The mapping itself, whatever the file's size.
@@ -85,14 +63,14 @@ impl DataFile {
             Error::unexpected("a window larger than the address space").path(&self.path).because(e)
         })?;
         if length == 0 {
-            return Ok(Window { map: None });
+            return Ok(Window::mapped(None));
         }
         // SAFETY: the mapping is private to the returned window and read-only; that nobody changes the file meanwhile is the
         // contract above, which is a condition of use and is checked as far as it can be.
         let map = unsafe { MmapOptions::new().offset(range.start).len(length).map(&self.file) };
         let map = map.map_err(|e| self.failed(e))?;
         self.populate(&map)?;
-        Ok(Window { map: Some(map) })
+        Ok(Window::mapped(Some(map)))
     }
 
     /// Reads all pages in now, or asks for them early where the system knows no better.
@@ -109,17 +87,6 @@ impl DataFile {
         Ok(())
     }
 
-    /// Asks the system to read a range ahead into its cache, without mapping it.
-    pub(crate) fn prefetch(&self, range: Range<u64>) {
-        let length = range.end - range.start;
-        #[cfg(target_vendor = "apple")]
-        let _ = rustix::fs::fcntl_rdadvise(&self.file, range.start, length);
-        #[cfg(not(target_vendor = "apple"))]
-        if let Some(length) = std::num::NonZeroU64::new(length) {
-            let _ = rustix::fs::fadvise(&self.file, range.start, Some(length), rustix::fs::Advice::WillNeed);
-        }
-    }
-
     fn changed(&self, size: u64) -> Error {
         Error::input(format!("the file had {} bytes when it was opened and now has {size}", self.size))
             .path(&self.path)
@@ -134,34 +101,63 @@ impl DataFile {
     }
 }
 
-/// Mapped bytes of one tensor. They need not be aligned. Dropping it unmaps them.
-#[derive(Debug)]
-pub struct Window {
-    /// None for no bytes: an empty range cannot be mapped.
-    map: Option<Mmap>,
+impl Storage for MappedFile {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn location(&self) -> &Path {
+        &self.path
+    }
+
+    fn length(&self) -> u64 {
+        self.size
+    }
+
+    fn version(&self) -> Option<Version> {
+        self.modified.and_then(nanoseconds).map(Version::Modified)
+    }
+
+    fn read_range(&self, range: Range<u64>) -> Result<Window> {
+        self.check_size()?;
+        self.map(range)
+    }
+
+    fn read_into(&self, start: u64, out: &mut [u8]) -> Result<()> {
+        // The ordinary way: a header is copied anyway, and is read before anything is known to be whole.
+        read_exact_at(&self.file, out, start).map_err(|e| self.failed(e))
+    }
+
+    fn prefetch(&self, range: Range<u64>) {
+        let length = range.end - range.start;
+        #[cfg(target_vendor = "apple")]
+        let _ = rustix::fs::fcntl_rdadvise(&self.file, range.start, length);
+        #[cfg(not(target_vendor = "apple"))]
+        if let Some(length) = std::num::NonZeroU64::new(length) {
+            let _ = rustix::fs::fadvise(&self.file, range.start, Some(length), rustix::fs::Advice::WillNeed);
+        }
+    }
 }
 
-impl Deref for Window {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        self.map.as_deref().unwrap_or_default()
-    }
+/// A file's time as nanoseconds since 1970; `None` before that.
+pub(crate) fn nanoseconds(time: SystemTime) -> Option<u64> {
+    u64::try_from(time.duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok()
 }
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
-    use super::DataFile;
+    use super::MappedFile;
+    use crate::storage::Storage;
 
     #[test]
     fn a_file_cut_between_check_and_mapping_is_an_error_not_a_signal() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.safetensors");
         std::fs::write(&path, vec![1; 3 << 20]).unwrap();
-        let file = DataFile::open("m.safetensors", &path).unwrap();
+        let file = MappedFile::open("m.safetensors", &path).unwrap();
         std::fs::File::options().write(true).open(&path).unwrap().set_len(1 << 20).unwrap();
         let error = file.map(0..3 << 20).unwrap_err();
         assert!(error.to_string().starts_with("cannot read"), "{error}");
-        assert!(file.window(0..10).unwrap_err().to_string().contains("now has 1048576"));
+        assert!(file.read_range(0..10).unwrap_err().to_string().contains("now has 1048576"));
     }
 }

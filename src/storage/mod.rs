@@ -1,4 +1,107 @@
-//! Sources of bytes. A memory-mapped file is the first; another source goes beside it.
+//! Sources of bytes. A memory-mapped file is the first; another source (ranges over HTTP, an object store) is a file beside
+//! `mmap.rs` that implements [`Storage`].
 
 pub(crate) mod mmap;
-pub use self::mmap::Window;
+pub(crate) mod positioned;
+pub use self::mmap::MappedFile;
+
+use std::fmt::Debug;
+use std::ops::{Deref, Range};
+use std::path::Path;
+
+use memmap2::Mmap;
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+
+/// One object of a checkpoint, a file for example, that is read in ranges. Any number of threads may read at once.
+///
+/// An implementation passes the conformance suite in `tests/formats/seams/source.rs`.
+pub trait Storage: Debug + Send + Sync {
+    /// The object's name within its checkpoint, as the index and the recorded identities have it.
+    fn name(&self) -> &str;
+
+    /// Where it lies, for messages: a path or an address.
+    fn location(&self) -> &Path;
+
+    /// Its length in bytes when it was opened.
+    fn length(&self) -> u64;
+
+    /// What differs when the object was written again with the same length; `None` where the source cannot tell.
+    fn version(&self) -> Option<Version>;
+
+    /// The bytes of `range`.
+    ///
+    /// # Errors
+    /// The object has changed since it was opened, ends before the range does, or cannot be read.
+    fn read_range(&self, range: Range<u64>) -> Result<Window>;
+
+    /// The bytes of several ranges, in their order. A source that pays for each request overrides it to fetch them side by side.
+    ///
+    /// # Errors
+    /// As [`read_range`](Self::read_range).
+    fn read_ranges(&self, ranges: &[Range<u64>]) -> Result<Vec<Window>> {
+        ranges.iter().map(|range| self.read_range(range.clone())).collect()
+    }
+
+    /// Copies the bytes from `start` on into `out`: for headers, which are parsed once.
+    ///
+    /// # Errors
+    /// As [`read_range`](Self::read_range).
+    fn read_into(&self, start: u64, out: &mut [u8]) -> Result<()> {
+        out.copy_from_slice(&self.read_range(start..start + out.len() as u64)?);
+        Ok(())
+    }
+
+    /// Announces that `range` will be read soon. Best effort: a source that cannot read ahead does nothing.
+    fn prefetch(&self, range: Range<u64>) {
+        let _ = range;
+    }
+}
+
+/// What tells apart two states of an object of the same length.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Version {
+    /// When it was last written, in nanoseconds since 1970.
+    Modified(u64),
+    /// The tag that a server gives to this content.
+    Tag(String),
+}
+
+/// Some bytes of an object. They need not be aligned. Dropping the window releases them.
+#[derive(Debug)]
+pub struct Window(Bytes);
+
+#[derive(Debug)]
+enum Bytes {
+    /// An empty range cannot be mapped.
+    None,
+    Mapped(Mmap),
+    Owned(Vec<u8>),
+}
+
+impl Window {
+    /// Mapped bytes; `None` for an empty range.
+    pub(crate) fn mapped(map: Option<Mmap>) -> Window {
+        Window(map.map_or(Bytes::None, Bytes::Mapped))
+    }
+}
+
+impl From<Vec<u8>> for Window {
+    fn from(bytes: Vec<u8>) -> Window {
+        Window(Bytes::Owned(bytes))
+    }
+}
+
+impl Deref for Window {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Bytes::None => &[],
+            Bytes::Mapped(map) => map,
+            Bytes::Owned(bytes) => bytes,
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! `analyze`: every number against numpy and scipy, and runs that depend on neither threads nor memory nor a stop.
+//! `analyze`: every number against numpy and scipy, and results that do not depend on threads, memory or interruptions.
 
 use std::fs;
 use std::path::Path;
@@ -35,7 +35,7 @@ fn analysis(out: &Path) -> Value {
     serde_json::from_slice(&fs::read(out.join(ANALYSIS)).unwrap()).unwrap()
 }
 
-/// Every number that `expected` has is in `found`, to 1e-5 of its size, or of 1 where it is smaller than that.
+/// Asserts that every number of `expected` is in `found`, to 1e-5 of its size, or of 1 if it is smaller than that.
 fn agree(at: &str, expected: &Value, found: &Value, numbers: &mut usize) {
     match (expected, found) {
         (Value::Object(expected), Value::Object(found)) => {
@@ -52,7 +52,7 @@ fn agree(at: &str, expected: &Value, found: &Value, numbers: &mut usize) {
         (Value::Number(e), Value::Number(f)) => {
             *numbers += 1;
             let (e, f) = (e.as_f64().unwrap(), f.as_f64().unwrap());
-            // Norms, singular values and standard errors are all below 1: those by their own size.
+            // Norms, singular values and standard errors are all below 1: they are compared by their own size.
             let own = ["norms", "standard_error", "spectrum"].iter().any(|word| at.contains(word));
             let size = if own { e.abs() } else { e.abs().max(1.0) };
             assert!((e - f).abs() <= 1e-5 * size, "{at}: {f}, scipy has {e}");
@@ -83,15 +83,15 @@ fn neither_threads_nor_memory_change_a_byte() {
     };
     analyze(&all(one.path(), 3, 2 << 30), &Silent).unwrap();
     let error = analyze(&all(two.path(), 1, 1 << 20), &Silent).unwrap_err();
-    let cure = error.cure().unwrap().strip_prefix("--memory ").unwrap();
+    let cure = error.cure().unwrap().strip_prefix("give --memory ").unwrap();
     let least: u64 = cure.split("MiB").next().unwrap().parse().unwrap();
-    assert!(error.to_string().starts_with("1 MiB of memory do not do"), "{error}");
+    assert!(error.to_string().starts_with("not enough memory: 1 MiB given, "), "{error}");
     analyze(&all(two.path(), 1, least << 20), &Silent).unwrap();
     assert_eq!(contents(one.path()), contents(two.path()));
     assert_eq!(contents(one.path()).keys().collect::<Vec<_>>(), ["B3SUMS", ANALYSIS]);
 }
 
-/// Panics out of the run after some modules: as near to a kill as a test in one process comes.
+/// Panics out of the run after some modules, the closest thing to a kill within one process.
 struct StopAfter(usize, AtomicUsize);
 
 impl Progress for StopAfter {
@@ -110,11 +110,14 @@ fn a_stopped_run_goes_on_and_ends_with_the_same_bytes() {
     });
     assert!(result.is_err());
     assert!(stopped.path().join(".trephine/journal").exists() && !stopped.path().join(ANALYSIS).exists());
-    // Other options do not go on with it.
+    // A run with other options does not continue it.
     let mut other = job(stopped.path());
     other.asking.rank = 8;
     let error = analyze(&other, &Silent).unwrap_err();
-    assert!(error.to_string().contains("cannot go on with: --rank was"), "{error}");
+    assert!(
+        error.to_string().contains("cannot resume: the folder belongs to a different run: --rank was"),
+        "{error}"
+    );
     let counted = StopAfter(usize::MAX, AtomicUsize::new(0));
     let (_, was_done) = analyze(&job(stopped.path()), &counted).unwrap();
     assert!(
@@ -128,7 +131,7 @@ fn a_stopped_run_goes_on_and_ends_with_the_same_bytes() {
 
 #[test]
 fn a_stored_copy_gives_what_rounding_here_gives() {
-    // The quantized base taken for tuned as well: N_t is N_b, and there is no change.
+    // The quantized base is given as the tuned one as well: N_t is N_b, and there is no change.
     let out = tempfile::tempdir().unwrap();
     let mut job = job(out.path());
     (job.tuned, job.tuned_quantized) = (data("base"), Some(data("base-fp8")));
@@ -228,7 +231,7 @@ fn the_figures_of_the_docs_are_those_of_the_pair() {
     }
 }
 
-/// A checkpoint of the repository as compressed-tensors' W4A16 in groups of 32.
+/// One of the repository's checkpoints as W4A16 by compressed-tensors, in groups of 32.
 fn int4(of: &str, folder: &Path) {
     fs::create_dir_all(folder).unwrap();
     let mut tensors = Vec::new();
@@ -277,7 +280,7 @@ fn with_4_bits_method_b_pays_from_a_low_rank_on() {
     (job.out, job.tuned_quantized) = (folder("stored"), Some(folder("tuned").to_str().unwrap().into()));
     let (stored, _) = analyze(&job, &Silent).unwrap();
     assert_eq!(stored.modules, rounded.modules);
-    // The figures of the docs.
+    // The figures in the docs.
     let total = &stored.total;
     let percent = |share: f64| format!("{:.1}", 100.0 * share);
     assert_eq!(format!("{:.2}", total.norms.signal_to_noise.unwrap()), "0.98");

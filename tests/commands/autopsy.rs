@@ -1,4 +1,5 @@
-//! The autopsy: its statistics against numpy's, its verdicts on weights that were spoilt on purpose, and none on healthy ones.
+//! The autopsy: its statistics against numpy's, its verdicts on weights that were damaged on purpose, and none on
+//! healthy ones.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -43,7 +44,7 @@ fn faults(tensor: &TensorAutopsy) -> Vec<Fault> {
     tensor.verdicts.iter().map(|verdict| verdict.fault).collect()
 }
 
-/// How many tensors have a fault.
+/// The number of tensors with a fault.
 fn count(found: &Autopsy, fault: Fault) -> u64 {
     found.total.verdicts.get(&fault).copied().unwrap_or(0)
 }
@@ -87,7 +88,7 @@ fn statistics_are_those_of_numpy_and_scipy() {
     }
 }
 
-/// The histogram of a tensor counts what a plain loop counts, and its edges are where they are said to be.
+/// Asserts that the histogram of a tensor agrees with a plain loop, and that its edges are where it says.
 #[test]
 fn histograms_count_every_magnitude() {
     let folder = format!("{}/tests/fixtures/statistics", env!("CARGO_MANIFEST_DIR"));
@@ -112,7 +113,7 @@ fn histograms_count_every_magnitude() {
 
 #[test]
 fn a_large_tensor_in_f32_is_put_together_from_its_panels() {
-    // Two panels and many pieces; the second half lies elsewhere, so that merging matters.
+    // Two panels and many pieces; the second half has a different distribution, so that merging matters.
     let (home, shape) = (tempdir().unwrap(), [2200, 1000]);
     let mut numbers = noise(1, shape[0] * shape[1]);
     numbers[1_000_000..].iter_mut().for_each(|v| *v = *v * 0.1 + 0.3);
@@ -131,15 +132,16 @@ fn a_large_tensor_in_f32_is_put_together_from_its_panels() {
 fn healthy_checkpoints_get_no_verdict() {
     for name in ["base", "base-fp8", "tuned"] {
         let ended = command(&[&data(name)]).code(0);
-        assert!(ended.stdout.ends_with(": nothing remarkable\n"), "{}", ended.stdout);
+        assert!(ended.stdout.ends_with(": nothing unusual\n"), "{}", ended.stdout);
     }
     for pair in [["base-fp8", "base"], ["tuned", "base"], ["base", "base-fp8"]].map(|pair| pair.map(data)) {
         let ended = command(&[&pair[0], "--against", &pair[1]]).code(0);
-        assert!(ended.stdout.ends_with(": nothing remarkable\n"), "{}", ended.stdout);
+        assert!(ended.stdout.ends_with(": nothing unusual\n"), "{}", ended.stdout);
     }
 }
 
-/// tests/data/base-fp8 as someone dequantized it: `scale` of a code's row and column, from the scales and their shape.
+/// tests/data/base-fp8 dequantized in some way: `scale` gives the scale for a code's row and column, from the scales
+/// and their shape.
 fn dequantized(home: &Path, scale: impl Fn(&[f64], &[usize], usize, usize) -> f64) -> String {
     let folder = copied("base", home);
     let stored = read_file(Path::new(&format!("{}/model.safetensors", data("base-fp8"))));
@@ -161,7 +163,7 @@ fn dequantized(home: &Path, scale: impl Fn(&[f64], &[usize], usize, usize) -> f6
     text(&folder)
 }
 
-/// The scale of a block, by a grid of `size`, in a table that is read past its end as its last entry.
+/// The scale of a block in a grid of `size`, from a table whose last entry is repeated past its end.
 fn block(scales: &[f64], shape: &[usize], row: usize, column: usize, size: usize) -> f64 {
     scales[(row / size).min(shape[0] - 1) * shape[1] + (column / size).min(shape[1] - 1)]
 }
@@ -177,7 +179,7 @@ fn rightly_dequantized_weights_get_no_verdict() {
 
 #[test]
 fn one_scale_for_the_whole_tensor_is_told_by_the_statistics() {
-    // The first scale, the largest, their mean: whichever is taken, too few different values are left.
+    // The first scale, the largest, their mean: any of them leaves too few different values.
     let first = |scales: &[f64]| scales[0];
     let largest = |scales: &[f64]| scales.iter().copied().fold(0.0, f64::max);
     let mean = |scales: &[f64]| scales.iter().sum::<f64>() / scales.len() as f64;
@@ -224,14 +226,14 @@ fn blocks_of_64_for_128_are_told_against_the_original() {
     assert!(
         ended
             .stdout
-            .contains("error: scales misplaced: model.layers.0.mlp.down_proj has blocks whose norms vary")
+            .contains("error: scales misplaced: model.layers.0.mlp.down_proj has block norms that vary")
     );
 }
 
 #[test]
 fn rows_and_columns_of_the_scales_swapped_are_told_against_the_original() {
     let home = tempdir().unwrap();
-    // The table is read as if it lay column by column.
+    // The table is read as if it were stored column by column.
     let folder =
         dequantized(home.path(), |scales, shape, row, column| scales[column / 128 * shape[0] + row / 128]);
     let against = Examination { against: Some(data("base")), ..examination(&folder) };
@@ -247,7 +249,7 @@ fn rows_and_columns_of_the_scales_swapped_are_told_against_the_original() {
     command(&[&folder, "--against", &data("base")]).code(4).says("something is wrong with");
 }
 
-/// A checkpoint of one spoilt tensor, and what is said of it.
+/// A checkpoint with one damaged tensor, and the verdict on it.
 fn spoilt(name: &str, shape: &[usize], numbers: &[f32]) -> Autopsy {
     let home = tempdir().unwrap();
     let healthy: Vec<f32> = noise(9, 4096).iter().map(|v| v * 0.05).collect();
@@ -320,9 +322,9 @@ fn thresholds_are_options() {
     }
     command(&[&base, "--few-magnitudes", "60000"]).code(4);
     command(&[&fp8, "--max-std", "-1"]).code(2);
-    command(&[&fp8, "--max-std", "NaN"]).code(2).says("the limit of the largest standard deviation is NaN");
+    command(&[&fp8, "--max-std", "NaN"]).code(2).says("the limit for the largest standard deviation is NaN");
     command(&[&fp8, "--max-std", "0.001"]).code(2).says("no standard deviation is between 0.005 and 0.001");
-    command(&[&fp8, "--min-cosine", "2"]).code(2).says("no cosine is 2");
+    command(&[&fp8, "--min-cosine", "2"]).code(2).says("2 is not a cosine");
 }
 
 #[test]
@@ -450,7 +452,7 @@ fn gguf_is_looked_at_as_transformers_reads_it() {
     }
 }
 
-/// Three experts of a layer in stacks, `[E, 2I, H]` and `[E, H, I]`, or both transposed, or each projection singly.
+/// Three experts of a layer in stacks, `[E, 2I, H]` and `[E, H, I]`, or both transposed, or each projection separately.
 fn experts(home: &Path, stored: &str) -> String {
     const E: usize = 3;
     const H: usize = 64;

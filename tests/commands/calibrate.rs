@@ -1,4 +1,5 @@
-//! `trephine calibrate` against transformers' hooks (scripts/fixtures_decoders.py), and what its bytes may not depend on.
+//! `trephine calibrate` against transformers' hooks (scripts/fixtures_decoders.py), and independence of its bytes from
+//! threads, memory and interruptions.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,7 +31,7 @@ pub fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
 }
 
-/// The text of a fixture: its tokens by number, a sequence a line.
+/// The text of a fixture: token IDs, one sequence on each line.
 pub fn text(case: &str) -> Corpus {
     Corpus {
         files: vec![fixture(case).join("text.jsonl")],
@@ -45,7 +46,7 @@ fn job(model: &str, corpus: Corpus, out: &Path, k: usize) -> Calibration {
     Calibration { model, corpus, out, k, seed: 0, threads: 2, memory: MEMORY, overwrite: false }
 }
 
-/// The beginning of the built-in text, as `pair.json` has it.
+/// The beginning of the built-in text, as in `pair.json`.
 fn beginning() -> Corpus {
     Corpus { files: Vec::new(), tokenizer: None, sequence: 128, tokens: 1000 }
 }
@@ -85,8 +86,8 @@ fn read(folder: &Path) -> BTreeMap<String, Read> {
     found
 }
 
-/// Asserts that a calibration has what the reference has: counts alike, diagonals within 1e-4 of the largest of an input, the loss
-/// within 2e-4.
+/// Asserts that a calibration agrees with the reference: equal counts, diagonals within 1e-4 of the largest of an
+/// input, the loss within 2e-4.
 #[track_caller]
 fn assert_agrees(what: &str, folder: &Path, outcome: &CalibrationOutcome, expected: &Value) {
     let found = read(folder);
@@ -94,7 +95,7 @@ fn assert_agrees(what: &str, folder: &Path, outcome: &CalibrationOutcome, expect
     for (name, expected) in inputs {
         let (count, squares) = (expected["count"].as_u64().unwrap(), numbers(&expected["squares"]));
         if name.ends_with("mlp.gate") || name.ends_with("moe.gate") {
-            // A router is no part of an adapter by default: its input is not kept.
+            // A router is not part of an adapter by default: its input is not kept.
             continue;
         }
         let found = found.get(name).unwrap_or_else(|| panic!("{what}: no {name}"));
@@ -159,7 +160,7 @@ fn a_real_model_dense_or_quantized_has_them_too() {
             &outcome,
             &with_lengths(expected[name].clone(), &[128, 128, 128, 128, 128, 128, 128, 104]),
         );
-        // The very tokens that transformers' tokenizer gives.
+        // The same tokens as transformers' tokenizer.
         let mut hasher = blake3::Hasher::new();
         for sequence in expected["sequences"].as_array().unwrap() {
             numbers(sequence).iter().for_each(|id| {
@@ -203,7 +204,7 @@ fn neither_threads_nor_memory_change_a_byte() {
     assert!(plain != seeded, "the seed decides the sketches");
 }
 
-/// Panics once a number of layers is safe: what is left is what a kill leaves.
+/// Panics once a number of layers is on the disk, which leaves what a kill leaves.
 struct StopsAfter(AtomicUsize);
 
 impl Progress for StopsAfter {

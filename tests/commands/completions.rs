@@ -1,4 +1,4 @@
-//! Completions and manual pages know every subcommand and every option that `--help` knows.
+//! Completions and manual pages contain every subcommand and every option that `--help` shows.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -42,7 +42,7 @@ fn completions_know_every_option() {
         for (command, options) in options() {
             assert!(script.contains(&command), "{shell} does not know {command}");
             for option in options {
-                // fish names long options by -l.
+                // fish completions name long options with -l.
                 let known =
                     [format!("--{option}"), format!("-l {option}")].iter().any(|word| script.contains(word));
                 assert!(known, "{shell} does not know --{option} of {command}");

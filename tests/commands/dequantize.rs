@@ -1,4 +1,4 @@
-//! `trephine dequantize`: values bit-equal to each reference, files as loaders want them, safe to kill.
+//! `trephine dequantize`: values bit-equal to each reference, files in the form that loaders need, safe to kill.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,7 +19,7 @@ fn command(checkpoint: &str, out: &Path, more: &[&str]) -> Ended {
     run(command.args(["dequantize", "--quiet", checkpoint, "--out"]).arg(out).args(more))
 }
 
-/// The bridge of `base-fp8` in several files.
+/// `base-fp8` dequantized into several files.
 fn several() -> Made {
     Made { base: data("base-fp8"), adapter: None, fp8: false, max_shard_size: 300_000 }
 }
@@ -35,7 +35,7 @@ fn tensors(folder: &Path) -> BTreeMap<String, Tensor> {
     files.flat_map(|path| read_file(&path)).map(|tensor| (tensor.name.clone(), tensor)).collect()
 }
 
-/// Every fixture as the checkpoint of one weight and a norm: the bridge is the one that the reference library made.
+/// Every fixture as a checkpoint of one weight and a norm: the output is that of the reference library.
 #[test]
 fn every_format_comes_out_bit_for_bit() {
     let mut seen = 0;
@@ -49,7 +49,7 @@ fn every_format_comes_out_bit_for_bit() {
     assert_eq!(seen, 83);
 }
 
-/// Stacks of experts come out whole: MXFP4 as `[experts, in, out]`, which is how transformers has them, FP8 as it is stored.
+/// Stacks of experts stay whole: MXFP4 as `[experts, in, out]`, like transformers, FP8 as it is stored.
 #[test]
 fn stacks_of_experts_come_out_bit_for_bit() {
     let mut seen = 0;
@@ -57,7 +57,7 @@ fn stacks_of_experts_come_out_bit_for_bit() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format);
         for path in fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()) {
             stack(&path, format == "mxfp4", false);
-            // An odd number of rows is no gate and up.
+            // An odd number of rows cannot be gate and up.
             if !path.ends_with("2x35x96.safetensors") {
                 stack(&path, format == "mxfp4", true);
             }
@@ -67,7 +67,7 @@ fn stacks_of_experts_come_out_bit_for_bit() {
     assert_eq!(seen, 6);
 }
 
-/// One stack, of a model whose adapters hold stacks or of one whose adapters hold single experts.
+/// One stack, from a model whose adapters hold stacks or from one whose adapters hold single experts.
 fn stack(path: &Path, is_mxfp4: bool, single: bool) {
     let home = tempdir().unwrap();
     let (_, header) = SafeTensors::read_metadata(&fs::read(path).unwrap()).unwrap();
@@ -106,7 +106,7 @@ fn stack(path: &Path, is_mxfp4: bool, single: bool) {
     }
 }
 
-/// Stacks so large that pieces lie across experts, with a dense one beside them.
+/// Stacks so large that pieces span experts, with a dense one beside them.
 #[test]
 fn large_and_dense_stacks_of_experts() {
     let home = tempdir().unwrap();
@@ -218,7 +218,7 @@ fn files_and_index_are_as_loaders_want_them() {
         assert_eq!(fs::read(out.join(file)).unwrap(), from, "{file}");
     }
     run(trephine().arg("verify").arg(&out)).code(0);
-    // The dense copy is read again, and is dense.
+    // The dense copy can be opened, and is dense.
     let again = home.path().join("again");
     let ended = command(out.to_str().unwrap(), &again, &[]).code(0);
     assert!(ended.stdout.starts_with("0 weights from dense, 36 tensors copied"), "{}", ended.stdout);
@@ -284,7 +284,7 @@ fn scales_of_activations_are_left_out_and_named() {
     let ended = command(folder.to_str().unwrap(), &out, &["--json"]).code(0);
     let told: Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!(told["dropped"], json!(["a.self_attn.k_scale", "a.self_attn.q_proj.input_scale"]));
-    // A scale of nothing that is quantized is somebody's parameter.
+    // A scale that belongs to no quantized weight is an ordinary parameter.
     let names: Vec<String> = self::tensors(&out).into_keys().collect();
     assert_eq!(names, ["a.mlp.input_scale", "a.self_attn.q_proj.bias", "a.self_attn.q_proj.weight"]);
     assert_eq!(json_of(&out.join("config.json")), json!({"torch_dtype": "bfloat16"}));
@@ -304,7 +304,7 @@ fn what_f16_does_not_hold_is_an_error_and_what_is_not_finite_is_told() {
     let out = home.path().join("out");
     command(large.to_str().unwrap(), &out, &["--dtype", "f16"])
         .code(3)
-        .says("a weight is 89600, which f16 does not hold: tensor 'w'")
+        .says("a weight is 89600, which is out of range for f16: tensor 'w'")
         .says("--dtype bf16");
     assert!(!out.join("model.safetensors").exists());
     let infinite = write(&home.path().join("infinite"), &weight(3e38), &config);
@@ -328,7 +328,7 @@ fn killed_at_every_file_and_in_the_middle_of_some() {
         assert!(!out.join("B3SUMS").exists());
         made.goes_on(&out, &files, &format!("killed at {point}"));
     }
-    // Again and again.
+    // Repeatedly.
     let (out, mut kills) = (home.path().join("again"), 0);
     while made.killed_at(&out, "record 2") {
         kills += 1;
@@ -357,7 +357,7 @@ fn killed_while_the_last_files_are_written() {
         let out = home.path().join(count.to_string());
         copy(&killed, &out);
         last[..count].iter().for_each(|file| fs::write(out.join(file), &files[*file]).unwrap());
-        // What a kill leaves of the file that was being written.
+        // The file that a kill leaves half written.
         if count < last.len() {
             fs::write(out.join(".tmp-4194305-0"), "half of it").unwrap();
         }
@@ -409,7 +409,7 @@ fn damaged_and_stale_files_are_made_again() {
 fn folders_that_are_not_this_runs() {
     let home = tempdir().unwrap();
     let (base, out) = (data("base-fp8"), home.path().join("out"));
-    // Somebody else's files, under names that a conversion writes too.
+    // Foreign files, under names that a conversion uses too.
     for file in ["notes.txt", "config.json", "model.safetensors", "B3SUMS"] {
         let out = home.path().join(format!("foreign-{file}"));
         fs::create_dir(&out).unwrap();
@@ -422,8 +422,8 @@ fn folders_that_are_not_this_runs() {
     }
     // The checkpoint's own folder, and an adapter's.
     let own = copied("base-fp8", home.path());
-    command(own.to_str().unwrap(), &own, &["--overwrite"]).code(2).says("holds what is to be read");
-    // A finished one: again is nothing to do, other options are refused, damage is told.
+    command(own.to_str().unwrap(), &own, &["--overwrite"]).code(2).says("contains the input");
+    // A finished one: there is nothing to do, other options are refused, damage is reported.
     command(&base, &out, &[]).code(0);
     let before = contents(&out);
     assert!(command(&base, &out, &[]).code(0).stdout.contains("(was already done)"));
@@ -431,17 +431,17 @@ fn folders_that_are_not_this_runs() {
     command(&base, &out, &["--max-shard-size", "300kB"])
         .code(2)
         .says("--max-shard-size was 5000000000 and is 300000");
-    command(&data("base"), &out, &[]).code(2).says("the checkpoint is another one");
+    command(&data("base"), &out, &[]).code(2).says("the checkpoint is a different one");
     assert_same(&out, &before, "refused");
     crate::common::flip(&out.join("model.safetensors"), 9000);
-    command(&base, &out, &[]).code(2).says("no longer whole");
+    command(&base, &out, &[]).code(2).says("finished run that is damaged");
     fs::write(out.join("mine.txt"), "x").unwrap();
     command(&base, &out, &["--overwrite"]).code(2).says("mine.txt");
     fs::remove_file(out.join("mine.txt")).unwrap();
-    // Other files go when it is overwritten with other options.
+    // Files of the earlier run are removed when it is overwritten with other options.
     command(&base, &out, &["--overwrite", "--max-shard-size", "300kB"]).code(0);
     assert_same(&out, &several().files(home.path()), "overwritten");
-    // An unfinished one of other options.
+    // An unfinished one with other options.
     let out = home.path().join("unfinished");
     assert!(several().killed_at(&out, "record 3"));
     command(&base, &out, &[]).code(2).says("--max-shard-size was 300000 and is 5000000000");
@@ -462,10 +462,10 @@ fn threads_and_memory_change_no_byte_and_too_little_is_refused() {
     let out = home.path().join("refused");
     command(&data("base-fp8"), &out, &["--memory", "1MiB"]).code(2).says("MiB is too small").says("would do");
     assert!(!out.exists());
-    command(&data("base-fp8"), &out, &["--threads", "0"]).code(2).says("0 threads do nothing");
+    command(&data("base-fp8"), &out, &["--threads", "0"]).code(2).says("0 threads cannot compute anything");
 }
 
-/// What was made once may be made anew, but not out of itself.
+/// An output may be made again, but not from itself.
 #[test]
 fn overwrite_never_destroys_its_own_input() {
     let home = tempdir().unwrap();
@@ -475,7 +475,7 @@ fn overwrite_never_destroys_its_own_input() {
     let before = fs::read(bridge.join("model.safetensors")).unwrap();
     for input in [bridge.clone(), bridge.join("model.safetensors")] {
         let ended = command(input.to_str().unwrap(), &bridge, &["--overwrite"]).code(2);
-        ended.says("the output folder holds what is to be read");
+        ended.says("the output folder contains the input");
     }
     assert_eq!(fs::read(bridge.join("model.safetensors")).unwrap(), before);
 }
@@ -494,10 +494,12 @@ fn bad_input() {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf_models");
     for gguf in [gguf, models.join("llama.gguf"), models.join("qwen3moe.gguf")] {
         let ended = command(gguf.to_str().unwrap(), &out, &[]).code(3);
-        ended.says("a checkpoint is not made from GGUF").says("gguf_file=..), then save_pretrained");
+        ended
+            .says("a GGUF file cannot be converted to a checkpoint")
+            .says("gguf_file=..), then save_pretrained");
         assert!(!out.exists());
     }
-    // A weight that is there twice: packed, and by itself.
+    // A weight that is stored twice: packed and dense.
     let packed =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gptq/b4_whole_64x320.safetensors");
     let mut tensors: Vec<Tensor> =
@@ -509,7 +511,7 @@ fn bad_input() {
     let twice = write(&home.path().join("twice"), &tensors, &json!({"quantization_config": declared}));
     command(twice.to_str().unwrap(), &out, &[]).code(3).says("holds this weight twice").says("'w.weight'");
     assert!(!out.join("model.safetensors").exists());
-    // One file without a config is taken by itself.
+    // A single file without a config is accepted.
     let alone = home.path().join("alone.safetensors");
     write_file(&alone, &[Tensor::bf16("w.weight", &[2, 4], &noise(1, 8))]);
     fs::write(home.path().join("tokenizer.json"), "{}").unwrap();

@@ -65,7 +65,7 @@ fn the_command_prints_a_table_or_json() {
     assert!(table.status.success(), "{}", String::from_utf8_lossy(&table.stderr));
     let table = String::from_utf8(table.stdout).unwrap();
     assert!(table.contains("no adapter") && table.contains("69 tokens of 3 sequences"), "{table}");
-    assert!(table.contains("ends less"), "{table}");
+    assert!(table.contains("ends minus"), "{table}");
     let json = command.arg("--json").output().unwrap();
     let found: Evaluated = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!((found.variants.len(), found.pairs.len()), (3, 1));

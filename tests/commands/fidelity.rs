@@ -1,4 +1,4 @@
-//! `fidelity`: what `extract --served` says of its own adapter, for any adapter.
+//! `fidelity`: the figures of `extract --served`, for any adapter.
 
 use std::fs;
 use std::path::Path;
@@ -33,7 +33,7 @@ fn extracted(base: &str, out: &Path, include: &[&str]) {
 fn it_agrees_with_extract_for_both_methods_and_every_kind_of_module() {
     let home = tempfile::tempdir().unwrap();
     let (a, b) = (home.path().join("a"), home.path().join("b"));
-    // An embedding has its factors the other way round.
+    // An embedding has its factors in the opposite order.
     extracted("base", &a, &["linear", "lm_head", "embed_tokens"]);
     extracted("base-fp8", &b, &["linear", "lm_head", "embed_tokens"]);
     let found = fidelity(&measuring(&[&a, &b]), &Silent).unwrap();
@@ -104,7 +104,10 @@ fn what_is_more_than_a_lora_is_refused() {
     let error = refused("init_lora_weights", json!("pissa"), [128, 160]);
     assert!(error.to_string().contains("'pissa' changes the base's own weights"), "{error}");
     let error = refused("r", json!(4), [128, 161]);
-    assert!(error.to_string().starts_with("the adapter's factors are for a weight of [128, 161]"), "{error}");
+    assert!(
+        error.to_string().starts_with("the adapter's factors are for a weight of shape [128, 161]"),
+        "{error}"
+    );
     assert_eq!(error.cure(), Some("the adapter belongs to another model"));
 }
 
@@ -119,7 +122,7 @@ fn the_command_lays_adapters_side_by_side() {
         .arg(&out);
     command.arg("--adapter").arg(&a).arg("--adapter").arg(&a);
     let ended = run(&mut command).code(0);
-    for words in ["no adapter", "of none", "method-a", "gate_proj", "all"] {
+    for words in ["no adapter", "vs none", "method-a", "gate_proj", "all"] {
         assert!(ended.stdout.contains(words), "no '{words}' in\n{}", ended.stdout);
     }
     assert_eq!(contents(&out).keys().collect::<Vec<_>>(), ["B3SUMS", FIDELITY]);

@@ -1,4 +1,4 @@
-//! The other commands, one module each.
+//! The commands other than `extract`, one module each.
 
 #[path = "../common/mod.rs"]
 mod common;

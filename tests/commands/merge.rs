@@ -1,4 +1,4 @@
-//! `trephine merge`: W + scale · B·A with one rounding, the way back by `extract`, block FP8, and what is refused.
+//! `trephine merge`: W + scale · B·A with one rounding, the round trip with `extract`, block FP8, and refusals.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -42,7 +42,7 @@ fn product(factors: &[Tensor]) -> Vec<f64> {
     (0..out * inner).map(at).collect()
 }
 
-/// A small model in bf16 with a tied head or its own.
+/// A small model in bf16, with a tied head or a head of its own.
 fn model(home: &Path, tied: bool) -> String {
     let weight = |name: &str, shape: [usize; 2], seed| {
         Tensor::bf16(&format!("{name}.weight"), &shape, &noise(seed, shape[0] * shape[1]))
@@ -68,7 +68,8 @@ fn embedding_lora(seed: u64) -> Vec<Tensor> {
     ]
 }
 
-/// Every value is the nearest bf16 to the sum, but for those so near the middle of two that the product in f32 decides.
+/// Asserts that every value is the bf16 nearest to the sum, except for sums so close to the midpoint of two that the
+/// product in f32 determines the rounding.
 #[track_caller]
 fn is_sum(got: &Tensor, base: &Tensor, change: &[f64], scale: f64) {
     let (got, base) = (values(got), values(base));
@@ -109,7 +110,7 @@ fn weights_are_rounded_once_by_pefts_scales() {
             let name = format!("{module}.weight");
             is_sum(&got[&name], &from[&name], &product(factors), scale);
         }
-        // The embedding's weight is the transpose of B·A's.
+        // The change of the embedding's weight is the transpose of B·A.
         let change = product(&embed);
         let turned: Vec<f64> = (0..50 * 24).map(|i| change[i % 24 * 50 + i / 24]).collect();
         let name = format!("{EMBED}.weight");
@@ -198,7 +199,7 @@ fn fp8_has_the_error_of_one_rounding() {
             let (row, column) = (at / shape[1], at % shape[1]);
             let scale = scales[row / 128 * shape[1].div_ceil(128) + column / 128];
             let (got, want) = (f64::from(*got), f64::from(*want));
-            // Operand a step: 2^-4 of a normal number, 2^-10 of the scale below.
+            // Half a step: 2^-4 of a normal number, 2^-10 of the scale below.
             let step = (want.abs() / 16.0).max(scale / 1024.0);
             assert!((got - want).abs() <= step * 1.0001, "{name} at {at}: {got} for {want}");
             (error2, norm2) = (error2 + (got - want).powi(2), norm2 + want * want);
@@ -227,7 +228,7 @@ fn a_quantized_base_is_dequantized_or_kept() {
     for (other, tensor) in dense.iter().filter(|(other, _)| **other != name) {
         assert_eq!(got[other].bytes, tensor.bytes, "{other}");
     }
-    // Not the rounded base is added to, but its exact values.
+    // The adapter is added to the exact values of the base, not to rounded ones.
     let exact: Vec<f32> = decoded(Path::new(&base), Q).0;
     is_sum(&got[&name], &Tensor::f32(&name, &shape, &exact), &product(&factors), 2.0);
     let kept = home.path().join("kept");
@@ -270,7 +271,7 @@ fn what_would_do_nothing_or_something_else_is_refused() {
     let none = |_: &mut Value| {};
     refused(&[q(), lora("model.layers.7.self_attn.q_proj", [40, 24], 4, 1)].concat(), &none)
         .says("the base does not have 1 of the adapter's modules: 'model.layers.7.self_attn.q_proj'")
-        .says("would do nothing");
+        .says("would have no effect");
     refused(&lora(Q, [40, 20], 4, 1), &none).says("a change of shape [40, 20]").says("[40, 24]");
     refused(&q()[..1], &none).says("a lora_A without its lora_B").says(Q);
     refused(&q(), &|config| config["use_dora"] = json!(true)).says("DoRA");
@@ -285,15 +286,15 @@ fn what_would_do_nothing_or_something_else_is_refused() {
     refused(&with(format!("{stem}.lora_magnitude_vector"), &[40]), &none).says("DoRA's magnitudes");
     refused(&with("base_model.model.model.other.weight".into(), &[40]), &none)
         .says("that the base does not have");
-    refused(&with("base_model.model.model.norm.weight".into(), &[25]), &none).says("that the base has as");
+    refused(&with("base_model.model.model.norm.weight".into(), &[25]), &none).says("but the base has it as");
     let mut infinite = q();
     infinite[0].bytes[..2].copy_from_slice(&bf16::INFINITY.to_le_bytes());
     let adapter = write_adapter(&home.path().join("adapter"), &infinite, &config(&["q_proj"]));
     command(&base, &adapter, &out, &[]).code(3).says("are NaN or infinite").says(Q);
     assert!(!out.join("model.safetensors").exists());
-    // The same folder by another adapter: other inputs.
+    // The same folder with another adapter: the inputs differ.
     let adapter = write_adapter(&home.path().join("adapter"), &q(), &config(&["q_proj"]));
-    command(&base, &adapter, &out, &[]).code(2).says("the adapter is another one");
+    command(&base, &adapter, &out, &[]).code(2).says("the adapter is a different one");
     command(&base, &adapter, &out, &["--overwrite"]).code(0);
     command(&base, &adapter, &out, &["--fp8"]).code(2).says("--fp8 was false and is true");
 }

@@ -1,4 +1,4 @@
-//! Adapters of every make as the library reads them: modules, what lies beside them, what is wrong.
+//! Adapters from many tools as the library reads them: modules, other tensors, and errors.
 
 use std::fs;
 use std::path::Path;
@@ -22,7 +22,7 @@ fn bf16(name: &str, shape: &[usize]) -> Tensor {
     Tensor::bf16(name, shape, &noise(77, shape.iter().product()))
 }
 
-/// Stores a tensor under another name.
+/// Renames a tensor.
 fn renamed(mut tensor: Tensor, from: &str, to: &str) -> Tensor {
     tensor.name = tensor.name.replace(from, to);
     tensor
@@ -102,10 +102,8 @@ fn names_of_other_makes_are_understood() {
     assert_eq!(
         said,
         [
-            format!(
-                "base_model.model.{Q}.lora_A.default.weight still has the adapter's name 'default' in its own"
-            ),
-            format!("{Q}.lora_B.weight has no 'base_model.model.' before it"),
+            format!("base_model.model.{Q}.lora_A.default.weight still contains the adapter's name 'default'"),
+            format!("{Q}.lora_B.weight lacks the prefix 'base_model.model.'"),
         ]
     );
 }
@@ -167,11 +165,11 @@ fn what_is_wrong_is_told_and_the_rest_is_read() {
     assert_eq!(adapter.factors(zero).unwrap().a.len(), 0);
     let said: Vec<String> = adapter.problems().iter().map(ToString::to_string).collect();
     insta::assert_snapshot!(said.join("\n"), @"
-    a.codes has factors of I16, which holds no plain numbers
-    a.conv has a lora_A [4, 6, 1, 1] and a lora_B [8, 4], which are no pair of factors
+    a.codes has factors of I16, which does not hold plain numbers
+    a.conv has a lora_A [4, 6, 1, 1] and a lora_B [8, 4], which are not a pair of factors
     a.lone_a has a lora_A without its lora_B
     a.lone_b has a lora_B without its lora_A
-    a.misfit has a lora_A [3, 8] and a lora_B [8, 4], which are no pair of factors
+    a.misfit has a lora_A [3, 8] and a lora_B [8, 4], which are not a pair of factors
     a.zero has rank 0
     ");
 }
@@ -202,7 +200,7 @@ fn what_is_no_adapter_that_can_be_read_is_refused_by_name() {
         assert!(error.cure().is_some(), "{error}");
     };
     fs::create_dir(&folder).unwrap();
-    fails("this is no adapter");
+    fails("this is not an adapter");
     fs::write(folder.join("adapter_config.json"), config(&["q_proj"]).to_string()).unwrap();
     fails("has a config but no weights");
     fs::write(folder.join("adapter_model.bin"), "").unwrap();

@@ -1,4 +1,4 @@
-//! What a probe shows of checkpoints and adapters, sound and broken, from their headers alone.
+//! Probes of sound and broken checkpoints and adapters, from their headers alone.
 
 use std::fs;
 use std::io::Write;
@@ -19,7 +19,7 @@ fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// The JSON of a probe that ends with `code`.
+/// The JSON of a probe that exits with `code`.
 fn probed(path: &str, code: i32) -> Value {
     serde_json::from_str(&probe(&[path, "--json"]).code(code).stdout).unwrap()
 }
@@ -78,7 +78,7 @@ fn tensors_and_values_on_demand() {
     probe(&["/nowhere/at/all"]).code(3).says("no such file or folder");
 }
 
-/// A folder of three layers in two files under an index, to be spoilt.
+/// A folder with three layers in two files and an index, to be damaged.
 fn indexed(home: &Path) -> std::path::PathBuf {
     let folder = copied("base-fp8", home);
     let tensors = read_file(&folder.join("model.safetensors"));
@@ -101,7 +101,7 @@ fn everything_wrong_is_told_and_not_only_the_first() {
     assert_eq!(findings(&probed(&text(&folder), 0)), Vec::<String>::new());
     let path = folder.join("1.safetensors");
     let mut tensors = read_file(&path);
-    // A scale is gone, another has a wrong shape, one belongs to no weight.
+    // One scale is missing, another has a wrong shape, one belongs to no weight.
     tensors.retain(|tensor| tensor.name != "model.layers.0.mlp.up_proj.weight_scale_inv");
     let wrong = tensors.iter_mut().find(|t| t.name == "model.layers.1.mlp.up_proj.weight_scale_inv").unwrap();
     wrong.shape = vec![2, 4];
@@ -113,16 +113,16 @@ fn everything_wrong_is_told_and_not_only_the_first() {
         "error: the index puts a tensor in '1.safetensors', which does not hold it: tensor 'model.layers.0.mlp.up_proj.weight_scale_inv'",
         "error: a weight is stored as F8_E4M3 [416, 160] without its scale, 'model.layers.0.mlp.up_proj.weight_scale_inv'",
         "error: a weight of shape [416, 160] in blocks of 128 x 128 needs a scale of shape [4, 2]",
-        "warning: F32 [1, 1] belongs to no weight: tensor 'model.layers.0.alone.weight_scale_inv'",
+        "warning: F32 [1, 1] does not belong to any weight: tensor 'model.layers.0.alone.weight_scale_inv'",
     ] {
         assert!(told.contains(words), "no '{words}' in\n{told}");
     }
-    // What is whole is shown all the same.
+    // The intact rest is still shown.
     assert!(
         found["groups"].as_array().unwrap().iter().any(|g| g["name"] == "model.layers.0-2.mlp.gate_proj")
     );
-    probe(&[&text(&folder)]).code(4).says("things are wrong with the checkpoint");
-    // Opening for work still stops at the first.
+    probe(&[&text(&folder)]).code(4).says("problems in the checkpoint");
+    // Opening the checkpoint still stops at the first error.
     assert!(Checkpoint::open(&text(&folder)).is_err());
 }
 
@@ -133,11 +133,8 @@ fn a_missing_or_damaged_file_hides_nothing_else() {
     fs::remove_file(folder.join("2.safetensors")).unwrap();
     let told = findings(&probed(&text(&folder), 4));
     assert_eq!(told.len(), 2, "{told:?}");
-    assert!(
-        told[0].starts_with("error: a file is missing that holds 18 of the index's 57 tensors"),
-        "{told:?}"
-    );
-    assert!(told[1].contains("the config has 3 layers, and no tensor is of layer 2"), "{told:?}");
+    assert!(told[0].starts_with("error: a file with 18 of the index's 57 tensors is missing"), "{told:?}");
+    assert!(told[1].contains("the config has 3 layers, but there is no tensor of layer 2"), "{told:?}");
     fs::write(folder.join("2.safetensors"), "what").unwrap();
     let told = findings(&probed(&text(&folder), 4));
     assert!(told[0].contains("the file has 4 bytes, too few for a header"), "{told:?}");
@@ -156,7 +153,7 @@ fn undeclared_codes_are_one_finding_for_all_their_layers() {
     let ended = probe(&[&text(&folder)]).code(4);
     assert!(ended.stdout.contains("but nothing declares how it is quantized"), "{}", ended.stdout);
     assert!(ended.stdout.contains("(and 2 more like it)"), "{}", ended.stdout);
-    // A scheme that is not read is said once, whatever it covers.
+    // An unsupported scheme is reported once, whatever it covers.
     config["quantization_config"] = json!({"quant_method": "hqq"});
     fs::write(folder.join("config.json"), config.to_string()).unwrap();
     let told = findings(&probed(&text(&folder), 4));
@@ -218,7 +215,7 @@ fn gguf_is_shown_under_the_names_of_transformers() {
 
 #[test]
 fn hundreds_of_gigabytes_are_probed_by_their_headers() {
-    // 1000 tensors in 10 files of 70 GB each, sparse: nothing but the headers is on the disk, or read.
+    // 1000 tensors in 10 sparse files of 70 GB each: only the headers are on the disk and read.
     let home = tempdir().unwrap();
     let shape = [57_344usize, 12_208];
     let size = shape[0] * shape[1];
@@ -269,6 +266,6 @@ fn an_adapter_and_who_would_load_it() {
     let vllm = found["consumers"].as_array().unwrap().iter().find(|v| v["consumer"] == "vllm").unwrap();
     assert_eq!(vllm["loads"], false);
     assert!(!vllm["why"].as_str().unwrap().is_empty());
-    probe(&[&text(&out)]).code(4).says("programs would not use all of the adapter");
-    probe(&[&text(&out), "--tensor", "*"]).code(2).says("--tensor is for checkpoints");
+    probe(&[&text(&out)]).code(4).says("programs would not apply all of the adapter");
+    probe(&[&text(&out), "--tensor", "*"]).code(2).says("--tensor works only on checkpoints");
 }

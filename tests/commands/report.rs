@@ -1,4 +1,4 @@
-//! The report: what its page says, what it is made of, and that nothing in it is anybody else's.
+//! The report: what its page says, how it is built, and that it loads nothing from elsewhere.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,7 +20,7 @@ use trephine::commands::fidelity::FIDELITY;
 use trephine::report::{Report, Reported, report};
 use trephine::run::Silent;
 
-/// Method A, which was told what serves it, beside Method B.
+/// Method A with a served checkpoint, beside Method B.
 fn adapters() -> &'static [PathBuf; 2] {
     static MADE: OnceLock<(TempDir, [PathBuf; 2])> = OnceLock::new();
     let (_, folders) = MADE.get_or_init(|| {
@@ -69,7 +69,7 @@ fn words(element: ElementRef) -> String {
     element.text().collect::<String>().trim().to_owned()
 }
 
-/// What holds of every page, whatever it was drawn from.
+/// Asserts what holds for every page, whatever its input.
 fn check(text: &str, page: &Html) {
     assert_eq!(page.errors, Vec::<String>::new());
     for outside in
@@ -107,7 +107,7 @@ fn check(text: &str, page: &Html) {
     }
 }
 
-/// A title, a line on what to see, and named axes.
+/// Asserts that a figure has a title, a line on what to see, and named axes.
 fn check_plot(svg: ElementRef, ids: &BTreeSet<&str>) {
     let id = svg.attr("id").unwrap();
     assert_eq!(svg.attr("role"), Some("img"), "{id}");
@@ -163,7 +163,7 @@ fn a_pair_of_extractions_is_compared() {
     assert_eq!((plots, told.plots.len()), (2 + 3 + 1 + 7, plots));
     assert!(text.len() < 400_000, "{}", text.len());
 
-    // The files are plots of their own: well formed, with the page's own marks, in colours that no page need give.
+    // The files are standalone plots: well formed, with the same marks as on the page, in colours that need no page.
     for path in &told.plots {
         let file = fs::read_to_string(path).unwrap();
         let svg = roxmltree::Document::parse(&file).unwrap();
@@ -189,7 +189,7 @@ fn the_numbers_are_those_of_the_tables() {
         assert!(modules.iter().any(|m| m["name"] == **name && m["relative_error"] == worst));
         assert!(words(select(&page, "#summary")[0]).contains(name));
     }
-    // What is left on the served checkpoint: as measured of A, B's own error.
+    // The error left on the served checkpoint: measured for A, and B's own error.
     let served = &manifests[0]["total"]["served"];
     let ratio = served["with_adapter"].as_f64().unwrap() / served["without_adapter"].as_f64().unwrap();
     let [only] = &told.summary.served[..] else { panic!("{:?}", told.summary.served) };
@@ -199,14 +199,14 @@ fn the_numbers_are_those_of_the_tables() {
     assert!((found[0] - ratio).abs() < 1e-9 && (found[1] - error).abs() < 1e-9, "{found:?}");
     assert!(found[1] < found[0] && found[0] < 1.0, "{found:?}");
 
-    // What rank 4 would have given, summed here.
+    // The result of rank 4, summed here.
     for (at, folder) in adapters().iter().enumerate() {
         let (mut held, mut all) = (0.0, 0.0);
         for spectrum in spectra(folder) {
             held += spectrum.singular_values[..4].iter().map(|value| value * value).sum::<f64>();
             all += spectrum.delta_norm.powi(2);
         }
-        let cells = row(&page, "The most that a rank can hold", "4");
+        let cells = row(&page, "The largest share of all modules' energy", "4");
         assert_eq!(cells[at + 1], format!("{:.1} %", 100.0 * held / all));
     }
     let cells = row(&page, "method-b: error by kind", "q_proj");
@@ -225,7 +225,7 @@ fn an_analysis_is_drawn_as_it_says() {
     let [only] = &told.summary.analyses[..] else { panic!("{:?}", told.summary) };
     assert_eq!((only.modules, only.signal_to_noise, only.suggested_rank), (35, Some(4.5), [1, 2, 3]));
 
-    // Only the down projections are off: kinds are in the order of their names.
+    // Only the down projections deviate: kinds are in the order of their names.
     let dots = |plot: usize| {
         let filled = format!("#orthogonality-1-{plot} circle[fill='#D55E00']");
         let rings = format!("#orthogonality-1-{plot} circle[stroke='#0072B2']");
@@ -234,11 +234,11 @@ fn an_analysis_is_drawn_as_it_says() {
     assert_eq!((dots(1), dots(2), dots(7)), ([6, 1], [1, 6], [1, 6]), "five layers, and one of the legend");
     let band = select(&page, "#orthogonality-1-1 polygon");
     assert_eq!(band.len(), 1, "the band of chance");
-    let cells = row(&page, "analysis: change and noise of the base", "down_proj");
+    let cells = row(&page, "analysis: change and base noise", "down_proj");
     assert_eq!(cells[1..6], ["5", "4.50", "0.0200", "0.0020", "1.93e-22"]);
     assert_eq!(row(&page, "analysis: noise of the base and", "k_proj")[4], "-");
     assert_eq!(row(&page, "analysis: spans of the k leading", "up_proj")[1..4], ["8", "0.1400", "0.1250"]);
-    // Every cell says its rank: the layer plus the place of the kind.
+    // Every cell shows its rank: the layer plus the index of the kind.
     let texts: Vec<String> = select(&page, "#ranks-1 text").into_iter().map(words).collect();
     assert!(["0", "10"].iter().all(|rank| texts.contains(&(*rank).to_owned())), "{texts:?}");
     let left = row(&page, "Distance from tuned when base-fp8 is served", "all");
@@ -250,8 +250,7 @@ fn an_autopsy_is_drawn_as_it_says() {
     let home = tempdir().unwrap();
     let folders = ["one", "two"].map(|name| dissected(home.path(), name));
     let Drawn { page, told, .. } = drawn(&folders);
-    let sentence =
-        "one: of the 16 tensors of tuned that were looked at, 1 errors and 0 warnings (1 × exploded std).";
+    let sentence = "one: 16 tensors of tuned were examined; 1 errors and 0 warnings (1 × exploded std).";
     assert_eq!(told.summary.sentences[0], sentence);
     assert_eq!((told.summary.autopsies.len(), told.summary.autopsies[1].errors), (2, 1));
     assert_eq!(select(&page, "#weights svg").len(), 7, "a plot for each kind, none for norms");
@@ -277,11 +276,11 @@ fn what_autopsy_writes_is_read() {
     });
     let Drawn { page, told, .. } = drawn(&folders);
     assert_eq!(told.summary.sentences.len(), 2);
-    assert!(told.summary.sentences[1].ends_with(" tensors of tuned that were looked at, nothing is wrong."));
+    assert!(told.summary.sentences[1].ends_with(" tensors of tuned were examined; nothing is wrong."));
     let plots = select(&page, "#weights svg");
     assert!(plots.len() >= 7, "{}", plots.len());
     for svg in plots {
-        // Of the dense checkpoint one line, of the quantized one too: the second is dashed.
+        // One line for the dense checkpoint and one for the quantized one; the second is dashed.
         let hill = within(svg, "polyline[stroke='#0072B2']");
         let points = hill.iter().map(|line| line.attr("points").unwrap().split_whitespace().count()).max();
         assert!(points > Some(40) && within(svg, "polyline[stroke='#D55E00']").len() > 10, "{points:?}");
@@ -305,7 +304,7 @@ fn fidelity_stands_beside_the_extractions_of_the_same_weights() {
     assert_eq!(row(&one.page, "Distance from tuned", "q_proj")[3..], ["50.0 %", "120.0 %"]);
     assert!(words(select(&one.page, "#served")[0]).contains("each is measured over its own"));
 
-    // Of the very same distances there is one column.
+    // Identical distances share one column.
     let manifest = crate::common::manifest(b);
     let mut again = fidelity(inputs);
     again.adapters.truncate(1);
@@ -325,7 +324,7 @@ fn fidelity_stands_beside_the_extractions_of_the_same_weights() {
     let again = written(home.path(), "again", FIDELITY, &again);
     assert_eq!(drawn(&[b.clone(), again]).told.summary.served[0].remaining.len(), 1);
 
-    // Other weights are another plot.
+    // Different weights get a different plot.
     let other = measured(home.path(), "other", [(); 2].map(|()| Identity { files: Vec::new() }));
     let two = drawn(&[b.clone(), other]);
     assert_eq!((two.told.summary.served.len(), select(&two.page, "#served svg").len()), (2, 2));
@@ -341,7 +340,7 @@ fn the_same_tables_give_the_same_bytes() {
     assert!(drawn(&[b, a]).text != one.text);
 }
 
-/// A folder with a manifest, changed from a true one.
+/// A folder with a manifest, modified from a real one.
 fn changed(home: &Path, name: &str, change: impl FnOnce(&mut Value)) -> PathBuf {
     let folder = home.join(name);
     fs::create_dir_all(&folder).unwrap();
@@ -379,7 +378,7 @@ fn each_table_is_enough_by_itself() {
     let empty = changed(home.path(), "empty", |manifest| manifest["modules"] = json!([]));
     let empty = drawn(&[empty]);
     assert_eq!(sections(&empty), ["summary"]);
-    assert!(empty.told.summary.sentences[0].contains("holds no module that changed"));
+    assert!(empty.told.summary.sentences[0].contains("contains no module that changed"));
 
     let one = changed(home.path(), "one", |manifest| {
         manifest["modules"].as_array_mut().unwrap().truncate(1);
@@ -403,7 +402,7 @@ fn each_table_is_enough_by_itself() {
             .summary
             .sentences
             .iter()
-            .any(|sentence| sentence.contains("nothing was to be mended"))
+            .any(|sentence| sentence.contains("nothing to correct with"))
     );
 }
 
@@ -529,7 +528,7 @@ fn large_models_make_pages_that_can_still_be_read() {
         let folder = large(home.path(), name, experts);
         let Drawn { text, page, .. } = drawn(&[folder]);
         assert!(text.len() < 1_000_000, "{name}: {}", text.len());
-        // A cell for each layer and kind, and the forty of the ramp.
+        // A cell for each layer and kind, and the forty cells of the colour ramp.
         let rectangles = select(&page, "#errors-1 rect");
         assert_eq!(rectangles.iter().filter(|r| r.attr("fill") != Some("#FFFFFF")).count(), 64 * 7 + 40);
         assert!(select(&page, "#errors-1 text").len() < 60, "labels of layers are thinned");
@@ -566,8 +565,8 @@ fn what_cannot_be_read_is_refused_by_name() {
         home.path().join("nothing"),
         &["nothing to report on", "extraction.json, spectra.jsonl.zst", "analysis.json"],
     );
-    fs::create_dir_all(home.path().join("under way/.trephine")).unwrap();
-    says(home.path().join("under way"), &["run the same extract again"]);
+    fs::create_dir_all(home.path().join("not finished/.trephine")).unwrap();
+    says(home.path().join("not finished"), &["run the same extract again"]);
     let later = changed(home.path(), "later", |manifest| manifest["trephine"] = "0.99.3".into());
     says(later, &["written by trephine 0.99.3", "extraction.json"]);
     let other = changed(home.path(), "other", |manifest| {
@@ -601,7 +600,7 @@ fn the_command_tells_what_the_page_says() {
     command.current_dir(home.path()).arg("report").args(adapters());
     let ended = run(&mut command).code(0);
     assert!(
-        ended.stdout.contains("Where base-fp8 is served") && ended.stdout.contains("\nreport: report.html (")
+        ended.stdout.contains("When base-fp8 is served") && ended.stdout.contains("\nreport: report.html (")
     );
     assert!(home.path().join("report.html").exists());
     command.args(["--json", "--out", "deep/page.html", "--svg", "plots"]);
@@ -628,11 +627,11 @@ fn only_a_report_is_replaced() {
     fs::write(at("other.html"), "<!DOCTYPE html><title>Mine</title>").unwrap();
     fs::create_dir(at("folder")).unwrap();
     for name in ["model.safetensors", "other.html"] {
-        to(&at(name)).code(2).says("is no report").says("hint: give another --out");
+        to(&at(name)).code(2).says("is not a report").says("hint: give another --out");
     }
     to(&at("folder")).code(2).says("this is a folder").says("hint: ");
     to(&at("model.safetensors/page.html")).code(2).says("a file is in its place").says("hint: ");
-    to(Path::new("/dev/null")).code(2).says("to be a regular file");
+    to(Path::new("/dev/null")).code(2).says("must be a regular file");
     assert_eq!(fs::read_to_string(at("model.safetensors")).unwrap(), "years of work");
     fs::write(at("empty.html"), "").unwrap();
     for _ in 0..2 {

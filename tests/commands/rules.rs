@@ -1,4 +1,4 @@
-//! Each rule of each program that loads adapters: broken alone, in an adapter that breaks no other.
+//! Each rule of each loader: broken alone, in an adapter that breaks no other rule.
 
 use std::fs;
 use std::path::Path;
@@ -39,10 +39,10 @@ fn found(folder: &Path, model: Option<&str>) -> Vec<RuleFinding> {
     judge(&PeftAdapter::open_folder(folder).unwrap(), base.as_ref())
 }
 
-/// Whom it concerns, where, what it comes to, whether it can be mended.
+/// The loader that a finding concerns, where it is, its consequence, and whether it can be fixed.
 type Expected<'a> = (&'a [Loader], &'a str, Effect, Fix);
 
-/// Breaks one thing in the good adapter; exactly these findings come of it.
+/// Breaks one thing in the good adapter, and asserts that exactly these findings result.
 #[track_caller]
 fn breaks(change: impl FnOnce(&mut Value, &mut Vec<Tensor>), expected: &[Expected<'_>]) {
     let home = tempdir().unwrap();
@@ -153,7 +153,8 @@ fn target_modules_reach_every_module() {
 #[test]
 fn tensors_beside_the_factors() {
     let servers = |at: &'static str, mend| [Vllm, Sglang, LlamaCpp].map(|consumer| (consumer, at, mend));
-    // PEFT loads whole weights into the base's own, whether or not its settings ask for them, but for those inside a wrapper.
+    // PEFT loads whole weights into those of the base, whether or not its settings ask for them, except inside
+    // a wrapper.
     for (name, shape, mend, llama_takes) in [
         ("model.norm.weight", &[6][..], ByPruning, true),
         ("model.layers.0.input_layernorm.weight", &[6], ByPruning, true),
@@ -175,7 +176,7 @@ fn tensors_beside_the_factors() {
         }
         adds(name, shape, &expected);
     }
-    // PEFT's copies of the base's own weights, which its settings need not ask for.
+    // PEFT's copies of the base's weights, which its settings need not ask for.
     let copy = "model.embed_tokens.base_layer.weight";
     adds(copy, &[10, 6], &[(&[Sglang], copy, Refused, Yes)]);
     let original = "lm_head.original_module.weight";
@@ -200,7 +201,7 @@ fn settings_tell_what_peft_loads() {
     assert!(asks("bias", json!("all"), "model.layers.0.self_attn.o_proj.base_layer.bias", &[8]));
     assert!(asks("modules_to_save", json!(["o_proj"]), "model.layers.0.self_attn.o_proj.bias", &[8]));
     assert!(asks("lora_bias", json!(true), "model.layers.0.self_attn.o_proj.lora_B.bias", &[8]));
-    // The head of a classifier is what vLLM takes too.
+    // vLLM accepts the head of a classifier too.
     assert!(!asks("modules_to_save", json!(["score"]), "score.weight", &[2, 6]));
 }
 
@@ -208,7 +209,7 @@ fn settings_tell_what_peft_loads() {
 fn factors_that_are_no_pair() {
     let none = (&[Vllm][..], "adapter_model.safetensors", Refused, No);
     let lone = (&[Vllm, Sglang, LlamaCpp][..], O, Refused, ByPruning);
-    // PEFT has A at random and B at zero before it loads: the one without the other is noise, the other without the one nothing.
+    // PEFT initializes A at random and B at zero before it loads: B without A gives noise, A without B gives nothing.
     breaks(|_, tensors| drop(tensors.pop()), &[none, lone, (&[Peft], O, NoEffect, ByPruning)]);
     breaks(|_, tensors| drop(tensors.remove(0)), &[none, lone, (&[Peft], O, Wrong, ByPruning)]);
     breaks(|_, tensors| tensors.clear(), &[none]);

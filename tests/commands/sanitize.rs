@@ -1,4 +1,5 @@
-//! Sanitized adapters as they lie on disk: what each program takes, the products as they were, what was left out told.
+//! Sanitized adapters on disk: each program's requirements hold, the products are unchanged, and omissions
+//! are reported.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -32,7 +33,7 @@ fn sanitize(adapter: &Path, out: &Path, more: &[&str]) -> Ended {
     run(trephine().args(["sanitize", "--quiet", text(adapter), "--out", text(out)]).args(more))
 }
 
-/// `scale · B·A` of every module but fused experts, in f64.
+/// `scale · B·A` of every module except fused experts, in f64.
 fn products(folder: &Path) -> BTreeMap<String, Vec<f64>> {
     let adapter = PeftAdapter::open_folder(folder).unwrap();
     let product = |module: &trephine::lora::read::PeftModule| {
@@ -56,7 +57,8 @@ fn norm(values: &[f64]) -> f64 {
     values.iter().map(|value| value * value).sum::<f64>().sqrt()
 }
 
-/// The largest relative distance of the products in `after` from those in `before`; what is only in `after` is zero.
+/// The largest relative distance of the products in `after` from those in `before`; products only in `after` must
+/// be zero.
 fn distance(before: &Path, after: &Path) -> f64 {
     let (before, after) = (products(before), products(after));
     let missing: Vec<&String> = before
@@ -86,7 +88,7 @@ fn settings(out: &Path) -> Value {
     serde_json::from_slice(&fs::read(out.join("adapter_config.json")).unwrap()).unwrap()
 }
 
-/// Nothing keeps the program from loading it, and the folder is whole.
+/// Asserts that nothing keeps the program from loading it, and that the folder is complete.
 fn check(out: &Path, consumer: Loader) {
     let found = judge(&PeftAdapter::open_folder(out).unwrap(), Some(&BaseModules::of_type("qwen3")));
     let failures: Vec<_> = found.iter().filter(|f| f.is_failure() && f.concerns(&[consumer])).collect();
@@ -111,7 +113,7 @@ fn mergekits_adapter_is_mended_for_each_program_and_adds_what_it_added() {
         let record = record(&out);
         let kept = record["kept"].as_array().unwrap().len();
         let pruned = record["pruned"].as_array().unwrap();
-        // 3 layers of 4 norms, and one at the end; llama.cpp's converter takes all but q_norm and k_norm.
+        // 3 layers of 4 norms, and one at the end; llama.cpp's converter accepts all except q_norm and k_norm.
         let expected = match consumer {
             Loader::Peft => (13, 0),
             Loader::LlamaCpp => (7, 6),
@@ -138,7 +140,7 @@ fn ranks_that_differ_become_one_and_zero_ranks_go() {
         let settings = settings(&out);
         assert_eq!((&settings["r"], &settings["lora_alpha"]), (&json!(4), &json!(4)));
         assert_eq!((&settings["rank_pattern"], &settings["alpha_pattern"]), (&json!({}), &json!({})));
-        // v_proj has rank 0. SGLang wants it beside q and k.
+        // v_proj has rank 0. SGLang needs it beside q and k.
         let v = PeftAdapter::open_folder(&out).unwrap().module("model.layers.0.self_attn.v_proj").is_some();
         assert_eq!(v, consumer == Loader::Sglang, "{name}");
     }
@@ -184,7 +186,7 @@ fn scales_are_multiplied_in_and_their_rounding_is_told() {
         check(&out, Loader::Sglang);
         let (stated, found) = (record(&out)["rounding_error"].as_f64().unwrap(), distance(&adapter, &out));
         if exact {
-            // In f32 the one rounding of lora_B is below what its record can tell from f32 products.
+            // In f32 the single rounding of lora_B is below the resolution of f32 products.
             assert!(found < 1e-7 && stated == 0.0, "{alpha} {dtype}: {found}, stated {stated}");
         } else {
             assert!(
@@ -199,7 +201,7 @@ fn scales_are_multiplied_in_and_their_rounding_is_told() {
 fn a_lower_rank_is_the_best_and_its_error_exact() {
     let mut tensors = lora("a.o_proj", [40, 30], 8, 1);
     tensors.extend(lora("a.down_proj", [12, 50], 3, 5));
-    // A matrix of rank 2 in factors of rank 8 loses nothing.
+    // A matrix of rank 2 stored in factors of rank 8 loses nothing.
     let [mut a, b] = lora("b.o_proj", [40, 30], 8, 9).try_into().unwrap();
     a.bytes[2 * 30 * 2..].fill(0);
     tensors.extend([a, b]);
@@ -221,7 +223,7 @@ fn a_lower_rank_is_the_best_and_its_error_exact() {
         assert_eq!(stated > 0.1, name == "a.o_proj", "{name}: {stated}");
         assert!((module["norm"].as_f64().unwrap() / norm(&before[name]) - 1.0).abs() < 1e-9, "{name}");
         if name == "a.o_proj" {
-            // The optimum, from the eigenvalues of the product's Gram matrix: found by deflation, independently.
+            // The optimum from the eigenvalues of the product's Gram matrix, computed independently by deflation.
             assert!((found - optimum(&before[name], 40, 30, 3)).abs() < 1e-4);
         }
     }
@@ -331,7 +333,7 @@ fn experts_are_completed_for_vllm() {
     sanitize(&adapter, &out, &["--for", "vllm"]).code(0);
     check(&out, Loader::Vllm);
     assert_eq!(record(&out)["completed"].as_array().unwrap().len(), 9 - 3);
-    // The base knows how many there are.
+    // The base says how many there are.
     let mut weights = Vec::new();
     for expert in 0..4 {
         for (kind, shape) in [("gate_proj", [10, 6]), ("up_proj", [10, 6]), ("down_proj", [6, 10])] {
@@ -363,7 +365,7 @@ fn fused_experts_are_carried_over() {
             .modules()
             .all(|m| m.rank() == 4 && m.experts() == if m.name().contains("experts") { 3 } else { 1 })
     );
-    // Each expert's own product is what it was: rows e·r + k of lora_A meet columns k·experts + e of lora_B.
+    // Each expert's product is unchanged: rows e·r + k of lora_A meet columns k·experts + e of lora_B.
     let before = PeftAdapter::open_folder(&adapter).unwrap();
     let name = format!("{experts}.base_layer");
     let of_expert = |adapter: &PeftAdapter, e: usize| {
@@ -419,7 +421,7 @@ fn the_output_folder_is_respected() {
     assert_eq!(contents(&out), first);
     sanitize(&adapter, &out, &["--max-rank", "2", "--overwrite"]).code(0);
     assert_ne!(contents(&out), first);
-    // A kill before the checksums leaves what the next run takes up.
+    // A kill before the checksums leaves a folder that the next run continues.
     fs::remove_file(out.join("B3SUMS")).unwrap();
     fs::write(out.join(".tmp-1-1"), "left").unwrap();
     sanitize(&adapter, &out, &[]).code(0);
@@ -432,7 +434,7 @@ fn a_sanitized_adapter_needs_no_mending() {
     let out = home.path().join("out");
     sanitize(&fixture("rank4"), &out, &[]).code(0);
     let ended = run(trephine().args(["sanitize", "--check", text(&out)])).code(0);
-    let vocabulary = "nothing to mend\n";
+    let vocabulary = "nothing to fix\n";
     assert_eq!(ended.stdout, vocabulary);
     let again = home.path().join("again");
     sanitize(&out, &again, &[]).code(0);

@@ -1,4 +1,4 @@
-//! Each adapter that cannot be sanitized, as the command meets it: its exit code and its message, and nothing written as if whole.
+//! Adapters that cannot be sanitized: the command's exit code and message, and no output that looks complete.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use tempfile::tempdir;
 
 const O: &str = "model.layers.0.self_attn.o_proj";
 
-/// Spoils a good adapter, sanitizes it, and holds exit code and message against their snapshot.
+/// Damages a good adapter, sanitizes it, and checks exit code and message against their snapshot.
 fn fails(name: &str, spoil: impl FnOnce(&mut Value, &mut Vec<Tensor>), more: &[&str]) {
     fails_with(name, spoil, |_| {}, more);
 }

@@ -1,4 +1,4 @@
-//! Conversions that are killed, by themselves, and finished ones to hold them against.
+//! Conversions that kill themselves, and finished ones for comparison.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,7 +12,7 @@ use trephine::run::{Progress, Silent};
 
 use super::{assert_same, contents, running};
 
-/// A conversion into some folder: of a checkpoint alone, or of a base with an adapter.
+/// A conversion into a folder: of a checkpoint alone, or of a base with an adapter.
 #[derive(Clone, Debug)]
 pub struct Made {
     pub base: String,
@@ -49,7 +49,7 @@ impl Made {
         contents(&out)
     }
 
-    /// Runs this very executable as a process that is killed at `point`. Whether that point was ever reached.
+    /// Runs this same executable as a process that is killed at `point`. Returns whether that point was reached.
     pub fn killed_at(&self, out: &Path, point: &str) -> bool {
         let adapter = self.adapter.as_deref().unwrap_or_default();
         let (fp8, size) = (self.fp8.to_string(), self.max_shard_size.to_string());
@@ -105,7 +105,7 @@ impl Progress for Killer {
     }
 }
 
-/// Not a test by itself: it does nothing but in a process that [`Made::killed_at`] has started, which it kills.
+/// Not a test by itself: it only does something in a process that [`Made::killed_at`] has started, which it kills.
 #[test]
 fn child() {
     let Ok(text) = std::env::var("TREPHINE_TEST_CONVERSION") else { return };

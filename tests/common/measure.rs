@@ -1,4 +1,4 @@
-//! What an adapter is worth, found without the library: weights decoded and multiplied here, in f64.
+//! The quality of an adapter, measured without the library: weights are decoded and multiplied here, in f64.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ use super::pair::{Tensor, dense, read_file, values};
 pub struct Weights(BTreeMap<String, (Vec<usize>, Vec<f64>)>);
 
 impl Weights {
-    /// Reads every file of a folder; block FP8 with scales of 128 x 128 is decoded.
+    /// Reads every file of a folder, and decodes block FP8 with blocks of 128 x 128.
     pub fn open(folder: &str) -> Weights {
         let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
         let files = entries.filter(|path| path.extension().is_some_and(|end| end == "safetensors"));
@@ -44,13 +44,13 @@ fn block_fp8(codes: &Tensor, scales: &Tensor) -> Vec<f64> {
     let (cols, scale) = (codes.shape[1], values(scales));
     let at = |(index, code): (usize, &u8)| {
         let (row, col) = (index / cols, index % cols);
-        // Codes are decoded to f32 and multiplied there, as by the reference.
+        // Codes are decoded to f32 and multiplied in f32, as in the reference.
         f64::from(e4m3(*code) * scale[row / 128 * scales.shape[1] + col / 128] as f32)
     };
     codes.bytes.iter().enumerate().map(at).collect()
 }
 
-/// Sign, 4 bits of exponent with a bias of 7, 3 of mantissa; no infinities.
+/// Decodes e4m3fn: sign, 4 bits of exponent with a bias of 7, 3 bits of mantissa, no infinities.
 fn e4m3(code: u8) -> f32 {
     let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
     let magnitude = match exponent {
@@ -61,7 +61,7 @@ fn e4m3(code: u8) -> f32 {
     if code & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
-/// A delta, and what is left of it beside the factors.
+/// A delta, and its residual without the factors.
 pub struct FoundWeight {
     pub norm2: f64,
     pub error2: f64,
@@ -108,12 +108,13 @@ fn product(out: &Path, module: &str) -> Vec<f64> {
     (0..outer * inner).map(|at| product[at % outer * inner + at / outer]).collect()
 }
 
-/// The rules of every program that loads adapters find nothing in `out`.
+/// Asserts that the rules of every loader find nothing in `out`.
 pub fn check_rules(out: &Path) {
     assert_eq!(rules::portable(&PeftAdapter::open_folder(out).unwrap(), None), []);
 }
 
-/// The rules hold, and every module's error and norm are as recorded; modules that only complete a set are zero.
+/// Asserts that the rules hold, that every module's error and norm are as recorded, and that modules which only
+/// complete a set are zero.
 pub fn check(out: &Path, base: &Weights, tuned: &Weights) {
     check_rules(out);
     let manifest = manifest(out);

@@ -1,6 +1,6 @@
-//! What the tests of whole runs share: the binary, folders of bytes, and checkpoints made on the spot.
+//! Shared code of the tests of whole runs: the binary, folders as bytes, and generated checkpoints.
 
-// Each test file takes what it needs.
+// Each test binary uses only a part of this.
 #![allow(dead_code)]
 
 pub mod adapter;
@@ -24,7 +24,7 @@ pub fn data(name: &str) -> String {
     format!("{}/tests/data/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The program, with two threads unless told otherwise and no cache of the user's.
+/// The program, with two threads by default and without the user's cache.
 pub fn trephine() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_trephine"));
     command.env("HF_HOME", "/nonexistent").env_remove("HF_HUB_CACHE").env_remove("HUGGINGFACE_HUB_CACHE");
@@ -38,7 +38,7 @@ pub fn extract(base: &str, tuned: &str, out: &Path) -> Command {
     command
 }
 
-/// What a command came to.
+/// The outcome of a command.
 #[derive(Debug)]
 pub struct Ended {
     pub code: Option<i32>,
@@ -52,14 +52,14 @@ impl Ended {
         Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
 
-    /// Asserts the exit code, and shows what was said if it is another.
+    /// Asserts the exit code, and shows the output if it differs.
     #[track_caller]
     pub fn code(self, code: i32) -> Ended {
         assert_eq!(self.code, Some(code), "{}\n{}", self.stdout, self.stderr);
         self
     }
 
-    /// Asserts words of stderr.
+    /// Asserts that stderr contains these words.
     #[track_caller]
     pub fn says(self, words: &str) -> Ended {
         assert!(self.stderr.contains(words), "no '{words}' in: {}", self.stderr);
@@ -77,8 +77,8 @@ pub fn extract_with<S: AsRef<OsStr>>(base: &str, tuned: &str, out: &Path, more: 
     run(extract(base, tuned, out).args(more))
 }
 
-/// Every file below `folder` but the log, with its bytes (of a lock, which tells of a process, none); folders too, with a
-/// slash at their end.
+/// Every file below `folder` except the log, with its bytes (none for a lock, which contains a process ID); folders
+/// too, with a trailing slash.
 pub fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     fn walk(folder: &Path, prefix: &str, found: &mut BTreeMap<String, Vec<u8>>) {
         for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
@@ -98,7 +98,7 @@ pub fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     found
 }
 
-/// Asserts that two folders hold the same files with the same bytes, but for their logs.
+/// Asserts that two folders hold the same files with the same bytes, except for their logs.
 #[track_caller]
 pub fn assert_same(folder: &Path, expected: &BTreeMap<String, Vec<u8>>, when: &str) {
     let found = contents(folder);
@@ -109,7 +109,7 @@ pub fn assert_same(folder: &Path, expected: &BTreeMap<String, Vec<u8>>, when: &s
     }
 }
 
-/// Copies a folder with all that is in it.
+/// Copies a folder with everything in it.
 pub fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
@@ -122,7 +122,7 @@ pub fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A checkpoint of the repository as a copy that may be spoilt.
+/// A copy of one of the repository's checkpoints that may be damaged.
 pub fn copied(name: &str, to: &Path) -> PathBuf {
     let to = to.join(name);
     copy(Path::new(&data(name)), &to);
@@ -149,7 +149,7 @@ pub fn shards(out: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// An extraction by the library: rank 8, two threads, all else as the command line has it.
+/// An extraction by the library: rank 8, two threads, and the command line's defaults.
 pub fn job(base: &str, tuned: &str, out: &Path) -> Extraction {
     Extraction {
         base: base.into(),

@@ -1,4 +1,4 @@
-//! Checkpoints made on the spot: any tensors, any names, any bytes.
+//! Generated checkpoints: any tensors, any names, any bytes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-/// One tensor: name, shape, values as they will be stored.
+/// One tensor: name, shape, and values before they are stored.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     pub name: String,
@@ -17,20 +17,20 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// TensorInfo as bf16.
+    /// A tensor that is stored as bf16.
     pub fn bf16(name: &str, shape: &[usize], values: &[f32]) -> Tensor {
         let bytes = values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
         Tensor { name: name.into(), shape: shape.into(), dtype: Dtype::BF16, bytes }
     }
 
-    /// TensorInfo as f32.
+    /// A tensor that is stored as f32.
     pub fn f32(name: &str, shape: &[usize], values: &[f32]) -> Tensor {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         Tensor { name: name.into(), shape: shape.into(), dtype: Dtype::F32, bytes }
     }
 }
 
-/// Numbers in (-1, 1) that depend on the seed alone (splitmix64).
+/// Numbers in (-1, 1) that depend only on the seed (splitmix64).
 pub fn noise(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678_9abc_def0;
     let mut next = || {
@@ -75,7 +75,7 @@ pub fn write(folder: &Path, tensors: &[Tensor], config: &serde_json::Value) -> P
     folder.to_owned()
 }
 
-/// Reads a safetensors file whole.
+/// Reads a whole safetensors file.
 pub fn read_file(path: &Path) -> Vec<Tensor> {
     let bytes = fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -112,7 +112,7 @@ pub fn config() -> serde_json::Value {
     serde_json::json!({"model_type": "qwen3", "tie_word_embeddings": false})
 }
 
-/// A pair of checkpoints in `home`, `base` and `tuned`, with these weights in bf16 and one norm.
+/// Writes a pair of checkpoints to `home`, `base` and `tuned`, with these weights in bf16 and one norm.
 pub fn pair(home: &Path, weights: &[(&str, [usize; 2])]) -> (String, String) {
     let (mut base, mut tuned) = (Vec::new(), Vec::new());
     for (seed, (name, shape)) in weights.iter().enumerate() {

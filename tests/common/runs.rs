@@ -1,4 +1,4 @@
-//! Runs that are killed, by others or by themselves, and a finished run to hold them against.
+//! Runs that are killed, by others or by themselves, and a finished run for comparison.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub const FILES: [&str; 6] = [
     "B3SUMS",
 ];
 
-/// A run that is done, to hold others against.
+/// A finished run, for comparison with others.
 pub struct Reference {
     pub job: Extraction,
     pub files: BTreeMap<String, Vec<u8>>,
@@ -84,7 +84,7 @@ impl Progress for Killer {
     }
 }
 
-/// Not a test by itself: it does nothing but in a process that [`killed_at`] has started, which it kills.
+/// Not a test by itself: it only does something in a process that [`killed_at`] has started, which it kills.
 #[test]
 fn child() {
     let Ok(text) = std::env::var("TREPHINE_TEST_CHILD") else { return };
@@ -100,7 +100,7 @@ fn child() {
     }
 }
 
-/// Runs this very executable as a process that is killed at `point`. Whether that point was ever reached.
+/// Runs this same executable as a process that is killed at `point`. Returns whether that point was reached.
 pub fn killed_at(job: &Extraction, out: &Path, point: &str) -> bool {
     part_killed_at(job, out, point, "")
 }
@@ -118,7 +118,7 @@ pub fn part_killed_at(job: &Extraction, out: &Path, point: &str, part: &str) -> 
     !status.success()
 }
 
-/// A run of `reference` in which every shard is safe and nothing is assembled.
+/// A run of `reference` in which every shard is on the disk and nothing is assembled.
 pub fn unassembled(reference: &Reference, home: &Path) -> PathBuf {
     let out = home.join("unassembled");
     assert!(killed_at(&reference.job, &out, "assembling"));

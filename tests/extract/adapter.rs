@@ -1,4 +1,4 @@
-//! Adapters as they lie on disk, read by the safetensors crate and multiplied in f64: portable, and as good as they say.
+//! Adapters on disk, read with the safetensors crate and multiplied in f64: portable, and as good as their records say.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -47,8 +47,8 @@ fn every_dtype_is_as_good_as_it_says() {
     }
 }
 
-/// PEFT's wrapper for a task calls a method of the model that only models that generate have: checked with PEFT 0.21.2, which
-/// raises AttributeError for the first three kinds under any task, and loads all of them under the one that stands here.
+/// PEFT's wrapper for a task calls a method that only generating models have. Checked with PEFT 0.21.2, which raises
+/// AttributeError for the first three kinds with any task, and loads all of them with the task given here.
 #[test]
 fn the_task_type_is_one_that_the_model_has() {
     for (classes, encodes, task_type) in [
@@ -138,7 +138,7 @@ fn a_rank_above_the_narrowest_module_is_exact_and_padded() {
     for (dtype, floor) in [("f32", 1e-5), ("bf16", 1.0 / 256.0)] {
         let out = extracted(home.path(), "base", &["--rank", "500", "--dtype", dtype, "--overwrite"]);
         let notes = &manifest(&out)["notes"];
-        assert!(notes[0].as_str().unwrap().contains("--rank 160 holds all"), "{notes}");
+        assert!(notes[0].as_str().unwrap().contains("--rank 160 captures everything"), "{notes}");
         for module in manifest(&out)["modules"].as_array().unwrap() {
             let narrow = module["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).min();
             assert!(module["rank"].as_u64() <= narrow, "{module}");
@@ -284,7 +284,7 @@ fn every_layout_of_a_checkpoint_gives_the_same_weights() {
         extract_with(&base, &data("tuned"), &out(name), &["--rank", "4"]).code(0);
         assert!(weights(name) == weights("plain"), "{name}");
     }
-    // The cache of Hugging Face: files are links to blobs.
+    // The Hugging Face cache: files are links to blobs.
     let hub = home.path().join("cache/hub/models--some--Model-1.0");
     let snapshot = hub.join("snapshots/0123abcd");
     for folder in [&hub.join("refs"), &hub.join("blobs"), &snapshot] {
@@ -322,7 +322,7 @@ fn odd_shapes_and_names() {
     extract_with(&base, &tuned, &out, &["--rank", "3", "--dtype", "f32"]).code(0);
     check(&out, &Weights::open(&base), &Weights::open(&tuned));
     let manifest = manifest(&out);
-    // Without elements there is no delta: such a weight is left out, and loses nothing.
+    // Without elements there is no delta: such a weight is left out, which loses nothing.
     assert_eq!(manifest["modules"].as_array().unwrap().len(), 5);
     let narrow = |m: &&serde_json::Value| m["shape"].as_array().unwrap().contains(&json!(1));
     let exact: Vec<_> = manifest["modules"].as_array().unwrap().iter().filter(narrow).collect();

@@ -1,4 +1,4 @@
-//! Each bad input as the command meets it: its exit code and its message, and nothing written as if whole.
+//! Each kind of bad input: the command's exit code and message, and no output that looks complete.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ impl Bench {
         text(&folder)
     }
 
-    /// A copy of the base whose weight file is this header, and so many bytes.
+    /// A copy of the base whose weight file is this header, followed by this many bytes.
     fn with_header(&self, header: &str, bytes: usize) -> String {
         let length = (header.len() as u64).to_le_bytes();
         self.with_weights(&[&length[..], header.as_bytes(), &vec![0; bytes]].concat())
@@ -44,7 +44,7 @@ impl Bench {
         text(&folder)
     }
 
-    /// Runs, and holds exit code and message against their snapshot.
+    /// Runs, and checks exit code and message against their snapshot.
     fn fails(&self, name: &str, base: &str, tuned: &str, more: &[&str]) {
         let out = self.path("out");
         let ended = extract_with(base, tuned, &out, more);
@@ -256,7 +256,7 @@ fn options_that_the_user_must_decide() {
             bench.fails(name, &base, &tuned, more);
             continue;
         }
-        // How much is free differs from place to place.
+        // The free space differs between machines.
         let ended = extract_with(&base, &tuned, &bench.path("huge"), more).code(1);
         ended.says("the disk is too full").says("a lower --rank needs less");
     }
@@ -272,7 +272,7 @@ fn the_smallest_budget_that_is_named_works() {
         let ended = extract_with(&base, &tuned, &out, &[&more[..], &["1MiB"]].concat()).code(2);
         let hint = ended.stderr.split("--memory ").nth(1).unwrap();
         let least = hint.split(';').next().unwrap();
-        assert!(ended.stderr.contains("1 MiB of memory do not do: "), "{}", ended.stderr);
+        assert!(ended.stderr.contains("not enough memory: 1 MiB given, "), "{}", ended.stderr);
         let below = format!("{}MiB", least.trim_end_matches("MiB").parse::<u64>().unwrap() - 1);
         extract_with(&base, &tuned, &out, &[&more[..], &[&below]].concat()).code(2);
         assert!(!out.exists());
@@ -352,7 +352,7 @@ fn the_base_is_as_it_was() {
     let folder = bench.path("base");
     copy(Path::new(&data("base")), &folder);
     let before = contents(&folder);
-    // Inside the checkpoint's own folder, by relative paths with slashes at their ends.
+    // Inside the checkpoint's own folder, by relative paths with trailing slashes.
     let mut command = crate::common::trephine();
     command.current_dir(bench.home.path()).args(["extract", "--base", "base/", "--tuned"]);
     let tuned = format!("{}//", data("tuned"));
@@ -362,7 +362,7 @@ fn the_base_is_as_it_was() {
     assert!(after.contains_key("adapter/B3SUMS"));
     after.retain(|name, _| !name.starts_with("adapter/"));
     assert_eq!(after, before);
-    // The same folder without its slash is the same base.
+    // The same folder without the slash is the same base.
     let mut command = crate::common::trephine();
     command.current_dir(bench.home.path()).args(["extract", "--base", "base", "--tuned", &data("tuned")]);
     let ended = crate::common::run(command.args(["--out", "base/adapter", "--rank", "2"])).code(0);

@@ -1,4 +1,4 @@
-//! GGUF files as checkpoints: what the container may get wrong, parts of a model, whole runs.
+//! GGUF files as checkpoints: damaged containers, parts of a model, whole runs.
 
 use std::fs;
 use std::path::Path;
@@ -110,7 +110,7 @@ fn a_whole_file_opens() {
     assert_eq!(modules, [("model.layers.0.mlp.down_proj", [2, 8]), ("model.layers.0.mlp.up_proj", [2, 8])]);
     assert_eq!(checkpoint.config().model_type(), Some("qwen3"));
     assert_eq!(checkpoint.scheme().label(), "GGUF (F32)");
-    // A config beside it speaks of something else, and does not count.
+    // A config beside it describes something else, and is ignored.
     folder.write("config.json", b"no JSON");
     assert_eq!(folder.open().unwrap().identity(), checkpoint.identity());
 }
@@ -194,14 +194,14 @@ fn parts_of_a_model() {
     let folder = Folder::new();
     let name = |index: u32| format!("m-Q8_0-{:05}-of-00002.gguf", index + 1);
     folder.write(&name(0), &part(0, 2).bytes());
-    assert!(folder.refusal(folder.open()).starts_with("a part of the model is missing, 2 of 2: "));
+    assert!(folder.refusal(folder.open()).starts_with("part 2 of 2 of the model is missing: "));
     folder.write(&name(1), &part(1, 2).bytes());
     let names = |checkpoint: &Checkpoint| -> Vec<String> {
         checkpoint.modules().map(|module| module.name().to_owned()).collect()
     };
     let whole = ["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"];
     assert_eq!(names(&folder.open().unwrap()), whole);
-    // Any of the parts stands for all.
+    // Any part stands for all of them.
     let second = folder.path().join(name(1));
     assert_eq!(names(&Checkpoint::open(second.to_str().unwrap()).unwrap()), whole);
     // A vision projector beside them is not the model.
@@ -211,7 +211,7 @@ fn parts_of_a_model() {
     assert!(folder.refusal(folder.open()).starts_with("two files hold the same tensor"));
     folder.write(&name(1), &part(1, 3).bytes());
     assert!(
-        folder.refusal(folder.open()).starts_with("the file is one of 3 parts of a model, but here are 2")
+        folder.refusal(folder.open()).starts_with("the file is one of 3 parts of a model, but 2 were found")
     );
     folder.write("m-Q4_K_M.gguf", &File::plain().bytes());
     let error = folder.open().unwrap_err();
@@ -222,10 +222,10 @@ fn parts_of_a_model() {
             .starts_with("the folder holds more than one model, 'm-Q4_K_M.gguf' and 'm-Q8_0-00001"),
         "{error}"
     );
-    assert_eq!(error.cure(), Some("give the file that is meant"));
+    assert_eq!(error.cure(), Some("give the file of one of them"));
 }
 
-/// Blocks of Q8_0 for `[rows, cols]`, and what they stand for.
+/// Blocks of Q8_0 for `[rows, cols]`, and their decoded values.
 fn q8_0(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let (mut bytes, mut decoded) = (Vec::new(), Vec::new());
     for block in values.chunks(32) {
@@ -240,7 +240,7 @@ fn q8_0(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
     (bytes, decoded)
 }
 
-/// A run on a GGUF base gives the very adapter of a run on the same numbers in safetensors, by name, and both verify.
+/// A run on a GGUF base gives the same adapter, by name, as a run on the same values in safetensors, and both verify.
 #[test]
 fn a_run_on_gguf_is_a_run_on_its_numbers() {
     let home = tempfile::tempdir().unwrap();
@@ -295,7 +295,7 @@ fn a_run_on_gguf_is_a_run_on_its_numbers() {
         run(&mut command)
     };
     verify().code(0);
-    // Another block's scale: verification tells.
+    // A different scale in one block: verification reports it.
     let mut bytes = gguf.bytes();
     let at = bytes.len() - (n * 4) - m * n / 32 * 34 + 340;
     bytes[at] ^= 1;

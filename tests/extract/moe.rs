@@ -1,5 +1,5 @@
-//! Mixtures of experts end to end: whichever way either side stores its experts, the adapter is the same, its factors are near the
-//! best approximation that an exact SVD tells, and every expert of a layer is in it.
+//! Mixtures of experts end to end: however either side stores its experts, the adapter is the same, its factors are
+//! near the best approximation by an exact SVD, and it contains every expert of a layer.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ pub(crate) const EXPERTS: usize = 3;
 pub(crate) const HIDDEN: usize = 64;
 const INNER: usize = 32;
 const RANK: usize = 2;
-/// The expert that no training has changed.
+/// The expert that training did not change.
 const IDLE: usize = 1;
 
 /// gate, up `[INNER, HIDDEN]` and down `[HIDDEN, INNER]` of one expert.
@@ -28,18 +28,18 @@ const SHAPES: [[usize; 2]; 3] = [[INNER, HIDDEN], [INNER, HIDDEN], [HIDDEN, INNE
 
 /// How a checkpoint stores its experts.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum TensorInfo {
-    /// `experts.0.gate_proj.weight`, or as Mixtral names them.
+pub(crate) enum ExpertLayout {
+    /// `experts.0.gate_proj.weight`, or Mixtral's names.
     Singly,
     /// `[E, 2I, H]` and `[E, H, I]`.
     Stacked,
     /// `[E, H, 2I]` and `[E, I, H]`.
     Turned,
-    /// The same with gate and up by turns.
+    /// The same with gate and up interleaved.
     TurnedByTurns,
 }
 
-/// Two layers of a model that is changed in its experts and one projection.
+/// Two layers of a model in which the experts and one projection change.
 pub(crate) struct Model {
     kind: &'static str,
     base: Vec<Vec<Expert>>,
@@ -65,9 +65,9 @@ impl Model {
         Model { kind, base, tuned }
     }
 
-    fn path(&self, layer: usize, stored: TensorInfo) -> String {
+    fn path(&self, layer: usize, stored: ExpertLayout) -> String {
         let inner =
-            if self.kind == "mixtral" && stored == TensorInfo::Singly { "block_sparse_moe" } else { "mlp" };
+            if self.kind == "mixtral" && stored == ExpertLayout::Singly { "block_sparse_moe" } else { "mlp" };
         format!("model.layers.{layer}.{inner}.experts")
     }
 
@@ -75,12 +75,12 @@ impl Model {
         if self.kind == "mixtral" { ["w1", "w3", "w2"] } else { ["gate_proj", "up_proj", "down_proj"] }
     }
 
-    pub(crate) fn tensors(&self, layers: &[Vec<Expert>], stored: TensorInfo, scale: f32) -> Vec<Tensor> {
+    pub(crate) fn tensors(&self, layers: &[Vec<Expert>], stored: ExpertLayout, scale: f32) -> Vec<Tensor> {
         let mut tensors = Vec::new();
         for (l, experts) in layers.iter().enumerate() {
             let path = self.path(l, stored);
             match stored {
-                TensorInfo::Singly => {
+                ExpertLayout::Singly => {
                     for (e, expert) in experts.iter().enumerate() {
                         for (p, name) in self.names().iter().enumerate() {
                             let name = format!("{path}.{e}.{name}.weight");
@@ -98,7 +98,7 @@ impl Model {
     }
 
     /// Writes both sides, the base first.
-    pub(crate) fn write(&self, home: &Path, base: TensorInfo, tuned: TensorInfo) -> [String; 2] {
+    pub(crate) fn write(&self, home: &Path, base: ExpertLayout, tuned: ExpertLayout) -> [String; 2] {
         let config = json!({"model_type": self.kind, "hidden_size": HIDDEN, "tie_word_embeddings": false});
         let folder = home.join(format!("{base:?}-{tuned:?}"));
         let mut sides = [self.tensors(&self.base, base, 1.0), self.tensors(&self.tuned, tuned, 1.5)];
@@ -111,7 +111,7 @@ impl Model {
             .map(|(side, tensors)| text(&write(&folder.join(side), &tensors, &config)))
     }
 
-    /// What training has added to part `p` of an expert, row-major.
+    /// The change by training of part `p` of an expert, row-major.
     fn delta(&self, layer: usize, expert: usize, p: usize) -> Vec<f64> {
         let (base, tuned) = (&self.base[layer][expert][p], &self.tuned[layer][expert][p]);
         base.iter().zip(tuned).map(|(b, t)| f64::from(*t) - f64::from(*b)).collect()
@@ -122,17 +122,17 @@ fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-fn stacks(path: &str, experts: &[Expert], stored: TensorInfo) -> Vec<Tensor> {
+fn stacks(path: &str, experts: &[Expert], stored: ExpertLayout) -> Vec<Tensor> {
     let rows = |e: &Expert| -> Vec<f32> {
         let lines = |part: usize| e[part].chunks_exact(HIDDEN);
         match stored {
-            TensorInfo::TurnedByTurns => {
+            ExpertLayout::TurnedByTurns => {
                 lines(0).zip(lines(1)).flat_map(|(gate, up)| [gate, up].concat()).collect()
             }
             _ => [&*e[0], &*e[1]].concat(),
         }
     };
-    let turned = stored != TensorInfo::Stacked;
+    let turned = stored != ExpertLayout::Stacked;
     let lay = |values: Vec<f32>, [m, n]: [usize; 2]| if turned { transpose(&values, m, n) } else { values };
     let shape = |[m, n]: [usize; 2]| if turned { [EXPERTS, n, m] } else { [EXPERTS, m, n] };
     let (wide, down) = ([2 * INNER, HIDDEN], SHAPES[2]);
@@ -155,8 +155,8 @@ pub(crate) fn extracted(home: &Path, [base, tuned]: &[String; 2], more: &[&str])
     out
 }
 
-/// The product of one expert's factors, `[out, in]`, from the keys that a loader reads: those of a single expert, or, by PEFT's
-/// layout, its part of a stack's.
+/// The product of one expert's factors, `[out, in]`, from the keys that a loader reads: those of a single expert, or
+/// its part of a stack's in PEFT's layout.
 fn product(
     factors: &BTreeMap<String, (Vec<usize>, Vec<f64>)>,
     stem: &str,
@@ -178,7 +178,7 @@ fn product(
     product
 }
 
-/// Holds a product against the best approximation of `delta` of that rank; an expert that did not change has to be zero.
+/// Checks a product against the best approximation of `delta` with that rank; an unchanged expert must be zero.
 fn near_the_optimum(delta: &[f64], product: &[f64], [rows, cols]: [usize; 2], what: &str) {
     let norm2: f64 = delta.iter().map(|v| v * v).sum();
     if norm2 == 0.0 {
@@ -193,7 +193,7 @@ fn near_the_optimum(delta: &[f64], product: &[f64], [rows, cols]: [usize; 2], wh
     assert!(error2 <= allowed, "{what}: {error2} and not {allowed}, the optimum is {optimal2}");
 }
 
-/// What did not fit is told, the router's change with it.
+/// Checks that what did not fit is reported, including the router's change.
 fn leaves_out_the_router(out: &Path) {
     let manifest = manifest(out);
     let left = manifest["not_represented"].as_array().unwrap();
@@ -218,8 +218,8 @@ fn checked(out: &Path, [base, tuned]: &[String; 2]) {
     assert!(found.failures() == 0 && found.modules > 10, "{found}");
 }
 
-/// Extracts every pair of layouts, the same adapter from each, and gives the first's folder.
-fn same_from_all(model: &Model, home: &TempDir, layouts: &[(TensorInfo, TensorInfo)]) -> PathBuf {
+/// Extracts from every pair of layouts, checks that the adapters are equal, and returns the first one's folder.
+fn same_from_all(model: &Model, home: &TempDir, layouts: &[(ExpertLayout, ExpertLayout)]) -> PathBuf {
     let mut first: Option<(PathBuf, Vec<u8>)> = None;
     for &(base, tuned) in layouts {
         let pair = model.write(home.path(), base, tuned);
@@ -235,7 +235,7 @@ fn same_from_all(model: &Model, home: &TempDir, layouts: &[(TensorInfo, TensorIn
 
 #[test]
 fn single_experts_for_models_whose_loaders_take_those() {
-    use TensorInfo::{Singly, Stacked, Turned};
+    use ExpertLayout::{Singly, Stacked, Turned};
     for kind in ["qwen3_moe", "mixtral"] {
         let (model, home) = (Model::new(kind), tempdir().unwrap());
         let layouts =
@@ -259,7 +259,7 @@ fn parts() -> impl Iterator<Item = (usize, usize, usize)> {
     (0..2).flat_map(|l| (0..EXPERTS).flat_map(move |e| (0..3).map(move |p| (l, e, p))))
 }
 
-/// Holds a stack's adapter against the model; `by_turns` says how rows of gate and up lie in `lora_B`.
+/// Checks a stack's adapter against the model; `by_turns` says whether gate and up are interleaved in `lora_B`.
 fn check_stacks(model: &Model, out: &Path, by_turns: bool) {
     let factors = dense(&out.join("adapter_model.safetensors"));
     assert_eq!(factors.len(), 2 * (2 * 2 + 1));
@@ -284,7 +284,7 @@ fn check_stacks(model: &Model, out: &Path, by_turns: bool) {
 
 #[test]
 fn whole_stacks_for_models_whose_loaders_take_those() {
-    use TensorInfo::{Singly, Stacked, Turned, TurnedByTurns};
+    use ExpertLayout::{Singly, Stacked, Turned, TurnedByTurns};
     let (model, home) = (Model::new("qwen3_vl_moe"), tempdir().unwrap());
     let layouts = [(Turned, Stacked), (Stacked, Turned), (Singly, Turned), (Stacked, Singly)];
     let out = same_from_all(&model, &home, &layouts);
@@ -310,7 +310,7 @@ fn summary(out: &Path) -> Vec<String> {
     outcome.kinds.into_iter().map(|kind| kind.kind).collect()
 }
 
-/// A gpt-oss as it is published: codes of four bits under exponents. The base is what these stand for.
+/// A gpt-oss as it is published: 4-bit codes with shared exponents. The base has the decoded values.
 fn quantize(experts: &mut [Expert], path: &str) -> Vec<Tensor> {
     const E2M1: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
     let mut tensors: BTreeMap<&str, [Vec<u8>; 2]> = BTreeMap::new();
@@ -364,7 +364,7 @@ fn a_tuned_gpt_oss_against_its_quantized_base() {
     for (l, experts) in model.base.iter_mut().enumerate() {
         base.extend(quantize(experts, &path(l)));
     }
-    let tuned = model.tensors(&model.tuned, TensorInfo::TurnedByTurns, 1.0);
+    let tuned = model.tensors(&model.tuned, ExpertLayout::TurnedByTurns, 1.0);
     let projection =
         Tensor::bf16("model.layers.0.self_attn.o_proj.weight", &[16, HIDDEN], &noise(5, 16 * HIDDEN));
     let bias = |scale: f32| {
@@ -384,7 +384,7 @@ fn a_tuned_gpt_oss_against_its_quantized_base() {
     let out = extracted(home.path(), &pair, &[]);
     checked(&out, &pair);
     measure::check_rules(&out);
-    // With a quantized base even an expert that no training has changed gets a correction.
+    // With a quantized base even an expert that training did not change gets a correction.
     check_stacks(&model, &out, true);
     let manifest = manifest(&out);
     let bias = manifest["not_represented"]
@@ -393,7 +393,7 @@ fn a_tuned_gpt_oss_against_its_quantized_base() {
         .iter()
         .find(|l| l["name"] == "model.layers.0.mlp.experts.down_proj_bias");
     assert!((bias.unwrap()["relative_change"].as_f64().unwrap() - 1.0).abs() < 1e-3);
-    // Of a stack, each expert's own bytes are on record.
+    // For a stack, the record has each expert's own bytes.
     let parts: Vec<&Value> = manifest["tensors"]
         .as_array()
         .unwrap()
@@ -407,7 +407,7 @@ fn a_tuned_gpt_oss_against_its_quantized_base() {
 #[test]
 fn experts_that_are_not_selected_come_as_zeros() {
     let (model, home) = (Model::new("qwen3_moe"), tempdir().unwrap());
-    let pair = model.write(home.path(), TensorInfo::Singly, TensorInfo::Stacked);
+    let pair = model.write(home.path(), ExpertLayout::Singly, ExpertLayout::Stacked);
     let out = extracted(home.path(), &pair, &["--include", "*.layers.0.mlp.experts.2.up_proj"]);
     measure::check_rules(&out);
     let factors = dense(&out.join("adapter_model.safetensors"));
@@ -418,7 +418,7 @@ fn experts_that_are_not_selected_come_as_zeros() {
     assert_eq!(changed, [&format!("{stem}.lora_A.weight"), &format!("{stem}.lora_B.weight")]);
 
     let model = Model::new("qwen3_vl_moe");
-    let pair = model.write(home.path(), TensorInfo::Turned, TensorInfo::Turned);
+    let pair = model.write(home.path(), ExpertLayout::Turned, ExpertLayout::Turned);
     let out = extracted(home.path(), &pair, &["--include", "re:layers\\.1\\..*down_proj\\.2$"]);
     measure::check_rules(&out);
     let factors = dense(&out.join("adapter_model.safetensors"));
@@ -434,8 +434,8 @@ fn experts_that_are_not_selected_come_as_zeros() {
 #[test]
 fn a_run_that_was_killed_goes_on() {
     for (kind, base, tuned) in [
-        ("qwen3_vl_moe", TensorInfo::Turned, TensorInfo::Stacked),
-        ("mixtral", TensorInfo::Stacked, TensorInfo::Singly),
+        ("qwen3_vl_moe", ExpertLayout::Turned, ExpertLayout::Stacked),
+        ("mixtral", ExpertLayout::Stacked, ExpertLayout::Singly),
     ] {
         let (model, home) = (Model::new(kind), tempdir().unwrap());
         let [base, tuned] = model.write(home.path(), base, tuned);
@@ -451,7 +451,7 @@ fn a_run_that_was_killed_goes_on() {
 #[test]
 fn a_changed_factor_of_one_expert_is_found() {
     let (model, home) = (Model::new("qwen3_vl_moe"), tempdir().unwrap());
-    let pair = model.write(home.path(), TensorInfo::Turned, TensorInfo::Stacked);
+    let pair = model.write(home.path(), ExpertLayout::Turned, ExpertLayout::Stacked);
     let out = extracted(home.path(), &pair, &[]);
     let spoilt = home.path().join("spoilt");
     copy(&out, &spoilt);
@@ -466,7 +466,8 @@ fn a_changed_factor_of_one_expert_is_found() {
     let mut command = trephine();
     command.args(["verify", "--quiet"]).arg(&spoilt).args(["--base", &pair[0], "--tuned", &pair[1]]);
     let ended = run(&mut command).code(4);
-    let told = "error: model.layers.1.mlp.experts.down_proj.2 has other factors than the manifest tells of";
+    let told =
+        "error: model.layers.1.mlp.experts.down_proj.2 has factors whose digest differs from the manifest's";
     assert!(ended.stdout.contains(told), "{}", ended.stdout);
     assert!(!ended.stdout.contains("down_proj.1 has"), "{}", ended.stdout);
 }

@@ -9,7 +9,7 @@ use crate::common::pair::{Tensor, read_file, values};
 use crate::common::{run, trephine};
 use tempfile::tempdir;
 
-use crate::moe::{Model, TensorInfo, extracted};
+use crate::moe::{Model, ExpertLayout, extracted};
 
 fn tensors(folder: &Path) -> BTreeMap<String, Tensor> {
     read_file(&folder.join("model.safetensors")).into_iter().map(|t| (t.name.clone(), t)).collect()
@@ -28,7 +28,7 @@ fn no_tensor_of_single_experts_is_lost() {
         ["qwen3_5_moe_text", "qwen3_omni_moe_thinker", "interns1_pro", "qwen3_vl_moe", "gpt_oss", "qwen3_moe"]
     {
         let (model, home) = (Model::new(kind), tempdir().unwrap());
-        let [base, _] = model.write(home.path(), TensorInfo::Singly, TensorInfo::Singly);
+        let [base, _] = model.write(home.path(), ExpertLayout::Singly, ExpertLayout::Singly);
         let from = tensors(Path::new(&base));
         let module = "model.layers.0.self_attn.o_proj";
         let factors = lora(module, [16, 64], 4, 1);
@@ -50,7 +50,7 @@ fn no_tensor_of_single_experts_is_lost() {
 }
 
 /// Every changed expert comes as near to the tuned one as bf16 holds it, in the base's own layout.
-fn comes_to_the_tuned(kind: &'static str, base_layout: TensorInfo, tuned_layout: TensorInfo) {
+fn comes_to_the_tuned(kind: &'static str, base_layout: ExpertLayout, tuned_layout: ExpertLayout) {
     let (model, home) = (Model::new(kind), tempdir().unwrap());
     let what = format!("{kind}, {base_layout:?} and {tuned_layout:?}");
     let pair = model.write(home.path(), base_layout, tuned_layout);
@@ -62,7 +62,7 @@ fn comes_to_the_tuned(kind: &'static str, base_layout: TensorInfo, tuned_layout:
     {
         let Some(got) = got.get(&want.name) else {
             // A stack of a model that is known with single experts comes out as those.
-            assert_eq!((kind, base_layout), ("qwen3_moe", TensorInfo::Stacked));
+            assert_eq!((kind, base_layout), ("qwen3_moe", ExpertLayout::Stacked));
             continue;
         };
         assert_eq!((&got.shape, got.dtype), (&want.shape, want.dtype), "{what}: {}", want.name);
@@ -78,7 +78,7 @@ fn comes_to_the_tuned(kind: &'static str, base_layout: TensorInfo, tuned_layout:
 
 #[test]
 fn an_adapter_of_stacks_is_merged_into_every_layout() {
-    use TensorInfo::{Singly, Stacked, Turned, TurnedByTurns};
+    use ExpertLayout::{Singly, Stacked, Turned, TurnedByTurns};
     for (base, tuned) in [(Stacked, Turned), (Turned, Stacked), (Singly, Turned)] {
         comes_to_the_tuned("qwen3_vl_moe", base, tuned);
     }

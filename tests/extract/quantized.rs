@@ -1,6 +1,6 @@
-//! Bases that the tools which people use have quantized: the attention of one layer of `tests/data/base`, by each of them (see
-//! `scripts/fixtures_quantized.py`). What is decoded are the values of the format's reference library, and an adapter against such a
-//! base lies as near to the best one as an adapter against the bf16 base does.
+//! Bases quantized by common tools: the attention of one layer of `tests/data/base`, by each of them (see
+//! `scripts/fixtures_quantized.py`). The decoded values are those of the format's reference library, and an adapter
+//! against such a base is as near to the best one as an adapter against the bf16 base.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use trephine::checkpoint::Checkpoint;
 
 const RANK: usize = 16;
 
-/// The folders of fixtures, and what their formats are called.
+/// The folders of fixtures, and the names of their formats.
 const BASES: [(&str, &str); 20] = [
     ("auto_awq", "AWQ (gemm)"),
     ("auto_gptq", "GPTQ v1 (4 bits)"),
@@ -68,14 +68,14 @@ fn what_tools_wrote_comes_out_as_their_references_have_it() {
         assert_eq!((checkpoint.modules().len(), expected.len()), (4, 4), "{name}");
         for (module, digest) in expected {
             let (_, values) = values(&checkpoint, &module);
-            // Minus zero becomes zero, as the script has it.
+            // Minus zero becomes zero, as in the script.
             let bytes: Vec<u8> = values.iter().flat_map(|v| (v + 0.0).to_le_bytes()).collect();
             assert_eq!(blake3::hash(&bytes).to_hex().as_str(), digest, "{name}: {module}");
         }
     }
 }
 
-/// How far the error of each module of an adapter against `base` is above the least of its rank, as a share of that.
+/// The relative excess of each module's error over the least error of its rank, for an adapter against `base`.
 fn excess(base: &str, out: &Path) -> Vec<(String, f64)> {
     let more = ["--rank", &RANK.to_string(), "--include", "*.layers.1.self_attn.*_proj"];
     extract_with(base, &data("tuned"), out, &more).code(0);
@@ -109,7 +109,7 @@ fn an_adapter_lies_as_near_to_the_optimum_as_against_bf16() {
     for (name, _) in BASES {
         for (module, excess) in excess(folder(name).to_str().unwrap(), &home.path().join(name)) {
             println!("{name} {module} {excess:.2e}, bf16 at most {bound:.2e}");
-            // A fifth of the tolerance, within which the bf16 base's stay too.
+            // A fifth of the tolerance; the bf16 base stays within it too.
             assert!(
                 (-1e-6..0.001).contains(&excess),
                 "{name}: {module} is {excess} above the least, bf16 {bound}"

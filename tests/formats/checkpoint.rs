@@ -1,4 +1,4 @@
-//! What a checkpoint may look like on disk, and how it reads.
+//! The forms that a checkpoint may have on disk, and how each is read.
 
 use std::fs;
 
@@ -212,7 +212,7 @@ fn windows_release_their_pages() {
     }
 }
 
-/// Mapped file pages that are resident, where /proc tells.
+/// Resident mapped file pages, where /proc reports them.
 fn resident_kib() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     status.lines().find_map(|line| line.strip_prefix("RssFile:"))?.trim().trim_end_matches(" kB").parse().ok()

@@ -1,4 +1,4 @@
-//! Bad input, each kind with its message: file, tensor, bytes, cure.
+//! Bad input, each kind with its message: file, tensor, bytes, hint.
 
 use crate::checkpoint_files::{Folder, f32s, safetensors, with_header};
 use proptest::prelude::*;
@@ -40,7 +40,7 @@ fn files_that_are_cut_short() {
       the file is damaged or was cut short: download or copy it again
     ");
     insta::assert_snapshot!(file(&[good(), vec![0; 5]].concat()), @"
-    bytes 8 to 13, after the last tensor, belong to none: [folder]/model.safetensors
+    bytes 8 to 13, after the last tensor, belong to no tensor: [folder]/model.safetensors
       the file is damaged or was cut short: download or copy it again
     ");
 }
@@ -49,11 +49,11 @@ fn files_that_are_cut_short() {
 fn a_header_over_100_mb() {
     insta::assert_snapshot!(file(&[&100_000_001u64.to_le_bytes()[..], b"{}"].concat()), @"
     the header claims 100000001 bytes; the format allows 100000000: [folder]/model.safetensors
-      this is hardly a safetensors file: download or export it again
+      this is probably not a safetensors file: download or export it again
     ");
     insta::assert_snapshot!(file(&[0xff; 64]), @"
     the header claims 18446744073709551615 bytes; the format allows 100000000: [folder]/model.safetensors
-      this is hardly a safetensors file: download or export it again
+      this is probably not a safetensors file: download or export it again
     ");
 }
 
@@ -109,7 +109,7 @@ fn offsets_that_do_not_add_up() {
       the file is damaged or was cut short: download or copy it again
     ");
     insta::assert_snapshot!(header(&two("[0,4]", "[6,10]"), 10), @"
-    bytes 4 to 6, before a tensor, belong to none: tensor 'b': [folder]/model.safetensors
+    bytes 4 to 6, before a tensor, belong to no tensor: tensor 'b': [folder]/model.safetensors
       the file is damaged or was cut short: download or copy it again
     ");
     insta::assert_snapshot!(header(&two("[0,4]", "[4,8]"), 7), @"
@@ -117,7 +117,7 @@ fn offsets_that_do_not_add_up() {
       the file is damaged or was cut short: download or copy it again
     ");
     insta::assert_snapshot!(header(&two("[0,4]", "[4,8]"), 9), @"
-    bytes 8 to 9, after the last tensor, belong to none: [folder]/model.safetensors
+    bytes 8 to 9, after the last tensor, belong to no tensor: [folder]/model.safetensors
       the file is damaged or was cut short: download or copy it again
     ");
     insta::assert_snapshot!(header(&two("[0,4]", "[8,4]"), 8), @"
@@ -151,7 +151,7 @@ fn entries_that_make_no_sense() {
     let one = |entry: &str| header(&format!(r#"{{"a": {entry}}}"#), 4);
     insta::assert_snapshot!(one(r#"{"dtype":"F7","shape":[4],"data_offsets":[0,4]}"#), @r#"
     unknown dtype "F7": tensor 'a': [folder]/model.safetensors
-      a newer trephine may know it; else convert the checkpoint to bf16 or f32
+      use a newer trephine that may know it, or convert the checkpoint to bf16 or f32
     "#);
     insta::assert_snapshot!(one(r#"{"dtype":"U8","data_offsets":[0,4]}"#), @"
     the header's entry has no shape: tensor 'a': [folder]/model.safetensors
@@ -184,12 +184,12 @@ fn indexes_that_lie() {
         folder.refusal(folder.open())
     };
     insta::assert_snapshot!(with(&[("x.weight", "model-1.safetensors"), ("y.weight", "model-2.safetensors")]), @"
-    a file is missing that holds 1 of the index's 2 tensors: [folder]/model-2.safetensors
+    a file with 1 of the index's 2 tensors is missing: [folder]/model-2.safetensors
       the download is incomplete: fetch the checkpoint again
     ");
     insta::assert_snapshot!(with(&[("x.weight", "model-1.safetensors"), ("y.weight", "model-1.safetensors")]), @"
     the index puts a tensor in 'model-1.safetensors', which does not hold it: tensor 'y.weight': [folder]/model.safetensors.index.json
-      index and files are of different exports: fetch the checkpoint again
+      index and files come from different exports: fetch the checkpoint again
     ");
     insta::assert_snapshot!(with(&[("x.weight", "../model-1.safetensors")]), @"
     the index points outside its folder, to '../model-1.safetensors': tensor 'x.weight': [folder]/model.safetensors.index.json
@@ -211,7 +211,7 @@ fn indexes_that_lie() {
     ");
     folder.write("model.safetensors.index.json", b"{\"weight_map\": {\"x\": 3}}");
     insta::assert_snapshot!(folder.refusal(folder.open()), @"
-    the index's entry is not a file's name: tensor 'x': [folder]/model.safetensors.index.json
+    the index's entry is not a file name: tensor 'x': [folder]/model.safetensors.index.json
       download or export the index again
     ");
     folder.write("model.safetensors.index.json", b"{}");
@@ -248,7 +248,7 @@ fn folders_that_are_no_checkpoint() {
       convert them with `save_pretrained`, which writes safetensors
     ");
     insta::assert_snapshot!(holding(&["Qwen3-32B-Q4_K_M.gguf"]), @"
-    the file does not begin as a GGUF file does: [folder]/Qwen3-32B-Q4_K_M.gguf
+    the file does not begin with the magic bytes of GGUF: [folder]/Qwen3-32B-Q4_K_M.gguf
       the file is damaged or was cut short: download or copy it again
     ");
     insta::assert_snapshot!(holding(&["adapter_config.json", "adapter_model.safetensors"]), @"
@@ -265,7 +265,7 @@ fn folders_that_are_no_checkpoint() {
     let path = folder.path().join("nothing");
     insta::assert_snapshot!(folder.refusal(Checkpoint::open(path.to_str().unwrap())), @"
     no such file or folder: [folder]/nothing
-      give a folder, a .safetensors or .gguf file, or a name as Qwen/Qwen3-32B
+      give a folder, a .safetensors or .gguf file, or a name such as Qwen/Qwen3-32B
     ");
 }
 

@@ -1,5 +1,5 @@
-//! Encoders against a reference library: each file in `tests/fixtures/encode_*` holds a weight and what the library made of it (see
-//! `scripts/fixtures_encode_*.py`). Codes and scales have to come out bit for bit.
+//! Encoders against a reference library: each file in `tests/fixtures/encode_*` holds a weight and the library's
+//! encoding of it (see `scripts/fixtures_encode_*.py`). Codes and scales must match bit for bit.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! What is read from checkpoints and decoded from quantized formats, against the reference libraries.
+//! Reading checkpoints and decoding quantized formats, against the reference libraries.
 
 #[path = "../common/mod.rs"]
 mod common;

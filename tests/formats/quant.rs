@@ -1,5 +1,6 @@
-//! One suite for every format: each file in `tests/fixtures/FORMAT/` holds a weight, the config that declares it, and the values that
-//! a reference library gives it (see `scripts/fixtures_*.py`). They have to come out bit for bit, in whatever panels.
+//! One suite for every format: each file in `tests/fixtures/FORMAT/` holds a weight, the config that declares it,
+//! and its values by a reference library (see `scripts/fixtures_*.py`). The decoded values must match bit for bit,
+//! in any panels.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -47,7 +48,7 @@ impl Shelf {
         self.weights_of(config, Experts::default())
     }
 
-    /// The same for a model whose experts lie like that.
+    /// The same for a model whose experts have that layout.
     pub(crate) fn weights_of(
         &self,
         config: Option<serde_json::Value>,
@@ -82,7 +83,7 @@ pub(crate) fn assert_bits(got: &[f32], want: &[f32], what: &str) {
     }
 }
 
-/// Panels that begin and end inside blocks, on their edges, and at single rows.
+/// Panels that begin and end inside blocks, at their edges, and at single rows.
 fn cuts(rows: usize) -> Vec<usize> {
     let mut cuts = vec![0, 1, 2, 31, 33, 127, 128, 129, 191, 300, 575, rows];
     cuts.retain(|&cut| cut <= rows);
@@ -168,7 +169,7 @@ pub(crate) fn conforms(
     in_f64(weight, whole, expected);
 }
 
-/// What a weight says that belongs to it is what it reads, and no more.
+/// The tensors that a weight declares as its own are exactly those that it reads.
 fn within(weight: &dyn Dequantize, whole: &[Vec<u8>], name: &str) {
     let extents = weight.extents();
     for (i, span) in weight.spans(0..weight.shape()[0]).into_iter().enumerate() {
@@ -177,7 +178,7 @@ fn within(weight: &dyn Dequantize, whole: &[Vec<u8>], name: &str) {
     }
 }
 
-/// How the model that a fixture's metadata tells of, if it does, lays out its experts.
+/// The expert layout of the model that a fixture's metadata names, if it names one.
 fn experts(config: Option<&String>) -> Experts {
     let Some(config) = config else { return Experts::default() };
     let config: serde_json::Value = serde_json::from_str(config).unwrap();
@@ -190,7 +191,7 @@ fn module_name(shape: &[usize], index: usize) -> String {
     if shape.len() == 3 { format!("w.experts.gate_up_proj.{index}") } else { "w".to_owned() }
 }
 
-/// The same values through a folder with the config and the file in it, as a run reads them.
+/// The same values from a folder with the config and the file, as a run reads them.
 #[test]
 fn every_fixture_opens_as_a_checkpoint() {
     for (format, _) in FORMATS {
@@ -218,7 +219,7 @@ fn every_fixture_opens_as_a_checkpoint() {
                 let want = &want[index * rows * columns..(index + 1) * rows * columns];
                 as_a_run_reads(&checkpoint, module, want, &file.display().to_string());
             }
-            // Whatever belongs to the weight is read as a part of it, and not left over.
+            // Every tensor of the weight is read as a part of it, and none is left over.
             for other in checkpoint.others() {
                 assert!(
                     ["expected_f32", "bridge_bf16", "w.input_scale"].contains(&other.name()),
@@ -229,7 +230,7 @@ fn every_fixture_opens_as_a_checkpoint() {
     }
 }
 
-/// A module at once, by rows of one mapping, and through a reader.
+/// A module read at once, by rows of one mapping, and through a reader.
 fn as_a_run_reads(checkpoint: &Checkpoint, module: &Module, want: &[f32], file: &str) {
     let [rows, columns] = module.shape();
     let mut got = vec![0f32; rows * columns];
@@ -359,7 +360,7 @@ fn what_a_weight_is_says_its_dtype() {
     );
 }
 
-/// The message and the cure.
+/// The message and the hint.
 pub(crate) fn refusal<T: std::fmt::Debug>(result: Result<T>) -> String {
     let error = result.unwrap_err();
     assert_eq!(error.kind(), trephine::Kind::Input);

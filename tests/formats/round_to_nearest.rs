@@ -1,4 +1,4 @@
-//! Weights that are quantized in the process are those of a reference library, bit by bit.
+//! Weights that Trephine quantizes match those of a reference library bit for bit.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -39,7 +39,7 @@ fn int4_is_that_of_compressed_tensors() {
         let (mut codes, mut scales) = (vec![0i8; w.len()], vec![0f32; w.len() / group]);
         encode_int4(&w, columns, group, dtype, &mut codes, &mut scales);
         assert_eq!(bits(&scales), bits(&values("weight_scale")), "{}: scales", path.display());
-        // Eight codes to a little-endian word, the first lowest, with an offset of 8.
+        // Eight codes in a little-endian word, the first one lowest, with an offset of 8.
         let packed: Vec<u8> =
             codes.chunks(2).map(|pair| (pair[0] + 8) as u8 | ((pair[1] + 8) as u8) << 4).collect();
         assert_eq!(packed, file.tensor("weight_packed").unwrap().data(), "{}: codes", path.display());
@@ -96,10 +96,10 @@ fn scales_of_16_bits_are_rounded_before_they_divide() {
 fn weights_tell_how_their_like_is_quantized() {
     let base = Checkpoint::open(&data("base-fp8")).unwrap();
     let module = base.module("model.layers.0.mlp.up_proj").unwrap();
-    let how = module.weight().round_to_nearest().unwrap();
+    let how = module.weight().capabilities().round_to_nearest.unwrap();
     assert_eq!(how, RoundToNearest::BlockFp8 { block: [128, 128], scale: Dtype::F32 });
     assert_eq!(how.label(), "block FP8 (128 x 128, scales in F32), round to nearest");
-    // The stored base is what the base comes to: it was made the same way.
+    // The stored base equals the quantized base, because it was made the same way.
     let dense = Checkpoint::open(&data("base")).unwrap();
     let weight = dense.module("model.layers.0.mlp.up_proj").unwrap();
     let [rows, columns] = weight.shape();
@@ -108,5 +108,5 @@ fn weights_tell_how_their_like_is_quantized() {
     module.panel(&base, 0..rows, &mut stored).unwrap();
     how.apply(&mut ours, columns);
     assert_eq!(bits(&ours), bits(&stored));
-    assert!(weight.weight().round_to_nearest().is_none());
+    assert!(weight.weight().capabilities().round_to_nearest.is_none());
 }

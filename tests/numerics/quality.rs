@@ -1,5 +1,5 @@
 //! Quality on a real pair: every module of the trained pair in `tests/data`, by Methods A and B, against a full SVD in
-//! f64 of a delta that the test decodes by itself.
+//! f64 of a delta that the test itself decodes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ fn bf16(bytes: &[u8]) -> impl Iterator<Item = f64> + '_ {
         .map(|b| f64::from(f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)))
 }
 
-/// Every 2-D weight of a checkpoint of one file, in f64; block FP8 by the product in f32 that the format defines.
+/// Every 2-D weight of a single-file checkpoint in f64; block FP8 by the product in f32 that the format defines.
 fn weights(folder: &Path) -> BTreeMap<String, Mat<f64>> {
     let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -97,7 +97,7 @@ fn products(out: &Path, dtype: FactorType) -> BTreeMap<String, Mat<f64>> {
     names.iter().map(|name| (name.clone(), product(name))).collect()
 }
 
-/// The rule by which quality is judged, both parts of it, and the honesty of what is recorded.
+/// Checks both parts of the rule for quality, and that the recorded figures are true.
 fn check(base: &str, rank: usize, method: Method, dtype: FactorType) {
     const TOLERANCE: f64 = 0.005;
     let storing = if dtype == FactorType::Bf16 { 2f64.powi(-8) } else { 1e-5 };

@@ -1,6 +1,6 @@
-//! Every kind of spectrum, shape, method and stored dtype against the optimum, which a full SVD in f64 tells.
+//! Every kind of spectrum, shape, method and stored dtype against the optimum, from a full SVD in f64.
 //!
-//! `cargo test --release --test spectra -- --nocapture` prints the table of what was reached.
+//! `cargo test --release --test numerics spectra -- --nocapture` prints a table of the results.
 
 use std::ops::Range;
 
@@ -108,7 +108,7 @@ fn to_bf16(values: &[f32]) -> Vec<f32> {
     values.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect()
 }
 
-/// A delta that is recomputed at each visit, as the pipeline's is.
+/// A delta that is recomputed at each visit, as in the pipeline.
 struct Recomputed<'a>(&'a Held);
 
 impl Panels for Recomputed<'_> {
@@ -127,7 +127,7 @@ impl Panels for Recomputed<'_> {
     }
 }
 
-/// A matrix and what an SVD knows of it.
+/// A matrix and its SVD.
 struct Case<'a> {
     name: &'a str,
     spectrum: Spectrum,
@@ -154,12 +154,12 @@ impl<'a> Case<'a> {
         Case { name, spectrum, rank, held, delta, total, optimal2, optimal_captured }
     }
 
-    /// What is known of the transpose: all but the matrix itself, which is transposed here in f64 alone.
+    /// The same for the transpose: everything is known except the matrix itself, which is transposed here in f64 only.
     fn transposed(&self) -> Self {
         Case { delta: self.delta.transpose().to_owned(), held: self.held.clone(), ..*self }
     }
 
-    /// Factorizes, prints a line for each dtype, and returns what is wrong.
+    /// Factorizes, prints a line for each dtype, and returns the errors.
     fn judge(&self, method: Method) -> Vec<String> {
         let f = factorize(&self.held, self.total, self.name, &request(self.rank, method)).unwrap();
         let (m, n) = (self.held.rows(), self.held.cols());
@@ -173,7 +173,7 @@ impl<'a> Case<'a> {
     fn judge_stored(&self, f: &Factors, dtype: &str, cost: f64, left: &[f32], right: &[f32]) -> Vec<String> {
         let error2 = error2(&self.delta, left, right);
         let over = |whole: f64| if whole > 0.0 { (error2 / whole).sqrt() } else { 0.0 };
-        // Where the optimum is zero there is nothing to be relative to.
+        // If the optimum is zero, there is no relative error.
         let (excess, relative) = ((over(self.optimal2) - 1.0).max(0.0), over(self.total));
         let (spectrum, method) = (format!("{:?}", self.spectrum), format!("{:?}", f.method));
         println!(
@@ -215,8 +215,8 @@ fn every_spectrum_meets_the_tolerance() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-/// Sides that are large enough for block Krylov on the Gram matrix, which is called optimal: held to 1e-5 where the optimal
-/// error is not itself rounding.
+/// Sides that are large enough for block Krylov on the Gram matrix, which is reported as optimal: checked to 1e-5 where
+/// the optimal error is not itself rounding.
 #[test]
 fn large_gram_matrices_give_the_optimum() {
     let (m, n, rank) = (1600, 1800, 48);

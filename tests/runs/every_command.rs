@@ -1,5 +1,5 @@
-//! What every command has from the one engine: parts that give the bytes of one machine, a status, finished work that is
-//! kept while its inputs are as they were, and folders of different runs that are refused.
+//! The engine's features in every command: parts that give the bytes of one machine, a status, finished work that is
+//! kept while its inputs are unchanged, and folders of different runs that are refused.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use trephine::run::{Progress, Silent};
 
 use crate::common::{assert_same, contents, copied, copy, flip, run, running, trephine};
 
-/// Checkpoints and an adapter that may be touched and spoilt.
+/// Checkpoints and an adapter that may be touched and damaged.
 struct Inputs {
     home: TempDir,
 }
@@ -34,7 +34,7 @@ impl Inputs {
         self.home.path().join(name)
     }
 
-    /// A command on these inputs, run beside them.
+    /// A command on these inputs, run in their folder.
     fn command(&self, name: &str, out: &str, more: &[&str]) -> Command {
         let words: &[&str] = match name {
             "extract" => &["extract", "--base", "base-fp8", "--tuned", "tuned", "--rank", "8"],
@@ -53,7 +53,7 @@ impl Inputs {
         command
     }
 
-    /// Gives the weights of a checkpoint another time; with `spoilt` every tensor another first byte.
+    /// Changes the modification time of a checkpoint's weights; with `spoilt` also the first byte of every tensor.
     fn touch(&self, name: &str, spoilt: bool) {
         let path = self.path(name).join("model.safetensors");
         if spoilt {
@@ -64,7 +64,7 @@ impl Inputs {
     }
 }
 
-/// Where the bytes of each tensor begin in a safetensors file.
+/// The offsets of the tensors' bytes in a safetensors file.
 fn tensor_places(path: &Path) -> Vec<usize> {
     let bytes = fs::read(path).unwrap();
     let length = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
@@ -74,7 +74,7 @@ fn tensor_places(path: &Path) -> Vec<usize> {
     offsets.map(|at| 8 + length + at as usize).collect()
 }
 
-/// Those whose work can be split, each with a checkpoint that it reads.
+/// The commands whose work can be split, each with a checkpoint that it reads.
 const SPLIT: [(&str, &str); 4] =
     [("extract", "tuned"), ("dequantize", "base-fp8"), ("merge", "base-fp8"), ("analyze", "tuned")];
 
@@ -94,7 +94,7 @@ fn parts_in_any_order_give_the_bytes_of_one_machine() {
         let one = format!("{name}-one");
         run(&mut inputs.command(name, &one, &[])).code(0);
         let files = contents(&inputs.path(&one));
-        // More parts than there is work, too.
+        // This includes more parts than units of work.
         for of in [1, 3, 40] {
             let out = format!("{name}-{of}");
             for index in (1..=of).rev() {
@@ -110,7 +110,7 @@ fn parts_in_any_order_give_the_bytes_of_one_machine() {
             let again = assemble(&inputs, &out, &[]).code(0);
             assert!(again.stdout.contains("was already done"), "{name}: {}", again.stdout);
             let late = run(&mut inputs.command(name, &out, &["--part", "1/2"])).code(0);
-            assert!(late.stdout.contains("is assembled already"), "{name}: {}", late.stdout);
+            assert!(late.stdout.contains("is already assembled"), "{name}: {}", late.stdout);
             let whole = run(&mut inputs.command(name, &out, &[])).code(0);
             assert!(whole.stdout.contains("was already done"), "{name}: {}", whole.stdout);
         }
@@ -164,7 +164,7 @@ fn a_touched_input_is_hashed_again_before_finished_work_is_kept() {
         copy(&inputs.path("parts"), &inputs.path("unsplit"));
         copy(&inputs.path("parts"), &inputs.path("spoilt"));
         inputs.touch(input, false);
-        // The same content: what is done is kept.
+        // The content is the same: finished work is kept.
         run(&mut inputs.command(name, "parts", &["--part", "2/2"])).code(0);
         assemble(&inputs, "parts", &[]).code(0);
         assert_same(&inputs.path("parts"), &files, name);
@@ -175,7 +175,7 @@ fn a_touched_input_is_hashed_again_before_finished_work_is_kept() {
         assert_same(&inputs.path("unsplit"), &files, name);
         let again = run(&mut inputs.command(name, "one", &[])).code(0);
         assert!(again.stdout.contains("was already done"), "{name}: {}", again.stdout);
-        // Another: refused by name, finished or not.
+        // The content differs: refused by name, finished or not.
         inputs.touch(input, true);
         let before = contents(&inputs.path("spoilt"));
         for (out, more) in [("spoilt", &["--part", "1/2"][..]), ("one", &[])] {
@@ -192,7 +192,7 @@ fn a_finished_measurement_or_adapter_is_held_against_its_inputs() {
     let inputs = Inputs::new();
     for (name, words) in [
         ("fidelity", "the tensor "),
-        ("sanitize", "the adapter is another one: adapter_model.safetensors has another header"),
+        ("sanitize", "the adapter is a different one: adapter_model.safetensors has a different header"),
     ] {
         run(&mut inputs.command(name, name, &[])).code(0);
         let files = contents(&inputs.path(name));
@@ -222,7 +222,7 @@ fn a_folder_of_a_different_run_is_refused_and_left_alone() {
         (
             "fidelity",
             &["--adapter", "other"],
-            "the adapter is another one: 2/adapter_config.json was not there before",
+            "the adapter is a different one: 2/adapter_config.json was not there before",
         ),
         ("sanitize", &["--dtype", "f32"], "--dtype was null and is \"f32\""),
     ];
@@ -237,7 +237,7 @@ fn a_folder_of_a_different_run_is_refused_and_left_alone() {
         run(&mut inputs.command(name, name, &["--overwrite"])).code(0);
         assert_same(&inputs.path(name), &files, name);
     }
-    // One of another command, unfinished.
+    // An unfinished run of another command.
     run(&mut inputs.command("dequantize", "mixed", &["--part", "1/2"])).code(0);
     let before = contents(&inputs.path("mixed"));
     for name in ["merge", "analyze", "fidelity"] {
@@ -260,7 +260,8 @@ impl Progress for StopAt {
     }
 }
 
-/// What `work` comes to. A process that another test begins at this moment holds a copy of a lock for an instant: that is waited for.
+/// The result of `work`. A process that another test starts at this moment holds a copy of a lock for an instant; this
+/// waits for it.
 fn once_unlocked<T>(work: impl Fn() -> trephine::Result<T>) -> T {
     loop {
         match work() {
@@ -272,7 +273,7 @@ fn once_unlocked<T>(work: impl Fn() -> trephine::Result<T>) -> T {
     }
 }
 
-/// Runs `work` until every record has been the last once; each time what was done before is not done again.
+/// Runs `work` until every record has been the last one once; finished work must not be done again.
 fn stopped_at_every_record(out: &Path, units: usize, work: &dyn Fn(&Path, &dyn Progress)) {
     work(&out.join("whole"), &Silent);
     let files = contents(&out.join("whole"));

@@ -1,4 +1,4 @@
-//! A disk that is full or cannot be written, and output folders that are not what they should be.
+//! Disks that are full or not writable, and unsuitable output folders.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -18,7 +18,7 @@ fn pair() -> [String; 2] {
     [data("base-fp8"), data("tuned")]
 }
 
-/// A small file system of its own, in memory; unmounted when dropped. `None` where that is not allowed.
+/// A small file system in memory, unmounted when dropped. `None` where mounting is not allowed.
 struct Disk(PathBuf);
 
 impl Disk {
@@ -59,7 +59,7 @@ fn a_disk_too_small_is_told_ahead() {
     extract_with(&base, &tuned, &out, &RANK).code(0);
 }
 
-/// Fills the disk when the work begins, but for some bytes: somebody else's large file.
+/// Fills the disk when the work begins, except for some bytes, like somebody else's large file.
 struct Filler<'a> {
     disk: &'a Disk,
     leave: u64,
@@ -80,7 +80,8 @@ fn a_disk_that_fills_up_in_the_middle() {
     let reference = home.path().join("reference");
     extract_with(&base, &tuned, &reference, &RANK).code(0);
     let Some(disk) = Disk::mount(&home.path().join("disk"), "size=16m") else { return };
-    // Room for nothing, for the journal's first records, for some shards, for all of them, for a part of the adapter.
+    // There is room for nothing, for the journal's first records, for some shards, for all of them, for a part of
+    // the adapter.
     for kib in [0, 16, 100, 250, 450] {
         let out = disk.0.join(kib.to_string());
         let mut job = job(&base, &tuned, &out);
@@ -103,7 +104,9 @@ fn files_that_may_not_grow() {
     let [base, tuned] = pair();
     let reference = home.path().join("reference");
     extract_with(&base, &tuned, &reference, &RANK).code(0);
-    // In blocks of 512 bytes, or of 1024 by some shells: the journal's beginning, a shard, the journal's end, the adapter.
+    // In blocks of 512 bytes, or 1024 in some shells: the limit hits the start of the journal, a shard, the end of
+    // the journal,
+    // the adapter.
     for blocks in [0, 4, 16, 30, 200] {
         let out = home.path().join(blocks.to_string());
         let mut command = Command::new("sh");
@@ -117,7 +120,7 @@ fn files_that_may_not_grow() {
     }
 }
 
-/// Root may write anywhere: the command as somebody who may not.
+/// The command as an unprivileged user, because root may write anywhere.
 fn as_nobody(command: &mut Command) -> Ended {
     if rustix::process::getuid().is_root() {
         command.uid(65534).gid(65534);
@@ -125,7 +128,8 @@ fn as_nobody(command: &mut Command) -> Ended {
     run(command)
 }
 
-/// The program and the checkpoints where anybody may read them, and a command that extracts from there.
+/// Copies the program and the checkpoints to a folder that everybody may read; returns a command that extracts
+/// from there.
 fn for_anybody(home: &Path, out: &Path) -> Command {
     fs::set_permissions(home, fs::Permissions::from_mode(0o755)).unwrap();
     let program = home.join("trephine");
@@ -186,7 +190,7 @@ fn a_folder_that_holds_something_else_is_left_alone() {
             assert_same(&out, &before, file);
         }
     }
-    // A finished adapter with a stranger beside it.
+    // A finished adapter with a foreign file beside it.
     let out = home.path().join("mixed");
     extract_with(&base, &tuned, &out, &RANK).code(0);
     fs::write(out.join("checkpoint.bin"), "mine").unwrap();

@@ -1,4 +1,4 @@
-//! `B3SUMS` against damage: whatever is changed is found, and all of it at once.
+//! `B3SUMS` against damage: every change is found, and all of them at once.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,7 +19,7 @@ fn verify(folder: &Path) -> Verification {
     Checksums::read(folder).unwrap().verify(&["extraction.log"], &|_| ())
 }
 
-/// What was found, as pairs of problem and name.
+/// The findings, as pairs of problem and name.
 fn found(folder: &Path) -> Vec<(Problem, String)> {
     verify(folder).findings.into_iter().map(|f| (f.problem, f.name.unwrap_or_default())).collect()
 }
@@ -109,7 +109,7 @@ fn all_is_found_at_once_and_turns_into_json() {
     line 10 of B3SUMS does not begin with 64 lowercase hex digits
     line 11 of B3SUMS is too short
     line 12 of B3SUMS is too short
-    "a" has the BLAKE3 32684bfa28c0c84d6f210511aace0efc5171c7889148ba89208d5aa29705fa98, listed is 17762fddd969a453925d65717ac3eea21320b66b54342fde15128d6caf21215f
+    "a" has the BLAKE3 32684bfa28c0c84d6f210511aace0efc5171c7889148ba89208d5aa29705fa98, but 17762fddd969a453925d65717ac3eea21320b66b54342fde15128d6caf21215f is listed
     "b" is missing
     "c" is not a regular file
     "c/new" is not listed in B3SUMS

@@ -1,5 +1,4 @@
-//! The journal against kills and damage: whatever is replayed is a prefix of what was written, or it is an
-//! error.
+//! The journal against kills and damage: a replay gives a prefix of what was written, or an error.
 
 use std::fs;
 use std::path::Path;
@@ -114,7 +113,7 @@ fn every_flipped_bit_is_an_error_or_a_strict_prefix() {
         let mut bytes = whole.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
         fs::write(&path, &bytes).unwrap();
-        // A process that another test begins at this moment holds a copy of the journal's lock for an instant.
+        // A process that another test starts at this moment holds a copy of the journal's lock for an instant.
         let opened = std::iter::repeat_with(|| Journal::<Record>::open(&path))
             .find(|opened| !opened.as_ref().is_err_and(|e| e.kind() == Kind::Decide));
         match opened.unwrap() {

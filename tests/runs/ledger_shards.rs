@@ -1,4 +1,4 @@
-//! Shards and the streaming writer: read by the safetensors crate, the same bytes every time, damage found.
+//! Shards and the streaming writer: readable by the safetensors crate, reproducible, and checked for damage.
 
 use std::collections::BTreeMap;
 use std::fs;

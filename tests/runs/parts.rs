@@ -1,5 +1,5 @@
-//! A run that is split into parts: whoever does them, in whatever order and however often, the bytes are those of one
-//! machine, and what is missing or does not belong is named.
+//! Runs that are split into parts: the bytes are those of one machine, regardless of who does which part, in which
+//! order and how often; missing and foreign work is reported by name.
 
 use std::fs;
 use std::path::Path;
@@ -13,10 +13,10 @@ use tempfile::tempdir;
 fn any_number_of_parts_gives_the_bytes_of_one_machine() {
     let reference = Reference::real();
     let home = tempdir().unwrap();
-    // More parts than there are modules too.
+    // This includes more parts than modules.
     for of in [1, 2, 3, 7, 50] {
         let out = home.path().join(of.to_string());
-        // Not in their order, and not alike: memory and threads decide nothing.
+        // Out of order, and with different memory and threads, which change nothing.
         for index in (1..=of).rev() {
             let threads = ["1", "2"][index % 2];
             let memory = ["2GiB", "300MiB"][index % 3 % 2];
@@ -29,7 +29,7 @@ fn any_number_of_parts_gives_the_bytes_of_one_machine() {
         let again = assemble(&out).code(0);
         assert!(again.stdout.contains("was already done"), "{}", again.stdout);
         let late = run(&mut part(&reference, &out, 1, of)).code(0);
-        assert!(late.stdout.contains("is assembled already"), "{}", late.stdout);
+        assert!(late.stdout.contains("is already assembled"), "{}", late.stdout);
         assert_same(&out, &reference.files, "assembled twice");
     }
 }
@@ -41,7 +41,7 @@ fn parts_that_are_killed_and_come_again() {
     let out = home.path().join("out");
     let mut kills = 0;
     for index in 1..=3 {
-        // Killed with every further record, each time by a process of its own.
+        // Killed after every further record, each time in a process of its own.
         while part_killed_at(&reference.job, &out, "record 2", &format!("{index}/3")) {
             kills += 1;
             assert!(kills < 40);
@@ -74,7 +74,7 @@ fn a_lost_part_is_taken_over() {
             let mut command = crate::common::trephine();
             command.args(["extract", "--rank", "8", "--base", &reference.job.base, "--tuned"]);
             let ended = run(command.arg(&reference.job.tuned).arg("--out").arg(out)).code(0);
-            ended.says("note: part 2/3 on ").says(" seems to be at work, it wrote ");
+            ended.says("note: part 2/3 on ").says(" appears to be running (heartbeat ");
         }),
     ];
     for (name, way) in ways {
@@ -110,7 +110,7 @@ fn the_same_work_twice_at_once_does_no_harm() {
         assemble(&out).code(0);
         assert_same(&out, &reference.files, "six processes for two parts");
     }
-    // Work that was surely done twice: a copy of a part by another name.
+    // Work that was certainly done twice: a copy of a part under another name.
     let out = home.path().join("copy");
     split(&reference, &out, 2);
     let first = attempts(&out).remove(0);
@@ -128,7 +128,7 @@ fn two_parts_that_differ_are_both_named() {
     let first = attempts(&out).remove(0);
     let other = first.with_file_name("1-of-2-another-1-1");
     copy(&first, &other);
-    // A shard with one other bit, of which its journal knows.
+    // A shard with one flipped bit, recorded in its journal.
     let shard = shards_of(&other).remove(0);
     crate::common::flip(&shard, fs::metadata(&shard).unwrap().len() as usize - 9);
     let digest = blake3::hash(&fs::read(&shard).unwrap()).to_hex().to_string();
@@ -144,10 +144,10 @@ fn two_parts_that_differ_are_both_named() {
     how["host"] = "another".into();
     fs::write(other.join("attempt.json"), how.to_string()).unwrap();
     let before = contents(&out);
-    let ended = assemble(&out).code(4).says("came to different bytes: tensor 'model.layers.");
+    let ended = assemble(&out).code(4).says("computed different bytes: tensor 'model.layers.");
     ended.says("part 1/2 on ").says("part 1/2 on another (process ").says(other.to_str().unwrap());
-    run(finish(&out).arg("-q")).code(4).says("came to different bytes");
-    run(&mut part(&reference, &out, 1, 1)).code(4).says("came to different bytes");
+    run(finish(&out).arg("-q")).code(4).says("computed different bytes");
+    run(&mut part(&reference, &out, 1, 1)).code(4).says("computed different bytes");
     assert_eq!(contents(&out).len(), before.len() + 1, "but for the lock nothing is new");
     fs::remove_dir_all(&other).unwrap();
     assemble(&out).code(0);
@@ -171,8 +171,8 @@ fn parts_of_another_run_are_refused_by_name() {
     refused(base, &["--rank", "8", "--seed", "1"], "--seed was 0 and is 1");
     refused(base, &["--rank", "8", "--served", base], "the earlier run had no --served");
     let name = ["--rank", "8", "--base-model-name", base];
-    refused(&data("base"), &name, "the base checkpoint is another one: config.json had ");
-    // The unsplit run is no better, and leaves no journal behind.
+    refused(&data("base"), &name, "the base checkpoint is a different one: config.json had ");
+    // The unsplit run is refused too, and leaves no journal behind.
     extract_with(base, tuned, &out, &["--rank", "9"]).code(2).says("--rank was 8 and is 9");
     assert!(!out.join(".trephine/journal").exists());
 }
@@ -196,7 +196,11 @@ fn other_versions_and_processors_are_refused() {
         run(&mut part(&reference, &out, 2, 2)).code(2).says("part 1/2 on ").says(words);
         run(part(&reference, &out, 2, 2).arg("--other-simd")).code(code);
         let ended = assemble(&out).code(2).says("part 1/2 on ").says("part 2/2 on ");
-        ended.says(if field == "simd" { "different vector instructions" } else { "are not of one run: " });
+        ended.says(if field == "simd" {
+            "different vector instructions"
+        } else {
+            "belong to different runs: "
+        });
         let mut other_simd = crate::common::trephine();
         run(other_simd.arg("assemble").arg(&out).args(["-q", "--other-simd"])).code(code);
         if field == "simd" {
@@ -235,7 +239,7 @@ fn damage_costs_only_what_it_hits() {
             let ended = assemble(&out).code(4);
             assert!(ended.stdout.contains("--part 1/2"), "{name}: {}", ended.stdout);
             if name.starts_with("its ") {
-                ended.says("the journal is damaged: line ").says("what it says before that counts");
+                ended.says("the journal is damaged: line ").says("the entries before that count");
             }
             run(&mut part(&reference, &out, 1, 2)).code(0);
         }
@@ -256,10 +260,10 @@ fn what_is_missing_is_said_with_the_command_for_it() {
     assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
     run(&mut part(&reference, &out, 2, 4)).code(0);
     assert!(part_killed_at(&reference.job, &out, "record 1", "4/4"));
-    let ended = assemble(&out).code(4).says(" modules of 21 are missing").says("--finish");
+    let ended = assemble(&out).code(4).says(" of 21 modules are missing").says("--finish");
     let lines: Vec<&str> = ended.stdout.lines().collect();
     assert_eq!(lines.len(), 6, "{}", ended.stdout);
-    assert!(lines[0].starts_with("# part 1/4: ") && lines[0].ends_with("(never begun)"), "{}", lines[0]);
+    assert!(lines[0].starts_with("# part 1/4: ") && lines[0].ends_with("(never started)"), "{}", lines[0]);
     assert!(lines[4].contains("part 4/4: ") && lines[4].contains("running on "), "{}", lines[4]);
     attempts(&out).iter().for_each(|attempt| age(attempt));
     let ended = assemble(&out).code(4);
@@ -285,7 +289,7 @@ fn from_an_unsplit_run_to_parts_and_back() {
     let out = home.path().join("out");
     assert!(crate::common::runs::killed_at(&reference.job, &out, "record 5"));
     let ended = run(&mut part(&reference, &out, 1, 2)).code(0);
-    assert!(ended.stdout.contains(" were done before"), "{}", ended.stdout);
+    assert!(ended.stdout.contains(" were already done"), "{}", ended.stdout);
     assert!(part_killed_at(&reference.job, &out, "record 2", "2/2"));
     let mid = home.path().join("mid");
     copy(&out, &mid);
@@ -296,12 +300,12 @@ fn from_an_unsplit_run_to_parts_and_back() {
         .arg("--out")
         .arg(&mid))
     .code(0);
-    ended.says("going on: ").says(" of 21 modules are done");
+    ended.says("resuming: ").says(" of 21 modules are done");
     assert_same(&mid, &reference.files, "unsplit, split, unsplit");
     run(&mut part(&reference, &out, 2, 2)).code(0);
     assemble(&out).code(0);
     assert_same(&out, &reference.files, "unsplit, then split");
-    // An unsplit run is assembled and finished as one of a single part.
+    // An unsplit run is assembled and finished like a run with a single part.
     let out = home.path().join("only unsplit");
     assert!(crate::common::runs::killed_at(&reference.job, &out, "record 5"));
     let ended = assemble(&out).code(4);
@@ -330,27 +334,27 @@ fn overwrite_makes_way_for_this_run_only() {
     assert!(again.stdout.contains(": 0 modules of 21"), "{}", again.stdout);
     assemble(&out).code(0);
     assert_same(&out, &reference.files, "the parts of this run have stayed");
-    // Over another finished run, and over a damaged one of its own.
+    // Over a different finished run, and over a damaged one of the same run.
     run(reference.extract(&out).args(["--overwrite", "--seed", "5"])).code(0);
     run(&mut part(&reference, &out, 1, 2)).code(2).says("--seed was 5 and is 0");
     for damaged in [false, true] {
         if damaged {
             crate::common::flip(&out.join("README.md"), 70);
-            run(&mut part(&reference, &out, 1, 2)).code(2).says("no longer whole");
+            run(&mut part(&reference, &out, 1, 2)).code(2).says("finished run that is damaged");
         }
         [1, 2].into_iter().for_each(|index| drop(overwriting(index).code(0)));
         assemble(&out).code(0);
         assert_same(&out, &reference.files, "anew");
     }
-    // Parts of another run that seem to be at work are not swept away.
+    // Parts of another run that appear to be running are not removed.
     let out = home.path().join("at work");
     let other = Reference::of(&data("base"), &data("tuned"));
     assert!(part_killed_at(&other.job, &out, "record 1", "1/2"));
     let overwriting = || run(part(&reference, &out, 1, 2).arg("--overwrite"));
-    overwriting().code(2).says("part 1/2 on ").says("seems to be at work: it wrote ");
+    overwriting().code(2).says("part 1/2 on ").says("appears to be running (heartbeat ");
     attempts(&out).iter().for_each(|attempt| age(attempt));
     overwriting().code(0);
-    // Nor does the unsplit run leave anything of them.
+    // The unsplit run leaves nothing of them either.
     run(other.extract(&out).arg("--overwrite")).code(0);
     assert_same(&out, &other.files, "the unsplit run over parts");
 }
@@ -372,7 +376,7 @@ fn checkpoints_that_moved_or_changed() {
         command.arg("assemble").arg(out).arg("-q").arg("--tuned").arg(elsewhere.join("tuned"));
         run(&mut command)
     };
-    // Written again with another weight in it, since the parts have read it.
+    // Written again with a different weight after the parts have read it.
     let copied = home.path().join("copy");
     copy(&out, &copied);
     let bytes = fs::read(&weights).unwrap();
@@ -419,14 +423,14 @@ fn parts_say_what_they_are() {
     let home = tempdir().unwrap();
     let out = home.path().join("out");
     for (bad, words) in
-        [("0/4", "no part 0 of 4"), ("5/4", "no part 5 of 4"), ("x", "'x' is no part of a run")]
+        [("0/4", "no part 0 of 4"), ("5/4", "no part 5 of 4"), ("x", "'x' is not a part of a run")]
     {
         let ended = extract_with(&reference.job.base, &reference.job.tuned, &out, &["--part", bad]);
         ended.code(2).says(words);
     }
     let mut auto = reference.extract(&out);
     auto.args(["--part", "auto"]).env_remove("SLURM_ARRAY_TASK_ID").env_remove("JOB_COMPLETION_INDEX");
-    run(&mut auto).code(2).says("neither a task of a Slurm array nor an indexed Job");
+    run(&mut auto).code(2).says("neither a Slurm array task nor a pod of an indexed Job");
     assert!(!out.exists());
     for (name, value) in [("ID", "14"), ("MIN", "10"), ("MAX", "14"), ("STEP", "4"), ("COUNT", "2")] {
         auto.env(format!("SLURM_ARRAY_TASK_{name}"), value);
@@ -447,7 +451,7 @@ fn status(out: &Path) -> serde_json::Value {
     serde_json::from_str(&ended.stdout).unwrap()
 }
 
-/// The words of `trephine status`.
+/// The text of `trephine status`.
 fn told(out: &Path) -> String {
     run(crate::common::trephine().arg("status").arg(out)).code(0).stdout
 }
@@ -472,18 +476,18 @@ fn status_follows_a_split_run() {
     assert_eq!((&third["part"], &third["state"]), (&"3/4".into(), &"running".into()));
     assert_eq!(now["modules"].as_u64().unwrap(), second["modules"].as_u64().unwrap() + 2);
     assert!(now["shard_bytes"].as_u64().unwrap() > 10_000 && third["heard"].as_f64().unwrap() < 60.0);
-    // The process was killed: only silence tells.
+    // The process was killed: only its silence shows that.
     attempts(&out).iter().for_each(|attempt| age(attempt));
     let now = status(&out);
     assert_eq!((&now["state"], &now["attempts"][1]["state"]), (&"idle".into(), &"lost".into()));
     let words = told(&out);
-    assert!(words.contains("nothing was begun by part 1, 4 of 4"), "{words}");
-    assert!(words.contains("no one seems to be at work; trephine assemble "), "{words}");
+    assert!(words.contains("not started: part 1, 4 of 4"), "{words}");
+    assert!(words.contains("no process appears to be running; trephine assemble "), "{words}");
     [1, 3, 4].into_iter().for_each(|index| drop(run(&mut part(&reference, &out, index, 4)).code(0)));
     let now = status(&out);
     assert_eq!((&now["state"], &now["modules"]), (&"complete".into(), &21.into()));
     assert_eq!((&now["compared"], &now["not_begun"]), (&now["total"]["compared"], &serde_json::json!([])));
-    assert!(told(&out).contains("all is done: trephine assemble "));
+    assert!(told(&out).contains("everything is done: trephine assemble "));
     let before = contents(&out);
     told(&out);
     assert_same(&out, &before, "looking changes nothing");
@@ -509,7 +513,7 @@ fn status_of_unsplit_failed_and_stopped_runs() {
         (&serde_json::Value::Null, &serde_json::Value::Null)
     );
     assert_eq!((&now["modules"], &now["total"]["modules"]), (&4.into(), &21.into()));
-    // What it read fails: a weight that is not finite.
+    // It fails on its input: a weight that is not finite.
     let tuned = copied("tuned", home.path());
     let weights = tuned.join("model.safetensors");
     let mut bytes = fs::read(&weights).unwrap();
@@ -548,16 +552,16 @@ fn a_stopped_part_says_so() {
         let ended = crate::common::Ended::of(process.wait_with_output().unwrap());
         (ended.code != Some(0)).then_some((out, ended))
     };
-    // A part that was too quick for the signal is run again.
+    // A part that finished before the signal is run again.
     let (out, ended) = (0..50).find_map(stopped).expect("every part ended before the signal");
-    ended.code(75).says("to go on:").says("--part 1/1");
+    ended.code(75).says("to resume:").says("--part 1/1");
     assert_eq!(status(&out)["attempts"][0]["state"], "stopped");
     run(&mut part(&reference, &out, 1, 1)).code(0);
     assemble(&out).code(0);
     assert_same(&out, &reference.files, "stopped by a signal");
 }
 
-/// A checkpoint of Qwen3's shapes with nothing in it: its files are all hole.
+/// A checkpoint with Qwen3's shapes and no data: its files are sparse.
 fn hollow(home: &Path, hidden: usize, intermediate: usize, heads: usize, layers: usize) -> String {
     let mut tensors = vec![
         ("model.embed_tokens".to_owned(), vec![151_936, hidden]),
@@ -597,7 +601,7 @@ fn hollow(home: &Path, hidden: usize, intermediate: usize, heads: usize, layers:
     home.to_str().unwrap().to_owned()
 }
 
-/// A plan with so many threads and so much memory.
+/// A plan with this many threads and this much memory.
 fn planned(checkpoint: &str, threads: usize, memory: u64) -> trephine::commands::extract::ExtractionPlan {
     let mut job = crate::common::job(checkpoint, checkpoint, Path::new("/nonexistent"));
     job.deciding.rank = 256;

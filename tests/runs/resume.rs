@@ -1,4 +1,5 @@
-//! A run may be killed at any instant, and run in any way: the bytes are those of an uninterrupted one.
+//! Killed and resumed runs: whenever a run is killed and however it is run, the bytes are those of an
+//! uninterrupted one.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -56,7 +57,7 @@ fn killed_after_every_record() {
         reference.goes_on(&out, &format!("killed after record {records}"));
         records += 1;
     }
-    // The beginning, 21 modules, and what is compared beside them.
+    // The identity, 21 modules, and the comparisons.
     assert!(records > 22, "{records}");
 }
 
@@ -84,7 +85,7 @@ fn killed_while_assembling() {
         for file in &FILES[..count] {
             fs::write(out.join(file), &reference.files[*file]).unwrap();
         }
-        // What a kill leaves of the file that was being written.
+        // The file that a kill leaves half written.
         if count < FILES.len() {
             fs::write(out.join(".tmp-4194305-0"), "half of it").unwrap();
             fs::write(out.join(".trephine/shards/.tmp-4194305-1"), "half of it").unwrap();
@@ -161,8 +162,8 @@ fn memory_changes_no_byte() {
     }
 }
 
-/// A base that is packed along columns is mapped once, for all slices and threads: what it takes is in the plan, and no more than
-/// that, however many threads there are.
+/// A base that is packed along columns is mapped once, for all slices and threads: it takes exactly the memory in the
+/// plan, for any number of threads.
 #[test]
 fn columns_are_kept_packed_within_the_memory() {
     let home = tempdir().unwrap();
@@ -202,8 +203,8 @@ fn columns_are_kept_packed_within_the_memory() {
     let (one, nine) = (least(base, "1"), least(base, "9"));
     let module = |base: &str| plan(base, "1", least(base, "1"))["modules"][0]["memory"].as_u64().unwrap();
     assert_eq!(module(base), module(tuned) + packed, "the packed bytes count once");
-    // Its slices are decoded whole, 8 MiB more by each of a thread that reads and one that factorizes; but a side that is not packed
-    // along columns is mapped slice by slice, by both.
+    // Its slices are decoded whole, which takes 8 MiB more in each of a reading and a factorizing thread; a side that
+    // is not packed along columns is mapped slice by slice by both.
     let decoded = (9 - 1) * 2 * (8 << 20);
     let (packed_threads, other_threads) = (nine - one - decoded, least(tuned, "9") - least(tuned, "1"));
     assert!(packed_threads < other_threads, "and no thread maps them again");
@@ -240,7 +241,7 @@ fn damaged_shards_are_done_again() {
         let mut command = crate::common::trephine();
         command.args(["extract", "--rank", "8", "--base", &reference.job.base, "--tuned"]);
         let ended = run(command.arg(&reference.job.tuned).arg("--out").arg(&out)).code(0);
-        ended.says(" is done again: the shard is ").says("going on: 20 of 21 modules are done");
+        ended.says(" is done again: the shard is ").says("resuming: 20 of 21 modules are done");
         assert_same(&out, &reference.files, name);
     }
 }
@@ -268,7 +269,7 @@ fn a_damaged_journal_is_not_believed() {
     assert_same(&killed, &reference.files, "anew");
 }
 
-/// Starts a run and sends it `signal` as soon as its journal has more than its beginning.
+/// Starts a run and sends it `signal` as soon as its journal has more than the identity.
 fn stopped_by(
     reference: &Reference,
     out: &Path,
@@ -297,9 +298,9 @@ fn signals_stop_with_the_command_to_go_on() {
     let out = home.path().join("it's here");
     use rustix::process::Signal;
     for signal in [Signal::INT, Signal::TERM] {
-        // A run that was too quick for the signal is run again.
+        // A run that finished before the signal is run again.
         let stopped = (0..50).find_map(|_| stopped_by(&reference, &out, signal));
-        let ended = stopped.expect("every run ended before the signal").code(75).says("to go on:");
+        let ended = stopped.expect("every run ended before the signal").code(75).says("to resume:");
         let line = ended.stderr.lines().last().unwrap().trim();
         let words = shlex::split(line).unwrap();
         assert!(!words.iter().any(|word| word == "--overwrite"), "{line}");

@@ -1,4 +1,4 @@
-//! What a run finds in its output folder: a finished run, one of other options or inputs, another that is at work.
+//! Output folders that are in use: by a finished run, by one with different options or inputs, by one that is running.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -56,14 +56,14 @@ fn a_finished_folder_that_was_damaged_is_not_called_done() {
             continue;
         }
         let before = contents(&out);
-        run(&mut reference.extract(&out)).code(2).says("no longer whole").says(file);
+        run(&mut reference.extract(&out)).code(2).says("finished run that is damaged").says(file);
         assert_same(&out, &before, file);
         run(reference.extract(&out).arg("--overwrite")).code(0);
         assert_same(&out, &reference.files, file);
     }
 }
 
-/// Options that decide the result, and how the difference is told.
+/// Options that determine the result, and the message about the difference.
 const CHANGES: [(&[&str], &str); 10] = [
     (&["--rank", "9"], "--rank was 8 and is 9"),
     (&["--rank", "8", "--seed", "1"], "--seed was 0 and is 1"),
@@ -93,7 +93,9 @@ fn changed_options_are_refused_and_named() {
         ended.code(2).says("the earlier run had no --served");
         let name = ["--rank", "8", "--base-model-name", &reference.job.base];
         let ended = extract_with(&data("base"), &reference.job.tuned, out, &name);
-        ended.code(2).says("the base checkpoint is another one: config.json had 1004 bytes and now has 849");
+        ended
+            .code(2)
+            .says("the base checkpoint is a different one: config.json had 1004 bytes and now has 849");
         assert_same(out, &before, "refused");
     }
     reference.goes_on(&killed, "as before");
@@ -122,14 +124,14 @@ fn another_version_is_refused() {
     }
 }
 
-/// Gives a file another time.
+/// Changes the modification time of a file.
 fn touch(path: &Path, later: u64) {
     let file = File::options().append(true).open(path).unwrap();
     let time = file.metadata().unwrap().modified().unwrap() + Duration::from_secs(later);
     file.set_modified(time).unwrap();
 }
 
-/// Where the bytes of a tensor begin in a file of one header.
+/// The offset of a tensor's bytes in a safetensors file.
 fn place_of(file: &Path, tensor: &str) -> usize {
     let bytes = fs::read(file).unwrap();
     let length = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
@@ -187,7 +189,7 @@ fn a_lock_keeps_the_second_run_out() {
     let out = home.path().join("out");
     fs::create_dir(&out).unwrap();
     let lock = Lock::acquire(&out).unwrap();
-    let words = format!("another run (process {}) writes to this folder", std::process::id());
+    let words = format!("another run (process {}) is writing to this folder", std::process::id());
     run(&mut reference.extract(&out)).code(2).says(&words);
     run(reference.extract(&out).arg("--overwrite")).code(2).says(&words);
     assert_eq!(contents(&out).keys().collect::<Vec<_>>(), [".trephine/", ".trephine/lock"]);

@@ -1,4 +1,4 @@
-//! AdapterVerification: no flipped bit passes, and no adapter that is another than its checkpoints and manifest say.
+//! Verification: it finds every flipped bit, and every adapter that does not match its checkpoints and manifest.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,7 @@ use trephine::commands::extract::{AdapterVerification, Content, verify};
 use trephine::durable::checksums;
 use trephine::run::Silent;
 
-/// A small adapter, with fused siblings that come as zeros.
+/// A small adapter, with fused siblings that are zeros.
 fn adapter() -> (TempDir, PathBuf) {
     let home = tempdir().unwrap();
     let out = home.path().join("out");
@@ -33,7 +33,7 @@ fn against(folder: &Path, content: &Content) -> AdapterVerification {
     verify(folder, Some(content), &running(), &Silent).unwrap()
 }
 
-/// Lists the folder's files anew, as somebody who hides a change would.
+/// Writes new checksums of the folder's files, like somebody who hides a change.
 fn recompute_checksums(folder: &Path) {
     let files = contents(folder).into_iter().filter(|(name, _)| name != "B3SUMS");
     let files: BTreeMap<_, _> = files.map(|(name, bytes)| (name, blake3::hash(&bytes))).collect();
@@ -49,7 +49,7 @@ fn every_flipped_bit_is_found() {
     assert!(passes());
     let mut flips = 0;
     for (name, bytes) in &files {
-        // All bits of the small files; of large ones some, at a step that is no multiple of 8.
+        // All bits of small files; some bits of large ones, at a step that is not a multiple of 8.
         let bits = bytes.len() * 8;
         let step = if name == "B3SUMS" { 1 } else { bits.div_ceil(1200) | 1 };
         for bit in (0..bits).step_by(step) {
@@ -113,7 +113,7 @@ fn any_folder_with_checksums_can_be_verified() {
     verified(&home.path().join("nowhere"), &[]).code(3);
     fs::write(folder.join("extraction.json"), "{").unwrap();
     let ended = verified(&folder, &["--base", &data("base"), "--tuned", &data("tuned")]).code(3);
-    ended.says("the manifest cannot be read").says("hint: check the folder alone");
+    ended.says("the manifest cannot be read").says("hint: run verify without --base and --tuned");
 }
 
 #[test]
@@ -154,12 +154,12 @@ fn other_checkpoints_are_found() {
     );
     let same = verified(&out, &["--base", &base, "--tuned", &base]).code(4);
     assert!(same.stdout.contains("in the tuned is not the tensor"), "{}", same.stdout);
-    assert!(same.stdout.contains("has a delta of norm 0, the manifest says"), "{}", same.stdout);
+    assert!(same.stdout.contains("has a delta of norm 0, but the manifest says"), "{}", same.stdout);
     verified(&out, &["--base", &base]).code(2);
     verified(&out, &["--base", "/nowhere", "--tuned", &tuned]).code(3);
 }
 
-/// Changes the adapter's tensors, hides it from the checksums, and gives what the content check finds.
+/// Changes the adapter's tensors, updates the checksums to hide it, and returns the findings of the content check.
 fn tampered(out: &Path, home: &Path, change: impl FnOnce(&mut Vec<Tensor>)) -> AdapterVerification {
     let folder = home.join("tampered");
     copy(out, &folder);
@@ -195,19 +195,19 @@ fn factors_that_were_changed_are_found() {
         tensors[at].bytes.iter_mut().for_each(|b| *b = 0);
     });
     finds(&found, "q_proj", "the manifest says");
-    finds(&found, "q_proj", "has other factors than the manifest tells of");
-    // The last bit of one number: too little for its error to show.
+    finds(&found, "q_proj", "has factors whose digest differs from the manifest's");
+    // The last bit of one number: too small a change for the recorded error to show it.
     let found = tampered(&out, home.path(), |tensors| {
         let at = named(tensors, "q_proj.lora_B");
         tensors[at].bytes[0] ^= 1;
     });
-    finds(&found, "q_proj", "has other factors than the manifest tells of");
-    // Something in a module that was to be zero.
+    finds(&found, "q_proj", "has factors whose digest differs from the manifest's");
+    // A nonzero value in a module that must be zero.
     let found = tampered(&out, home.path(), |tensors| {
         let at = named(tensors, "v_proj.lora_B");
         tensors[at].bytes[1] = 0x3f;
     });
-    finds(&found, "v_proj", "has other factors than the manifest tells of");
+    finds(&found, "v_proj", "has factors whose digest differs from the manifest's");
     let found = tampered(&out, home.path(), |tensors| tensors.retain(|t| !t.name.contains("down_proj")));
     finds(&found, "down_proj", "cannot be read: the shard holds no such tensor");
     let found = tampered(&out, home.path(), |tensors| tensors.retain(|t| !t.name.contains("k_proj.lora_A")));
@@ -215,7 +215,7 @@ fn factors_that_were_changed_are_found() {
     let found = tampered(&out, home.path(), |tensors| {
         tensors.push(Tensor::f32("base_model.model.model.norm.weight", &[1], &[1.0]));
     });
-    finds(&found, "model.norm.weight", "is no factor");
+    finds(&found, "model.norm.weight", "is not a factor");
 }
 
 #[test]

@@ -1,7 +1,7 @@
-//! GGUF, llama.cpp's container: one file, or one split by `gguf-split`, that has everything in it.
+//! GGUF models, llama.cpp's container: one self-contained file, or several made by `gguf-split`.
 //!
-//! Its metadata takes the place of a config, and its tensors are given the names that Hugging Face's files have, so that a GGUF
-//! model pairs with a checkpoint of safetensors. What has no such name keeps its own.
+//! The metadata takes the place of a config, and tensors get their names in Hugging Face's files, so that a GGUF model
+//! pairs with a safetensors checkpoint. A tensor without such a name keeps its own.
 
 pub(crate) mod names;
 
@@ -19,31 +19,31 @@ use crate::container::safetensors::header::Header;
 use crate::quant::format::gguf::{Gguf, Layout};
 use crate::quant::registry::Scheme;
 use crate::quant::weight::TensorInfo;
-use crate::storage::mmap::DataFile;
+use crate::storage::Storage;
 use crate::{Error, Result};
 
-/// What the files of a GGUF model say.
+/// The headers of a GGUF model's files, with the config and scheme from their metadata.
 pub(crate) struct Model {
     pub(crate) config: Config,
     pub(crate) scheme: Scheme,
     pub(crate) headers: Vec<Header>,
 }
 
-/// Whether a file is to be read as GGUF.
+/// Whether a file is GGUF, by its name.
 pub(crate) fn is_gguf(name: &str) -> bool {
     name.ends_with(".gguf")
 }
 
 /// Reads the headers of a model's files, all of them in order.
-pub(crate) fn read(files: &[DataFile]) -> Result<Model> {
-    let read: Vec<gguf::Header> = files.iter().map(gguf::read).collect::<Result<_>>()?;
-    let (first, path) = (&read[0].metadata, files[0].path());
+pub(crate) fn read(files: &[Box<dyn Storage>]) -> Result<Model> {
+    let read: Vec<gguf::Header> = files.iter().map(|file| gguf::read(&**file)).collect::<Result<_>>()?;
+    let (first, path) = (&read[0].metadata, files[0].location());
     for (file, header) in files.iter().zip(&read) {
         let count = header.metadata.get("split.count").and_then(Value::as_u64).unwrap_or(1);
         if count.max(1) != files.len() as u64 {
-            let what = format!("the file is one of {count} parts of a model, but here are {}", files.len());
+            let what = format!("the file is one of {count} parts of a model, but {} were found", files.len());
             return Err(Error::input(what)
-                .path(file.path())
+                .path(file.location())
                 .hint("keep all parts in one folder, under the names that gguf-split gave them"));
         }
     }
@@ -57,7 +57,7 @@ pub(crate) fn read(files: &[DataFile]) -> Result<Model> {
             if entry.name == "token_embd.weight" {
                 rows = entry.shape.first().copied();
             }
-            let (tensor, layout) = described(&entry, &family).map_err(|e| e.path(file.path()))?;
+            let (tensor, layout) = described(&entry, &family).map_err(|e| e.path(file.location()))?;
             layouts.extend(layout.map(|layout| (tensor.name.clone(), layout)));
             stored.push((tensor, entry.bytes));
         }
@@ -68,7 +68,7 @@ pub(crate) fn read(files: &[DataFile]) -> Result<Model> {
     Ok(Model { config: Config::of(config), scheme: Scheme::of(Box::new(Gguf::new(layouts))), headers })
 }
 
-/// A tensor by its name in Hugging Face's files, and what its format has to know where it is 2-D.
+/// A tensor with its name in Hugging Face's files, and the layout that its format needs if it is 2-D.
 fn described(entry: &GgufTensor, family: &Family) -> Result<(TensorInfo, Option<Layout>)> {
     let name = family.name(&entry.name);
     let (values, bytes) = entry.kind.block();
@@ -86,7 +86,7 @@ fn described(entry: &GgufTensor, family: &Family) -> Result<(TensorInfo, Option<
     Ok((TensorInfo { name, dtype: entry.kind.plain().unwrap_or(Dtype::U8), shape }, layout))
 }
 
-/// The file's name without `-00001-of-00003.gguf`, and how many parts there are.
+/// The file's name without `-00001-of-00003.gguf`, and the number of parts.
 fn part(name: &str) -> Option<(&str, usize)> {
     let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
     let (stem, number) = rest.rsplit_once('-')?;
@@ -94,7 +94,7 @@ fn part(name: &str) -> Option<(&str, usize)> {
     (digits(number) && digits(count)).then(|| Some((stem, count.parse().ok()?))).flatten()
 }
 
-/// All files of the model that the file `name` of `folder` is of.
+/// All files of the model that the file `name` in `folder` belongs to.
 pub(crate) fn parts(folder: &Path, name: &str) -> Result<Vec<(String, PathBuf)>> {
     let Some((stem, count)) = part(name) else { return Ok(vec![(name.to_owned(), folder.join(name))]) };
     let mut parts = Vec::new();
@@ -102,7 +102,7 @@ pub(crate) fn parts(folder: &Path, name: &str) -> Result<Vec<(String, PathBuf)>>
         let name = format!("{stem}-{number:05}-of-{count:05}.gguf");
         let path = folder.join(&name);
         if !path.exists() {
-            return Err(Error::input(format!("a part of the model is missing, {number} of {count}"))
+            return Err(Error::input(format!("part {number} of {count} of the model is missing"))
                 .path(path)
                 .hint("the download is incomplete: fetch the model again"));
         }
@@ -111,7 +111,8 @@ pub(crate) fn parts(folder: &Path, name: &str) -> Result<Vec<(String, PathBuf)>>
     Ok(parts)
 }
 
-/// The one model among the names of a folder's files, if any is GGUF. A vision projector is no model by itself.
+/// The files of the only GGUF model among a folder's file names; `None` without one. A vision projector does not count
+/// as a model.
 pub(crate) fn listed(folder: &Path, names: &[String]) -> Result<Option<Vec<(String, PathBuf)>>> {
     let files = names.iter().filter(|name| is_gguf(name) && !name.starts_with("mmproj"));
     let mut models = BTreeMap::<&str, &str>::new();
@@ -125,7 +126,7 @@ pub(crate) fn listed(folder: &Path, names: &[String]) -> Result<Option<Vec<(Stri
         (Some(name), Some(other)) => {
             Err(Error::decide(format!("the folder holds more than one model, '{name}' and '{other}'"))
                 .path(folder)
-                .hint("give the file that is meant"))
+                .hint("give the file of one of them"))
         }
     }
 }

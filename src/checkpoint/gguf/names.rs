@@ -1,6 +1,6 @@
-//! From GGUF's metadata and names of tensors to Hugging Face's, for the llama and qwen families.
+//! Translation of GGUF metadata and tensor names to Hugging Face's, for the llama and qwen families.
 //!
-//! gguf-py's `tensor_mapping.py` and llama.cpp's `convert_hf_to_gguf.py` have the other direction.
+//! gguf-py's `tensor_mapping.py` and llama.cpp's `convert_hf_to_gguf.py` define the opposite direction.
 
 use std::collections::BTreeMap;
 
@@ -10,19 +10,19 @@ use crate::{Error, Result};
 
 type Metadata = BTreeMap<String, Value>;
 
-/// What a model's architecture decides.
+/// The properties that follow from a model's architecture.
 #[derive(Debug)]
 pub(crate) struct Family {
     architecture: String,
-    /// `model_type` of the config. llama.cpp calls Mistral's models `llama` as well, so that says nothing.
+    /// `model_type` of the config; `None` for `llama`, because llama.cpp uses that for Mistral's models as well.
     model_type: Option<&'static str>,
-    /// Rows of Q and K lie in another order.
+    /// Whether the rows of Q and K are permuted.
     permuted: bool,
     heads: Option<u64>,
     kv_heads: Option<u64>,
 }
 
-/// Architectures that are read, and their `model_type`.
+/// Supported architectures, and their `model_type`.
 const READ: [(&str, Option<&str>); 5] = [
     ("llama", None),
     ("qwen2", Some("qwen2")),
@@ -31,7 +31,7 @@ const READ: [(&str, Option<&str>); 5] = [
     ("qwen3moe", Some("qwen3_moe")),
 ];
 
-/// The tensors outside of the layers.
+/// The tensors outside the layers.
 const OUTSIDE: [(&str, &str); 3] =
     [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
@@ -59,7 +59,7 @@ impl Family {
     /// The family of a model with this metadata.
     ///
     /// # Errors
-    /// An architecture that is not read, by its name.
+    /// An unsupported architecture, by its name.
     pub(crate) fn of(metadata: &Metadata) -> Result<Family> {
         let name = metadata.get("general.architecture").and_then(Value::as_str);
         let name = name.ok_or_else(|| {
@@ -70,7 +70,9 @@ impl Family {
             return Err(Error::input(format!(
                 "GGUF models of the architecture '{name}' are not supported yet"
             ))
-            .hint(format!("give the model's original safetensors; of GGUF these are read: {known}")));
+            .hint(format!(
+                "give the model's original safetensors; the supported architectures are {known}"
+            )));
         };
         let number = |key: &str| metadata.get(&format!("{name}.{key}")).and_then(Value::as_u64);
         Ok(Family {
@@ -82,7 +84,7 @@ impl Family {
         })
     }
 
-    /// A tensor's name in Hugging Face's files; its own where it has none there.
+    /// A tensor's name in Hugging Face's files, or its own name if there is none.
     pub(crate) fn name(&self, name: &str) -> String {
         self.translated(name).unwrap_or_else(|| name.to_owned())
     }
@@ -99,7 +101,7 @@ impl Family {
         if layer.is_empty() || !layer.bytes().all(|b| b.is_ascii_digit()) {
             return None;
         }
-        // A permuted bias would be compared in the wrong order: without a partner it is named as left out.
+        // A permuted bias would be compared in the wrong order. Without a partner it is reported as left out.
         if self.permuted && end == "bias" && ["attn_q", "attn_k"].contains(&stem) {
             return None;
         }
@@ -110,10 +112,10 @@ impl Family {
         Some(format!("model.layers.{layer}.{theirs}.{end}"))
     }
 
-    /// The rows of a head where those of the tensor `name`, `out` of them, are permuted.
+    /// The number of rows in a head, if the `out` rows of the tensor `name` are permuted.
     ///
     /// # Errors
-    /// The number of heads is not said, or goes not with the rows.
+    /// A number of heads that is not given or does not divide the rows.
     pub(crate) fn head(&self, name: &str, out: usize) -> Result<Option<usize>> {
         let stem = name.strip_suffix(".weight").and_then(|name| name.rsplit('.').next());
         let (heads, key) = match stem {
@@ -127,7 +129,7 @@ impl Family {
             None => {
                 let key = format!("{}.{key}", self.architecture);
                 let what = match heads {
-                    Some(heads) => format!("{key} is {heads}, which does not go with {out} rows"),
+                    Some(heads) => format!("{key} is {heads}, which does not match {out} rows"),
                     None => format!("{key} is not given"),
                 };
                 Err(Error::input(what).hint("convert the model again"))
@@ -135,7 +137,7 @@ impl Family {
         }
     }
 
-    /// The little of a `config.json` that the metadata tells.
+    /// The fields of a `config.json` that the metadata contains.
     pub(crate) fn config(&self, metadata: &Metadata) -> Value {
         let number = |key: &str| metadata.get(&format!("{}.{key}", self.architecture)).cloned();
         let mut config = json!({

@@ -1,7 +1,7 @@
 //! Keeps freed memory from staying resident.
 
-/// Makes glibc give every large block back to the system when it is freed. By itself it raises the size from which it
-/// does so as the program runs, and keeps up to 32 MiB a block: a promise on resident memory cannot be kept then.
+/// Makes glibc return every large block to the system when it is freed. By default, glibc raises the size from which it
+/// does so while the program runs, and keeps blocks of up to 32 MiB, so that no limit on resident memory could be kept.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub fn return_freed_blocks() {
     const BLOCK: i32 = 1 << 20;
@@ -13,6 +13,6 @@ pub fn return_freed_blocks() {
     }
 }
 
-/// Other allocators give large blocks back by themselves.
+/// Other allocators return large blocks on their own.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub fn return_freed_blocks() {}

@@ -6,10 +6,10 @@ use bytesize::ByteSize;
 pub fn parse(text: &str) -> Result<u64, String> {
     text.parse::<ByteSize>()
         .map(|size| size.as_u64())
-        .map_err(|_| "this is no size; write it as 2GiB or 384MiB".to_owned())
+        .map_err(|_| "not a size; write for example 2GiB or 384MiB".to_owned())
 }
 
-/// A size as people read it, in binary units.
+/// Formats a size for people, in binary units.
 pub fn show(bytes: u64) -> String {
     ByteSize::b(bytes).display().iec().to_string()
 }

@@ -1,4 +1,4 @@
-//! What the subcommands share of the terminal: progress bar, tables, signals, values of options.
+//! What the subcommands share: progress bar, tables, signals, option values.
 
 pub(crate) mod allocator;
 pub(crate) mod byte_size;

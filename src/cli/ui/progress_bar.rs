@@ -9,7 +9,7 @@ use trephine::delta::ModuleRecord;
 use trephine::run::Life;
 use trephine::run::Progress;
 
-/// What a run tells, on stderr.
+/// Shows the progress of a run on stderr.
 pub struct Bar {
     bar: Option<ProgressBar>,
     quiet: bool,
@@ -39,12 +39,12 @@ impl Bar {
         Bar { bar, quiet, state, life: Arc::default() }
     }
 
-    /// The run's signs of life, once it is at work.
+    /// The run's heartbeat, set once the run has started.
     pub fn life(&self) -> Arc<OnceLock<Arc<Life>>> {
         Arc::clone(&self.life)
     }
 
-    /// A line among the progress.
+    /// Prints a line above the bar.
     pub fn line(&self, text: &str) {
         match &self.bar {
             _ if self.quiet => {}
@@ -53,7 +53,7 @@ impl Bar {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn clear(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -61,7 +61,7 @@ impl Bar {
     }
 }
 
-/// A line on stderr. Nobody may be reading it any more (`2>&1 | head`): that is no reason to stop, as `eprintln!` would.
+/// Prints a line to stderr. Unlike `eprintln!`, does not panic when the reader has gone away (`2>&1 | head`).
 pub fn tell(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
@@ -89,7 +89,7 @@ impl Progress for Bar {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
         if done_modules > 0 {
-            self.line(&format!("going on: {done_modules} of {modules} modules are done"));
+            self.line(&format!("resuming: {done_modules} of {modules} modules are done"));
         }
     }
 
@@ -113,10 +113,10 @@ impl Progress for Bar {
             }
             None if state.last_line.elapsed() >= EVERY || state.done == state.modules => {
                 state.last_line = Instant::now();
-                let (done, of) = (state.done, state.modules);
+                let (done, total) = (state.done, state.modules);
                 let elapsed = state.started.elapsed().as_secs_f64();
                 self.line(&format!(
-                    "{done}/{of} modules, {elapsed:.1} s; {name} took {:.2} s",
+                    "{done}/{total} modules, {elapsed:.1} s; {name} took {:.2} s",
                     took.as_secs_f64()
                 ));
             }
@@ -141,7 +141,7 @@ impl Progress for Bar {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
         if done_files > 0 {
-            self.line(&format!("going on: {done_files} of {files} files are done"));
+            self.line(&format!("resuming: {done_files} of {files} files are done"));
         }
     }
 
@@ -152,10 +152,10 @@ impl Progress for Bar {
     fn file(&self, name: &str, took: Duration) {
         let Ok(mut state) = self.state.lock() else { return };
         state.done += 1;
-        let (done, of) = (state.done, state.modules);
+        let (done, total) = (state.done, state.modules);
         match &self.bar {
-            Some(bar) => bar.set_prefix(format!("{done}/{of}")),
-            None => self.line(&format!("{done}/{of} files; {name} took {:.2} s", took.as_secs_f64())),
+            Some(bar) => bar.set_prefix(format!("{done}/{total}")),
+            None => self.line(&format!("{done}/{total} files; {name} took {:.2} s", took.as_secs_f64())),
         }
     }
 

@@ -1,27 +1,27 @@
-//! What a signal does: the process leaves, and says how to go on.
+//! Signal handling: the process exits, and says how to resume.
 
 use trephine::{Error, Result};
 
 use crate::cli::ui::progress_bar::{Bar, tell};
 
-/// Leaves with exit code 75 from the signal's own thread. A product in flight cannot be waited for, and need not be:
-/// a kill at any instant costs at most the modules in flight. Who reads the folder's state is told, as far as `bar` has
-/// been told of any.
+/// Exits with code 75 from the signal handler's own thread. A product in flight cannot be waited for, and need not be:
+/// a kill at any instant costs at most the modules in flight. If the run has handed its heartbeat to `bar`, the
+/// heartbeat records the stop for those who read the folder's status.
 pub fn leave_on_signal(bar: &Bar) -> Result<()> {
-    let (command, life) = (command_to_go_on(), bar.life());
+    let (command, life) = (command_to_resume(), bar.life());
     ctrlc::set_handler(move || {
         if let Some(life) = life.get() {
             life.stopped();
         }
-        tell("\nstopped. What is finished is safe; to go on:");
+        tell("\nstopped. What is finished is safe; to resume:");
         tell(&format!("  {command}"));
         std::process::exit(75);
     })
     .map_err(|e| Error::unexpected("cannot listen for signals").because(e))
 }
 
-/// This very command, but without `--overwrite`, which would throw away what is done.
-fn command_to_go_on() -> String {
+/// This command, but without `--overwrite`, which would discard what is done.
+fn command_to_resume() -> String {
     let arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());
     let arguments: Vec<String> = arguments.filter(|argument| argument != "--overwrite").collect();
     shlex::try_join(arguments.iter().map(String::as_str)).unwrap_or_else(|_| arguments.join(" "))

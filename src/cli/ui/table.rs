@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
-/// A plain table with these headings; all columns but the first are set flush right.
+/// A plain table with these headings; all columns but the first are right-aligned.
 pub fn table<const N: usize>(headings: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(headings);
@@ -12,7 +12,7 @@ pub fn table<const N: usize>(headings: [&str; N]) -> Table {
     table
 }
 
-/// A fraction with four significant digits.
+/// Formats a fraction with four decimals, or in scientific notation below 0.001.
 pub fn number(value: f64) -> String {
     match value {
         0.0 => "0".into(),

@@ -1,5 +1,5 @@
-//! An analysis as the engine runs it: workers take modules, largest first, one writer journals what is done, and the record is
-//! written when nothing is missing.
+//! An analysis as a job of the engine: workers take modules, largest first, one writer journals what is done, and the
+//! record is written when nothing is missing.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -34,14 +34,14 @@ use crate::run::progress::Progress;
 use crate::run::unit::{PlannedUnit, Unit, UnitId};
 use crate::{Error, Result};
 
-/// Modules in flight, so that one's serial steps hide behind another's products.
+/// Modules in flight, so that the serial steps of one overlap with the products of another.
 const WORKERS: usize = 3;
 
-/// Analyzes, or continues an analysis that was stopped. Gives the record, and whether an earlier run had finished it.
+/// Analyzes, or resumes a stopped analysis. Returns the record, and whether an earlier run had finished it.
 ///
 /// # Errors
-/// Bad input, options that need a decision, a failing disk: see [`Kind`](crate::Kind). Finished modules stay safe, and the same call
-/// continues from there.
+/// Bad input, options that need a decision, a failing disk: see [`Kind`](crate::Kind). Finished modules stay safe, and
+/// the same call resumes from there.
 pub fn analyze(job: &Analyzing, progress: &dyn Progress) -> Result<(Analysis, bool)> {
     planned(job, progress, |job| {
         let ended = job.engine(progress).run()?;
@@ -49,18 +49,18 @@ pub fn analyze(job: &Analyzing, progress: &dyn Progress) -> Result<(Analysis, bo
     })
 }
 
-/// Does `part` of an analysis: those modules of its share that no one has analyzed yet. Nothing is assembled.
+/// Does `part` of an analysis: the modules of its share that are not analyzed yet. Assembles nothing.
 ///
 /// # Errors
-/// As [`analyze`]; a folder with parts of a different run.
+/// Those of [`analyze`]; a folder with parts of a different run.
 pub fn analyze_part(job: &Analyzing, part: Part, progress: &dyn Progress) -> Result<PartOutcome> {
     planned(job, progress, |job| job.engine(progress).part(part))
 }
 
-/// Assembles the analysis of a run whose parts have finished their work. With it comes whether it was assembled before.
+/// Assembles the analysis of a run whose parts are finished. Also returns whether it was already assembled.
 ///
 /// # Errors
-/// Parts of different runs; modules that two parts came to different numbers of; checkpoints that were changed; a failing disk.
+/// Parts of different runs; modules for which two parts have different numbers; changed checkpoints; a failing disk.
 pub fn assemble(
     assembly: &Assembly,
     recorded: &Recorded,
@@ -89,29 +89,37 @@ pub fn assemble(
     })
 }
 
-/// Plans `job`, and has something done with the plan.
+/// Plans `job`, and calls `act` with the plan.
 fn planned<T>(
     job: &Analyzing,
     progress: &dyn Progress,
     act: impl FnOnce(&AnalyzeJob<'_>) -> Result<T>,
 ) -> Result<T> {
-    let all = Checkpoints::open(job)?;
-    let quartets = all.quartets(&job.asking)?;
-    let plan = plan(&all, &quartets.modules, job)?;
+    let checkpoints = Checkpoints::open(job)?;
+    let quartets = checkpoints.quartets(&job.asking)?;
+    let plan = plan(&checkpoints, &quartets.modules, job)?;
     quartets.notes.iter().for_each(|note| progress.note(note));
-    let identity = RunIdentity::new("analyze", &job.asking, true, all.identities())?;
-    let unit = |(of, planned): (&Quartet<'_>, &PlannedAnalysis)| {
-        PlannedUnit::new(UnitId::module(&of.pair.name), planned.flops, of.bytes())
+    let identity = RunIdentity::new("analyze", &job.asking, true, checkpoints.identities())?;
+    let unit = |(quartet, planned): (&Quartet<'_>, &PlannedAnalysis)| {
+        PlannedUnit::new(UnitId::module(&quartet.pair.name), planned.flops, quartet.bytes())
     };
     let units = quartets.modules.iter().zip(&plan.modules).map(unit).collect();
     let layout = Layout::new(ANALYSIS, [ANALYSIS]);
-    act(&AnalyzeJob { job, all: &all, quartets: &quartets, plan: &plan, identity, layout, units })
+    act(&AnalyzeJob {
+        job,
+        checkpoints: &checkpoints,
+        quartets: &quartets,
+        plan: &plan,
+        identity,
+        layout,
+        units,
+    })
 }
 
 /// A planned analysis.
 struct AnalyzeJob<'a> {
     job: &'a Analyzing,
-    all: &'a Checkpoints,
+    checkpoints: &'a Checkpoints,
     quartets: &'a Quartets<'a>,
     plan: &'a AnalysisPlan,
     identity: RunIdentity,
@@ -119,13 +127,13 @@ struct AnalyzeJob<'a> {
     units: Vec<PlannedUnit>,
 }
 
-/// What the journal records of a module: its numbers.
+/// The journal record of a module: its numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Record {
     analysis: Box<ModuleAnalysis>,
 }
 
-/// A finished module, and what was read for it.
+/// A finished module, and the tensors that were read for it.
 struct Done {
     analysis: Box<ModuleAnalysis>,
     tensors: Vec<TensorRecord>,
@@ -165,11 +173,11 @@ impl Job for AnalyzeJob<'_> {
     }
 
     fn checkpoint(&self, side: Side) -> Option<&Checkpoint> {
-        self.all.all().into_iter().find(|(word, _)| *word == side).map(|(_, checkpoint)| checkpoint)
+        self.checkpoints.all().into_iter().find(|(word, _)| *word == side).map(|(_, checkpoint)| checkpoint)
     }
 
     fn disk_bytes(&self) -> u64 {
-        /// A module's numbers in the journal and in the record, generously.
+        /// Upper estimate of a module's bytes in the journal and in the record.
         const MODULE: u64 = 64 << 10;
         self.units.len() as u64 * MODULE + (1 << 20)
     }
@@ -192,17 +200,21 @@ impl Job for AnalyzeJob<'_> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.job.running.threads).build();
         let pool = pool.map_err(|e| Error::unexpected("cannot start the threads").because(e))?;
         let tasks = self.quartets.modules.iter().zip(&self.plan.modules);
-        let mine: Vec<_> = tasks.filter(|(of, _)| share.contains(&UnitId::module(&of.pair.name))).collect();
-        let (finished, mut tasks): (Vec<_>, Vec<_>) =
-            mine.iter().copied().partition(|(of, _)| recorder.is_done(&UnitId::module(&of.pair.name)));
-        let bytes =
-            |tasks: &[(&Quartet<'_>, &PlannedAnalysis)]| tasks.iter().map(|(of, _)| of.bytes()).sum::<u64>();
+        let in_share = |quartet: &Quartet<'_>| share.contains(&UnitId::module(&quartet.pair.name));
+        let mine: Vec<_> = tasks.filter(|(quartet, _)| in_share(quartet)).collect();
+        let (finished, mut tasks): (Vec<_>, Vec<_>) = mine
+            .iter()
+            .copied()
+            .partition(|(quartet, _)| recorder.is_done(&UnitId::module(&quartet.pair.name)));
+        let bytes = |tasks: &[(&Quartet<'_>, &PlannedAnalysis)]| {
+            tasks.iter().map(|(quartet, _)| quartet.bytes()).sum::<u64>()
+        };
         progress.begin(mine.len(), bytes(&mine), finished.len(), bytes(&finished));
-        // The largest first: what is left at the end is small, and no thread waits long for the last one.
+        // Largest first, so that the last modules are small and no thread waits long for them.
         tasks.sort_by(|a, b| b.1.flops.total_cmp(&a.1.flops).then_with(|| a.0.pair.name.cmp(&b.0.pair.name)));
         let shared = Shared {
             job: self.job,
-            all: self.all,
+            checkpoints: self.checkpoints,
             pool,
             budget: Budget::new(self.plan.budget),
             tasks,
@@ -211,15 +223,15 @@ impl Job for AnalyzeJob<'_> {
             progress,
         };
         thread::scope(|scope| {
-            let (give, take) = bounded(0);
+            let (sender, receiver) = bounded(0);
             for _ in 0..self.job.running.threads.min(WORKERS) {
-                let (give, shared) = (give.clone(), &shared);
-                scope.spawn(move || worker(shared, &give));
+                let (sender, shared) = (sender.clone(), &shared);
+                scope.spawn(move || worker(shared, &sender));
             }
-            drop(give);
+            drop(sender);
             let mut failure = None;
-            for sent in take {
-                let journaled = sent.and_then(|(done, took)| {
+            for analyzed in receiver {
+                let journaled = analyzed.and_then(|(done, took)| {
                     let name = done.analysis.name.clone();
                     let record = Record { analysis: done.analysis.clone() };
                     let (id, tensors) = (UnitId::module(&name), done.tensors.clone());
@@ -265,10 +277,10 @@ impl RunOutput for Analysis {
     }
 }
 
-/// What every worker sees.
+/// State that all workers share.
 struct Shared<'a> {
     job: &'a Analyzing,
-    all: &'a Checkpoints,
+    checkpoints: &'a Checkpoints,
     pool: rayon::ThreadPool,
     budget: Budget,
     tasks: Vec<(&'a Quartet<'a>, &'a PlannedAnalysis)>,
@@ -277,33 +289,33 @@ struct Shared<'a> {
     progress: &'a dyn Progress,
 }
 
-fn worker(shared: &Shared<'_>, give: &Sender<Result<(Done, Duration)>>) {
+fn worker(shared: &Shared<'_>, sender: &Sender<Result<(Done, Duration)>>) {
     while !shared.stop.load(Ordering::SeqCst) {
         let at = shared.next.fetch_add(1, Ordering::SeqCst);
-        let Some((of, planned)) = shared.tasks.get(at) else { return };
+        let Some((quartet, planned)) = shared.tasks.get(at) else { return };
         let permit = shared.budget.take(planned.memory);
         let started = Instant::now();
         let count = |bytes| shared.progress.read(bytes);
         let analyzed = shared.pool.install(|| {
-            let analysis = analyze_module(shared.all, of, planned, &shared.job.asking, &count)?;
-            Ok(Done { analysis: Box::new(analysis), tensors: shared.all.digests(of)? })
+            let analysis = analyze_module(shared.checkpoints, quartet, planned, &shared.job.asking, &count)?;
+            Ok(Done { analysis: Box::new(analysis), tensors: shared.checkpoints.digests(quartet)? })
         });
         drop(permit);
-        if give.send(analyzed.map(|done| (done, started.elapsed()))).is_err() {
+        if sender.send(analyzed.map(|done| (done, started.elapsed()))).is_err() {
             return;
         }
     }
 }
 
 impl AnalyzeJob<'_> {
-    /// The record: modules in the order of their names, decisions over all of them, sums, words.
+    /// Builds the record: modules in order of their names, significance over all of them, pooled sums, the verdict.
     fn record(&self, identity: &RunIdentity, done: &Completed<Done>) -> Result<Analysis> {
-        let (job, all, quartets) = (self.job, self.all, self.quartets);
+        let (job, checkpoints, quartets) = (self.job, self.checkpoints, self.quartets);
         let (mut modules, mut tensors) = (Vec::new(), Vec::new());
-        for of in &quartets.modules {
-            let unit = done.get(&UnitId::module(&of.pair.name)).ok_or_else(|| {
+        for quartet in &quartets.modules {
+            let unit = done.get(&UnitId::module(&quartet.pair.name)).ok_or_else(|| {
                 Error::unexpected("a module was never finished")
-                    .tensor(&of.pair.name)
+                    .tensor(&quartet.pair.name)
                     .hint("run the same command again")
             })?;
             modules.push(ModuleAnalysis::clone(&unit.done.analysis));
@@ -314,16 +326,16 @@ impl AnalyzeJob<'_> {
         decide(&mut modules);
         let pooled = pooled::pool(&modules);
         let (total, kinds, layers) = (pooled.total, pooled.kinds, pooled.layers);
-        let tuned_quantized = all.tuned_quantized.as_ref().zip(job.tuned_quantized.as_ref());
+        let tuned_quantized = checkpoints.tuned_quantized.as_ref().zip(job.tuned_quantized.as_ref());
         Ok(Analysis {
             version: ANALYSIS_VERSION,
             trephine: identity.trephine.clone(),
             options: identity.options.clone(),
             simd: identity.simd.clone().unwrap_or_default(),
             inputs: identity.timeless_inputs(),
-            base: source(&job.base, &all.base),
-            base_quantized: source(&job.base_quantized, &all.base_quantized),
-            tuned: source(&job.tuned, &all.tuned),
+            base: source(&job.base, &checkpoints.base),
+            base_quantized: source(&job.base_quantized, &checkpoints.base_quantized),
+            tuned: source(&job.tuned, &checkpoints.tuned),
             tuned_quantized: tuned_quantized.map(|(checkpoint, name)| source(name, checkpoint)),
             tuned_noise: quartets.tuned_noise.clone(),
             false_discovery_rate: FALSE_DISCOVERY_RATE,
@@ -339,14 +351,14 @@ impl AnalyzeJob<'_> {
     }
 }
 
-/// Decides over all modules which cosines are more than chance.
+/// Decides, over all modules, which cosines are significant.
 fn decide(modules: &mut [ModuleAnalysis]) {
-    for of in [(|module| &mut module.change_and_noise) as fn(&mut ModuleAnalysis) -> &mut _, |module| {
+    for cosine in [(|module| &mut module.change_and_noise) as fn(&mut ModuleAnalysis) -> &mut _, |module| {
         &mut module.noise_and_noise
     }] {
-        let p: Vec<f64> = modules.iter_mut().map(|module| of(module).p_value).collect();
+        let p: Vec<f64> = modules.iter_mut().map(|module| cosine(module).p_value).collect();
         let rejected = benjamini_hochberg(&p, FALSE_DISCOVERY_RATE);
-        modules.iter_mut().zip(rejected).for_each(|(module, rejected)| of(module).significant = rejected);
+        modules.iter_mut().zip(rejected).for_each(|(module, rejected)| cosine(module).significant = rejected);
     }
 }
 

@@ -1,5 +1,5 @@
-//! One module from its checkpoints to its numbers: sums, three factorizations, and the projections of change and noise on what
-//! each of them keeps.
+//! Analyzes one module: sums, three factorizations, and the projections of change and noise onto the
+//! singular vectors of each.
 
 use rayon::prelude::*;
 
@@ -18,45 +18,45 @@ use crate::lora::names::kind_of;
 use crate::pipeline::memory::slice_rows;
 use crate::{Error, Result};
 
-/// Numbers of vectors whose subspaces are compared, beside the rank.
+/// Numbers of vectors whose subspaces are compared, besides the rank.
 const COMPARED: [usize; 2] = [8, 64];
 
-/// Singular values that are written down.
+/// Maximum number of singular values in the record.
 const LISTED: usize = LEADING;
 
-/// The module's numbers, all but the decision whether its cosines are significant, which takes all modules.
+/// Computes a module's numbers, except whether its cosines are significant, which depends on all modules.
 ///
 /// # Errors
-/// What reading meets; weights that are not finite.
+/// Errors of reading; weights that are not finite.
 pub fn analyze_module(
-    all: &Checkpoints,
-    of: &Quartet<'_>,
+    checkpoints: &Checkpoints,
+    quartet: &Quartet<'_>,
     planned: &PlannedAnalysis,
     asking: &AnalysisOptions,
     read: &(dyn Fn(u64) + Sync),
 ) -> Result<ModuleAnalysis> {
-    let sums = survey(all, of, read)?;
+    let sums = survey(checkpoints, quartet, read)?;
     if !sums.is_finite() {
-        return Err(not_finite(all, of));
+        return Err(not_finite(checkpoints, quartet));
     }
-    let shape = [of.pair.rows, of.pair.shape[1]];
+    let shape = [quartet.pair.rows, quartet.pair.shape[1]];
     let request = request(asking, shape);
-    let name = &of.pair.name;
+    let name = &quartet.pair.name;
     let factorized = |difference: Difference<'_>, norm2: f64| -> Result<(Basis, bool)> {
         let delta = matrix(difference, planned)?;
         let factors = factorize::factorize(&*delta, norm2, name, &request)?;
         let all_known = factors.converged >= shape[0].min(shape[1]) || factors.rank < request.rank;
         Ok((Basis::of(factors, shape).map_err(|e| e.tensor(name))?, all_known))
     };
-    let (noise, _) = factorized(all.base_noise(of)?, sums.base_noise2)?;
-    let (corrective, corrective_known) = factorized(all.corrective(of)?, sums.corrective2)?;
-    let change_matrix = matrix(all.change(of)?, planned)?;
+    let (noise, _) = factorized(checkpoints.base_noise(quartet)?, sums.base_noise2)?;
+    let (corrective, corrective_known) = factorized(checkpoints.corrective(quartet)?, sums.corrective2)?;
+    let change_matrix = matrix(checkpoints.change(quartet)?, planned)?;
     let factors = factorize::factorize(&*change_matrix, sums.change2, name, &request)?;
     let change = Basis::of(factors, shape).map_err(|e| e.tensor(name))?;
     let change_on_noise = project(&*change_matrix, &noise)?;
     let change_on_corrective = project(&*change_matrix, &corrective)?;
     drop(change_matrix);
-    let noise_matrix = Recomputed::new(all.base_noise(of)?, planned.visitors);
+    let noise_matrix = Recomputed::new(checkpoints.base_noise(quartet)?, planned.visitors);
     let noise_on_change = project(&noise_matrix, &change)?;
     let noise_on_corrective = project(&noise_matrix, &corrective)?;
     let bases = Bases { change: &change, noise: &noise, corrective: &corrective };
@@ -65,7 +65,7 @@ pub fn analyze_module(
         kind: kind_of(name).to_owned(),
         layer: layer_of(name),
         shape,
-        quantized: of.base_quantized.is_quantized(),
+        quantized: quartet.base_quantized.is_quantized(),
         norms: sums.norms(),
         unchanged: sums.unchanged / sums.elements.max(1.0),
         change_and_noise: sums.change_and_noise(),
@@ -85,7 +85,7 @@ struct Bases<'a> {
     corrective: &'a Basis,
 }
 
-/// A difference, in memory where the plan has room for it.
+/// A difference, held in memory if the plan has room for it.
 fn matrix<'a>(difference: Difference<'a>, planned: &PlannedAnalysis) -> Result<Box<dyn Panels + 'a>> {
     let recomputed = Recomputed::new(difference, planned.visitors);
     if !planned.held {
@@ -119,7 +119,7 @@ fn subspaces(
     let left = Overlap::of(change.left.as_ref(), noise.left.as_ref());
     let right = Overlap::of(change.right.as_ref(), noise.right.as_ref());
     let share = |energy: f64, norm2: f64| if norm2 > 0.0 { energy / norm2 } else { 0.0 };
-    let one = |k: usize| {
+    let at_k = |k: usize| {
         let change_shares = change_on_noise.shares(k, sums.change2);
         let noise_shares = noise_on_change.shares(k, sums.base_noise2);
         Ok(Subspaces {
@@ -132,7 +132,7 @@ fn subspaces(
             noise_in_noise: share(noise.energy(k), sums.base_noise2),
         })
     };
-    sizes.into_iter().filter(|k| *k > 0).map(one).collect()
+    sizes.into_iter().filter(|k| *k > 0).map(at_k).collect()
 }
 
 fn method_b(
@@ -161,8 +161,9 @@ fn method_b(
     })
 }
 
-/// With `D_r = sum s u v^T`, the best of rank r for `D`, what Method A leaves is `||C - D_r||^2 = ||C||^2 - ||D_r||^2 + 2 <N_b, D_r>`,
-/// since `C = D - N_b` and `<D, D_r> = ||D_r||^2`. What Method B leaves is the energy of `C` beyond its r leading values.
+/// What remains of `C` with either method. With `D_r = sum s u v^T`, the best approximation of `D` at rank r, Method A
+/// leaves `||C - D_r||^2 = ||C||^2 - ||D_r||^2 + 2 <N_b, D_r>`, since `C = D - N_b` and `<D, D_r> = ||D_r||^2`. Method
+/// B leaves the energy of `C` beyond its r leading values.
 fn remaining(sums: &Sums, bases: &Bases<'_>, noise_on_change: &Projections, rank: usize) -> Remaining {
     let total = sums.corrective2;
     if total <= 0.0 {
@@ -203,9 +204,10 @@ fn spectrum(sums: &Sums, bases: &Bases<'_>, shape: [usize; 2], all_known: bool) 
     }
 }
 
-/// The place of the first weight that is not finite: found by who subtracts, or it is in the quantized tuned checkpoint.
-fn not_finite(all: &Checkpoints, of: &Quartet<'_>) -> Error {
-    for difference in [all.change(of), all.base_noise(of)] {
+/// The error for the first weight that is not finite: the subtraction finds it, or it is in the quantized tuned
+/// checkpoint.
+fn not_finite(checkpoints: &Checkpoints, quartet: &Quartet<'_>) -> Error {
+    for difference in [checkpoints.change(quartet), checkpoints.base_noise(quartet)] {
         let rows = match difference {
             Ok(difference) => Recomputed::new(difference, 1),
             Err(error) => return error,
@@ -215,10 +217,10 @@ fn not_finite(all: &Checkpoints, of: &Quartet<'_>) -> Error {
             return error;
         }
     }
-    Error::input("a weight of the quantized tuned checkpoint is not finite").tensor(&of.pair.tuned)
+    Error::input("a weight of the quantized tuned checkpoint is not finite").tensor(&quartet.pair.tuned)
 }
 
-/// The number of a module's layer: the first part of its name that is one.
+/// The number of a module's layer: the first part of its name that is a number.
 pub fn layer_of(name: &str) -> Option<u32> {
     name.split('.').find_map(|part| part.parse().ok())
 }

@@ -1,5 +1,5 @@
-//! What each module of an analysis costs, and whether its differences are held in memory or recomputed at every visit. Both
-//! give the same bits.
+//! The cost of each module of an analysis, and whether its differences are held in memory or recomputed at every visit.
+//! Both give bitwise identical results.
 
 use crate::commands::analyze::quartet::{AnalysisOptions, Analyzing, Checkpoints, Quartet};
 use crate::commands::analyze::single_pass::{SURVEY_SCRATCH, band_bytes};
@@ -11,20 +11,20 @@ use crate::factorize::types::{Method, Request};
 use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD, mapped};
 use crate::{Error, Result};
 
-/// Leading directions of every difference that are looked for, whatever the rank.
+/// Minimum number of leading directions computed for every difference, whatever the rank.
 pub const LEADING: usize = 64;
 
-/// How far above the optimal error a factorization may lie.
+/// How far a factorization's error may exceed the optimal error, as a fraction of it.
 const TOLERANCE: f64 = 0.005;
 
-/// One module's part of the work.
+/// The plan for one module.
 #[derive(Clone, Copy, Debug)]
 pub struct PlannedAnalysis {
     /// Whether one difference at a time is held in memory.
     pub held: bool,
-    /// How many threads may hold a panel of one where it is recomputed.
+    /// Number of threads that may hold a panel of a recomputed difference.
     pub visitors: usize,
-    /// Bytes that the module takes while it is worked on.
+    /// Memory that the module needs while it is worked on, in bytes.
     pub memory: u64,
     /// Floating-point operations, by the cost model of the factorizations.
     pub flops: f64,
@@ -33,13 +33,13 @@ pub struct PlannedAnalysis {
 /// The whole plan.
 #[derive(Clone, Debug)]
 pub struct AnalysisPlan {
-    /// One for each of the modules, in their order.
+    /// One plan per module, in the order of the modules.
     pub modules: Vec<PlannedAnalysis>,
-    /// What modules may hold together.
+    /// Memory available to all modules together, in bytes.
     pub budget: u64,
 }
 
-/// The factorization of a difference of this shape, into the rank's directions, or more where that is few.
+/// The factorization of a difference of shape `[m, n]`: into `rank` directions, or [`LEADING`] if that is more.
 pub fn request(asking: &AnalysisOptions, [m, n]: [usize; 2]) -> Request {
     Request {
         rank: asking.rank.max(LEADING).min(m.min(n)).max(1),
@@ -50,30 +50,30 @@ pub fn request(asking: &AnalysisOptions, [m, n]: [usize; 2]) -> Request {
     }
 }
 
-/// Plans within the memory that is promised.
+/// Plans within the memory limit.
 ///
 /// # Errors
-/// A rank of 0, a budget below what would do.
-pub fn plan(all: &Checkpoints, modules: &[Quartet<'_>], job: &Analyzing) -> Result<AnalysisPlan> {
+/// A rank of 0, or a memory limit that is too small.
+pub fn plan(checkpoints: &Checkpoints, modules: &[Quartet<'_>], job: &Analyzing) -> Result<AnalysisPlan> {
     if job.asking.rank == 0 {
         return Err(Error::decide("rank 0 holds nothing").hint("give --rank 1 or more"));
     }
     let (threads, memory) = (job.running.threads, job.running.memory);
-    let checkpoints = all.all();
-    let entries: usize = checkpoints.iter().map(|(_, c)| c.tensors().len()).sum();
-    let pages: u64 = checkpoints.iter().map(|(_, c)| mapped(c)).sum();
+    let sides = checkpoints.all();
+    let entries: usize = sides.iter().map(|(_, c)| c.tensors().len()).sum();
+    let pages: u64 = sides.iter().map(|(_, c)| mapped(c)).sum();
     let band = modules.iter().map(band_bytes).max().unwrap_or(0);
     let thread = THREAD + VISIT_SCRATCH + SURVEY_SCRATCH + band + pages;
     let fixed = OVERHEAD + threads as u64 * thread + entries as u64 * CATALOGUE_ENTRY;
-    let costs: Vec<Cost> = modules.iter().map(|of| Cost::of(of, &job.asking)).collect();
+    let costs: Vec<Cost> = modules.iter().map(|quartet| Cost::of(quartet, &job.asking)).collect();
     let largest = costs.iter().zip(modules).max_by_key(|(cost, _)| cost.recomputed(1));
     let least =
         (fixed + largest.as_ref().map_or(0, |(cost, _)| cost.recomputed(1))).next_multiple_of(1 << 20);
     if memory < least {
         let [given, least] = [memory, least].map(|bytes| bytes >> 20);
-        let what = format!("{given} MiB of memory do not do: {least} MiB would");
-        let name = largest.map(|(_, of)| of.pair.name.clone()).unwrap_or_default();
-        let hint = format!("--memory {least}MiB; fewer --threads and a lower --rank need less");
+        let what = format!("not enough memory: {given} MiB given, {least} MiB needed");
+        let name = largest.map(|(_, quartet)| quartet.pair.name.clone()).unwrap_or_default();
+        let hint = format!("give --memory {least}MiB; fewer --threads and a lower --rank need less");
         return Err(Error::decide(what).tensor(name).hint(hint));
     }
     let budget = memory - fixed;
@@ -81,11 +81,11 @@ pub fn plan(all: &Checkpoints, modules: &[Quartet<'_>], job: &Analyzing) -> Resu
 }
 
 struct Cost {
-    /// A difference in f32.
+    /// Bytes of a difference in f32.
     difference: u64,
-    /// One panel of it.
+    /// Bytes of one panel of it.
     panel: u64,
-    /// What a factorization takes, or the projections, beside the singular vectors that are kept.
+    /// Bytes that a factorization or the projections need, including the singular vectors that are kept.
     work: u64,
     /// Stored bytes that stay mapped while it is read.
     kept: u64,
@@ -93,20 +93,21 @@ struct Cost {
 }
 
 impl Cost {
-    fn of(of: &Quartet<'_>, asking: &AnalysisOptions) -> Cost {
-        let shape @ [m, n] = [of.pair.rows, of.pair.shape[1]];
+    fn of(quartet: &Quartet<'_>, asking: &AnalysisOptions) -> Cost {
+        let shape @ [m, n] = [quartet.pair.rows, quartet.pair.shape[1]];
         let request = request(asking, shape);
         let k = request.rank;
         let vectors = (4 * (m + n) * k) as u64;
         let workspace = choose::workspace(m, n, &request) as u64;
-        // After a factorization: the factors, unit vectors, orthonormal vectors. During projections the orthonormal ones of all three.
+        // After a factorization: the factors, unit vectors and orthonormal vectors. During projections: the orthonormal
+        // vectors of all three differences.
         let work = workspace.max(3 * vectors).max(projection_bytes(shape, k)) + 3 * vectors;
         let (_, panel_rows) = tiling::panel_rows(m, n);
         Cost {
             difference: (4 * m * n) as u64,
             panel: (4 * panel_rows * n) as u64,
             work,
-            kept: of.kept_size(),
+            kept: quartet.kept_size(),
             flops: 3.0 * choose::flops(m, n, &request) + 16.0 * (m * n * k) as f64,
         }
     }

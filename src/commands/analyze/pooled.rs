@@ -1,4 +1,4 @@
-//! Modules taken together: by kind, by layer, and in all.
+//! Pools modules by kind, by layer and in total.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use crate::commands::analyze::stats::significance::FALSE_DISCOVERY_RATE;
 /// All groups.
 #[derive(Clone, Debug, Default)]
 pub struct Groups {
-    /// Everything.
+    /// All modules.
     pub total: Pooled,
     /// By kind of module.
     pub kinds: Vec<Group>,
@@ -35,18 +35,19 @@ pub fn pool(modules: &[ModuleAnalysis]) -> Groups {
 
 /// Sums over all elements of `modules`, and what follows from them.
 fn pooled(modules: &[&ModuleAnalysis]) -> Pooled {
-    let sum = |of: &dyn Fn(&ModuleAnalysis) -> f64| modules.iter().map(|module| of(module)).sum::<f64>();
-    let norm2 = |of: &dyn Fn(&Norms) -> f64| sum(&|module| of(&module.norms).powi(2));
+    let sum =
+        |value: &dyn Fn(&ModuleAnalysis) -> f64| modules.iter().map(|module| value(module)).sum::<f64>();
+    let norm2 = |norm: &dyn Fn(&Norms) -> f64| sum(&|module| norm(&module.norms).powi(2));
     let [base, change] = [norm2(&|n| n.base), norm2(&|n| n.change)];
     let [base_noise, tuned_noise] = [norm2(&|n| n.base_noise), norm2(&|n| n.tuned_noise)];
     let corrective = norm2(&|n| n.corrective);
     let noise = base_noise.sqrt();
-    let left = |of: &dyn Fn(&Remaining) -> f64| {
-        let energy = sum(&|module| (of(&module.remaining) * module.norms.corrective).powi(2));
+    let left = |share: &dyn Fn(&Remaining) -> f64| {
+        let energy = sum(&|module| (share(&module.remaining) * module.norms.corrective).powi(2));
         ratio(energy, corrective).sqrt()
     };
-    // Energies of what Method B keeps: of the change, of the noise.
-    let kept = |of: &dyn Fn(&ModuleAnalysis) -> Option<f64>| sum(&|module| of(module).unwrap_or(0.0));
+    // Energies of the change and of the noise in what Method B keeps.
+    let kept = |energy: &dyn Fn(&ModuleAnalysis) -> Option<f64>| sum(&|module| energy(module).unwrap_or(0.0));
     let kept_change = kept(&|module| Some(module.method_b?.change_left * module.norms.change.powi(2)));
     let kept_noise = kept(&|module| Some(module.method_b?.noise_left * module.norms.base_noise.powi(2)));
     let by_method_a = kept(&|module| Some(module.method_b?.change_by_method_a * module.norms.change.powi(2)));
@@ -93,26 +94,26 @@ fn ratio(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { part / whole } else { 0.0 }
 }
 
-/// The cosine over all elements, from those of the parts and the products of their norms.
+/// The cosine over all elements, from the cosines of the parts and the products of their norms.
 fn cosine<'a>(parts: impl Iterator<Item = (&'a Cosine, f64)>, [a2, b2]: [f64; 2]) -> Cosine {
     let (mut product, mut squares) = (0.0, 0.0);
     for (cosine, norms) in parts {
         product += cosine.value * norms;
         squares += (cosine.standard_error * norms).powi(2);
     }
-    let mut all = Cosine::of(product, squares, a2, b2);
-    all.significant = all.p_value < FALSE_DISCOVERY_RATE;
-    all
+    let mut pooled = Cosine::of(product, squares, a2, b2);
+    pooled.significant = pooled.p_value < FALSE_DISCOVERY_RATE;
+    pooled
 }
 
 fn mean_correlation(modules: &[&ModuleAnalysis]) -> Option<f64> {
     let known = modules.iter().filter_map(|m| Some((m.magnitude_correlation?, elements(m) as f64)));
     let (sum, weight) =
-        known.fold((0.0, 0.0), |(sum, all), (value, weight)| (sum + value * weight, all + weight));
+        known.fold((0.0, 0.0), |(sum, total), (value, weight)| (sum + value * weight, total + weight));
     (weight > 0.0).then(|| sum / weight)
 }
 
-/// Least, median and greatest.
+/// Smallest, median and largest.
 fn spread(mut values: Vec<usize>) -> [usize; 3] {
     values.sort_unstable();
     let at = |index: usize| values.get(index).copied().unwrap_or(0);

@@ -1,4 +1,4 @@
-//! The three or four checkpoints of an analysis, and which of their modules belong together.
+//! The three or four checkpoints of an analysis, and their matching modules.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -22,10 +22,10 @@ use crate::pipeline::options::RunOptions;
 use crate::quant::encode::requantize::RoundToNearest;
 use crate::{Error, Result};
 
-/// The options that decide the result.
+/// The options that determine the result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AnalysisOptions {
-    /// The rank of the adapters in question.
+    /// The rank of the adapters to assess.
     pub rank: usize,
     /// Seed of the random directions.
     pub seed: u64,
@@ -42,7 +42,7 @@ impl Default for AnalysisOptions {
     }
 }
 
-/// One analysis: of what, to where, how.
+/// One analysis: its inputs, its output folder and its options.
 #[derive(Clone, Debug)]
 pub struct Analyzing {
     /// Path or hub name of `B`.
@@ -51,17 +51,17 @@ pub struct Analyzing {
     pub base_quantized: String,
     /// Path or hub name of `T`.
     pub tuned: String,
-    /// Path or hub name of `P`; without it `T` is quantized as `Q` is, round to nearest.
+    /// Path or hub name of `P`; without it, `T` is quantized like `Q`, by rounding to nearest.
     pub tuned_quantized: Option<String>,
     /// The output folder.
     pub out: PathBuf,
-    /// What decides the result.
+    /// The options that determine the result.
     pub asking: AnalysisOptions,
-    /// How the work is run; shards are none.
+    /// The other options; those for shards have no effect.
     pub running: RunOptions,
 }
 
-/// The checkpoints, opened.
+/// The opened checkpoints.
 #[derive(Debug)]
 pub struct Checkpoints {
     /// `B`.
@@ -70,46 +70,46 @@ pub struct Checkpoints {
     pub base_quantized: Checkpoint,
     /// `T`.
     pub tuned: Checkpoint,
-    /// `P`, where it is given.
+    /// `P`, if given.
     pub tuned_quantized: Option<Checkpoint>,
 }
 
-/// Where `N_t` comes from.
+/// The origin of `N_t`.
 #[derive(Clone, Copy, Debug)]
 pub enum TunedNoise<'a> {
     /// A module of `P`.
     TensorInfo(&'a Module),
     /// `T`, quantized here.
     Rounded(RoundToNearest),
-    /// `Q` leaves this module as it is, and so does `P`.
+    /// `Q` does not quantize this module, so `P` does not either.
     None,
 }
 
-/// One module in all its checkpoints. Of a vocabulary that differs the common rows are meant.
+/// One module in all its checkpoints; only the common rows, if the vocabularies differ.
 #[derive(Clone, Debug)]
 pub struct Quartet<'a> {
     /// Names and shape.
     pub pair: Pair,
-    /// In `B`.
+    /// The module in `B`.
     pub base: &'a Module,
-    /// In `Q`.
+    /// The module in `Q`.
     pub base_quantized: &'a Module,
-    /// In `T`.
+    /// The module in `T`.
     pub tuned: &'a Module,
-    /// In `P`, or how to make it.
+    /// The module in `P`, or how to make it.
     pub tuned_noise: TunedNoise<'a>,
 }
 
-/// All that will be analyzed, and what will not.
+/// The modules that will be analyzed, and those that will not.
 #[derive(Debug)]
 pub struct Quartets<'a> {
-    /// By name.
+    /// The modules to analyze, by name.
     pub modules: Vec<Quartet<'a>>,
-    /// What was selected and is not among them.
+    /// Modules that were selected but are not among them.
     pub left_out: Vec<LeftAside>,
     /// Remarks.
     pub notes: Vec<String>,
-    /// Where `N_t` comes from, in words.
+    /// The origin of `N_t`, in words.
     pub tuned_noise: String,
 }
 
@@ -140,7 +140,7 @@ impl Quartet<'_> {
 }
 
 impl Checkpoints {
-    /// Opens them.
+    /// Opens the checkpoints.
     ///
     /// # Errors
     /// See [`Checkpoint::open`].
@@ -153,7 +153,7 @@ impl Checkpoints {
         })
     }
 
-    /// Each with what it is to the run.
+    /// Each checkpoint with its role.
     pub fn all(&self) -> Vec<(Side, &Checkpoint)> {
         let three = [
             (Side::Base, &self.base),
@@ -164,21 +164,21 @@ impl Checkpoints {
         three.into_iter().chain(fourth).collect()
     }
 
-    /// Their files.
+    /// The identities of their files.
     pub fn identities(&self) -> BTreeMap<Side, Identity> {
         self.all().into_iter().map(|(side, c)| (side, c.identity().clone())).collect()
     }
 
-    /// The digests of what a module is read from, in every checkpoint that has it.
+    /// The digests of the tensors that a module is read from, in every checkpoint that has it.
     ///
     /// # Errors
-    /// What cannot be read.
-    pub fn digests(&self, of: &Quartet<'_>) -> Result<Vec<TensorRecord>> {
-        let stored = match of.tuned_noise {
+    /// A tensor that cannot be read.
+    pub fn digests(&self, quartet: &Quartet<'_>) -> Result<Vec<TensorRecord>> {
+        let stored = match quartet.tuned_noise {
             TunedNoise::TensorInfo(module) => Some(module),
             _ => None,
         };
-        let modules = [Some(of.base), Some(of.base_quantized), Some(of.tuned), stored];
+        let modules = [Some(quartet.base), Some(quartet.base_quantized), Some(quartet.tuned), stored];
         let sides = [Side::Base, Side::BaseQuantized, Side::Tuned, Side::TunedQuantized];
         let checkpoints =
             [Some(&self.base), Some(&self.base_quantized), Some(&self.tuned), self.tuned_quantized.as_ref()];
@@ -195,11 +195,11 @@ impl Checkpoints {
         Ok(records.concat())
     }
 
-    /// Finds the modules that all have.
+    /// Finds the modules that all checkpoints have.
     ///
     /// # Errors
-    /// Checkpoints that do not belong together, patterns that cannot be read, nothing to analyze; a quantization that cannot be
-    /// done here where `P` is not given.
+    /// Checkpoints that do not belong together, invalid patterns, nothing to analyze; without `P`, a quantization that
+    /// cannot be done here.
     pub fn quartets(&self, asking: &AnalysisOptions) -> Result<Quartets<'_>> {
         let selection = Selection::parse(&asking.include, &asking.exclude)?;
         let pairing = pair(&self.base, &self.tuned, &selection, true)?;
@@ -224,15 +224,15 @@ impl Checkpoints {
             }
         }
         if modules.is_empty() {
-            let what = "no module is in all of the checkpoints in one shape";
-            let hint = "--base-quantized is for a quantized copy of the base, with the base's names";
+            let what = "no module has the same shape in all checkpoints";
+            let hint = "give --base-quantized a quantized copy of the base, with the base's names";
             return Err(Error::input(what).path(self.base_quantized.root()).hint(hint));
         }
         modules.sort_by(|a, b| a.pair.name.cmp(&b.pair.name));
         left_out.sort_by(|a, b| a.name.cmp(&b.name));
         let tuned_noise = match (&self.tuned_quantized, words.keys().next()) {
             (Some(_), _) => "a checkpoint".to_owned(),
-            (None, None) => "none: the quantized base stores these modules as they are".to_owned(),
+            (None, None) => "none: the quantized base does not quantize these modules".to_owned(),
             (None, Some(_)) => words.into_keys().collect::<Vec<_>>().join("; "),
         };
         Ok(Quartets { modules, left_out, notes: pairing.notes, tuned_noise })
@@ -240,29 +240,29 @@ impl Checkpoints {
 
     fn quartet(&self, pair: Pair) -> Result<std::result::Result<Quartet<'_>, LeftAside>> {
         let Some((base, tuned)) = self.base.module(&pair.name).zip(self.tuned.module(&pair.tuned)) else {
-            return Err(Error::unexpected("a paired module is gone").tensor(&pair.name));
+            return Err(Error::unexpected("a paired module is missing").tensor(&pair.name));
         };
         let left = |reason: &str| LeftAside { name: pair.name.clone(), reason: reason.to_owned() };
         let Some(base_quantized) = self.base_quantized.module(&pair.name) else {
             return Ok(Err(left("the quantized base has no such module")));
         };
         if base_quantized.shape() != pair.shape {
-            return Ok(Err(left("the quantized base has it in another shape")));
+            return Ok(Err(left("it has a different shape in the quantized base")));
         }
         let tuned_noise = match &self.tuned_quantized {
             Some(p) => match p.module(&pair.tuned) {
                 None => return Ok(Err(left("the quantized tuned checkpoint has no such module"))),
                 Some(module) if module.shape() != tuned.shape() => {
-                    return Ok(Err(left("the quantized tuned checkpoint has it in another shape")));
+                    return Ok(Err(left("it has a different shape in the quantized tuned checkpoint")));
                 }
                 Some(module) => TunedNoise::TensorInfo(module),
             },
             None if !base_quantized.is_quantized() => TunedNoise::None,
-            None => match base_quantized.weight().round_to_nearest() {
+            None => match base_quantized.weight().capabilities().round_to_nearest {
                 Some(how) => TunedNoise::Rounded(how),
                 None => {
                     let what = format!(
-                        "the tuned checkpoint cannot be quantized here as this one is: {}",
+                        "the tuned checkpoint cannot be quantized here in the format of this one: {}",
                         self.base_quantized.scheme().label()
                     );
                     return Err(Error::decide(what)
@@ -278,9 +278,9 @@ impl Checkpoints {
     fn difference<'a>(
         &'a self,
         rows: usize,
-        of: [(Side, &'a Checkpoint, &'a Module); 2],
+        operands: [(Side, &'a Checkpoint, &'a Module); 2],
     ) -> Result<Difference<'a>> {
-        let [base, tuned] = of.map(|(side, checkpoint, module)| Operand { side, checkpoint, module });
+        let [base, tuned] = operands.map(|(side, checkpoint, module)| Operand { side, checkpoint, module });
         Difference::new(base, tuned, rows, RoundBase::None, NonFinite::Fail)
     }
 
@@ -288,26 +288,27 @@ impl Checkpoints {
     ///
     /// # Errors
     /// A side that cannot be opened.
-    pub fn change<'a>(&'a self, of: &Quartet<'a>) -> Result<Difference<'a>> {
-        let (base, tuned) = ((Side::Base, &self.base, of.base), (Side::Tuned, &self.tuned, of.tuned));
-        self.difference(of.pair.rows, [base, tuned])
+    pub fn change<'a>(&'a self, quartet: &Quartet<'a>) -> Result<Difference<'a>> {
+        let (base, tuned) =
+            ((Side::Base, &self.base, quartet.base), (Side::Tuned, &self.tuned, quartet.tuned));
+        self.difference(quartet.pair.rows, [base, tuned])
     }
 
     /// `N_b = dequant(Q) - B`.
     ///
     /// # Errors
     /// A side that cannot be opened.
-    pub fn base_noise<'a>(&'a self, of: &Quartet<'a>) -> Result<Difference<'a>> {
-        let quantized = (Side::BaseQuantized, &self.base_quantized, of.base_quantized);
-        self.difference(of.pair.rows, [(Side::Base, &self.base, of.base), quantized])
+    pub fn base_noise<'a>(&'a self, quartet: &Quartet<'a>) -> Result<Difference<'a>> {
+        let quantized = (Side::BaseQuantized, &self.base_quantized, quartet.base_quantized);
+        self.difference(quartet.pair.rows, [(Side::Base, &self.base, quartet.base), quantized])
     }
 
     /// `C = T - dequant(Q)`.
     ///
     /// # Errors
     /// A side that cannot be opened.
-    pub fn corrective<'a>(&'a self, of: &Quartet<'a>) -> Result<Difference<'a>> {
-        let quantized = (Side::BaseQuantized, &self.base_quantized, of.base_quantized);
-        self.difference(of.pair.rows, [quantized, (Side::Tuned, &self.tuned, of.tuned)])
+    pub fn corrective<'a>(&'a self, quartet: &Quartet<'a>) -> Result<Difference<'a>> {
+        let quantized = (Side::BaseQuantized, &self.base_quantized, quartet.base_quantized);
+        self.difference(quartet.pair.rows, [quantized, (Side::Tuned, &self.tuned, quartet.tuned)])
     }
 }

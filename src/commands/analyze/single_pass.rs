@@ -1,4 +1,4 @@
-//! One pass over a module in all its checkpoints at once: the sums that its statistics follow from.
+//! One pass over a module in all its checkpoints at once, for the sums that its statistics follow from.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -11,8 +11,8 @@ use crate::commands::analyze::quartet::{Checkpoints, Quartet, TunedNoise};
 use crate::commands::analyze::stats::noise_sums::Sums;
 use crate::pipeline::memory::slice_rows;
 
-/// Bytes that a thread takes for the slices of a pass, beside mapped pages and the band that is quantized: decoded values of four
-/// checkpoints in f64 at worst, and in f32, and four differences.
+/// Bytes that a thread needs for the slices of a pass, apart from mapped pages and the quantized band: decoded values
+/// of four checkpoints in f64 (at worst) and in f32, and four differences.
 pub const SURVEY_SCRATCH: u64 = (1 << 18) * (4 * 8 + 4 * 4 + 4 * 4);
 
 /// Buffers of one thread.
@@ -24,67 +24,68 @@ struct Scratch {
     differences: [Vec<f32>; 4],
 }
 
-/// Rows that are worked on in one go: a slice, or a band of blocks that are quantized together.
-fn unit_rows(of: &Quartet<'_>) -> usize {
-    let slice = slice_rows(of.pair.shape[1]);
-    match of.tuned_noise {
+/// Rows that are processed together: a slice, or a band of blocks that are quantized together.
+fn unit_rows(quartet: &Quartet<'_>) -> usize {
+    let slice = slice_rows(quartet.pair.shape[1]);
+    match quartet.tuned_noise {
         TunedNoise::Rounded(how) => (slice / how.band()).max(1) * how.band(),
         _ => slice,
     }
 }
 
-/// Bytes that a thread takes for the band that is quantized.
-pub fn band_bytes(of: &Quartet<'_>) -> u64 {
-    match of.tuned_noise {
+/// Bytes that a thread needs for the quantized band.
+pub fn band_bytes(quartet: &Quartet<'_>) -> u64 {
+    match quartet.tuned_noise {
         TunedNoise::Rounded(how) => {
-            let values = unit_rows(of).min(of.pair.rows) * of.pair.shape[1];
+            let values = unit_rows(quartet).min(quartet.pair.rows) * quartet.pair.shape[1];
             (4 * values + how.scratch(values)) as u64
         }
         _ => 0,
     }
 }
 
-/// Adds up a module, on all threads of the current pool; the sums depend on its shape alone.
+/// Computes the sums over a module on all threads of the current pool. The order of summation depends
+/// only on its shape.
 ///
 /// # Errors
-/// What reading and decoding meets.
-pub fn survey(all: &Checkpoints, of: &Quartet<'_>, read: &(dyn Fn(u64) + Sync)) -> Result<Sums> {
-    let (unit, rows) = (unit_rows(of), of.pair.rows);
+/// Errors of reading and decoding.
+pub fn survey(checkpoints: &Checkpoints, quartet: &Quartet<'_>, read: &(dyn Fn(u64) + Sync)) -> Result<Sums> {
+    let (unit, rows) = (unit_rows(quartet), quartet.pair.rows);
     let starts: Vec<usize> = (0..rows).step_by(unit).collect();
-    let readers = Readers::open(all, of)?;
-    let one = |&start: &usize| {
+    let readers = Readers::open(checkpoints, quartet)?;
+    let sum_unit = |&start: &usize| {
         thread_local! { static SCRATCH: RefCell<Scratch> = RefCell::default(); }
         let rows = start..(start + unit).min(rows);
-        let sums = SCRATCH.with_borrow_mut(|scratch| add_unit(&readers, of, rows.clone(), scratch))?;
-        read(of.packed_size(rows));
+        let sums = SCRATCH.with_borrow_mut(|scratch| add_unit(&readers, quartet, rows.clone(), scratch))?;
+        read(quartet.packed_size(rows));
         Ok(sums)
     };
-    let parts = starts.par_iter().with_max_len(1).map(one).collect::<Result<Vec<Sums>>>()?;
+    let parts = starts.par_iter().with_max_len(1).map(sum_unit).collect::<Result<Vec<Sums>>>()?;
     Ok(parts.into_iter().fold(Sums::default(), |mut total, part| {
         total += part;
         total
     }))
 }
 
-/// A module's readers in `B`, `Q`, `T`, and in `P` where that is stored.
+/// A module's readers in `B`, `Q` and `T`, and in `P` if that is stored.
 struct Readers<'a> {
     three: [ModuleReader<'a>; 3],
     tuned_quantized: Option<ModuleReader<'a>>,
 }
 
 impl<'a> Readers<'a> {
-    fn open(all: &'a Checkpoints, of: &Quartet<'a>) -> Result<Readers<'a>> {
-        let stored = match of.tuned_noise {
+    fn open(checkpoints: &'a Checkpoints, quartet: &Quartet<'a>) -> Result<Readers<'a>> {
+        let stored = match quartet.tuned_noise {
             TunedNoise::TensorInfo(module) => {
-                all.tuned_quantized.as_ref().map(|checkpoint| (checkpoint, module))
+                checkpoints.tuned_quantized.as_ref().map(|checkpoint| (checkpoint, module))
             }
             _ => None,
         };
         Ok(Readers {
             three: [
-                ModuleReader::open(&all.base, of.base)?,
-                ModuleReader::open(&all.base_quantized, of.base_quantized)?,
-                ModuleReader::open(&all.tuned, of.tuned)?,
+                ModuleReader::open(&checkpoints.base, quartet.base)?,
+                ModuleReader::open(&checkpoints.base_quantized, quartet.base_quantized)?,
+                ModuleReader::open(&checkpoints.tuned, quartet.tuned)?,
             ],
             tuned_quantized: stored
                 .map(|(checkpoint, module)| ModuleReader::open(checkpoint, module))
@@ -99,12 +100,12 @@ impl<'a> Readers<'a> {
 
 fn add_unit(
     readers: &Readers<'_>,
-    of: &Quartet<'_>,
+    quartet: &Quartet<'_>,
     rows: Range<usize>,
     scratch: &mut Scratch,
 ) -> Result<Sums> {
-    let cols = of.pair.shape[1];
-    if let TunedNoise::Rounded(how) = of.tuned_noise {
+    let cols = quartet.pair.shape[1];
+    if let TunedNoise::Rounded(how) = quartet.tuned_noise {
         scratch.band.resize(rows.len() * cols, 0.0);
         readers.three[2].panel(rows.clone(), &mut scratch.band)?;
         how.apply(&mut scratch.band, cols);
@@ -115,7 +116,7 @@ fn add_unit(
         let part = start..(start + step).min(rows.end);
         let offset = (part.start - rows.start) * cols;
         let Scratch { band, values, wide, differences } = scratch;
-        let rounded = matches!(of.tuned_noise, TunedNoise::Rounded(_));
+        let rounded = matches!(quartet.tuned_noise, TunedNoise::Rounded(_));
         let band = rounded.then(|| &band[offset..offset + part.len() * cols]);
         if readers.is_wide() {
             let decode = |reader: &ModuleReader<'_>, out: &mut [f64]| reader.panel_f64(part.clone(), out);
@@ -156,7 +157,8 @@ fn add_unit(
     Ok(sums)
 }
 
-/// Decodes a slice of every checkpoint: `B`, `Q`, `T`, `P`. Without a `P` to read it is `band`, what `T` was rounded to, or `T`.
+/// Decodes a slice of every checkpoint: `B`, `Q`, `T`, `P`. If there is no `P` to read, `P` is `band` (`T` after
+/// rounding), or else `T`.
 fn fill<T: Copy + Default>(
     readers: &Readers<'_>,
     out: &mut [Vec<T>; 4],

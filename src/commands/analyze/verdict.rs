@@ -1,20 +1,19 @@
-//! What the numbers come to, in words. Each sentence carries the numbers that it rests on; the thresholds are here and nowhere
-//! else.
+//! The conclusions in words. Each sentence carries the numbers that it is based on; the thresholds are only here.
 
 use std::collections::BTreeMap;
 
 use crate::commands::analyze::record::{About, Cosine, ModuleAnalysis, Pooled, Statement, Subspaces};
 
-/// Method B pays where it leaves this much less than Method A, as a share of what Method A leaves.
+/// Method B pays if it leaves this much less than Method A, as a share of what Method A leaves.
 const PAYS: f64 = 0.05;
 
-/// Where noise alone is this much of the distance, Method A can hardly shorten it.
+/// If noise alone is this share of the distance, Method A can hardly shorten it.
 const FLOOR: f64 = 0.85;
 
-/// A cosine from here on means nearly the same matrix up to its size; half of the energy is shared at 0.71.
+/// From this cosine on, two matrices are nearly the same up to scale; half of the energy is shared at 0.71.
 const SAME: f64 = 0.9;
 
-/// Below this a cosine means that less than 1 % of the energy is shared: significant or not, nothing hangs on it.
+/// Below this cosine, less than 1 % of the energy is shared: significant or not, it does not matter.
 const SLIGHT: f64 = 0.1;
 
 /// The sentences, the most important first.
@@ -72,8 +71,8 @@ fn method(total: &Pooled, rank: usize) -> Statement {
         format!("Method A is enough: Method B would leave only {} less", percent(gain.max(0.0)))
     };
     let text = format!(
-        "{beginning}. At rank {rank} the served weights stay {a} (Method A) or {b} (Method B) as far from the tuned ones \
-         as without an adapter; without correcting noise no rank goes below {noise}."
+        "{beginning}. At rank {rank}, the served weights stay {a} (Method A) or {b} (Method B) as far from the tuned ones \
+         as without an adapter; without correcting noise, no rank goes below {noise}."
     );
     let figures = [
         ("rank", rank as f64),
@@ -107,7 +106,7 @@ fn size(total: &Pooled) -> Statement {
     )
 }
 
-/// A cosine with its standard error and p, as people write it.
+/// Formats a cosine with its standard error and p.
 fn shown(cosine: &Cosine) -> String {
     let p = match cosine.p_value {
         p if p < 1e-300 => "p < 1e-300".to_owned(),
@@ -133,22 +132,22 @@ fn same_noise(total: &Pooled) -> Statement {
     let size = cosine.value.abs();
     let words = match cosine {
         c if c.value >= SAME => "Both checkpoints carry nearly the same noise",
-        c if c.value >= SLIGHT => "Base and tuned share a part of their noise",
+        c if c.value >= SLIGHT => "Base and tuned share part of their noise",
         c if c.value <= -SLIGHT => "The noises of base and tuned oppose each other",
         c if c.significant => "The noises of base and tuned are nearly independent, with a trace in common",
-        _ => "The noises of base and tuned are no more alike than chance makes them",
+        _ => "The noises of base and tuned are no more alike than by chance",
     };
     let pattern = match total.magnitude_correlation {
-        Some(r) => format!(" Their magnitudes correlate by {r:.2}, whatever the signs."),
+        Some(r) => format!(" Their magnitudes have a correlation of {r:.2}, regardless of signs."),
         None => String::new(),
     };
-    let (some, all) = (total.noise_and_noise_significant, total.modules);
+    let (significant, modules) = (total.noise_and_noise_significant, total.modules);
     let text = format!(
-        "{words}: the cosine is {}, {} of the energy in common; significant in {some} of {all} modules.{pattern}",
+        "{words}: the cosine is {}, {} of the energy in common; significant in {significant} of {modules} modules.{pattern}",
         shown(cosine),
         percent(size * size)
     );
-    let mut figures = figures_of(cosine, some, all).to_vec();
+    let mut figures = figures_of(cosine, significant, modules).to_vec();
     figures.extend(total.magnitude_correlation.map(|r| ("magnitude_correlation", r)));
     statement(About::SameNoise, text, &figures)
 }
@@ -159,34 +158,34 @@ fn orthogonality(total: &Pooled) -> Statement {
     let words = match cosine {
         c if size >= SLIGHT && c.significant => "Noise and change are not orthogonal",
         c if c.significant => {
-            "Noise and change are orthogonal for all practical purposes, though more than chance is there"
+            "Noise and change are orthogonal for all practical purposes, though their cosine exceeds chance"
         }
-        _ => "Noise and change are orthogonal as far as can be seen",
+        _ => "Noise and change are orthogonal as far as can be measured",
     };
-    let (some, all) = (total.change_and_noise_significant, total.modules);
+    let (significant, modules) = (total.change_and_noise_significant, total.modules);
     let text = format!(
-        "{words}: the cosine is {}, {} of the energy in common; significant in {some} of {all} modules.",
+        "{words}: the cosine is {}, {} of the energy in common; significant in {significant} of {modules} modules.",
         shown(cosine),
         percent(size * size)
     );
-    statement(About::Orthogonality, text, &figures_of(cosine, some, all))
+    statement(About::Orthogonality, text, &figures_of(cosine, significant, modules))
 }
 
-/// A module's subspaces of the rank, or the largest below it.
+/// A module's subspaces at the rank, or at the largest k below it.
 fn at_rank(module: &ModuleAnalysis, rank: usize) -> Option<&Subspaces> {
-    module.subspaces.iter().rev().find(|of| of.k <= rank).or(module.subspaces.first())
+    module.subspaces.iter().rev().find(|subspaces| subspaces.k <= rank).or(module.subspaces.first())
 }
 
-/// Shares over modules, by their energy: of the change in the noise's leading directions, and the other way.
+/// Energy-weighted shares over all modules: of the change in the noise's leading directions, and vice versa.
 fn subspaces(modules: &[ModuleAnalysis], rank: usize) -> Statement {
     let (mut change, mut noise) = ([0.0; 3], [0.0; 3]);
     for module in modules {
-        let Some(of) = at_rank(module, rank) else { continue };
+        let Some(subspaces) = at_rank(module, rank) else { continue };
         let [change2, noise2] = [module.norms.change, module.norms.base_noise].map(|norm| norm * norm);
-        let expected = (of.left.expected + of.right.expected) / 2.0;
+        let expected = (subspaces.left.expected + subspaces.right.expected) / 2.0;
         let shares = |a: f64, b: f64, energy: f64| [energy * (a + b) / 2.0, energy * expected, energy];
-        let c = shares(of.left.change_in_noise, of.right.change_in_noise, change2);
-        let n = shares(of.left.noise_in_change, of.right.noise_in_change, noise2);
+        let c = shares(subspaces.left.change_in_noise, subspaces.right.change_in_noise, change2);
+        let n = shares(subspaces.left.noise_in_change, subspaces.right.noise_in_change, noise2);
         for at in 0..3 {
             change[at] += c[at];
             noise[at] += n[at];
@@ -198,7 +197,7 @@ fn subspaces(modules: &[ModuleAnalysis], rank: usize) -> Statement {
     let words = if in_noise > 2.0 * chance || in_change > 2.0 * noise_chance {
         "Change and noise share leading directions"
     } else {
-        "The leading directions of change and noise have little to do with each other"
+        "The leading directions of change and noise are nearly unrelated"
     };
     let k = modules.iter().filter_map(|m| at_rank(m, rank)).map(|s| s.k).max().unwrap_or(rank);
     let text = format!(
@@ -223,19 +222,19 @@ fn suggested(total: &Pooled, rank: usize) -> Statement {
     let [least, median, greatest] = total.suggested_rank;
     let bound = match total.suggested_is_at_least {
         0 => String::new(),
-        some => format!(
-            " In {some} of {} modules all values that were computed are: a higher --rank would tell more.",
+        count => format!(
+            " In {count} of {} modules all computed values do: a higher --rank would show more.",
             total.modules
         ),
     };
     let words = if median > rank {
-        "The change reaches beyond this rank"
+        "The change extends beyond this rank"
     } else {
         "This rank reaches into the noise"
     };
     let text = format!(
-        "{words}: {median} singular values of T - dequant(Q) stand out of the noise in the median module ({least} to \
-         {greatest}, by Gavish and Donoho's threshold).{bound} At rank {rank} Method B spends {} of what it keeps on noise.",
+        "{words}: {median} singular values of T - dequant(Q) stand out from the noise in the median module ({least} to \
+         {greatest}, by Gavish and Donoho's threshold).{bound} At rank {rank}, {} of what Method B keeps is noise.",
         percent(total.spent_on_noise)
     );
     let figures = [

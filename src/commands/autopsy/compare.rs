@@ -1,4 +1,4 @@
-//! How a tensor differs from its partner, band by band.
+//! Compares a tensor with its partner, band by band.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use crate::checkpoint::module::{Module, PackedRows};
 use crate::commands::autopsy::record::Comparison;
 use crate::pipeline::ordered_panels::BAND;
 
-/// Numbers that are summed side by side.
+/// Number of parallel partial sums.
 const LANES: usize = 8;
 
 /// Sums over a panel `A` and its partner `B`.
@@ -15,20 +15,21 @@ const LANES: usize = 8;
 pub struct Sums {
     /// `||A||^2`, `||B||^2`, `<A, B>`, `||A - B||^2`.
     squares: [f64; 4],
-    /// Over blocks of 64 x 64, the sum of the products of both norms. It is `||A|| ||B||` where the blocks' norms are proportional.
+    /// The sum, over blocks of 64 x 64, of the products of both norms. It equals `||A|| ||B||` if the blocks' norms are
+    /// proportional.
     overlap: f64,
     largest: f64,
 }
 
 impl Sums {
-    /// Adds those of the next panel.
+    /// Adds the sums of the next panel.
     pub fn add(&mut self, other: &Sums) {
         self.squares.iter_mut().zip(other.squares).for_each(|(sum, more)| *sum += more);
         self.overlap += other.overlap;
         self.largest = self.largest.max(other.largest);
     }
 
-    /// What they come to. `blocks` says whether the tensor has blocks that can be told apart.
+    /// The comparison that the sums give. `blocks` says whether block drift is defined for the tensor.
     pub fn finish(&self, name: Option<String>, blocks: bool) -> Comparison {
         let [a, b, product, difference] = self.squares;
         let both = (a * b).sqrt();
@@ -37,7 +38,7 @@ impl Sums {
             0.0 => None,
             b => Some((difference / b).sqrt()),
         };
-        // Equal to the weighted mean square of the ratios' deviations; rounding may take it below zero.
+        // The square equals the weighted mean square of the ratios' deviations; rounding may take it below zero.
         let drift = (2.0 - 2.0 * self.overlap / both).max(0.0).sqrt();
         Comparison {
             name,
@@ -50,10 +51,10 @@ impl Sums {
     }
 }
 
-/// Compares the same rows of two weights of one shape. The first row is a multiple of [`BAND`].
+/// Compares the same rows of two weights of the same shape. The first row is a multiple of [`BAND`].
 ///
 /// # Errors
-/// What cannot be decoded.
+/// A value that cannot be decoded.
 pub fn compare(ours: &PackedRows, theirs: &PackedRows, modules: [&Module; 2]) -> Result<Sums> {
     let columns = modules[0].shape()[1];
     if modules.iter().any(|module| module.weight().is_wide()) {
@@ -81,7 +82,7 @@ fn bands<T: Copy + Default + Into<f64>>(
             let length = piece.len() * columns;
             decode(ours, piece.clone(), &mut a[..length])?;
             decode(theirs, piece, &mut b[..length])?;
-            leave_out(&mut a[..length], &mut b[..length]);
+            zero_non_finite(&mut a[..length], &mut b[..length]);
             let lines = a[..length].chunks_exact(columns).zip(b[..length].chunks_exact(columns));
             for (a, b) in lines {
                 for ((a, b), block) in a.chunks(BAND).zip(b.chunks(BAND)).zip(&mut blocks) {
@@ -97,8 +98,8 @@ fn bands<T: Copy + Default + Into<f64>>(
     Ok(total)
 }
 
-/// Takes both as zero where one is not finite.
-fn leave_out<T: Copy + Default + Into<f64>>(a: &mut [T], b: &mut [T]) {
+/// Sets both values to zero where either is not finite.
+fn zero_non_finite<T: Copy + Default + Into<f64>>(a: &mut [T], b: &mut [T]) {
     let finite = |values: &[T]| values.iter().all(|value| (*value).into().is_finite());
     if finite(a) && finite(b) {
         return;

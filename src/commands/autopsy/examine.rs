@@ -1,4 +1,4 @@
-//! The autopsy: every tensor's statistics and verdicts in one pass, and its distance from a partner on the way.
+//! The autopsy: computes every tensor's statistics, verdicts and distance from its partner in one pass.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,35 +28,36 @@ use crate::pipeline::ordered_panels::{in_order, panel_bytes, panels, piece_rows,
 use crate::run::progress::Progress;
 use crate::{Error, Result};
 
-/// What the process takes beside its threads, but for what is known of each tensor.
+/// Memory of the process apart from its threads and the results of each tensor, in bytes.
 const FIXED: u64 = 40 << 20;
 
-/// What is kept of each tensor until the end.
+/// Memory for the results of each tensor, which are kept until the end, in bytes.
 const TENSOR: u64 = 4 << 10;
 
-/// What a thread takes beside mapped pages and decoded pieces: counts, those that wait to be put together among them.
+/// Memory of a thread apart from mapped pages and decoded pieces, in bytes: its counts, including those that wait to
+/// be merged.
 const THREAD: u64 = 3 << 20;
 
-/// What to look at, and what is healthy.
+/// What to examine, and the limits of what is healthy.
 #[derive(Clone, Debug)]
 pub struct Examination {
     /// A checkpoint, or an adapter's folder.
     pub checkpoint: String,
-    /// What to hold it against.
+    /// The checkpoint to compare it with.
     pub against: Option<String>,
-    /// Patterns of tensors to look at; empty for all.
+    /// Patterns of tensors to examine; empty for all.
     pub include: Vec<String>,
-    /// Patterns of tensors to leave aside.
+    /// Patterns of tensors to leave out.
     pub exclude: Vec<String>,
-    /// What is healthy.
+    /// The limits of what is healthy.
     pub thresholds: Thresholds,
 }
 
-/// Looks at every tensor of a checkpoint or adapter.
+/// Examines every tensor of a checkpoint or adapter.
 ///
 /// # Errors
-/// A checkpoint that cannot be opened or read; patterns that select nothing; a budget that is too small. What is wrong with the
-/// tensors is no error of this function.
+/// A checkpoint that cannot be opened or read; patterns that select nothing; a memory limit that is too small. A fault
+/// of a tensor is not an error of this function.
 pub fn autopsy(job: &Examination, running: &RunOptions, progress: &dyn Progress) -> Result<Autopsy> {
     job.thresholds.check()?;
     let selection = Selection::of_all(&job.include, &job.exclude)?;
@@ -65,7 +66,7 @@ pub fn autopsy(job: &Examination, running: &RunOptions, progress: &dyn Progress)
     let mut notes = Vec::new();
     let renaming = theirs.as_ref().and_then(|theirs| Renaming::detect(&ours, theirs));
     if let Some(Renaming { base, tuned }) = &renaming {
-        notes.push(format!("names are paired by prefix: '{base}' here is '{tuned}' in the other"));
+        notes.push(format!("names are paired by prefix: '{base}' here is '{tuned}' in the other checkpoint"));
     }
     let names = renaming.unwrap_or_default();
     let (mut items, mut left_out) = items(&ours, &selection);
@@ -77,7 +78,7 @@ pub fn autopsy(job: &Examination, running: &RunOptions, progress: &dyn Progress)
     if items.is_empty() {
         return Err(Error::decide("no tensor is selected")
             .path(ours.root())
-            .hint("see --include and --exclude"));
+            .hint("check --include and --exclude"));
     }
     notes.iter().for_each(|note| progress.note(note));
     let (tensors, total) =
@@ -99,7 +100,7 @@ pub fn autopsy(job: &Examination, running: &RunOptions, progress: &dyn Progress)
     })
 }
 
-/// A checkpoint, or the weights of an adapter.
+/// Opens a checkpoint, or the weights of an adapter.
 fn open(spec: &str) -> Result<Checkpoint> {
     match checkpoint::find(spec) {
         Ok(found) if found.is_dir() && PeftAdapter::is_at(&found) => {
@@ -109,7 +110,7 @@ fn open(spec: &str) -> Result<Checkpoint> {
     }
 }
 
-/// One tensor to look at.
+/// One tensor to examine.
 struct Item<'a> {
     name: String,
     role: Role,
@@ -118,21 +119,21 @@ struct Item<'a> {
     partner: Partner<'a>,
 }
 
-/// What an item is held against.
+/// What an item is compared with.
 enum Partner<'a> {
     None,
-    /// It has other sides.
+    /// The partner has this different shape.
     Shaped(Vec<usize>),
     Found(Cow<'a, Module>),
 }
 
-/// The checkpoints that the items lie in.
+/// The checkpoints that hold the items and their partners.
 struct Both<'a> {
     ours: &'a Checkpoint,
     theirs: Option<&'a Checkpoint>,
 }
 
-/// A name as patterns and tables have it.
+/// A tensor's name as used in patterns and tables.
 fn short(name: &str) -> &str {
     name.strip_suffix(".weight").unwrap_or(name)
 }
@@ -154,7 +155,7 @@ fn items<'a>(checkpoint: &'a Checkpoint, selection: &Selection) -> (Vec<Item<'a>
         match Module::lines(tensor) {
             _ if tensor.stored.shape.contains(&0) => left_out.push(leave("has no elements".to_owned())),
             None => {
-                left_out.push(leave(format!("is {}: no numbers that are read", tensor.stored.describe())))
+                left_out.push(leave(format!("is {}, which is not read as numbers", tensor.stored.describe())))
             }
             Some(lines) => items.push(Item {
                 name: short(tensor.name()).to_owned(),
@@ -169,7 +170,7 @@ fn items<'a>(checkpoint: &'a Checkpoint, selection: &Selection) -> (Vec<Item<'a>
     (items, left_out)
 }
 
-/// Finds the partner of each item, and names what has none.
+/// Finds the partner of each item, and lists the tensors without one.
 fn pair<'a>(
     items: &mut [Item<'a>],
     theirs: &'a Checkpoint,
@@ -182,7 +183,7 @@ fn pair<'a>(
         let (partner, name) = partner(item, theirs, names);
         taken.extend(name);
         if matches!(partner, Partner::None) {
-            let why = "is compared with nothing: the other has no such tensor".to_owned();
+            let why = "is not compared: the other checkpoint has no such tensor".to_owned();
             left_out.push(LeftUnread { name: item.name.clone(), why });
         }
         item.partner = partner;
@@ -190,7 +191,8 @@ fn pair<'a>(
     let modules = theirs.modules().map(Module::name);
     let others = theirs.others().filter(|tensor| Module::lines(tensor).is_some()).map(Tensor::name);
     for name in modules.chain(others).filter(|name| !taken.contains(*name) && selection.names(short(name))) {
-        left_out.push(LeftUnread { name: name.to_owned(), why: "is only in the other".to_owned() });
+        left_out
+            .push(LeftUnread { name: name.to_owned(), why: "is only in the other checkpoint".to_owned() });
     }
 }
 
@@ -216,14 +218,14 @@ fn partner<'a>(item: &Item<'_>, theirs: &'a Checkpoint, names: &Renaming) -> (Pa
     (found, Some(tensor.name().to_owned()))
 }
 
-/// What one panel comes to.
+/// The results of one panel.
 struct Examined {
     partial: Partial,
     saturated: Option<(u64, u32)>,
     sums: Option<Sums>,
 }
 
-/// Walks over all items.
+/// Examines all items, in order.
 fn examine(
     both: &Both<'_>,
     items: &[Item<'_>],
@@ -231,25 +233,26 @@ fn examine(
     running: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<(Vec<TensorAutopsy>, Total)> {
-    let each = items.iter().map(thread_bytes).max().unwrap_or(0);
-    let threads = threads_within(running.threads, running.memory, FIXED + TENSOR * items.len() as u64, each)?;
-    let cut = items.iter().enumerate();
-    let cut: Vec<(usize, Range<usize>)> =
-        cut.flat_map(|(index, item)| panels(&item.module).map(move |rows| (index, rows))).collect();
+    let bytes = items.iter().map(thread_bytes).max().unwrap_or(0);
+    let threads =
+        threads_within(running.threads, running.memory, FIXED + TENSOR * items.len() as u64, bytes)?;
+    let numbered = items.iter().enumerate();
+    let all_panels: Vec<(usize, Range<usize>)> =
+        numbered.flat_map(|(index, item)| panels(&item.module).map(move |rows| (index, rows))).collect();
     progress.begin(items.len(), items.iter().map(|item| item.module.size()).sum(), 0, 0);
     let (mut tensors, mut total) = (Vec::with_capacity(items.len()), Total::default());
-    let (mut gathering, mut all) = (Gathering::default(), Sums::default());
+    let (mut gathering, mut all_sums) = (Gathering::default(), Sums::default());
     let work = |number: usize| {
-        let (index, rows) = &cut[number];
-        look(both, &items[*index], rows.clone())
+        let (index, rows) = &all_panels[number];
+        examine_panel(both, &items[*index], rows.clone())
     };
-    in_order(cut.len(), threads, work, |number, examined| {
-        let (index, rows) = &cut[number];
+    in_order(all_panels.len(), threads, work, |number, examined| {
+        let (index, rows) = &all_panels[number];
         let item = &items[*index];
         gathering.add(examined);
         if rows.end == item.module.shape()[0] {
             let gathered = std::mem::take(&mut gathering);
-            all.add(&gathered.sums.unwrap_or_default());
+            all_sums.add(&gathered.sums.unwrap_or_default());
             let tensor = gathered.finish(item, job);
             total.add(&tensor);
             tensors.push(tensor);
@@ -257,11 +260,11 @@ fn examine(
         }
         Ok(())
     })?;
-    total.comparison = both.theirs.map(|_| all.finish(None, true));
+    total.comparison = both.theirs.map(|_| all_sums.finish(None, true));
     Ok((tensors, total))
 }
 
-/// What a thread takes while it looks at a panel.
+/// Memory that a thread needs while it examines a panel, in bytes.
 fn thread_bytes(item: &Item<'_>) -> u64 {
     let columns = item.module.shape()[1];
     let piece = (piece_rows(columns) * columns) as u64 * 8;
@@ -271,7 +274,7 @@ fn thread_bytes(item: &Item<'_>) -> u64 {
     }
 }
 
-fn look(both: &Both<'_>, item: &Item<'_>, rows: Range<usize>) -> Result<Examined> {
+fn examine_panel(both: &Both<'_>, item: &Item<'_>, rows: Range<usize>) -> Result<Examined> {
     let failed = |e: Error| e.path(both.ours.path(item.module.tensors()[0].file)).tensor(&item.name);
     let packed = item.module.read(both.ours, rows.clone())?;
     let partial = statistics(&packed, &item.module).map_err(failed)?;
@@ -286,7 +289,7 @@ fn look(both: &Both<'_>, item: &Item<'_>, rows: Range<usize>) -> Result<Examined
     Ok(Examined { partial, saturated, sums })
 }
 
-/// The pieces of a panel: what is decoded at a time.
+/// The pieces of a panel, each decoded at once.
 fn pieces(packed: &PackedRows, columns: usize) -> impl Iterator<Item = Range<usize>> + use<> {
     let (rows, height) = (packed.rows(), piece_rows(columns));
     rows.clone().step_by(height).map(move |start| start..(start + height).min(rows.end))
@@ -300,7 +303,7 @@ fn statistics(packed: &PackedRows, module: &Module) -> Result<Partial> {
         _ => None,
     };
     let values = packed.rows().len() * columns;
-    // A weight that lies transposed maps more than its rows' own codes: it is decoded as any other.
+    // A weight stored transposed maps more than the codes of its rows, so it is decoded like any other.
     let plain = !module.is_quantized()
         && packed.windows().iter().map(|window| window.len()).sum::<usize>() == 2 * values;
     if let Some(sixteen) = sixteen.filter(|_| plain) {
@@ -332,7 +335,7 @@ fn saturated(packed: &PackedRows, module: &Module) -> Option<(u64, u32)> {
     counts.reduce(|sum, more| Some((sum?.0 + more?.0, sum?.1))).flatten()
 }
 
-/// The panels of one item, put together in their order.
+/// The results of one item's panels, merged in order.
 #[derive(Default)]
 struct Gathering {
     values: Gathered,
@@ -368,7 +371,7 @@ impl Gathering {
         };
         let mut verdicts = judge(&known, &job.thresholds);
         if let Partner::Shaped(shape) = &item.partner {
-            let why = format!("is {:?}, and its partner {shape:?}", item.shape);
+            let why = format!("has the shape {:?}, but its partner has {shape:?}", item.shape);
             verdicts.push(Verdict { gravity: Severity::Error, fault: Fault::ShapeDiffers, why });
         }
         TensorAutopsy {

@@ -1,4 +1,4 @@
-//! Verdicts: a tensor's numbers held against what is healthy for its role.
+//! Verdicts: compares a tensor's statistics with the limits for its role.
 
 use crate::commands::autopsy::record::{Comparison, Fault, Role, Saturated, Severity, Verdict};
 use crate::commands::autopsy::statistics::Statistics;
@@ -6,7 +6,7 @@ use crate::commands::autopsy::thresholds::Thresholds;
 use crate::lora::names::{Place, kind_of, place_of};
 use crate::quant::weight::TensorInfo;
 
-/// A matrix of fewer values other than zero has too few to tell a lattice by.
+/// A matrix with fewer non-zero values than this has too few to recognize codes under one scale.
 const ENOUGH: u64 = 4096;
 
 /// The role of a 2-D weight, by its module's name.
@@ -25,36 +25,36 @@ pub fn role_of_tensor(stored: &TensorInfo) -> Role {
     match stored.shape.len() {
         _ if name.contains(".lora_") => Role::Factor,
         _ if name.ends_with(".bias") || name.ends_with("_bias") => Role::Bias,
-        // A stack of experts; short convolutions and patches are of other sizes.
+        // A stack of experts; other three-dimensional tensors are short convolutions and patches.
         3 if name.contains("expert") => Role::Linear,
         0 | 1 if kind.contains("norm") || kind.starts_with("ln") || name.ends_with(".weight") => Role::Norm,
         _ => Role::Other,
     }
 }
 
-/// What is known of a tensor when it is judged.
+/// What is known about a tensor when it is judged.
 #[derive(Debug)]
 pub struct Known<'a> {
-    /// By which rules.
+    /// The role that determines which rules apply.
     pub role: Role,
-    /// Whether it is stored as codes under scales.
+    /// Whether it is stored as codes with scales.
     pub quantized: bool,
     /// Its statistics.
     pub statistics: &'a Statistics,
-    /// Its codes at the ends of their format.
+    /// Its codes at the ends of their format's range.
     pub saturated: Option<Saturated>,
-    /// Its distance from its partner.
+    /// Its comparison with its partner.
     pub comparison: Option<&'a Comparison>,
 }
 
-/// Everything that is wrong with a tensor, the gravest first.
+/// Everything that is wrong with a tensor, the most severe first.
 pub fn judge(known: &Known<'_>, limits: &Thresholds) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
     let mut error = |fault, why: String| verdicts.push(Verdict { gravity: Severity::Error, fault, why });
     let statistics = known.statistics;
     if statistics.nan + statistics.infinite > 0 {
         let [nan, infinite, count] = [statistics.nan, statistics.infinite, statistics.count];
-        error(Fault::NonFinite, format!("holds {nan} NaN and {infinite} infinities among {count} values"));
+        error(Fault::NonFinite, format!("has {nan} NaN and {infinite} infinities among {count} values"));
     }
     if statistics.finite() > 0 {
         let matrix = matches!(known.role, Role::Linear | Role::Table);
@@ -69,7 +69,7 @@ pub fn judge(known: &Known<'_>, limits: &Thresholds) -> Vec<Verdict> {
             error(
                 Fault::OneScale,
                 format!(
-                    "has only {magnitudes} different magnitudes, as codes of 8 bits under one scale for the whole tensor have"
+                    "has only {magnitudes} distinct magnitudes, like 8-bit codes under one scale for the whole tensor"
                 ),
             );
         }
@@ -94,7 +94,7 @@ fn dead(known: &Known<'_>) -> Option<String> {
         return None;
     }
     let zero = min == 0.0;
-    // A bias may be zero, a norm constant; a factor of zeros belongs to a module that did not change.
+    // A bias may be zero and a norm constant; a factor of zeros belongs to a module that did not change.
     let dead = match known.role {
         Role::Linear | Role::Table => true,
         Role::Norm => zero,
@@ -125,7 +125,7 @@ fn exploded(role: Role, statistics: &Statistics, limits: &Thresholds) -> Vec<(Fa
 
 fn one_scale(statistics: &Statistics, limits: &Thresholds) -> bool {
     let many = statistics.finite() - statistics.zeros >= ENOUGH && statistics.min < statistics.max;
-    // Under scales that are powers of two many scales give no more values than one.
+    // If scales are powers of two, many scales give no more distinct values than one.
     many && !statistics.coarse && statistics.magnitudes.is_some_and(|count| count <= limits.few_magnitudes)
 }
 
@@ -138,51 +138,54 @@ fn saturated(known: &Known<'_>, limits: &Thresholds) -> Option<String> {
     };
     (share > limit).then(|| {
         format!(
-            "has {codes} codes, {:.1} %, at the ends of their {bits} bits (limit {:.1} %)",
+            "has {codes} codes, {:.1} %, at the ends of their {bits}-bit range (limit {:.1} %)",
             100.0 * share,
             100.0 * limit
         )
     })
 }
 
-/// What a linear weight has that few healthy ones have.
+/// Verdicts on a linear weight outside the healthy range.
 fn unhealthy(statistics: &Statistics, limits: &Thresholds) -> Vec<Verdict> {
     let mut found = Vec::new();
-    let mut say = |gravity, fault, why| found.push(Verdict { gravity, fault, why });
+    let mut add = |gravity, fault, why| found.push(Verdict { gravity, fault, why });
     let (mean, std, range) = (statistics.mean, statistics.std, limits.healthy_range);
     if mean.abs() > limits.healthy_mean {
         let why = format!("has a mean of {mean:.4} (healthy: up to {})", limits.healthy_mean);
-        say(Severity::Error, Fault::OutsideRange, why);
+        add(Severity::Error, Fault::OutsideRange, why);
     }
     if std < limits.least_std || std > limits.most_std {
         let (least, most) = (limits.least_std, limits.most_std);
         let why = format!("has a standard deviation of {std:.4} (healthy: {least} to {most})");
-        say(Severity::Error, Fault::OutsideRange, why);
+        add(Severity::Error, Fault::OutsideRange, why);
     }
     if statistics.largest() > range {
         let beyond = statistics.histogram.from(range);
         let share = beyond as f64 / statistics.finite() as f64;
         let (min, max) = (statistics.min.unwrap_or(0.0), statistics.max.unwrap_or(0.0));
-        let why = format!("reaches from {min:.4} to {max:.4}, {:.4} % of it beyond {range}", 100.0 * share);
+        let why = format!(
+            "ranges from {min:.4} to {max:.4}, with {:.4} % of its values beyond {range}",
+            100.0 * share
+        );
         match share <= limits.outliers {
-            true => say(Severity::Warning, Fault::Outliers, why),
-            false => say(Severity::Error, Fault::OutsideRange, why),
+            true => add(Severity::Warning, Fault::Outliers, why),
+            false => add(Severity::Error, Fault::OutsideRange, why),
         }
     }
     found
 }
 
-/// What is wrong between partners.
+/// Verdicts on the difference from the partner.
 fn apart(comparison: &Comparison, limits: &Thresholds) -> Vec<Verdict> {
     let mut found = Vec::new();
     let mut error = |fault, why: String| found.push(Verdict { gravity: Severity::Error, fault, why });
     let limit = limits.relative_error;
     match comparison.relative_error {
-        None => error(Fault::Differs, "is not zero, and its partner is".to_owned()),
+        None => error(Fault::Differs, "is not zero, but its partner is".to_owned()),
         Some(apart) if apart > limit => {
             error(
                 Fault::Differs,
-                format!("is {apart:.4} of its partner's norm away from it (limit {limit})"),
+                format!("differs from its partner by {apart:.4} of the partner's norm (limit {limit})"),
             );
         }
         Some(_) => {
@@ -198,7 +201,7 @@ fn apart(comparison: &Comparison, limits: &Thresholds) -> Vec<Verdict> {
     if let Some(drift) = comparison.block_drift.filter(|drift| *drift > limits.block_drift) {
         let (drift, limit) = (100.0 * drift, 100.0 * limits.block_drift);
         let why = format!(
-            "has blocks whose norms vary by {drift:.1} % against its partner's (limit {limit:.1} %), as under misplaced scales"
+            "has block norms that vary by {drift:.1} % against its partner's (limit {limit:.1} %), as if scales were misplaced"
         );
         error(Fault::Rescaled, why);
     }

@@ -1,6 +1,7 @@
-//! Mean and central moments up to the fourth, in f64, of pieces that are merged.
+//! Mean and central moments up to the fourth, in f64, merged from pieces.
 
-/// Numbers that are summed side by side, so that the compiler can use vectors: the order of a sum follows from the length alone.
+/// Number of parallel partial sums, so that the compiler can use vector instructions. The order of summation depends
+/// only on the length.
 const LANES: usize = 8;
 
 /// Count, extremes, mean, and the sums of the second to fourth powers of the distances from the mean.
@@ -23,20 +24,20 @@ impl Default for Moments {
 }
 
 impl Moments {
-    /// Of values that are all finite.
+    /// The moments of `values`, which must all be finite.
     pub fn of<T: Copy + Into<f64>>(values: &[T]) -> Moments {
         if values.is_empty() {
             return Moments::default();
         }
         let (mut sum, mut min, mut max) = ([0f64; LANES], [f64::INFINITY; LANES], [f64::NEG_INFINITY; LANES]);
-        each(values, |lane, value| {
+        for_each_lane(values, |lane, value| {
             sum[lane] += value;
             min[lane] = if value < min[lane] { value } else { min[lane] };
             max[lane] = if value > max[lane] { value } else { max[lane] };
         });
         let mean = sum.iter().sum::<f64>() / values.len() as f64;
         let (mut second, mut third, mut fourth) = ([0f64; LANES], [0f64; LANES], [0f64; LANES]);
-        each(values, |lane, value| {
+        for_each_lane(values, |lane, value| {
             let distance = value - mean;
             let square = distance * distance;
             second[lane] += square;
@@ -55,7 +56,7 @@ impl Moments {
         }
     }
 
-    /// Of values that each occur so many times, in ascending order.
+    /// The moments of values with the number of times each occurs, in ascending order.
     pub fn counted(values: &[(f64, u64)]) -> Moments {
         let count: u64 = values.iter().map(|(_, count)| count).sum();
         let (Some((min, _)), Some((max, _))) = (values.first(), values.last()) else {
@@ -68,7 +69,7 @@ impl Moments {
         Moments { count, min: *min, max: *max, mean, second: power(2), third: power(3), fourth: power(4) }
     }
 
-    /// Adds those of another piece (Pébay 2008, equations 3.1 and following).
+    /// Merges the moments of another piece (Pébay 2008, equations 3.1 and following).
     pub fn merge(&mut self, other: &Moments) {
         if other.count == 0 {
             return;
@@ -94,27 +95,27 @@ impl Moments {
         self.max = self.max.max(other.max);
     }
 
-    /// How many values.
+    /// The number of values.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// Their mean, 0 of none.
+    /// The mean; 0 if there are no values.
     pub fn mean(&self) -> f64 {
         self.mean
     }
 
-    /// Their standard deviation, 0 of none.
+    /// The standard deviation; 0 if there are no values.
     pub fn std(&self) -> f64 {
         if self.count == 0 { 0.0 } else { (self.second / self.count as f64).sqrt() }
     }
 
-    /// The least.
+    /// The smallest value.
     pub fn min(&self) -> Option<f64> {
         (self.count > 0).then_some(self.min)
     }
 
-    /// The largest.
+    /// The largest value.
     pub fn max(&self) -> Option<f64> {
         (self.count > 0).then_some(self.max)
     }
@@ -122,14 +123,14 @@ impl Moments {
     /// The fourth central moment over the square of the second.
     pub fn kurtosis(&self) -> Option<f64> {
         let kurtosis = self.count as f64 * self.fourth / (self.second * self.second);
-        // Equal values have none, and rounding must not make one up.
+        // Equal values have no kurtosis, and rounding must not invent one.
         (self.min < self.max && kurtosis.is_finite()).then_some(kurtosis)
     }
 }
 
-/// Every value with its lane.
+/// Calls `take` with every value and its lane.
 #[inline(always)]
-fn each<T: Copy + Into<f64>>(values: &[T], mut take: impl FnMut(usize, f64)) {
+fn for_each_lane<T: Copy + Into<f64>>(values: &[T], mut take: impl FnMut(usize, f64)) {
     let (whole, rest) = values.as_chunks::<LANES>();
     for chunk in whole {
         for (lane, value) in chunk.iter().enumerate() {
@@ -145,7 +146,7 @@ fn each<T: Copy + Into<f64>>(values: &[T], mut take: impl FnMut(usize, f64)) {
 mod tests {
     use super::*;
 
-    /// By the definition, in one piece.
+    /// Count, mean and central sums by definition, over all values at once.
     fn plain(values: &[f64]) -> [f64; 5] {
         let n = values.len() as f64;
         let mean = values.iter().sum::<f64>() / n;

@@ -1,5 +1,5 @@
-//! `autopsy.json`: the statistics of every tensor, and what is wrong with it. The same checkpoints and options give the same bytes,
-//! wherever they lie: no times, threads, budgets or folders on the way stand here.
+//! `autopsy.json`: the statistics of every tensor, and what is wrong with it. The same checkpoints and options give the
+//! same bytes, wherever they are stored: the file records no times, threads, memory limits or parent folders.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::delta::record::Source;
 /// The name of the file.
 pub const AUTOPSY: &str = "autopsy.json";
 
-/// The version of what follows, as of `analysis.json`.
+/// The version of the file's format, as for `analysis.json`.
 pub const AUTOPSY_VERSION: u32 = 1;
 
 /// The whole of `autopsy.json`.
@@ -26,27 +26,28 @@ pub struct Autopsy {
     pub trephine: String,
     /// The files that were read from, by checkpoint (`checkpoint`, `against`): names, sizes, digests of their headers.
     pub inputs: BTreeMap<String, Identity>,
-    /// What was looked at.
+    /// The checkpoint that was examined.
     pub checkpoint: Source,
-    /// What it was held against.
+    /// The checkpoint that it was compared with.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub against: Option<Source>,
-    /// What was taken for healthy.
+    /// The limits that were applied.
     pub thresholds: Thresholds,
-    /// Remarks, as on names that were paired by a prefix.
+    /// Remarks, for example that names were paired by a prefix.
     pub notes: Vec<String>,
     /// All tensors together.
     pub total: Total,
-    /// Every tensor that was looked at, by name.
+    /// Every tensor that was examined, by name.
     pub tensors: Vec<TensorAutopsy>,
-    /// Tensors whose values cannot be read as numbers, or that only one of the two checkpoints has, with the reason, by name.
+    /// Tensors whose values cannot be read as numbers, or that only one of the two checkpoints has, with the reason,
+    /// by name.
     pub left_out: Vec<LeftUnread>,
 }
 
 /// All tensors together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Total {
-    /// How many were looked at.
+    /// Number of tensors that were examined.
     pub tensors: u64,
     /// Their elements.
     pub elements: u64,
@@ -58,13 +59,13 @@ pub struct Total {
     pub infinite: u64,
     /// Zeros among them.
     pub zeros: u64,
-    /// How many tensors each verdict was given to.
+    /// For each fault, the number of tensors that have it.
     pub verdicts: BTreeMap<Fault, u64>,
-    /// Verdicts that make the check fail.
+    /// Number of verdicts that make the check fail.
     pub errors: u64,
-    /// Verdicts that are only worth knowing.
+    /// Number of verdicts that are only warnings.
     pub warnings: u64,
-    /// All that was compared.
+    /// The comparison over all tensors that were compared.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub comparison: Option<Comparison>,
 }
@@ -74,33 +75,34 @@ pub struct Total {
 pub struct TensorAutopsy {
     /// A module's name, without `.weight`, or the name of another tensor.
     pub name: String,
-    /// By which rules it is judged.
+    /// The role that determines which rules apply.
     pub role: Role,
     /// Shape of the values, for a weight `[out, in]`.
     pub shape: Vec<usize>,
-    /// The element type that it is stored in, as safetensors names it.
+    /// Its stored element type, by its safetensors name.
     pub dtype: String,
-    /// Whether that is of codes under scales.
+    /// Whether it is stored as codes with scales.
     pub quantized: bool,
     /// Its stored bytes, scales included.
     pub bytes: u64,
-    /// What its values are like.
+    /// The statistics of its values.
     pub statistics: Statistics,
-    /// How many of its codes are the largest or the smallest of their format, where it is quantized and the format tells.
+    /// Codes that are the largest or the smallest of their format; absent unless it is quantized and the format
+    /// reports them.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub saturated: Option<Saturated>,
-    /// How it differs from its partner.
+    /// Its difference from its partner.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub comparison: Option<Comparison>,
     /// What is wrong with it.
     pub verdicts: Vec<Verdict>,
 }
 
-/// By which rules a tensor is judged.
+/// The role of a tensor, which determines the rules that apply to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// The weight of a linear layer, a stack of experts among them.
+    /// The weight of a linear layer, including a stack of experts.
     Linear,
     /// An embedding, an output head, a router, a table of positions.
     Table,
@@ -127,49 +129,51 @@ impl fmt::Display for Role {
     }
 }
 
-/// Codes at the ends of their format.
+/// Codes at the ends of their format's range.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Saturated {
-    /// How many.
+    /// Number of such codes.
     pub codes: u64,
-    /// Their share of all.
+    /// Their share of all codes.
     pub share: f64,
-    /// Bits of a code.
+    /// Bits per code.
     pub bits: u32,
 }
 
-/// A tensor `A` beside its partner `B`, from sums over the elements where both are finite. Norms are Frobenius norms.
+/// A tensor `A` compared with its partner `B`, from sums over the elements where both are finite. Norms
+/// are Frobenius norms.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
-    /// The partner's name, where it is another.
+    /// The partner's name, if it differs.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub name: Option<String>,
-    /// `||A - B|| / ||B||`; 0 where both are zero, absent where only `B` is.
+    /// `||A - B|| / ||B||`; 0 if both are zero, absent if only `B` is.
     pub relative_error: Option<f64>,
-    /// `<A, B> / (||A|| ||B||)`; absent where one is zero.
+    /// `<A, B> / (||A|| ||B||)`; absent if either is zero.
     pub cosine: Option<f64>,
-    /// `||A|| / ||B||`; absent where `B` is zero.
+    /// `||A|| / ||B||`; absent if `B` is zero.
     pub norm_ratio: Option<f64>,
     /// The largest `|A - B|`.
     pub largest_difference: f64,
-    /// How much the ratio of norms varies over blocks of 64 x 64, as a share of `norm_ratio`: the root of the mean square, weighted
-    /// by the square of `B`'s norm in each (a Hellinger distance of the blocks' energies). Rounding, by whatever format, leaves it
-    /// near zero; scales in the wrong places do not. Absent for what is not of two dimensions, and where a norm is zero.
+    /// How much the ratio of norms varies over blocks of 64 x 64, as a share of `norm_ratio`: the root mean square,
+    /// weighted by the square of `B`'s norm in each block (a Hellinger distance of the blocks' energies). Rounding to
+    /// any format leaves it near zero; misplaced scales do not. Absent for tensors that are not two-dimensional, and
+    /// if a norm is zero.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub block_drift: Option<f64>,
 }
 
-/// How grave a verdict is.
+/// The severity of a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Worth knowing.
+    /// Worth knowing, but not a failure.
     Warning,
     /// The check fails.
     Error,
 }
 
-/// What can be wrong.
+/// A fault that a tensor can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
@@ -181,24 +185,24 @@ pub enum Fault {
     ExplodedStd,
     /// All values are zero, or the same.
     Dead,
-    /// Mean, standard deviation or extremes are outside what linear weights have.
+    /// Mean, standard deviation or extremes are outside the healthy range of linear weights.
     OutsideRange,
-    /// A few values lie far outside the others.
+    /// A few values are far outside the others.
     Outliers,
-    /// As few different magnitudes as codes of eight bits under one scale give.
+    /// No more distinct magnitudes than 8-bit codes under one scale give.
     OneScale,
-    /// Too many codes at the ends of their format.
+    /// Too many codes are at the ends of their format's range.
     Saturated,
     /// Too far from its partner.
     Differs,
-    /// Its blocks are scaled in other proportions than its partner's.
+    /// Its blocks are scaled in different proportions from its partner's.
     Rescaled,
-    /// The partner has another shape.
+    /// The partner has a different shape.
     ShapeDiffers,
 }
 
 impl Fault {
-    /// In words, for tables.
+    /// The fault in words, for tables.
     pub fn words(self) -> &'static str {
         match self {
             Fault::NonFinite => "not finite",
@@ -211,7 +215,7 @@ impl Fault {
             Fault::Saturated => "saturated codes",
             Fault::Differs => "differs",
             Fault::Rescaled => "scales misplaced",
-            Fault::ShapeDiffers => "another shape",
+            Fault::ShapeDiffers => "different shape",
         }
     }
 }
@@ -219,7 +223,7 @@ impl Fault {
 /// One verdict on one tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// How grave it is.
+    /// Its severity.
     pub gravity: Severity,
     /// What is wrong.
     pub fault: Fault,
@@ -227,11 +231,11 @@ pub struct Verdict {
     pub why: String,
 }
 
-/// A tensor that was not looked at.
+/// A tensor that was not examined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftUnread {
     /// Its name.
     pub name: String,
-    /// Why.
+    /// Why it was not examined, as the rest of the sentence that begins with its name.
     pub why: String,
 }

@@ -1,12 +1,13 @@
 //! Statistics of a tensor in one pass.
 //!
-//! **Sixteen bits.** A bf16 or f16 tensor has at most 65536 different values, so counting its codes tells everything: moments and
-//! quantiles are then taken over the codes, exactly, and counts can be added in any order.
+//! **Sixteen bits.** A bf16 or f16 tensor has at most 65536 distinct values, so its code counts determine everything:
+//! moments and quantiles are computed exactly from the counts, which can be added in any order.
 //!
-//! **Others.** Each piece is gone through twice while it is in the cache, for its mean and for its central moments in f64; pieces are
-//! merged in a fixed order by the formulas of Pébay ("Formulas for robust, one-pass parallel computation of covariances and
-//! arbitrary-order statistical moments", SAND2008-6212), which do not cancel as sums of powers do. Magnitudes are counted by
-//! the upper sixteen bits of the f32, so that quantiles are within 2^-8 (0.4 %) of a value.
+//! **Others.** Each piece is read twice while it is in the cache, once for its mean and once for its central moments in
+//! f64. Pieces are merged in a fixed order by the formulas of Pébay ("Formulas for robust, one-pass parallel
+//! computation of covariances and arbitrary-order statistical moments", SAND2008-6212), which do not suffer from the
+//! cancellation of sums of powers. Magnitudes are counted by the upper sixteen bits of the f32, so quantiles are within
+//! 2^-8 (0.4 %) of a value.
 
 use std::collections::BTreeSet;
 
@@ -16,52 +17,55 @@ use serde::{Deserialize, Serialize};
 use crate::commands::autopsy::moments::Moments;
 use crate::quant::number::rounding::non_finite;
 
-/// Different values of sixteen bits.
+/// Number of distinct 16-bit codes.
 const CODES: usize = 1 << 16;
 
-/// Steps of a histogram in an octave.
+/// Histogram steps per octave.
 const STEPS: i32 = 4;
 
-/// Up to so many magnitudes are told apart where values have more than sixteen bits.
+/// Maximum number of distinct magnitudes that are counted for values of more than sixteen bits.
 pub const FEW: usize = 256;
 
-/// The shares that quantiles are given for.
+/// The shares for which quantiles are given.
 const SHARES: [f64; 7] = [0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999];
 
-/// What the values of a tensor are like. Moments are those of the values that are finite.
+/// The statistics of a tensor's values. Moments are over the finite values.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Statistics {
-    /// Elements.
+    /// Number of elements.
     pub count: u64,
-    /// NaN among them.
+    /// Number of NaN.
     pub nan: u64,
-    /// Infinities among them.
+    /// Number of infinities.
     pub infinite: u64,
-    /// Zeros among them.
+    /// Number of zeros.
     pub zeros: u64,
     /// The share of zeros.
     pub zero_share: f64,
-    /// The mean; 0 where nothing is finite.
+    /// The mean; 0 if no value is finite.
     pub mean: f64,
     /// The standard deviation of the population (a division by the count).
     pub std: f64,
-    /// The smallest value; absent where nothing is finite.
+    /// The smallest value; absent if no value is finite.
     pub min: Option<f64>,
-    /// The largest value; absent where nothing is finite.
+    /// The largest value; absent if no value is finite.
     pub max: Option<f64>,
-    /// The fourth central moment over the square of the second: 3 for a normal distribution. Absent where all values are equal.
+    /// The fourth central moment over the square of the second: 3 for a normal distribution. Absent if all values are
+    /// equal.
     pub kurtosis: Option<f64>,
-    /// How many different magnitudes other than zero there are. Absent where they are more than 256 and not stored in 16 bits.
+    /// Number of distinct non-zero magnitudes. Absent if there are more than 256 and the tensor is not stored in
+    /// 16 bits.
     pub magnitudes: Option<u64>,
-    /// Whether each of those magnitudes has no more than four significant bits, as codes under scales that are powers of two have.
+    /// Whether each of those magnitudes has at most four significant bits, like codes under power-of-two scales.
     pub coarse: bool,
-    /// Quantiles of |w|: exact for 16 bits, else within 0.4 %.
+    /// Quantiles of |w|: exact for 16 bits, otherwise within 0.4 %.
     pub quantiles: Vec<Quantile>,
-    /// How |w| is distributed.
+    /// The distribution of |w|.
     pub histogram: Histogram,
 }
 
-/// The magnitude at or below which a share of the finite values lies (the inverse of the empirical distribution).
+/// The magnitude at or below which a given share of the finite values falls (the inverse of the
+/// empirical distribution).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Quantile {
     /// The share.
@@ -70,30 +74,32 @@ pub struct Quantile {
     pub magnitude: f64,
 }
 
-/// Counts of |w| in four equal steps of each octave; zeros are not among them. Step `first + i`, with `octave` its quarter rounded down
-/// and `k` the rest, is for magnitudes from `2^octave · (1 + k/4)` to the next step's.
+/// Counts of |w| in four equal steps per octave, without zeros. With `octave` the quotient of `first + i` and 4,
+/// rounded down, and `k` the remainder, step `first + i` covers magnitudes from `2^octave · (1 + k/4)` up to the
+/// start of the next step.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Histogram {
-    /// The step of the first count.
+    /// Step number of the first count.
     pub first: i32,
-    /// The counts, the first and the last other than zero.
+    /// The counts; the first and the last are not zero.
     pub counts: Vec<u64>,
 }
 
 impl Histogram {
-    /// The smallest magnitude of step `first + i`.
+    /// The smallest magnitude in step `first + i`.
     pub fn edge(&self, i: usize) -> f64 {
         let step = self.first + i as i32;
         2f64.powi(step.div_euclid(STEPS)) * (1.0 + f64::from(step.rem_euclid(STEPS)) / f64::from(STEPS))
     }
 
-    /// How many magnitudes are in steps that begin at `magnitude` or above: those from there on, where it is an edge.
+    /// The count of magnitudes in steps that begin at or above `magnitude`: exactly those from there on if it is an
+    /// edge.
     pub fn from(&self, magnitude: f64) -> u64 {
         let above = self.counts.iter().enumerate().filter(|(i, _)| self.edge(*i) >= magnitude);
         above.map(|(_, count)| count).sum()
     }
 
-    /// The step of a magnitude above zero.
+    /// The step number of a magnitude above zero.
     fn step(magnitude: f64) -> i32 {
         let bits = magnitude.to_bits();
         let exponent = (bits >> 52) as i32 - 1023;
@@ -113,12 +119,12 @@ impl Histogram {
     }
 }
 
-/// How the sixteen bits of a count are read.
+/// How 16-bit codes are interpreted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sixteen {
-    /// As bf16.
+    /// bf16.
     Bf16,
-    /// As f16.
+    /// f16.
     F16,
 }
 
@@ -130,7 +136,7 @@ impl Sixteen {
         }
     }
 
-    /// The code of infinity: the first that is not finite.
+    /// The code of infinity, the first code that is not finite.
     fn infinity(self) -> u16 {
         match self {
             Sixteen::Bf16 => 0x7f80,
@@ -138,14 +144,14 @@ impl Sixteen {
         }
     }
 
-    /// Whether the bits of the significand behind its first four are zero.
+    /// Whether all bits of the significand after the first four are zero.
     fn is_coarse(self, code: u16) -> bool {
-        // What remains of 7 and of 10 stored bits behind 3. Subnormals are rare enough not to matter.
+        // The bits after the first 3 of 7 (bf16) or 10 (f16) stored ones. Subnormals are rare enough not to matter.
         code & if self == Sixteen::Bf16 { 0x0f } else { 0x7f } == 0
     }
 }
 
-/// How often each code of sixteen bits occurs.
+/// The number of occurrences of each 16-bit code.
 #[derive(Debug)]
 pub struct Counts(Box<[u32; CODES]>);
 
@@ -159,7 +165,7 @@ impl Default for Counts {
 }
 
 impl Counts {
-    /// Counts little-endian codes, aligned or not. No more than 2^32 - 1 in all.
+    /// Counts little-endian codes, aligned or not; at most 2^32 - 1 in total.
     pub fn add(&mut self, bytes: &[u8]) {
         for &code in bytes.as_chunks::<2>().0 {
             self.0[usize::from(u16::from_le_bytes(code))] += 1;
@@ -167,25 +173,25 @@ impl Counts {
     }
 }
 
-/// Values of more than sixteen bits, as far as they were seen.
+/// Running statistics of values of more than sixteen bits.
 #[derive(Debug, Default)]
 pub struct Values {
     moments: Moments,
     nan: u64,
     infinite: u64,
     zeros: u64,
-    /// The bits of each magnitude, or nothing where they are more than [`FEW`].
+    /// The bits of each distinct magnitude; `None` if there are more than [`FEW`].
     magnitudes: Option<BTreeSet<u64>>,
     counts: Counts,
 }
 
 impl Values {
-    /// Nothing seen yet.
+    /// Statistics of no values.
     pub fn new() -> Values {
         Values { magnitudes: Some(BTreeSet::new()), ..Values::default() }
     }
 
-    /// Takes in a piece. Moments are merged piece by piece, so that pieces have to be the same, in the same order, for the same sums.
+    /// Adds a piece. Moments are merged piece by piece, so the same pieces in the same order give the same sums.
     pub fn add(&mut self, values: &[f32]) {
         if non_finite(values) == 0 {
             return self.add_finite(values);
@@ -205,7 +211,7 @@ impl Values {
         self.tell_apart(values.iter().map(|value| u64::from(value.abs().to_bits())));
     }
 
-    /// The same for f64.
+    /// Adds a piece of f64 values.
     pub fn add_f64(&mut self, values: &[f64]) {
         self.nan += values.iter().filter(|value| value.is_nan()).count() as u64;
         self.infinite += values.iter().filter(|value| value.is_infinite()).count() as u64;
@@ -235,16 +241,16 @@ impl Values {
     }
 }
 
-/// What one panel comes to.
+/// The partial statistics of one panel.
 #[derive(Debug)]
 pub enum Partial {
-    /// Codes of a dense weight of sixteen bits.
+    /// Code counts of a dense 16-bit weight.
     Codes(Sixteen, Counts),
-    /// Values of any other.
+    /// Values of any other weight.
     Values(Box<Values>),
 }
 
-/// The panels of one tensor, put together in their order.
+/// The statistics of one tensor's panels, merged in order.
 #[derive(Debug)]
 pub struct Gathered {
     counts: Vec<u64>,
@@ -259,7 +265,7 @@ impl Default for Gathered {
 }
 
 impl Gathered {
-    /// Takes in the next panel.
+    /// Adds the next panel.
     pub fn add(&mut self, partial: Partial) {
         let counts = match partial {
             Partial::Codes(sixteen, counts) => {
@@ -282,7 +288,7 @@ impl Gathered {
         self.counts.iter_mut().zip(counts.0.iter()).for_each(|(sum, count)| *sum += u64::from(*count));
     }
 
-    /// The statistics of all that was taken in.
+    /// The statistics of all panels added.
     pub fn finish(self) -> Statistics {
         match self.sixteen {
             Some(sixteen) => self.of_codes(sixteen),
@@ -296,8 +302,8 @@ impl Gathered {
         let not_finite = |at: fn(&[u64], usize) -> u64| at(positive, infinity) + at(negative, infinity);
         // From the largest negative value to the largest positive one.
         let below = (0..infinity).rev().map(|code| (code | (CODES / 2), negative[code]));
-        let all = below.chain((0..infinity).map(|code| (code, positive[code])));
-        let present = all.filter(|(_, count)| *count > 0);
+        let codes = below.chain((0..infinity).map(|code| (code, positive[code])));
+        let present = codes.filter(|(_, count)| *count > 0);
         let values: Vec<(f64, u64)> =
             present.map(|(code, count)| (sixteen.value(code as u16), count)).collect();
         let both = (1..infinity).map(|code| (code, positive[code] + negative[code]));
@@ -317,7 +323,7 @@ impl Gathered {
 
     fn of_values(self) -> Statistics {
         let Values { moments, nan, infinite, zeros, magnitudes, .. } = self.values;
-        // The upper half of the f32 bits of a magnitude stands for the middle of the values that begin with it.
+        // The upper half of a magnitude's f32 bits represents the middle of the values that begin with it.
         let middle = |code: usize| f64::from(f32::from_bits((code as u32) << 16 | 1 << 15));
         let infinity = usize::from(Sixteen::Bf16.infinity());
         let both = (0..infinity).map(|code| (code, self.counts[code] + self.counts[code | (CODES / 2)]));
@@ -325,7 +331,7 @@ impl Gathered {
         let by_value: Vec<(f64, u64)> =
             nonzero.filter(|(_, count)| *count > 0).map(|(code, count)| (middle(code), count)).collect();
         let is_coarse = |bits: &u64| {
-            // f32 bits are below 2^32, and f64 bits of anything that matters above.
+            // f32 bits are below 2^32, and f64 bits of any magnitude that matters are above.
             if *bits >> 32 == 0 { bits & 0x000f_ffff == 0 } else { bits & 0x0001_ffff_ffff_ffff == 0 }
         };
         Statistics {
@@ -341,7 +347,7 @@ impl Gathered {
 }
 
 impl Statistics {
-    /// Fills in what follows from the moments and from the magnitudes above zero, which ascend.
+    /// Fills in what follows from the moments and from the magnitudes above zero, in ascending order.
     fn with(self, moments: &Moments, magnitudes: &[(f64, u64)]) -> Statistics {
         let finite = moments.count();
         let count = finite + self.nan + self.infinite;
@@ -377,7 +383,7 @@ impl Statistics {
         self.min.unwrap_or(0.0).abs().max(self.max.unwrap_or(0.0).abs())
     }
 
-    /// How many values are finite.
+    /// The number of finite values.
     pub fn finite(&self) -> u64 {
         self.count - self.nan - self.infinite
     }

@@ -1,4 +1,4 @@
-//! What is taken for healthy.
+//! The limits of what counts as healthy.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,34 +7,35 @@ use crate::{Error, Result};
 /// The limits of an autopsy. A weight within all of them gets no verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Thresholds {
-    /// The mean of a matrix has exploded above this, in magnitude.
+    /// Largest |mean| of a matrix; a larger one has exploded.
     pub exploded_mean: f64,
-    /// Its standard deviation has exploded above this.
+    /// Largest standard deviation of a matrix; a larger one has exploded.
     pub exploded_std: f64,
-    /// The same two limits for norms, whose healthy values reach into the tens.
+    /// Both limits for norms, whose healthy values reach into the tens.
     pub exploded_norm: f64,
-    /// The mean of a linear weight is healthy up to this, in magnitude.
+    /// Largest healthy |mean| of a linear weight.
     pub healthy_mean: f64,
-    /// Its standard deviation is healthy from here ...
+    /// Smallest healthy standard deviation of a linear weight.
     pub least_std: f64,
-    /// ... to here.
+    /// Largest healthy standard deviation of a linear weight.
     pub most_std: f64,
-    /// Its values are healthy up to this magnitude.
+    /// Largest healthy magnitude in a linear weight.
     pub healthy_range: f64,
-    /// The share of values beyond `healthy_range` up to which they are outliers, which trained models have: a warning, not an error.
+    /// Largest share of values beyond `healthy_range` that counts as outliers, which trained models have: a warning,
+    /// not an error.
     pub outliers: f64,
-    /// A matrix of at least 4096 values other than zero has more different magnitudes than this, unless all of them are codes
-    /// under one scale; 0 asks for none. E4M3 and INT8 have 126 and 128.
+    /// A matrix with at least 4096 non-zero values has more distinct magnitudes than this, unless all of them are codes
+    /// under one scale; 0 turns the check off. E4M3 has 126 magnitudes, INT8 has 128.
     pub few_magnitudes: u64,
-    /// The share of codes of eight bits that may be at the ends of their format.
+    /// Largest share of 8-bit codes at the ends of their format's range.
     pub saturated_8: f64,
-    /// The same for codes of three and four bits; with two bits half of the codes are ends.
+    /// The same for 3-bit and 4-bit codes; with two bits, half of the codes are at the ends.
     pub saturated_4: f64,
-    /// The largest relative error between partners.
+    /// Largest relative error between partners.
     pub relative_error: f64,
-    /// The least cosine between partners.
+    /// Smallest cosine between partners.
     pub cosine: f64,
-    /// The largest drift of norms over blocks between partners.
+    /// Largest block drift between partners.
     pub block_drift: f64,
 }
 
@@ -60,38 +61,38 @@ impl Default for Thresholds {
 }
 
 impl Thresholds {
-    /// Refuses limits that nothing can be held against.
+    /// Refuses limits that make no sense.
     ///
     /// # Errors
-    /// A limit that is negative or no number; a smallest standard deviation above the largest.
+    /// A limit that is negative or not a number; a smallest standard deviation above the largest; a
+    /// cosine outside -1 to 1.
     pub fn check(&self) -> Result<()> {
         let limits = [
             ("the mean", self.exploded_mean),
             ("the standard deviation", self.exploded_std),
             ("norms", self.exploded_norm),
             ("a healthy mean", self.healthy_mean),
-            ("the least standard deviation", self.least_std),
+            ("the smallest standard deviation", self.least_std),
             ("the largest standard deviation", self.most_std),
             ("the range", self.healthy_range),
             ("outliers", self.outliers),
-            ("saturated codes of 8 bits", self.saturated_8),
-            ("saturated codes of 4 bits", self.saturated_4),
+            ("saturated 8-bit codes", self.saturated_8),
+            ("saturated 3-bit and 4-bit codes", self.saturated_4),
             ("the relative error", self.relative_error),
-            ("the drift of blocks", self.block_drift),
+            ("the block drift", self.block_drift),
         ];
         if let Some((what, limit)) = limits.iter().find(|(_, limit)| limit.is_nan() || *limit < 0.0) {
-            return Err(Error::decide(format!("the limit of {what} is {limit}"))
+            return Err(Error::decide(format!("the limit for {what} is {limit}"))
                 .hint("give a number that is not negative"));
         }
         if self.least_std > self.most_std {
             let (least, most) = (self.least_std, self.most_std);
             return Err(Error::decide(format!("no standard deviation is between {least} and {most}"))
-                .hint("--std takes the least and the largest, as 0.005..0.1"));
+                .hint("give a --min-std that is at most --max-std, for example 0.005 and 0.1"));
         }
         if !(-1.0..=1.0).contains(&self.cosine) {
-            return Err(
-                Error::decide(format!("no cosine is {}", self.cosine)).hint("it lies between -1 and 1")
-            );
+            return Err(Error::decide(format!("{} is not a cosine", self.cosine))
+                .hint("give a --min-cosine from -1 to 1"));
         }
         Ok(())
     }

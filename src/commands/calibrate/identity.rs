@@ -10,20 +10,20 @@ use crate::checkpoint::{Checkpoint, Identity};
 use crate::model::Sequences;
 use crate::{Error, Result};
 
-/// The index, and which run wrote it.
+/// The index, and the run that wrote it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Record {
     #[serde(flatten)]
     pub index: Index,
-    /// The blake3 of all that decides the bytes.
+    /// The blake3 of everything that determines the output.
     pub run: String,
 }
 
-/// All that decides a calibration's bytes.
+/// Everything that determines a calibration's output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Begin {
     trephine: String,
-    /// What products are dispatched to on this machine.
+    /// The instruction set that products use on this machine.
     simd: String,
     pub model: String,
     checkpoint: Identity,
@@ -40,7 +40,7 @@ impl Begin {
         Begin {
             trephine: env!("CARGO_PKG_VERSION").to_owned(),
             simd: crate::run::simd_level().to_owned(),
-            // A hub's name is not a path here; a path says more of a machine than of a model.
+            // A hub name is not a local path. Of a path, only the last part says something about the model.
             model: if path.exists() { last() } else { job.model.clone() },
             checkpoint: checkpoint.identity().clone(),
             text_digest: sequences.digest().to_hex().to_string(),
@@ -50,7 +50,7 @@ impl Begin {
         }
     }
 
-    /// The digest of all but the times of files.
+    /// The digest of everything except file times.
     pub fn digest(&self) -> Result<String> {
         let timeless = Begin { checkpoint: self.checkpoint.timeless(), ..self.clone() };
         let text = serde_json::to_vec(&timeless)
@@ -58,16 +58,16 @@ impl Begin {
         Ok(blake3::hash(&text).to_hex().to_string())
     }
 
-    /// What differs from an earlier run, in words.
+    /// What differs from an earlier run, in words; `None` if nothing does.
     pub fn difference(&self, before: &Begin) -> Option<String> {
         let change =
             before.checkpoint.changes(&self.checkpoint).first().map(|change| format!("the model's {change}"));
-        let text = (self.text_digest != before.text_digest).then(|| "the text is another one".to_owned());
+        let text = (self.text_digest != before.text_digest).then(|| "the text is different".to_owned());
         let numbers = [("--k", self.k, before.k), ("--seed", self.seed, before.seed)];
         let number = numbers.iter().find(|(_, now, then)| now != then);
         let number = number.map(|(option, now, then)| format!("{option} was {then} and is {now}"));
-        let program =
-            (self.trephine != before.trephine).then(|| format!("it was trephine {}", before.trephine));
+        let program = (self.trephine != before.trephine)
+            .then(|| format!("it was started by trephine {}", before.trephine));
         let simd = (self.simd != before.simd)
             .then(|| format!("it ran on {}, this machine has {}", before.simd, self.simd));
         change.or(text).or(number).or(program).or(simd)

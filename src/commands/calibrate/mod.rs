@@ -1,7 +1,7 @@
-//! Calibration: a model is run on a text, layer by layer, and the second moments of every linear layer's input are written down.
+//! Calibration: runs a model on a text, layer by layer, and writes the second moments of every linear layer's input.
 //!
-//! The pass is [`crate::model`]'s, the files are [`crate::calibration`]'s. After every layer its file and the hidden states are safe on
-//! disk, and the journal says so: a run that was stopped goes on with the layer that it was at.
+//! [`crate::model`] does the pass, [`crate::calibration`] defines the files. After every layer, its file and the hidden
+//! states are safe on disk and recorded in the journal: a stopped run resumes with the layer that it was working on.
 
 mod identity;
 mod options;
@@ -29,29 +29,29 @@ use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD};
 use crate::run::Progress;
 use crate::{Error, Result};
 
-/// What a calibration found.
+/// The outcome of a calibration.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CalibrationOutcome {
-    /// The folder.
+    /// The output folder.
     pub out: PathBuf,
-    /// Whether it was there already.
+    /// Whether it was already done.
     pub was_done: bool,
     /// Mean next-token loss of the text, in nats.
     pub loss: f64,
-    /// Tokens of the text.
+    /// Number of tokens of the text.
     pub tokens: u64,
-    /// Sequences of the text, where it was run.
+    /// Number of sequences of the text; 0 if the calibration was already done.
     pub sequences: usize,
-    /// Distinct inputs.
+    /// Number of distinct inputs.
     pub inputs: usize,
-    /// Bytes of the calibration.
+    /// Size of the calibration's files in bytes.
     pub bytes: u64,
 }
 
-/// Calibrates, or goes on with a calibration that was stopped.
+/// Calibrates, or resumes a calibration that was stopped.
 ///
 /// # Errors
-/// Bad input; a budget that is too small; a folder that holds something else or another run; a failing disk.
+/// Bad input; a memory limit that is too small; a folder with foreign files or a different run; a failing disk.
 pub fn calibrate(job: &Calibration, progress: &dyn Progress) -> Result<CalibrationOutcome> {
     if job.k == 0 {
         return Err(
@@ -92,7 +92,7 @@ fn describe(text: &Tokenized, plan: &ForwardPlan, progress: &dyn Progress) {
     ));
     if plan.chunks > 1 {
         progress.note(&format!(
-            "every weight is read {} times, to stay within the memory: a larger --memory is faster",
+            "every weight is read {} times to stay within the memory limit; a larger --memory is faster",
             plan.chunks
         ));
     }
@@ -119,7 +119,7 @@ fn planned(
             + CATALOGUE_ENTRY * checkpoint.tensors().len() as u64
             + 8 * tokens as u64,
         thread: THREAD,
-        // What the attention of a layer was given waits until its experts are known.
+        // The inputs of a layer's attention are kept until its experts' inputs are known.
         observer: attention.max(input(hidden) + input(inner)),
         updates: 0,
     };
@@ -128,7 +128,7 @@ fn planned(
     plan(Asked { checkpoint, decoder, sequences, variants, memory, threads, scratch, beside })
 }
 
-/// Runs the layers that are not done, and the head.
+/// Runs the layers that are not done, then the head.
 fn run(
     mut pass: Forward<'_>,
     mut recorder: Recorder,
@@ -160,7 +160,7 @@ fn run(
     Ok(mean(&losses))
 }
 
-/// The mean over all tokens that were predicted.
+/// The mean over all predicted tokens.
 fn mean(losses: &[Loss]) -> f64 {
     let tokens: usize = losses.iter().map(|loss| loss.tokens).sum();
     losses.iter().map(|loss| loss.sum).sum::<f64>() / tokens as f64

@@ -1,10 +1,10 @@
-//! What a calibration is asked for.
+//! The options of a calibration.
 
 use std::path::PathBuf;
 
 use crate::corpus::Corpus;
 
-/// What is to be calibrated, on which text, and how.
+/// What to calibrate, on which text, and how.
 #[derive(Clone, Debug)]
 pub struct Calibration {
     /// Path or hub name of the model.
@@ -13,14 +13,14 @@ pub struct Calibration {
     pub corpus: Corpus,
     /// The output folder.
     pub out: PathBuf,
-    /// Rows of a sketch, at most.
+    /// Maximum rows of a sketch.
     pub k: usize,
     /// Seed of the sketches.
     pub seed: u64,
-    /// Threads that compute.
+    /// Number of compute threads.
     pub threads: usize,
-    /// Peak resident memory of the process in bytes.
+    /// Limit on the peak resident memory of the process, in bytes.
     pub memory: u64,
-    /// Throw away what the output folder holds of an earlier run.
+    /// Whether to discard an earlier run in the output folder.
     pub overwrite: bool,
 }

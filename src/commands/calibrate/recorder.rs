@@ -1,4 +1,4 @@
-//! Takes the second moments of what a pass shows, and writes each layer's file.
+//! Accumulates the second moments of a pass's layer inputs, and writes each layer's file.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,18 +12,18 @@ use crate::model::kernel::Activations;
 use crate::model::{Input, Observer, Part};
 use crate::{Error, Result};
 
-/// The inputs of a layer, as they come.
+/// Records the inputs of a layer as they arrive.
 pub(super) struct Recorder {
     out: PathBuf,
     metadata: BTreeMap<String, String>,
     k: usize,
     seed: u64,
     threads: usize,
-    /// The file's name and the inputs that it will hold, once all are known.
+    /// The file's name and the inputs that it will contain, once all are known.
     layer: Option<(String, Vec<Input>)>,
-    /// The inputs of the part that is being seen, with what was seen of each.
+    /// The inputs of the current part, with the moments accumulated so far.
     part: Vec<(Input, Option<Accumulator>)>,
-    /// Complete inputs of the attention, until the file is begun.
+    /// Complete inputs of the attention, kept until the file is started.
     waiting: Vec<(Input, Accumulator)>,
     writer: Option<FileWriter>,
 }
@@ -61,7 +61,7 @@ impl Recorder {
         Accumulator::new(&input.modules[0], input.width, input.count, self.k, self.seed)
     }
 
-    /// Begins the file of a layer, all of whose inputs are known now.
+    /// Starts the file of a layer, now that all of its inputs are known.
     fn begin_file(&mut self, name: String, inputs: Vec<Input>) -> Result<()> {
         let announced = |input: &Input| Announced {
             name: input.modules[0].clone(),
@@ -85,7 +85,7 @@ impl Recorder {
         Ok(())
     }
 
-    /// Ends the file of a layer, and says what is in it.
+    /// Finishes the file of a layer, and returns what is in it.
     pub fn finish(&mut self) -> Result<(Written, BTreeMap<String, IndexInput>)> {
         let (Some(writer), Some((file, inputs))) = (self.writer.take(), self.layer.take()) else {
             return Err(Error::unexpected("a layer ended before it began"));
@@ -104,11 +104,11 @@ impl Observer for Recorder {
     fn begin(&mut self, part: Part, inputs: &[Input]) -> Result<()> {
         self.part = inputs.iter().map(|input| (input.clone(), None)).collect();
         let before = self.waiting.iter().map(|(input, _)| input.clone());
-        let all: Vec<Input> = before.chain(inputs.iter().cloned()).collect();
+        let known: Vec<Input> = before.chain(inputs.iter().cloned()).collect();
         match part {
             Part::Attention(_) => Ok(()),
-            Part::Mlp(layer) => self.begin_file(file_name(Some(layer)), all),
-            Part::Head => self.begin_file(file_name(None), all),
+            Part::Mlp(layer) => self.begin_file(file_name(Some(layer)), known),
+            Part::Head => self.begin_file(file_name(None), known),
         }
     }
 

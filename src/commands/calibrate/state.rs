@@ -1,4 +1,4 @@
-//! A calibration's folder, and what of it is done.
+//! A calibration's folder, and which of its layers are done.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -37,7 +37,7 @@ impl StateEntry {
     }
 }
 
-/// A file of the calibration that is done.
+/// A finished file of the calibration.
 #[derive(Clone, Debug)]
 pub(super) struct Done {
     file: String,
@@ -45,38 +45,38 @@ pub(super) struct Done {
     inputs: BTreeMap<String, IndexInput>,
 }
 
-/// A run at work.
+/// A run in progress.
 pub(super) struct State {
     out: PathBuf,
     journal: Journal<StateEntry>,
-    /// The layers that are done, the first ones.
+    /// The finished layers, from the first one on.
     pub layers: Vec<Done>,
-    /// What lies outside the layers.
+    /// The file of the inputs outside the layers.
     pub last: Option<(String, Written, BTreeMap<String, IndexInput>)>,
     pub notes: Vec<String>,
     pub lock: Lock,
 }
 
-/// What the folder holds.
+/// What the folder contains.
 pub(super) enum EarlierState {
-    /// Nothing, or a part of this run.
+    /// Nothing, or part of this run.
     Open(Box<State>),
-    /// All of it.
+    /// The finished calibration.
     Done(Box<Record>, Lock),
 }
 
 impl State {
-    /// Where the hidden states after a layer are kept.
+    /// The file of the hidden states after a layer.
     pub fn hidden_path(&self, layer: usize) -> PathBuf {
         self.out.join(STATE).join(format!("hidden-{layer:05}"))
     }
 
-    /// The hidden states to go on with.
+    /// The hidden states to resume with.
     pub fn hidden(&self) -> Option<PathBuf> {
         self.layers.len().checked_sub(1).map(|layer| self.hidden_path(layer))
     }
 
-    /// A layer is done; the hidden states before it are needed no more.
+    /// Records a finished layer, and removes the hidden states that are no longer needed.
     pub fn append(&mut self, entry: StateEntry) -> Result<()> {
         self.journal.append(&entry)?;
         if let StateEntry::Layer { file, blake3, inputs, .. } = entry {
@@ -91,8 +91,8 @@ impl State {
 
     pub fn inputs(&self) -> impl Iterator<Item = (String, IndexInput)> {
         let last = self.last.iter().map(|(_, _, inputs)| inputs);
-        let all = self.layers.iter().map(|done| &done.inputs).chain(last);
-        all.flat_map(|inputs| inputs.iter().map(|(name, input)| (name.clone(), input.clone())))
+        let inputs = self.layers.iter().map(|done| &done.inputs).chain(last);
+        inputs.flat_map(|inputs| inputs.iter().map(|(name, input)| (name.clone(), input.clone())))
     }
 
     pub fn files(&self) -> impl Iterator<Item = (String, blake3::Hash)> {
@@ -101,7 +101,7 @@ impl State {
     }
 }
 
-/// Opens the folder, and takes what is done.
+/// Opens the folder, and takes over what is done.
 pub(super) fn open(job: &Calibration, begin: &Begin) -> Result<EarlierState> {
     let out = &job.out;
     refuse_foreign(out)?;
@@ -131,7 +131,7 @@ pub(super) fn open(job: &Calibration, begin: &Begin) -> Result<EarlierState> {
     Ok(EarlierState::Open(Box::new(state)))
 }
 
-/// Takes the layers that the journal names, as far as their files, and the hidden states after the last of them, are whole.
+/// Takes over the layers in the journal, up to the last one for which all files and its hidden states are intact.
 fn replay(state: &mut State, entries: impl Iterator<Item = StateEntry>) -> Result<()> {
     let mut hidden = Vec::new();
     for entry in entries {
@@ -139,10 +139,10 @@ fn replay(state: &mut State, entries: impl Iterator<Item = StateEntry>) -> Resul
         let expected = Written { bytes, blake3: parse(&blake3)? };
         let path = state.out.join(&file);
         if !path.is_file() || hash_file(&path)? != expected {
-            state.notes.push(format!("{file} is not what was written: it is made again"));
+            state.notes.push(format!("{file} is not what was written; it is computed again"));
             break;
         }
-        // A layer that was made again has a second entry.
+        // A layer that was computed again has a second entry.
         if let Some(again) = state.layers.iter().position(|done| done.file == file) {
             state.layers.truncate(again);
             hidden.truncate(again);
@@ -150,7 +150,7 @@ fn replay(state: &mut State, entries: impl Iterator<Item = StateEntry>) -> Resul
         state.layers.push(Done { file, blake3: expected.blake3, inputs });
         hidden.push(parse(&digest)?);
     }
-    // The hidden states of one layer are kept, or of two where a kill came between.
+    // The hidden states of one layer are kept, or of two if a kill came in between.
     while let Some(expected) = hidden.pop() {
         let path = state.hidden_path(hidden.len());
         if path.is_file() && hash_file(&path)?.blake3 == expected {
@@ -168,24 +168,25 @@ fn parse(hex: &str) -> Result<blake3::Hash> {
 fn other_run(out: &Path, what: &str) -> Error {
     Error::decide(format!("cannot resume: the folder belongs to a different run ({what})"))
         .path(out)
-        .hint("give another --out, or --overwrite to start anew")
+        .hint("give another --out, or --overwrite to start over")
 }
 
-/// A folder with checksums is whole; it is this run's if its index says so, and its files agree.
+/// Reads a finished calibration: a folder with checksums is complete, and belongs to this run if its index says so and
+/// its files are intact.
 fn finished(out: &Path, begin: &Begin) -> Result<Record> {
     let path = out.join(INDEX);
     let text = fs::read(&path).map_err(|e| other_run(out, "it has no calibration.json").because(e))?;
     let record: Record = serde_json::from_slice(&text)
-        .map_err(|e| other_run(out, "its calibration.json is not one").because(e))?;
+        .map_err(|e| other_run(out, "its calibration.json cannot be read").because(e))?;
     if record.run != begin.digest()? {
-        return Err(other_run(out, "it is a finished calibration of another model, text or --k"));
+        return Err(other_run(out, "it is a finished calibration with a different model, text or --k"));
     }
     let found = Checksums::read(out)?.verify(&[], &|_| ()).findings;
     match found.into_iter().find(|finding| finding.level == Level::Error) {
         None => Ok(record),
         Some(finding) => {
-            let what = format!("the folder holds a finished calibration that is no longer whole: {finding}");
-            Err(Error::decide(what).path(out).hint("give another --out, or --overwrite to start anew"))
+            let what = format!("the folder has a finished calibration that is damaged: {finding}");
+            Err(Error::decide(what).path(out).hint("give another --out, or --overwrite to start over"))
         }
     }
 }
@@ -195,13 +196,13 @@ fn is_ours(name: &str) -> bool {
     file || name == INDEX || name == B3SUMS
 }
 
-/// A folder with anything that no calibration writes is left alone.
+/// Refuses a folder with files that no calibration writes.
 fn refuse_foreign(out: &Path) -> Result<()> {
     let begun = out.join(STATE).join("journal").is_file() || out.join(INDEX).is_file();
     folder::refuse_others(out, |name| begun && is_ours(name))
 }
 
-/// Removes what an earlier run left, checksums first: from then on the folder does not pass for whole.
+/// Removes the files of an earlier run, checksums first, so that the folder no longer counts as complete.
 fn clear(out: &Path) -> Result<()> {
     remove(&out.join(B3SUMS))?;
     for place in [out.to_owned(), out.join(STATE)] {
@@ -219,7 +220,7 @@ fn clear(out: &Path) -> Result<()> {
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(Error::unexpected("cannot remove what the run no longer needs").path(path).because(e))
+            Err(Error::unexpected("cannot remove a file that the run no longer needs").path(path).because(e))
         }
         _ => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! The bridge: a quantized checkpoint as a dense one.
+//! The bridge: writes a quantized checkpoint as a dense one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ use crate::run::parts::assemble::{Assembled, Assembly, Begun};
 use crate::run::parts::part_id::Part;
 use crate::run::progress::Progress;
 
-/// What is to be dequantized, where to, and how.
+/// One dequantization: its input, its output, and its options.
 #[derive(Clone, Debug)]
 pub struct Dequantization {
     /// Path or hub name of the checkpoint.
@@ -32,14 +32,14 @@ pub struct Dequantization {
     pub out: PathBuf,
     /// The type of the dequantized weights.
     pub dtype: FactorType,
-    /// The largest file of weights in bytes; a tensor that is larger has one by itself.
+    /// The largest weight file in bytes; a larger tensor gets a file of its own.
     pub max_shard_size: u64,
-    /// How the work is run: threads, memory, overwriting.
+    /// How to run: threads, memory, overwriting.
     pub running: RunOptions,
 }
 
 impl Dequantization {
-    /// To bf16, in files as large as usual.
+    /// A dequantization to bf16, with weight files of the default size.
     pub fn new(checkpoint: &str, out: PathBuf, running: RunOptions) -> Dequantization {
         let (dtype, max_shard_size) = (FactorType::Bf16, DEFAULT_SHARD_SIZE);
         Dequantization { checkpoint: checkpoint.to_owned(), out, dtype, max_shard_size, running }
@@ -55,20 +55,21 @@ struct ResultOptions {
 
 /// Dequantizes a checkpoint, or continues a run that was stopped.
 ///
-/// Every quantized weight `X` becomes `X.weight`, rounded once from the value that its format's reference gives; its companions
-/// vanish, and so do scales of activations. All else is copied as it is.
+/// Every quantized weight `X` becomes `X.weight`, rounded once from the value that the format's reference
+/// implementation gives; its companion tensors and the scales of activations are dropped. Everything else is copied
+/// unchanged.
 ///
 /// # Errors
-/// What is wrong with the checkpoint; a value that f16 does not hold; an output folder or a budget that needs a decision; a failing
-/// disk. Whatever was finished stays safe, and the same call continues from there.
+/// A faulty checkpoint; a value outside the range of f16; an output folder or a budget that needs a decision; a failing
+/// disk. Finished files are kept, and the same call resumes from there.
 pub fn dequantize(job: &Dequantization, progress: &dyn Progress) -> Result<ConversionOutcome> {
     planned(job, progress, |job| job.run(progress))
 }
 
-/// Does `part` of a dequantization: those files of its share that no one has written yet. Nothing is assembled.
+/// Runs `part` of a dequantization: writes the files of its share that are not written yet. Nothing is assembled.
 ///
 /// # Errors
-/// As [`dequantize`]; a folder with parts of a different run.
+/// See [`dequantize`]; also a folder with parts of a different run.
 pub fn dequantize_part(job: &Dequantization, part: Part, progress: &dyn Progress) -> Result<PartOutcome> {
     planned(job, progress, |job| job.part(part, progress))
 }
@@ -81,9 +82,9 @@ pub(super) fn assemble(
 ) -> Result<Assembled<ConversionOutcome>> {
     let ResultOptions { dtype, max_shard_size } = begun.options(assembly)?;
     let (checkpoint, running) = (begun.place(assembly, Side::Checkpoint)?, begun.running(assembly));
-    let usual = Dequantization::new(&checkpoint, assembly.out.clone(), running);
-    let defaults = option_map(&usual.deciding())?;
-    let job = Dequantization { dtype, max_shard_size, ..usual };
+    let default_job = Dequantization::new(&checkpoint, assembly.out.clone(), running);
+    let defaults = option_map(&default_job.deciding())?;
+    let job = Dequantization { dtype, max_shard_size, ..default_job };
     planned(&job, progress, |job| job.assemble(assembly, begun, &defaults, progress))
 }
 
@@ -93,23 +94,23 @@ impl Dequantization {
     }
 }
 
-/// Plans `job`, and has something done with the plan.
+/// Plans `job` and passes the plan to `act`.
 fn planned<T>(
     job: &Dequantization,
     progress: &dyn Progress,
     act: impl FnOnce(&ConvertJob<'_>) -> Result<T>,
 ) -> Result<T> {
     let base = Checkpoint::open(&job.checkpoint)?;
-    let wish = OutputSpec {
+    let spec = OutputSpec {
         dtype: job.dtype.dtype(),
         fp8: false,
         changed: BTreeSet::new(),
         replaced: BTreeMap::new(),
         untie: None,
     };
-    let target = Target::of(&base, &wish)?;
+    let target = Target::of(&base, &spec)?;
     if target.computed == 0 {
-        progress.note("no weight of this checkpoint is quantized: it is copied as it is");
+        progress.note("no weight of this checkpoint is quantized: it is copied unchanged");
     }
     let inputs = BTreeMap::from([(Side::Checkpoint, base.identity().clone())]);
     let identity = RunIdentity::new("dequantize", &job.deciding(), false, inputs)?;
@@ -120,7 +121,7 @@ fn planned<T>(
         ..Conversion::blank(&identity, &base)
     };
     let edits =
-        Edits { dtype: (target.computed > 0).then_some(wish.dtype), quantization: None, untie: false };
+        Edits { dtype: (target.computed > 0).then_some(spec.dtype), quantization: None, untie: false };
     let parts = Parts {
         out: &job.out,
         running: &job.running,

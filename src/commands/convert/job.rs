@@ -1,4 +1,4 @@
-//! A conversion as the engine runs it: each file of weights is a unit, written in its place; all else comes after them.
+//! Conversion as a job of the engine: each weight file is a unit, written in place; all other files follow.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -40,28 +40,28 @@ use crate::run::progress::Progress;
 use crate::run::unit::{PlannedUnit, Unit, UnitId};
 use crate::{Error, Result};
 
-/// What the thread that hashes the inputs maps at a time, and its stack.
+/// Memory of the thread that hashes the inputs: what it maps at a time, and its stack.
 const HASHING: u64 = THREAD + (2 << 20);
 
-/// All that a conversion is made of.
+/// Everything that a conversion needs.
 pub(crate) struct Parts<'a> {
     pub out: &'a Path,
     pub running: &'a RunOptions,
     pub base: &'a Checkpoint,
-    /// Where `base` and the adapter lie, as they were given; what `base` is comes last.
+    /// Where `base` and the adapter are, as the user gave them.
     pub places: Vec<(Side, String)>,
     pub adapter: Option<&'a PeftAdapter>,
     pub change: &'a dyn Change,
     pub conversion: Conversion,
     pub shards: Vec<Shard>,
     pub edits: Edits,
-    /// Bytes that `change` holds in all, and for each thread.
+    /// Bytes that `change` holds: shared by all threads, and for each thread.
     pub held: [u64; 2],
 }
 
 /// A planned conversion.
 pub(crate) struct ConvertJob<'a> {
-    of: Parts<'a>,
+    parts: Parts<'a>,
     side: Side,
     identity: RunIdentity,
     layout: Layout,
@@ -71,25 +71,25 @@ pub(crate) struct ConvertJob<'a> {
     threads: usize,
 }
 
-/// What the journal records of a file of weights.
+/// What the journal records for a weight file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {
-    /// Values in it that are NaN or infinite, by module.
+    /// Number of values in it that are NaN or infinite, by module.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     non_finite: BTreeMap<String, u64>,
 }
 
-/// A finished file of weights.
+/// A finished weight file.
 pub(crate) struct Done {
     non_finite: BTreeMap<String, u64>,
     tensors: Vec<TensorRecord>,
 }
 
 impl<'a> ConvertJob<'a> {
-    /// Plans a conversion of `base` whose `identity` is given.
+    /// Plans a conversion with this `identity`. `side` is the role of `parts.base` in it.
     ///
     /// # Errors
-    /// An output folder that holds what is to be read, a budget below what would do, a folder that cannot be listed.
+    /// An output folder that contains an input, a budget that is too small, a folder that cannot be listed.
     pub fn new(parts: Parts<'a>, side: Side, identity: RunIdentity) -> Result<ConvertJob<'a>> {
         for input in [Some(parts.base.root()), parts.adapter.map(PeftAdapter::root)].into_iter().flatten() {
             folder::refuse_input(parts.out, input)?;
@@ -100,11 +100,11 @@ impl<'a> ConvertJob<'a> {
         let threads = threads(&parts)?;
         let unit = |shard: &Shard| PlannedUnit::new(UnitId::file(&shard.name), 0.0, shard.bytes);
         let units = parts.shards.iter().map(unit).collect();
-        Ok(ConvertJob { of: parts, side, identity, layout, units, copies, config, threads })
+        Ok(ConvertJob { parts, side, identity, layout, units, copies, config, threads })
     }
 
     fn engine<'e>(&'e self, progress: &'e dyn Progress) -> Engine<'e, ConvertJob<'a>> {
-        Engine { job: self, out: self.of.out, running: self.of.running, progress }
+        Engine { job: self, out: self.parts.out, running: self.parts.running, progress }
     }
 
     /// Converts, or continues a conversion that was stopped.
@@ -113,7 +113,7 @@ impl<'a> ConvertJob<'a> {
         Ok(self.outcome(ended.output, ended.was_done))
     }
 
-    /// Does one part.
+    /// Runs one part.
     pub fn part(&self, part: Part, progress: &dyn Progress) -> Result<PartOutcome> {
         self.engine(progress).part(part)
     }
@@ -131,17 +131,17 @@ impl<'a> ConvertJob<'a> {
     }
 
     fn outcome(&self, conversion: Conversion, was_done: bool) -> ConversionOutcome {
-        let bytes = self.of.shards.iter().map(|shard| shard.bytes).sum();
+        let bytes = self.parts.shards.iter().map(|shard| shard.bytes).sum();
         ConversionOutcome {
-            out: self.of.out.to_owned(),
+            out: self.parts.out.to_owned(),
             was_done,
-            files: self.of.shards.len(),
+            files: self.parts.shards.len(),
             bytes,
             conversion,
         }
     }
 
-    /// The digests of what a file of weights is made from, each tensor or part of one once.
+    /// The digests of what a weight file is made from, each tensor or part of one once.
     fn digests(&self, shard: &Shard) -> Result<Vec<TensorRecord>> {
         let mut read: BTreeMap<(&str, u64), (&Tensor, Range<u64>)> = BTreeMap::new();
         for out in &shard.tensors {
@@ -155,24 +155,24 @@ impl<'a> ConvertJob<'a> {
             }
         }
         let record = |(tensor, range): (&Tensor, Range<u64>)| {
-            let digest = self.of.base.hash_range(tensor, range.clone())?;
-            Ok(tensor_record(self.side, self.of.base, tensor, range, digest))
+            let digest = self.parts.base.hash_range(tensor, range.clone())?;
+            Ok(tensor_record(self.side, self.parts.base, tensor, range, digest))
         };
         read.into_values().map(record).collect()
     }
 
-    /// Brings the results of parts to their place. A rename that is lost by a power cut is done again: until the checksums
-    /// are written a file is looked for in both places.
-    fn bring(&self, done: &Completed<Done>) -> Result<()> {
+    /// Moves the results of parts into place. A rename that is lost in a power cut is done again: until the checksums
+    /// are written, a file is looked for in both places.
+    fn move_into_place(&self, done: &Completed<Done>) -> Result<()> {
         for (id, unit) in done.units() {
-            let place = self.of.out.join(&id.name);
+            let place = self.parts.out.join(&id.name);
             if unit.path != place {
                 fs::rename(&unit.path, &place).map_err(|e| {
-                    Error::unexpected("cannot bring a part's file to its place").path(&unit.path).because(e)
+                    Error::unexpected("cannot move a part's file into place").path(&unit.path).because(e)
                 })?;
             }
         }
-        folder::sync(self.of.out)
+        folder::sync(self.parts.out)
     }
 }
 
@@ -194,20 +194,20 @@ impl Job for ConvertJob<'_> {
     }
 
     fn places(&self) -> Vec<(Side, String)> {
-        self.of.places.clone()
+        self.parts.places.clone()
     }
 
     fn checkpoint(&self, side: Side) -> Option<&Checkpoint> {
-        (side == self.side).then_some(self.of.base)
+        (side == self.side).then_some(self.parts.base)
     }
 
     fn disk_bytes(&self) -> u64 {
         let copies = self.copies.iter().map(|copy| copy.bytes);
-        self.of.shards.iter().map(|shard| shard.bytes).chain(copies).sum::<u64>() + (1 << 20)
+        self.parts.shards.iter().map(|shard| shard.bytes).chain(copies).sum::<u64>() + (1 << 20)
     }
 
     fn described(&self) -> String {
-        format!("{} threads, {} MiB", self.threads, self.of.running.memory >> 20)
+        format!("{} threads, {} MiB", self.threads, self.parts.running.memory >> 20)
     }
 
     fn result_name(&self, unit: &UnitId) -> String {
@@ -215,7 +215,7 @@ impl Job for ConvertJob<'_> {
     }
 
     fn load(&self, unit: Unit<Record>, result: &Path) -> Result<Done> {
-        let changed = || Error::input("it is not what was written").path(result);
+        let changed = || Error::input("it is not the file that was written").path(result);
         let written = unit.written.ok_or_else(changed)?;
         // The cheap comparison first.
         let length = fs::metadata(result).map(|data| data.len()).ok();
@@ -232,12 +232,12 @@ impl Job for ConvertJob<'_> {
         progress: &dyn Progress,
     ) -> Result<()> {
         let mine = |shard: &&Shard| share.contains(&UnitId::file(&shard.name));
-        let shards: Vec<&Shard> = self.of.shards.iter().filter(mine).collect();
+        let shards: Vec<&Shard> = self.parts.shards.iter().filter(mine).collect();
         let (done, left): (Vec<&Shard>, Vec<&Shard>) =
             shards.iter().partition(|shard| recorder.is_done(&UnitId::file(&shard.name)));
         let bytes = |shards: &[&Shard]| shards.iter().map(|shard| shard.bytes).sum::<u64>();
         progress.begin_files(shards.len(), bytes(&shards), done.len(), bytes(&done));
-        let producer = Producer::new(self.of.base, self.of.adapter, self.of.change, self.threads);
+        let producer = Producer::new(self.parts.base, self.parts.adapter, self.parts.change, self.threads);
         for shard in left {
             let started = Instant::now();
             let path = recorder.results().join(&shard.name);
@@ -265,16 +265,16 @@ impl Job for ConvertJob<'_> {
         done: &Completed<Done>,
         progress: &dyn Progress,
     ) -> Result<Conversion> {
-        self.bring(done)?;
-        let out = self.of.out;
+        self.move_into_place(done)?;
+        let out = self.parts.out;
         let mut sums = BTreeMap::new();
         let simd = identity.simd.clone();
         let mut conversion =
-            Conversion { simd, inputs: identity.timeless_inputs(), ..self.of.conversion.clone() };
-        for shard in &self.of.shards {
+            Conversion { simd, inputs: identity.timeless_inputs(), ..self.parts.conversion.clone() };
+        for shard in &self.parts.shards {
             let unit = done.get(&UnitId::file(&shard.name)).and_then(|unit| Some((unit, unit.written?)));
             let (unit, Written { blake3, .. }) = unit.ok_or_else(|| {
-                let error = Error::unexpected("a file of weights was never finished");
+                let error = Error::unexpected("a weight file was never finished");
                 error.path(out.join(&shard.name)).hint("run the same command again")
             })?;
             sums.insert(shard.name.clone(), blake3);
@@ -295,7 +295,7 @@ impl Job for ConvertJob<'_> {
             write(CONFIG, sidecar_files::text(config)?)?;
         }
         write(CONVERSION, sidecar_files::text(&conversion)?)?;
-        if let Some(index) = sidecar_files::index(&self.of.shards) {
+        if let Some(index) = sidecar_files::index(&self.parts.shards) {
             write(INDEX, sidecar_files::text(&index)?)?;
         }
         checksums::write(out, &sums)?;
@@ -306,7 +306,7 @@ impl Job for ConvertJob<'_> {
     }
 }
 
-/// A conversion that is assembled already.
+/// The outcome of a conversion that is already assembled.
 ///
 /// # Errors
 /// A file that was removed or damaged since.
@@ -322,7 +322,7 @@ pub(crate) fn assembled(assembly: &Assembly) -> Result<ConversionOutcome> {
     Ok(ConversionOutcome { out: assembly.out.clone(), was_done: true, files, bytes, conversion })
 }
 
-/// Every file of the finished folder but the checksums.
+/// Every file of the finished folder except the checksums.
 fn layout(shards: &[Shard], copies: &[Copy], config: bool) -> Layout {
     let mut names: BTreeSet<String> = shards.iter().map(|shard| shard.name.clone()).collect();
     names.extend(copies.iter().map(|copy| copy.name.clone()));
@@ -332,7 +332,7 @@ fn layout(shards: &[Shard], copies: &[Copy], config: bool) -> Layout {
     Layout { in_place: true, ..Layout::new(CONVERSION, names) }
 }
 
-/// How many threads can work within the memory that is promised.
+/// How many threads fit within the memory limit.
 fn threads(job: &Parts<'_>) -> Result<usize> {
     let computed: Vec<&Module> =
         job.shards.iter().flat_map(|shard| &shard.tensors).filter_map(OutTensor::module).collect();
@@ -347,7 +347,8 @@ fn threads(job: &Parts<'_>) -> Result<usize> {
     let writing = job.shards.iter().map(|shard| memory_for(shard.bytes)).max().unwrap_or(0);
     let entries = job.base.tensors().len() + job.adapter.map_or(0, |adapter| adapter.tensors().len());
     let fixed = OVERHEAD + HASHING + writing + entries as u64 * CATALOGUE_ENTRY + 2 * whole + job.held[0];
-    // A thread has its values in f32 and what is mapped; two results of its wait to be written, and it makes a third.
+    // A thread holds its values in f32 and what is mapped; two of its results wait to be written while it computes a
+    // third.
     let made = (piece * element(safetensors::Dtype::F32) + piece * 4).max(2 << 20);
     threads_within(job.running.threads, job.running.memory, fixed, THREAD + mapped + job.held[1] + 3 * made)
 }

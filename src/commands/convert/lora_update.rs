@@ -1,4 +1,4 @@
-//! `scale · B·A`, added to rows of a weight.
+//! Adds `scale · B·A` to rows of a weight.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -54,7 +54,7 @@ impl<'a> Product<'a> {
         Product { adapter, addends, loaded: Mutex::default() }
     }
 
-    /// Bytes that are held in all (the shared factors of two modules), and by each thread.
+    /// Bytes held: by all threads together (the shared factors of two modules), and by each thread.
     pub fn held(&self) -> [u64; 2] {
         let size = |addend: &Addend| {
             let module = self.adapter.module(&addend.module)?;
@@ -77,7 +77,7 @@ impl<'a> Product<'a> {
         if let Some((_, values)) = loaded.iter().find(|(name, _)| name == module.name()) {
             return Ok(Arc::clone(values));
         }
-        // Before the new one is read: three would be more than is planned for.
+        // Evict before reading the new one: three would exceed the plan.
         while loaded.len() > 1 {
             loaded.pop_front();
         }
@@ -110,7 +110,8 @@ impl<'a> Product<'a> {
         let mut product = vec![0f32; rows.len() * columns];
         let into = MatMut::from_row_major_slice_mut(&mut product, rows.len(), columns);
         if module.place() == Place::Embedding {
-            // The weight is the transpose: its rows are columns of `lora_embedding_A`, and all of `lora_embedding_B` is needed.
+            // The weight is the transpose: its rows are columns of `lora_embedding_A`, and all of `lora_embedding_B` is
+            // needed.
             let mut b = vec![0f32; out * rank];
             self.adapter.read(module.b(), 0..out, &mut b)?;
             let left = a.subcols(rows.start, rows.len()).transpose();
@@ -200,8 +201,8 @@ mod tests {
 
     use super::to_odd;
 
-    /// The nearest bf16 of a positive value, the even one of two: neighbours differ from it exactly. (`bf16::from_f64` drops the
-    /// lower half of the bits before it rounds.)
+    /// The nearest bf16 to a positive value, ties to even: the differences to its neighbours are exact.
+    /// (`bf16::from_f64` drops the lower half of the bits before it rounds.)
     fn nearest(value: f64) -> bf16 {
         let near = bf16::from_f32(value as f32).to_bits();
         let around = [near.saturating_sub(1), near, near + 1].map(bf16::from_bits);
@@ -211,7 +212,8 @@ mod tests {
 
     #[test]
     fn one_rounding_not_two() {
-        // Just above the middle of two bf16: f32 rounds it to the middle, and the second rounding would go to the even one.
+        // Just above the middle of two bf16: f32 rounds it to the middle, and the second rounding would go to the even
+        // one.
         let middle = f64::from(bf16::from_f32(1.0).to_f32()) + 2f64.powi(-8);
         let above = middle + 2f64.powi(-40);
         assert_eq!(bf16::from_f32(above as f32).to_f64(), 1.0);

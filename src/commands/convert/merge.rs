@@ -1,4 +1,4 @@
-//! A checkpoint with an adapter merged: `W + scale · B·A`.
+//! Merges an adapter into a checkpoint: `W + scale · B·A`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,7 +29,7 @@ use crate::run::parts::part_id::Part;
 use crate::run::progress::Progress;
 use crate::{Error, Result};
 
-/// What is to be merged, where to, and how.
+/// One merge: its inputs, its output, and its options.
 #[derive(Clone, Debug)]
 pub struct Merge {
     /// Path or hub name of the base, quantized or not.
@@ -40,16 +40,16 @@ pub struct Merge {
     pub out: PathBuf,
     /// The type of the weights that are computed.
     pub dtype: FactorType,
-    /// Write linear layers as block FP8, in the layout of Qwen3-FP8.
+    /// Whether to write linear layers as block FP8, in the layout of Qwen3-FP8.
     pub fp8: bool,
-    /// The largest file of weights in bytes; a tensor that is larger has one by itself.
+    /// The largest weight file in bytes; a larger tensor gets a file of its own.
     pub max_shard_size: u64,
-    /// How the work is run: threads, memory, overwriting.
+    /// How to run: threads, memory, overwriting.
     pub running: RunOptions,
 }
 
 impl Merge {
-    /// To bf16, in files as large as usual.
+    /// A merge to bf16, with weight files of the default size.
     pub fn new(base: &str, adapter: &str, out: PathBuf, running: RunOptions) -> Merge {
         Merge {
             base: base.to_owned(),
@@ -71,24 +71,25 @@ struct ResultOptions {
     max_shard_size: u64,
 }
 
-/// Merges an adapter into its base, or goes on with a run that was stopped.
+/// Merges an adapter into its base, or continues a run that was stopped.
 ///
-/// A weight that the adapter changes is `W + scale · B·A`: W as stored or dequantized, the product in f32, their sum exact, one
-/// rounding. Other weights are dequantized or copied as they are; parameters that the adapter holds whole (`modules_to_save`) take
-/// the place of the base's. With `fp8`, linear layers are block FP8; those that were and are not changed stay as they are.
+/// A weight that the adapter changes becomes `W + scale · B·A`: W as stored or dequantized, the product in f32, their
+/// sum exact, one rounding. Other weights are dequantized or copied unchanged; parameters that the adapter holds whole
+/// (`modules_to_save`) replace the base's. With `fp8`, linear layers become block FP8; those that already are, and are
+/// not changed, stay as they are.
 ///
 /// # Errors
-/// What is wrong with base or adapter; modules of the adapter that the base does not have, by name; adapters whose meaning is another
-/// one than `W + scale · B·A` (DoRA, biases, initializations that change the base); weights that become NaN or infinite; an output
-/// folder or a budget that needs a decision; a failing disk.
+/// A faulty base or adapter; modules of the adapter that the base does not have, by name; adapters that mean something
+/// other than `W + scale · B·A` (DoRA, biases, initializations that change the base); weights that become NaN or
+/// infinite; an output folder or a budget that needs a decision; a failing disk.
 pub fn merge(job: &Merge, progress: &dyn Progress) -> Result<ConversionOutcome> {
     planned(job, progress, |job| job.run(progress))
 }
 
-/// Does `part` of a merge: those files of its share that no one has written yet. Nothing is assembled.
+/// Runs `part` of a merge: writes the files of its share that are not written yet. Nothing is assembled.
 ///
 /// # Errors
-/// As [`merge`]; a folder with parts of a different run.
+/// See [`merge`]; also a folder with parts of a different run.
 pub fn merge_part(job: &Merge, part: Part, progress: &dyn Progress) -> Result<PartOutcome> {
     planned(job, progress, |job| job.part(part, progress))
 }
@@ -101,9 +102,9 @@ pub(super) fn assemble(
 ) -> Result<Assembled<ConversionOutcome>> {
     let ResultOptions { dtype, fp8, max_shard_size } = begun.options(assembly)?;
     let [base, adapter] = [Side::Base, Side::Adapter].map(|side| begun.place(assembly, side));
-    let usual = Merge::new(&base?, &adapter?, assembly.out.clone(), begun.running(assembly));
-    let defaults = option_map(&usual.deciding())?;
-    let job = Merge { dtype, fp8, max_shard_size, ..usual };
+    let default_job = Merge::new(&base?, &adapter?, assembly.out.clone(), begun.running(assembly));
+    let defaults = option_map(&default_job.deciding())?;
+    let job = Merge { dtype, fp8, max_shard_size, ..default_job };
     planned(&job, progress, |job| job.assemble(assembly, begun, &defaults, progress))
 }
 
@@ -113,7 +114,7 @@ impl Merge {
     }
 }
 
-/// Plans `job`, and has something done with the plan.
+/// Plans `job` and passes the plan to `act`.
 fn planned<T>(
     job: &Merge,
     progress: &dyn Progress,
@@ -125,8 +126,8 @@ fn planned<T>(
     let Matched { changed, addends } = matching::changed(&base, &adapter)?;
     let replaced = matching::replaced(&base, &adapter)?;
     let untie = matching::untie(&base, &changed, &replaced);
-    let wish = OutputSpec { dtype: job.dtype.dtype(), fp8: job.fp8, changed, replaced, untie };
-    let target = Target::of(&base, &wish)?;
+    let spec = OutputSpec { dtype: job.dtype.dtype(), fp8: job.fp8, changed, replaced, untie };
+    let target = Target::of(&base, &spec)?;
     let product = Product::new(&adapter, addends);
     let held = product.held();
     let inputs =
@@ -136,7 +137,7 @@ fn planned<T>(
         computed: target.computed,
         copied: target.copied,
         dropped: target.dropped,
-        replaced: wish.replaced.keys().cloned().collect(),
+        replaced: spec.replaced.keys().cloned().collect(),
         ..Conversion::blank(&identity, &base)
     };
     let quantization = target.fp8.then(|| {
@@ -148,7 +149,7 @@ fn planned<T>(
             "modules_to_not_convert": target.not_converted,
         })
     });
-    let edits = Edits { dtype: Some(wish.dtype), quantization, untie: wish.untie.is_some() };
+    let edits = Edits { dtype: Some(spec.dtype), quantization, untie: spec.untie.is_some() };
     let parts = Parts {
         out: &job.out,
         running: &job.running,
@@ -170,29 +171,29 @@ fn check(adapter: &PeftAdapter, progress: &dyn Progress) -> Result<()> {
     let refuse = |what: String| Error::input(what).path(root);
     for (key, what) in [("use_dora", "DoRA"), ("fan_in_fan_out", "transposed weights (fan_in_fan_out)")] {
         if config.is(key) {
-            return Err(refuse(format!("adapters with {what} are not merged")).hint("merge it by PEFT"));
+            return Err(refuse(format!("adapters with {what} cannot be merged")).hint("merge it with PEFT"));
         }
     }
     if let Some(init) = config.init_that_changes_the_base() {
         let what = format!(
             "init_lora_weights is {init}: PEFT changes the base's weights when it loads this adapter"
         );
-        return Err(refuse(what).hint("save the adapter by PEFT as one of the unchanged base"));
+        return Err(refuse(what).hint("use PEFT to save the adapter for the unchanged base"));
     }
     for extra in adapter.extras() {
         let (what, name) = match extra.kind {
             ExtraKind::Magnitude => ("DoRA's magnitudes", extra.tensor.name()),
             ExtraKind::LoraBias => ("a bias of a lora_B", extra.tensor.name()),
-            ExtraKind::Unknown => ("a tensor that is no part of a LoRA", extra.tensor.name()),
+            ExtraKind::Unknown => ("a tensor that is not part of a LoRA", extra.tensor.name()),
             _ => continue,
         };
-        return Err(refuse(format!("the adapter has {what}, which is not merged"))
+        return Err(refuse(format!("the adapter has {what}, which cannot be merged"))
             .tensor(name)
-            .hint("merge it by PEFT"));
+            .hint("merge it with PEFT"));
     }
     for problem in adapter.problems() {
         match &problem.fault {
-            // Merged as the tensors say, which is what was meant.
+            // Merged as the tensors say, which is what was intended.
             Fault::ZeroRank | Fault::NoPrefix | Fault::AdapterName { .. } | Fault::OtherRank { .. } => {
                 progress.note(&problem.to_string());
             }

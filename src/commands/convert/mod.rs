@@ -1,15 +1,15 @@
-//! Whole checkpoints written, streaming: a quantized one as a dense one (the *bridge*), or one with an adapter merged.
+//! Writes whole checkpoints, streaming: a quantized one as a dense one (the *bridge*), or one with an adapter merged.
 //!
 //! ```text
-//! threads:  map ─ dequantize ─ (+ scale · B·A) ─ round ──▶ in the order of the file ──▶ one writer ─ blake3 ─ sync ─ rename
+//! threads:  map ─ dequantize ─ (+ scale · B·A) ─ round ──▶ in file order ──▶ one writer ─ blake3 ─ sync ─ rename
 //! ```
-//! A folder is written file by file, each once and from front to back, and each is safe on disk before the journal says so: a
-//! run that is killed goes on with the next file and ends with the same bytes. Configs, the tokenizer and other files come
-//! after the weights, the index after those, and the checksums last: only they make the folder whole.
+//! The output is written file by file, each once and from front to back, and each is durable before the journal records
+//! it: a run that is killed resumes with the next file and ends with the same bytes. Configs, the tokenizer and other
+//! files come after the weights, then the index, and the checksums last: only they make the folder complete.
 //!
-//! What is stored dense is copied bit for bit, in whatever type it has; the option `dtype` is that of the weights that are
-//! computed. That is what the converters that work on files do, compressed-tensors' among them. (transformers casts all of a
-//! model to one type when it loads it.)
+//! Dense tensors are copied bit for bit in their own dtype; the option `dtype` applies to the weights that are
+//! computed. Converters that work on files do the same, compressed-tensors' among them. (transformers casts the whole
+//! model to one dtype when it loads it.)
 
 pub(crate) mod accounts;
 pub(crate) mod dequantize;
@@ -31,11 +31,11 @@ use crate::Result;
 use crate::run::parts::assemble::{Assembled, Assembly, Recorded};
 use crate::run::progress::Progress;
 
-/// Assembles the checkpoint of a run whose parts have finished their work.
+/// Assembles the checkpoint of a run whose parts are all finished.
 ///
 /// # Errors
-/// Parts of different runs; files that two parts came to different bytes of; inputs that were changed; a file that was damaged
-/// meanwhile; a failing disk.
+/// Parts of different runs; a file whose bytes differ between two parts; changed inputs; a damaged file; a failing
+/// disk.
 pub fn assemble(
     assembly: &Assembly,
     recorded: &Recorded,

@@ -1,4 +1,4 @@
-//! What each tensor of the base becomes: copied, computed, replaced, or gone.
+//! What each tensor of the base becomes: copied, computed, replaced, or dropped.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -12,21 +12,21 @@ use crate::commands::convert::sharding::{Computed, Content, OutTensor, Unit};
 use crate::lora::names::{Place, kind_of, place_of};
 use crate::quant::encode::fp8::FP8_BLOCK;
 use crate::quant::expert::layout::ExpertForm;
-use crate::quant::weight::TensorInfo;
+use crate::quant::weight::{SchemeKind, TensorInfo};
 use crate::{Error, Result};
 
-/// What is asked of the weights.
+/// What the weights should become.
 #[derive(Clone, Debug)]
 pub(crate) struct OutputSpec {
     /// The type of computed weights.
     pub dtype: Dtype,
-    /// Linear layers as block FP8.
+    /// Whether linear layers become block FP8.
     pub fp8: bool,
-    /// Modules that an adapter changes, by the base's names. The head may be among them though it is the embedding.
+    /// Modules that an adapter changes, by the base's names. They may include a head that is tied to the embedding.
     pub changed: BTreeSet<String>,
     /// Parameters that an adapter holds whole, by name.
     pub replaced: BTreeMap<String, Tensor>,
-    /// The head, where it is the embedding and is to be stored by itself.
+    /// The head, if it is tied to the embedding and has to be stored separately.
     pub untie: Option<String>,
 }
 
@@ -35,55 +35,58 @@ pub(crate) struct OutputSpec {
 pub(crate) struct Target {
     /// In the order of the base's files.
     pub units: Vec<Unit>,
-    /// Modules whose weights are computed.
+    /// Number of modules whose weights are computed.
     pub computed: usize,
-    /// Tensors that are copied.
+    /// Number of tensors that are copied.
     pub copied: usize,
-    /// What is gone, beside the companions of weights.
+    /// Dropped tensors, not counting the companions of weights.
     pub dropped: Vec<String>,
-    /// Linear modules that are not FP8 where others are.
+    /// Linear modules that are not FP8 when others are.
     pub not_converted: Vec<String>,
     /// Whether any weight is block FP8.
     pub fp8: bool,
-    /// Stacks of experts that are dealt with, by their first tensor.
+    /// Stacks of experts that are already planned, by their first tensor.
     stacks: HashSet<String>,
 }
 
 impl Target {
-    /// Decides for every tensor of `base`.
+    /// Plans every tensor of `base`.
     ///
     /// # Errors
     /// GGUF; two weights of one name; a tensor of which nothing became.
-    pub fn of(base: &Checkpoint, wish: &OutputSpec) -> Result<Target> {
+    pub fn of(base: &Checkpoint, spec: &OutputSpec) -> Result<Target> {
         // Its metadata are no whole config, and some of its dense weights lie permuted.
-        if base.scheme().label().starts_with("GGUF") {
-            let hint = "let transformers convert it: from_pretrained(.., gguf_file=..), then save_pretrained";
-            return Err(Error::input("a checkpoint is not made from GGUF").path(base.root()).hint(hint));
+        if base.scheme().kind() == SchemeKind::Gguf {
+            let hint =
+                "convert it with transformers: from_pretrained(.., gguf_file=..), then save_pretrained";
+            return Err(Error::input("a GGUF file cannot be converted to a checkpoint")
+                .path(base.root())
+                .hint(hint));
         }
         let mut target = Target::default();
         let is_block_fp8 =
-            base.scheme().label() == format!("block FP8 ({} x {})", FP8_BLOCK[0], FP8_BLOCK[1]);
-        let singly = stacks_to_part(base, wish, is_block_fp8);
-        let changed_stacks = changed_stacks(base, wish);
+            base.scheme().kind() == SchemeKind::BlockFp8 { rows: FP8_BLOCK[0], columns: FP8_BLOCK[1] };
+        let singly = stacks_to_split(base, spec, is_block_fp8);
+        let changed_stacks = changed_stacks(base, spec);
         for module in base.modules() {
-            let changed = wish.changed.contains(module.name());
+            let changed = spec.changed.contains(module.name());
             match module.stack() {
                 Some((stack, shape)) if !singly.contains(module.tensors()[0].name()) => {
                     let changed = changed_stacks.contains(stack.name());
-                    target.stack(stack, shape, changed, wish, is_block_fp8);
+                    target.stack(stack, shape, changed, spec, is_block_fp8);
                 }
-                _ if module.singles().is_empty() => target.module(module, changed, wish, is_block_fp8)?,
+                _ if module.singles().is_empty() => target.module(module, changed, spec, is_block_fp8)?,
                 _ => {
                     for single in module.singles() {
-                        target.module(&single.module, changed, wish, is_block_fp8)?;
+                        target.module(&single.module, changed, spec, is_block_fp8)?;
                     }
                 }
             }
         }
-        if let Some(head) = &wish.untie
+        if let Some(head) = &spec.untie
             && let Some(embedding) = base.module(head)
         {
-            target.head(head, embedding, wish);
+            target.head(head, embedding, spec);
         }
         let quantized: HashSet<&str> =
             base.modules().filter(|m| m.is_quantized()).map(Module::name).collect();
@@ -91,7 +94,7 @@ impl Target {
             if is_left_behind(tensor.name(), &quantized) {
                 target.dropped.push(tensor.name().to_owned());
             } else {
-                target.copy(tensor, wish);
+                target.copy(tensor, spec);
             }
         }
         target.units.sort_by_key(|unit| unit.place);
@@ -105,25 +108,26 @@ impl Target {
         &mut self,
         module: &Module,
         changed: bool,
-        wish: &OutputSpec,
+        spec: &OutputSpec,
         is_block_fp8: bool,
     ) -> Result<()> {
         let (name, lead) = (module.name(), &module.tensors()[0]);
         let weight = format!("{name}.weight");
-        if wish.replaced.contains_key(&weight) && !module.is_quantized() {
-            self.copy(lead, wish);
+        if spec.replaced.contains_key(&weight) && !module.is_quantized() {
+            self.copy(lead, spec);
             return Ok(());
         }
         let sliced = module.stack().is_some();
         let computed = || Computed { name: name.to_owned(), module: module.clone() };
         if module.is_quantized() && !sliced && !belongs(name, lead) {
-            let what =
-                "this quantized expert is known under another name, and has no dense form that is written";
-            return Err(Error::input(what).tensor(lead.name()).hint("extract and verify read it as it is"));
+            let what = "this quantized expert is stored under another name, and has no dense form to write";
+            return Err(Error::input(what)
+                .tensor(lead.name())
+                .hint("`trephine extract` and `trephine verify` read it as it is"));
         }
-        let fp8 = wish.fp8 && is_convertible(module);
+        let fp8 = spec.fp8 && is_convertible(module);
         let place = (lead.file, lead.bytes.start);
-        let whole = TensorInfo { name: weight.clone(), dtype: wish.dtype, shape: module.shape().to_vec() };
+        let whole = TensorInfo { name: weight.clone(), dtype: spec.dtype, shape: module.shape().to_vec() };
         if fp8 && !changed && module.is_quantized() && is_block_fp8 {
             self.fp8 = true;
             self.copied += module.tensors().len();
@@ -142,18 +146,18 @@ impl Target {
             ];
             self.units.push(Unit { place, tensors });
         } else {
-            if wish.fp8 && !matches!(place_of(name), Place::Embedding | Place::Positions) {
+            if spec.fp8 && !matches!(place_of(name), Place::Embedding | Place::Positions) {
                 self.not_converted.push(name.to_owned());
             }
             if changed || sliced || module.is_quantized() {
                 self.computed += 1;
-                // A slice that stays as it is keeps its type.
-                let dtype = if changed || module.is_quantized() { wish.dtype } else { lead.stored.dtype };
+                // An unchanged slice keeps its dtype.
+                let dtype = if changed || module.is_quantized() { spec.dtype } else { lead.stored.dtype };
                 let stored = TensorInfo { dtype, ..whole };
                 let tensors = vec![OutTensor { stored, content: Content::Weight(computed()) }];
                 self.units.push(Unit { place, tensors });
             } else {
-                self.copy(lead, wish);
+                self.copy(lead, spec);
             }
         }
         Ok(())
@@ -165,7 +169,7 @@ impl Target {
         stack: Module,
         shape: [usize; 3],
         changed: bool,
-        wish: &OutputSpec,
+        spec: &OutputSpec,
         is_block_fp8: bool,
     ) {
         let lead = stack.tensors()[0].clone();
@@ -173,35 +177,35 @@ impl Target {
             return;
         }
         let place = (lead.file, lead.bytes.start);
-        if wish.fp8 && stack.is_quantized() && is_block_fp8 && !changed {
+        if spec.fp8 && stack.is_quantized() && is_block_fp8 && !changed {
             self.fp8 = true;
             self.copied += stack.tensors().len();
             let tensors = stack.tensors().iter().map(OutTensor::copy).collect();
             self.units.push(Unit { place, tensors });
             return;
         }
-        if wish.fp8 {
+        if spec.fp8 {
             self.not_converted.push(stack.name().to_owned());
         }
         if !stack.is_quantized() && !changed {
-            return self.copy(&lead, wish);
+            return self.copy(&lead, spec);
         }
         self.computed += 1;
-        let stored = TensorInfo { name: stack.name().to_owned(), dtype: wish.dtype, shape: shape.to_vec() };
+        let stored = TensorInfo { name: stack.name().to_owned(), dtype: spec.dtype, shape: shape.to_vec() };
         self.units.push(Unit { place, tensors: vec![OutTensor { stored, content: Content::Stack(stack) }] });
     }
 
-    /// The head of a model that had none of its own.
-    fn head(&mut self, head: &str, embedding: &Module, wish: &OutputSpec) {
+    /// Plans the head of a model that had no separate one.
+    fn head(&mut self, head: &str, embedding: &Module, spec: &OutputSpec) {
         let lead = &embedding.tensors()[0];
-        let (dtype, content) = if wish.changed.contains(head) || embedding.is_quantized() {
+        let (dtype, content) = if spec.changed.contains(head) || embedding.is_quantized() {
             let module = embedding.clone();
-            (wish.dtype, Content::Weight(Computed { name: head.to_owned(), module }))
+            (spec.dtype, Content::Weight(Computed { name: head.to_owned(), module }))
         } else {
             (lead.stored.dtype, Content::Base(lead.clone()))
         };
         let stored = TensorInfo { name: format!("{head}.weight"), dtype, shape: embedding.shape().to_vec() };
-        if wish.fp8 {
+        if spec.fp8 {
             self.not_converted.push(head.to_owned());
         }
         self.computed += 1;
@@ -209,9 +213,9 @@ impl Target {
         self.units.push(Unit { place: (lead.file, lead.bytes.start), tensors });
     }
 
-    fn copy(&mut self, tensor: &Tensor, wish: &OutputSpec) {
+    fn copy(&mut self, tensor: &Tensor, spec: &OutputSpec) {
         let place = (tensor.file, tensor.bytes.start);
-        let out = match wish.replaced.get(tensor.name()) {
+        let out = match spec.replaced.get(tensor.name()) {
             None => OutTensor::copy(tensor),
             Some(saved) => {
                 let stored = TensorInfo { name: tensor.name().to_owned(), ..saved.stored.clone() };
@@ -226,7 +230,7 @@ impl Target {
         let mut names = HashSet::new();
         for tensor in self.units.iter().flat_map(|unit| &unit.tensors) {
             if !names.insert(&tensor.stored.name) {
-                let what = "the checkpoint holds this weight twice, quantized and by itself";
+                let what = "the checkpoint holds this weight twice, quantized and dense";
                 let hint = "the files mix two exports of the model: keep one";
                 return Err(Error::input(what).tensor(&tensor.stored.name).path(base.root()).hint(hint));
             }
@@ -235,22 +239,22 @@ impl Target {
     }
 }
 
-/// The stacks, by their first tensors, that are written as single experts: of models that are known with such, those of which an
-/// adapter changes an expert or that become FP8.
-fn stacks_to_part(base: &Checkpoint, wish: &OutputSpec, is_block_fp8: bool) -> HashSet<String> {
+/// The stacks, by their first tensors, that are written as single experts: in models that exist in that form, the
+/// stacks with an expert that an adapter changes or that becomes FP8.
+fn stacks_to_split(base: &Checkpoint, spec: &OutputSpec, is_block_fp8: bool) -> HashSet<String> {
     if base.scheme().experts().form() != ExpertForm::Single {
         return HashSet::new();
     }
-    let parted = |module: &&Module| {
-        wish.changed.contains(module.name()) || wish.fp8 && !(is_block_fp8 && module.is_quantized())
+    let split = |module: &&Module| {
+        spec.changed.contains(module.name()) || spec.fp8 && !(is_block_fp8 && module.is_quantized())
     };
-    let parted = base.modules().filter(parted);
-    parted.map(|module| module.tensors()[0].name().to_owned()).collect()
+    let split = base.modules().filter(split);
+    split.map(|module| module.tensors()[0].name().to_owned()).collect()
 }
 
 /// The stacks that stay stacks of which an adapter changes an expert, by the names of their dense tensors.
-fn changed_stacks(base: &Checkpoint, wish: &OutputSpec) -> HashSet<String> {
-    let changed = base.modules().filter(|module| wish.changed.contains(module.name()));
+fn changed_stacks(base: &Checkpoint, spec: &OutputSpec) -> HashSet<String> {
+    let changed = base.modules().filter(|module| spec.changed.contains(module.name()));
     changed.filter_map(|module| Some(module.stack()?.0.name().to_owned())).collect()
 }
 
@@ -261,18 +265,18 @@ fn belongs(name: &str, lead: &Tensor) -> bool {
         .is_some_and(|rest| [".weight", ".qweight", ".weight_packed"].contains(&rest))
 }
 
-/// Whether a linear layer of the language model becomes FP8. Scales lie behind the codes of the file, so these have to fill whole
-/// words; no layer that is served has a shape that they do not.
+/// Whether a linear layer of the language model becomes FP8. Scales follow the codes in the file, so the codes have to
+/// fill whole words; the layers of all served models do.
 fn is_convertible(module: &Module) -> bool {
     let (name, [rows, columns]) = (module.name(), module.shape());
     let kind = kind_of(name);
     let linear = kind.ends_with("_proj") || name.contains("experts.") && ["w1", "w2", "w3"].contains(&kind);
-    let seeing = ["visual", "vision"].iter().any(|word| name.contains(word));
-    linear && !seeing && place_of(name) == Place::Linear && (rows * columns).is_multiple_of(4)
+    let is_vision = ["visual", "vision"].iter().any(|word| name.contains(word));
+    linear && !is_vision && place_of(name) == Place::Linear && (rows * columns).is_multiple_of(4)
 }
 
-/// Whether a tensor that is part of no weight is only there for the quantization: the scale of a quantized module's activations, or
-/// of a cache of keys and values.
+/// Whether a tensor that is not part of a weight exists only for the quantization: the scale of a quantized module's
+/// activations, or of the key-value cache.
 fn is_left_behind(name: &str, quantized: &HashSet<&str>) -> bool {
     const BESIDE: [&str; 9] = [
         "input_scale",

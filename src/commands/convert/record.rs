@@ -12,44 +12,46 @@ use crate::delta::record::{Side, TensorRecord};
 use crate::run::identity::RunIdentity;
 use crate::run::job::RunOutput;
 
-/// The file in a finished folder that says how it was made. Its bytes depend on inputs and options alone.
+/// The file in a finished folder that says how it was made. Its bytes depend only on inputs and options.
 pub const CONVERSION: &str = "conversion.json";
 
-/// All that decides a conversion's bytes, and what came out beside the weights.
+/// Everything that determines a conversion's bytes, and its results besides the weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Conversion {
     /// Version of the program.
     pub trephine: String,
     /// `dequantize` or `merge`.
     pub command: String,
-    /// The options that decide the result.
+    /// The options that determine the result.
     pub options: Map<String, Value>,
-    /// Instruction set that products ran on, where there were any.
+    /// Instruction set of the matrix products, if there were any.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub simd: Option<String>,
-    /// The files that were read, by what they were to the run: `checkpoint`, `base`, `adapter`.
+    /// The files that were read, by their role in the run: `checkpoint`, `base`, `adapter`.
     pub inputs: BTreeMap<Side, Identity>,
     /// How the weights of the checkpoint are stored.
     pub scheme: String,
-    /// Modules whose weights were computed: dequantized, or changed by the adapter.
+    /// Number of modules whose weights were computed: dequantized, or changed by the adapter.
     pub computed: usize,
-    /// Tensors that were copied as they are.
+    /// Number of tensors that were copied unchanged.
     pub copied: usize,
-    /// Tensors that only the quantization needed, and that are not part of any weight: scales of activations and caches.
+    /// Tensors that were dropped because only the quantization needed them: scales of activations and caches, which are
+    /// not part of any weight.
     pub dropped: Vec<String>,
-    /// Parameters that the adapter holds whole (`modules_to_save`), which took the place of the base's.
+    /// Parameters that the adapter holds whole (`modules_to_save`), which replaced the base's.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub replaced: Vec<String>,
-    /// Values that are NaN or infinite, by module, where there are any.
+    /// Number of values that are NaN or infinite, by module, if any.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub non_finite: BTreeMap<String, u64>,
-    /// Every tensor of a checkpoint that was read, by name. The adapter's files are held by `inputs`, all of their content.
+    /// Every tensor of a checkpoint that was read, by name. The adapter's files are recorded in `inputs`, by digests of
+    /// their whole content.
     #[serde(default)]
     pub tensors: Vec<TensorRecord>,
 }
 
 impl Conversion {
-    /// Of the run with this identity, which reads `checkpoint`; what it comes to is not in it yet.
+    /// The record of a run with this identity that reads `checkpoint`, before its results are filled in.
     pub(super) fn blank(identity: &RunIdentity, checkpoint: &Checkpoint) -> Conversion {
         Conversion {
             trephine: identity.trephine.clone(),
@@ -84,18 +86,18 @@ impl RunOutput for Conversion {
     }
 }
 
-/// The end of a conversion.
+/// The outcome of a conversion.
 #[derive(Clone, Debug, Serialize)]
 pub struct ConversionOutcome {
-    /// The folder.
+    /// The output folder.
     pub out: PathBuf,
-    /// Whether an earlier run had done all of it.
+    /// Whether an earlier run had already finished it.
     pub was_done: bool,
-    /// Files of weights.
+    /// Number of weight files.
     pub files: usize,
-    /// Their bytes.
+    /// Total size of the weight files in bytes.
     pub bytes: u64,
-    /// What was done.
+    /// The record of the conversion.
     #[serde(flatten)]
     pub conversion: Conversion,
 }

@@ -1,4 +1,4 @@
-//! Which tensor goes into which file, and in which pieces a file is made.
+//! Which tensor goes into which file, and in which pieces a file is produced.
 
 use std::ops::Range;
 
@@ -9,10 +9,11 @@ use crate::checkpoint::module::Module;
 use crate::quant::encode::fp8::FP8_BLOCK;
 use crate::quant::weight::TensorInfo;
 
-/// The largest file of weights, as transformers had it for years: many tools and file systems are at ease with it.
+/// The default for the largest weight file, in bytes: transformers used it for years, and many tools and file systems
+/// handle it well.
 pub const DEFAULT_SHARD_SIZE: u64 = 5_000_000_000;
 
-/// Elements of a weight that one thread makes at a time, about.
+/// Elements of a weight that one thread computes at a time, approximately.
 const PIECE: usize = 1 << 20;
 
 /// Bytes of a copied tensor that are mapped at a time.
@@ -21,9 +22,9 @@ const COPY: u64 = 2 << 20;
 /// Where the bytes of a tensor come from.
 #[derive(Clone, Debug)]
 pub(crate) enum Content {
-    /// A tensor of the base, as it is.
+    /// A tensor of the base, unchanged.
     Base(Tensor),
-    /// A tensor of the adapter, as it is.
+    /// A tensor of the adapter, unchanged.
     Adapter(Tensor),
     /// The dense form of a stack of experts, computed and rounded.
     Stack(Module),
@@ -49,12 +50,12 @@ pub(crate) struct Computed {
 pub(crate) struct OutTensor {
     /// Name, dtype, shape.
     pub stored: TensorInfo,
-    /// Its bytes.
+    /// Where its bytes come from.
     pub content: Content,
 }
 
 impl OutTensor {
-    /// One that is the base's.
+    /// A copy of a tensor of the base.
     pub fn copy(tensor: &Tensor) -> OutTensor {
         OutTensor { stored: tensor.stored.clone(), content: Content::Base(tensor.clone()) }
     }
@@ -68,13 +69,13 @@ impl OutTensor {
         }
     }
 
-    /// Its length.
+    /// Its length in bytes.
     pub fn bytes(&self) -> u64 {
         (self.stored.shape.iter().product::<usize>() * self.stored.dtype.bitsize() / 8) as u64
     }
 }
 
-/// Tensors that lie in one file, and where the first of them comes from.
+/// Tensors that belong in the same file, and where the first of them comes from.
 #[derive(Debug)]
 pub(crate) struct Unit {
     /// File of the base and offset in it.
@@ -83,18 +84,19 @@ pub(crate) struct Unit {
     pub tensors: Vec<OutTensor>,
 }
 
-/// One file of weights.
+/// One weight file.
 #[derive(Debug)]
 pub(crate) struct Shard {
     /// Its name.
     pub name: String,
-    /// Its tensors in the order in which they lie in it.
+    /// Its tensors, in file order.
     pub tensors: Vec<OutTensor>,
     /// Bytes of the tensors.
     pub bytes: u64,
 }
 
-/// Fills one file after another in the order of `units`, none above `largest` bytes but for a tensor that is larger by itself.
+/// Fills one file after another in the order of `units`. Only a unit that is larger by itself makes a file larger than
+/// `largest` bytes.
 pub(crate) fn shards(units: Vec<Unit>, largest: u64) -> Vec<Shard> {
     let mut files: Vec<(u64, Vec<Unit>)> = vec![(0, Vec::new())];
     for unit in units {
@@ -108,24 +110,24 @@ pub(crate) fn shards(units: Vec<Unit>, largest: u64) -> Vec<Shard> {
         files[last].1.push(unit);
     }
     let count = files.len();
-    let shard = |(at, (bytes, units)): (usize, (u64, Vec<Unit>))| {
+    let shard = |(index, (bytes, units)): (usize, (u64, Vec<Unit>))| {
         let mut tensors: Vec<OutTensor> = units.into_iter().flat_map(|unit| unit.tensors).collect();
         tensors.sort_by(|a, b| order(a).cmp(&order(b)));
-        Shard { name: name(at, count), tensors, bytes }
+        Shard { name: name(index, count), tensors, bytes }
     };
     files.into_iter().enumerate().map(shard).collect()
 }
 
-/// The names that transformers gives.
-fn name(at: usize, count: usize) -> String {
+/// The file name, as transformers chooses it.
+fn name(index: usize, count: usize) -> String {
     match count {
         1 => "model.safetensors".to_owned(),
-        _ => format!("model-{:05}-of-{count:05}.safetensors", at + 1),
+        _ => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
     }
 }
 
-/// Wide elements first, so that each is aligned, then by name. Scales are known only when their codes are, so codes (whole words of
-/// them) come before what has four bytes, and scales last of that.
+/// The sort key: wide elements first, so that each is aligned, then by name. Scales are known only after their codes,
+/// so codes (whole words of them) come before four-byte elements, and scales last among those.
 fn order(tensor: &OutTensor) -> (u8, &str) {
     let class = match (&tensor.content, tensor.stored.dtype.bitsize()) {
         (Content::Codes(_), _) => 1,
@@ -138,7 +140,7 @@ fn order(tensor: &OutTensor) -> (u8, &str) {
     (class, &tensor.stored.name)
 }
 
-/// A part of a tensor: what is made at once.
+/// A part of a tensor that is produced at once.
 #[derive(Clone, Debug)]
 pub(crate) enum ShardPiece {
     /// Bytes of a copied tensor.
@@ -171,19 +173,19 @@ pub(crate) fn pieces(tensor: &OutTensor, module: Option<&Module>) -> Vec<ShardPi
     }
 }
 
-/// Rows of a piece: whole blocks of FP8.
+/// Rows of a piece, in whole FP8 blocks.
 pub(crate) fn height(columns: usize) -> usize {
     (PIECE / columns.max(1) / FP8_BLOCK[0] * FP8_BLOCK[0]).max(FP8_BLOCK[0])
 }
 
-/// The most bytes of a module that one piece of it maps, where they are not mapped for all pieces together.
+/// The most bytes of a module that one of its pieces maps; zero if the module is mapped whole for all pieces.
 pub(crate) fn mapped(module: &Module) -> u64 {
     let [rows, columns] = module.shape();
     if module.is_whole() {
         return 0;
     }
     let height = height(columns);
-    // A piece that lies across two experts may map more than the first does.
+    // A piece that spans two experts may map more than the first piece does.
     let pieces = (0..rows).step_by(height).map(|start| start..(start + height).min(rows));
     pieces.map(|piece| module.packed_size(piece)).max().unwrap_or(0) as u64
 }

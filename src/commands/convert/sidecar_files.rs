@@ -1,4 +1,4 @@
-//! The files beside the weights: what is copied, the config, the index.
+//! The files besides the weights: copied files, the config, the index.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -18,16 +18,16 @@ use crate::durable::finding::B3SUMS;
 use crate::durable::folder;
 use crate::{Error, Result};
 
-/// The config's name.
+/// The file name of the config.
 pub(crate) const CONFIG: &str = "config.json";
 
-/// The index's name.
+/// The file name of the index.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// Files that are written anew, or hold for the input alone.
+/// Files that are rewritten, or that describe only the input.
 const NOT_COPIED: [&str; 5] = [CONFIG, "hf_quant_config.json", "quantize_config.json", B3SUMS, CONVERSION];
 
-/// Ends of the names of weights in whatever container, and of their indices.
+/// Name endings of weight files in any container, and of their indices.
 const WEIGHTS: [&str; 11] = [
     ".safetensors",
     ".index.json",
@@ -42,7 +42,7 @@ const WEIGHTS: [&str; 11] = [
     ".safetensors.tmp",
 ];
 
-/// A file that is copied.
+/// A file to copy.
 #[derive(Debug)]
 pub(crate) struct Copy {
     /// Its name relative to the folder, with `/`.
@@ -51,8 +51,8 @@ pub(crate) struct Copy {
     pub bytes: u64,
 }
 
-/// The files of a checkpoint's folder that are copied: all but weights, their indices and what the quantization alone is described
-/// in. Of a checkpoint that was given as one file there are none: what else lies there need not belong to it.
+/// The files of a checkpoint's folder to copy: all except weights, their indices, and files that only describe the
+/// quantization. A checkpoint given as a single file has none: other files in its folder need not belong to it.
 ///
 /// # Errors
 /// A folder that cannot be listed.
@@ -69,7 +69,7 @@ fn walk(folder: &Path, prefix: &str, found: &mut Vec<Copy>) -> Result<()> {
     let failed = |e| Error::unexpected("cannot list").path(folder).because(e);
     for entry in fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        // A name that is no text cannot stand in the checksums.
+        // A name that is not UTF-8 cannot be listed in the checksums.
         let Ok(own) = entry.file_name().into_string() else { continue };
         let name = format!("{prefix}{own}");
         if own.starts_with('.')
@@ -80,7 +80,7 @@ fn walk(folder: &Path, prefix: &str, found: &mut Vec<Copy>) -> Result<()> {
         }
         let path = entry.path();
         let linked = entry.file_type().is_ok_and(|kind| kind.is_symlink());
-        // A cache is made of links to files; a link to a folder may lead in a circle.
+        // The Hugging Face cache consists of links to files; a link to a folder may form a cycle.
         match fs::metadata(&path) {
             Ok(data) if data.is_file() => found.push(Copy { name, path, bytes: data.len() }),
             Ok(data) if data.is_dir() && !linked => walk(&path, &format!("{name}/"), found)?,
@@ -94,7 +94,7 @@ fn walk(folder: &Path, prefix: &str, found: &mut Vec<Copy>) -> Result<()> {
 /// Copies one file, durably.
 ///
 /// # Errors
-/// It cannot be read; a full disk.
+/// A file that cannot be read; a full disk.
 pub(crate) fn copy(file: &Copy, out: &Path) -> Result<Written> {
     let to = out.join(&file.name);
     folder::create(folder::parent(&to))?;
@@ -113,15 +113,15 @@ pub(crate) fn copy(file: &Copy, out: &Path) -> Result<Written> {
 /// What changes in the config.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Edits {
-    /// The type that loaders are told, where weights were computed.
+    /// The dtype to state, if weights were computed.
     pub dtype: Option<Dtype>,
     /// The new `quantization_config`.
     pub quantization: Option<Value>,
-    /// Whether the head is no longer the embedding.
+    /// Whether the head is no longer tied to the embedding.
     pub untie: bool,
 }
 
-/// The config of the output, where the input has one: no quantization but the new one, and the type of the weights.
+/// The config of the output, if the input has one: with the new quantization only, and the dtype of the weights.
 pub(crate) fn config(config: &Config, edits: &Edits) -> Option<Value> {
     let mut raw = config.raw()?.as_object()?.clone();
     let nested = ["text_config", "language_config", "llm_config", "thinker_config"];
@@ -157,7 +157,7 @@ fn edit(raw: &mut Map<String, Value>, edits: &Edits, top: bool) {
     }
 }
 
-/// The index of several files; of one there is none.
+/// The index of several weight files; `None` for a single file.
 pub(crate) fn index(shards: &[Shard]) -> Option<Value> {
     if shards.len() < 2 {
         return None;
@@ -173,7 +173,7 @@ pub(crate) fn index(shards: &[Shard]) -> Option<Value> {
 /// Pretty JSON with a newline at its end.
 ///
 /// # Errors
-/// A value that JSON cannot hold.
+/// A value that cannot be written as JSON.
 pub(crate) fn text(value: &impl serde::Serialize) -> Result<String> {
     let text = serde_json::to_string_pretty(value);
     text.map(|text| text + "\n").map_err(|e| Error::unexpected("cannot write JSON").because(e))

@@ -1,4 +1,4 @@
-//! Makes the pieces of a file on several threads and writes them in order on one.
+//! Computes the pieces of a file on several threads and writes them in order on one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -18,25 +18,25 @@ use crate::quant::encode::fp8::{FP8_BLOCK, encode_block_fp8};
 use crate::quant::number::rounding;
 use crate::quant::number::rounding::to_bytes;
 use crate::run::progress::Progress;
-use crate::storage::mmap::Window;
+use crate::storage::Window;
 use crate::{Error, Result};
 
-/// Values that are decoded at a time, so that they are rounded while they are in the cache.
+/// Values decoded at a time, so that they are rounded while they are in the cache.
 const CHUNK: usize = 1 << 16;
 
-/// Pieces that the system is asked to read ahead.
+/// Pieces that the operating system is asked to prefetch.
 const AHEAD: usize = 12;
 
-/// What is added to the weights of a module, beside dequantizing them.
+/// What is added to the weights of a module after dequantizing them.
 pub(crate) trait Change: Sync {
     /// Whether anything is added to `module`.
     fn concerns(&self, module: &str) -> bool;
 
-    /// Adds to `rows` of `module`, in f32; what is given back has still to be rounded, once, to `dtype`.
+    /// Adds to `rows` of `module`, in f32. The result still has to be rounded, once, to `dtype`.
     fn add(&self, module: &str, rows: Range<usize>, dtype: Dtype, values: &mut [f32]) -> Result<()>;
 }
 
-/// Nothing is added.
+/// Adds nothing.
 pub(crate) struct Unchanged;
 
 impl Change for Unchanged {
@@ -49,18 +49,18 @@ impl Change for Unchanged {
     }
 }
 
-/// Where the bytes of a file come from.
+/// Produces the bytes of weight files.
 pub(crate) struct Producer<'a> {
     pub base: &'a Checkpoint,
     pub adapter: Option<&'a PeftAdapter>,
     pub change: &'a dyn Change,
     pub threads: usize,
     idle: Mutex<Vec<Buffer>>,
-    /// Modules that are mapped whole, the last ones that were asked for.
+    /// The most recently used of the modules that are mapped whole.
     kept: Mutex<VecDeque<(String, Arc<PackedRows>)>>,
 }
 
-/// What a piece is made in. Buffers are kept: fresh pages would have to be cleared for each piece.
+/// The memory for one piece. Buffers are reused: fresh pages would have to be zeroed for each piece.
 #[derive(Default)]
 struct Buffer {
     bytes: Vec<u8>,
@@ -69,15 +69,15 @@ struct Buffer {
     non_finite: u64,
 }
 
-/// A piece that only has to be written.
+/// A piece that is ready to be written.
 enum Made {
     Mapped(Window),
     Computed(Buffer),
-    /// The scales have been collected where they are written.
+    /// Scales, which the writer has already collected.
     Scales,
 }
 
-/// A file that is written, and the values in it that are not finite, by module.
+/// A finished file, and the number of values in it that are not finite, by module.
 pub(crate) struct WrittenShard {
     pub written: Written,
     pub non_finite: BTreeMap<String, u64>,
@@ -97,26 +97,26 @@ impl<'a> Producer<'a> {
     /// Writes one file, durably.
     ///
     /// # Errors
-    /// What reading, decoding or writing met; no file of that name is there then.
+    /// Errors of reading, decoding or writing. No file of that name is left behind.
     pub fn write(&self, path: &Path, shard: &Shard, progress: &dyn Progress) -> Result<WrittenShard> {
         let tensors = shard.tensors.iter().map(|tensor| tensor.stored.clone()).collect();
         let mut writer = SafetensorsWriter::in_order(path, tensors)?;
-        let all: Vec<(&OutTensor, ShardPiece)> = shard
+        let planned: Vec<(&OutTensor, ShardPiece)> = shard
             .tensors
             .iter()
             .flat_map(|tensor| pieces(tensor, tensor.module()).into_iter().map(move |piece| (tensor, piece)))
             .collect();
-        all.iter().take(AHEAD).for_each(|(tensor, piece)| self.prefetch(tensor, piece));
+        planned.iter().take(AHEAD).for_each(|(tensor, piece)| self.prefetch(tensor, piece));
         let mut scales: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
         let mut non_finite: BTreeMap<String, u64> = BTreeMap::new();
-        let make = |at: usize| {
-            if let Some((tensor, piece)) = all.get(at + AHEAD) {
+        let make = |index: usize| {
+            if let Some((tensor, piece)) = planned.get(index + AHEAD) {
                 self.prefetch(tensor, piece);
             }
-            self.make(all[at].0, &all[at].1)
+            self.make(planned[index].0, &planned[index].1)
         };
-        ordered_panels::in_order(all.len(), self.threads, make, |at, made| {
-            let tensor = all[at].0;
+        ordered_panels::in_order(planned.len(), self.threads, make, |index, made| {
+            let tensor = planned[index].0;
             let name = &tensor.stored.name;
             match made {
                 Made::Mapped(window) => {
@@ -188,10 +188,7 @@ impl<'a> Producer<'a> {
                 )?;
                 Ok(Made::Computed(buffer))
             }
-            _ => {
-                Err(Error::unexpected("nothing says what this tensor is made from")
-                    .tensor(&tensor.stored.name))
-            }
+            _ => Err(Error::unexpected("the source of this tensor is unknown").tensor(&tensor.stored.name)),
         }
     }
 
@@ -199,7 +196,7 @@ impl<'a> Producer<'a> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
     }
 
-    /// Rows of a weight, rounded to `dtype` or, without one, encoded.
+    /// Computes rows of a weight, rounded to `dtype` or, without one, encoded.
     fn compute(
         &self,
         module: &Module,
@@ -209,10 +206,11 @@ impl<'a> Producer<'a> {
         buffer: &mut Buffer,
     ) -> Result<()> {
         let columns = module.shape()[1];
-        let at = |e: Error| e.tensor(name).path(self.base.path(module.tensors()[0].file));
+        let located = |e: Error| e.tensor(name).path(self.base.path(module.tensors()[0].file));
         let (whole, changed) = (module.is_whole(), self.change.concerns(name));
         let packed = if whole { self.kept(module)? } else { Arc::new(module.read(self.base, rows.clone())?) };
-        // All at once where a row costs as much as all, as in a stack that is turned, or where more is done than rounding.
+        // All rows at once if one row costs as much as all of them, for example in a transposed stack, or if there is
+        // more to do than rounding.
         let costly =
             whole || 2 * module.packed_size(rows.start..rows.start + 1) >= module.packed_size(rows.clone());
         let step = match costly || changed || dtype.is_none() {
@@ -226,7 +224,7 @@ impl<'a> Producer<'a> {
         for start in rows.clone().step_by(step.max(1)) {
             let part = start..(start + step).min(rows.end);
             values.resize(part.len() * columns, 0.0);
-            packed.decode_some(part.clone(), values).map_err(at)?;
+            packed.decode_some(part.clone(), values).map_err(located)?;
             if changed {
                 self.change.add(name, part.clone(), dtype.unwrap_or(Dtype::F32), values)?;
             }
@@ -234,7 +232,7 @@ impl<'a> Producer<'a> {
             let out = &mut bytes
                 [(part.start - rows.start) * columns * size..(part.end - rows.start) * columns * size];
             match dtype {
-                Some(dtype) => round(dtype, values, out).map_err(at)?,
+                Some(dtype) => round(dtype, values, out).map_err(located)?,
                 None => {
                     let bands = part.len().div_ceil(FP8_BLOCK[0]);
                     scales.resize(bands * columns.div_ceil(FP8_BLOCK[1]), 0.0);
@@ -247,13 +245,13 @@ impl<'a> Producer<'a> {
                 "{non_finite} of its values are NaN or infinite, in rows {} to {}",
                 rows.start, rows.end
             );
-            let hint = "`trephine autopsy` looks for what is wrong with base and adapter";
-            return Err(at(Error::input(what).hint(hint)));
+            let hint = "run `trephine autopsy` to find out what is wrong with base and adapter";
+            return Err(located(Error::input(what).hint(hint)));
         }
         Ok(())
     }
 
-    /// A module that is mapped whole, once for all pieces that need it.
+    /// Maps a module whole, once for all pieces that need it.
     fn kept(&self, module: &Module) -> Result<Arc<PackedRows>> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, packed)) = kept.iter().find(|(name, _)| name == module.name()) {
@@ -261,7 +259,7 @@ impl<'a> Producer<'a> {
         }
         let packed = Arc::new(module.read(self.base, 0..module.shape()[0])?);
         kept.push_back((module.name().to_owned(), Arc::clone(&packed)));
-        // The one before may still be in work.
+        // The previous module may still be in use.
         if kept.len() > 2 {
             kept.pop_front();
         }
@@ -274,13 +272,13 @@ impl<'a> Producer<'a> {
 /// # Errors
 /// A number that is too large for `dtype`.
 fn round(dtype: Dtype, values: &[f32], out: &mut [u8]) -> Result<()> {
-    /// From here on f16 rounds to infinity.
+    /// From this magnitude on, f16 rounds to infinity.
     const F16: f32 = 65520.0;
     if dtype == Dtype::F16
         && let Some(value) = values.iter().find(|v| v.is_finite() && v.abs() >= F16)
     {
-        let what = format!("a weight is {value}, which f16 does not hold");
-        return Err(Error::input(what).hint("--dtype bf16 has the range"));
+        let what = format!("a weight is {value}, which is out of range for f16");
+        return Err(Error::input(what).hint("--dtype bf16 has a wider range"));
     }
     to_bytes(dtype, values, out);
     Ok(())

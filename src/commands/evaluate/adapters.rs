@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// The variants of a model: by itself, then with each adapter.
 pub(super) struct Adapters {
     adapters: Vec<PeftAdapter>,
-    /// For each adapter, its modules by the model's names for them.
+    /// For each adapter, its module names by the model's names for them.
     modules: Vec<BTreeMap<String, String>>,
 }
 
@@ -22,15 +22,15 @@ impl Adapters {
         Ok(Adapters { adapters, modules })
     }
 
-    /// Tensors of all.
+    /// Number of tensors in all adapters.
     pub fn tensors(&self) -> usize {
         self.adapters.iter().map(|adapter| adapter.tensors().len()).sum()
     }
 
-    /// Bytes of the factors of a module, of all adapters, where they are largest.
+    /// Bytes of one module's factors in all adapters, at most.
     pub fn bytes(&self) -> u64 {
         let size = |module: &PeftModule| (4 * module.rank() * (module.shape()[0] + module.shape()[1])) as u64;
-        // What is read is widened first: twice the size for a moment.
+        // Factors are widened after reading, which briefly takes twice the size.
         self.adapters.iter().map(|adapter| 2 * adapter.modules().map(size).max().unwrap_or(0)).sum()
     }
 }
@@ -50,7 +50,7 @@ impl Updates for Adapters {
     }
 }
 
-/// What changes weights by other means than `B·A` is not run.
+/// Refuses an adapter that changes weights by other means than `B·A`.
 fn refuse_more_than_lora(adapter: &PeftAdapter) -> Result<()> {
     let hint = "merge it into the model (`trephine merge`) and evaluate that checkpoint";
     let refuse = |what: String| Error::input(what).path(adapter.root()).hint(hint);
@@ -66,14 +66,14 @@ fn refuse_more_than_lora(adapter: &PeftAdapter) -> Result<()> {
         return Err(refuse("the adapter changes a stack of fused experts".into()).tensor(stack.name()));
     }
     if let Some(extra) = adapter.extras().iter().find(|extra| extra.kind != ExtraKind::BaseCopy) {
-        return Err(refuse(format!("the adapter holds more than factors ({})", extra.kind.words()))
+        return Err(refuse(format!("the adapter contains more than factors ({})", extra.kind.words()))
             .tensor(extra.tensor.name()));
     }
     match adapter.problems().first() {
         None => Ok(()),
         Some(problem) => Err(Error::input(format!("the adapter is damaged: {problem}"))
             .path(adapter.root())
-            .hint("`trephine sanitize` says more, and may repair it")),
+            .hint("`trephine sanitize` says more and may repair it")),
     }
 }
 
@@ -88,14 +88,14 @@ fn paired(adapter: &PeftAdapter, checkpoint: &Checkpoint) -> Result<BTreeMap<Str
             return Err(Error::input("the adapter changes a module that the model does not have")
                 .tensor(name)
                 .path(adapter.root())
-                .hint("give the model that it was made for"));
+                .hint("give the model that the adapter was made for"));
         };
         names.insert(found, name.to_owned());
     }
     Ok(names)
 }
 
-/// The one module whose name ends as `name` does from its layer on: a model that also sees has its layers deeper.
+/// The only module whose name ends like `name` from `layers.` on: a vision-language model nests its layers deeper.
 fn by_end(name: &str, checkpoint: &Checkpoint) -> Option<String> {
     let end = &name[name.find("layers.")?..];
     let ends = |module: &&str| module.strip_suffix(end).is_some_and(|before| before.ends_with('.'));

@@ -1,7 +1,8 @@
-//! Evaluation: the next-token loss of a text under a model by itself and with each of several adapters, in one pass over the weights.
+//! Evaluation: the next-token loss of a text under a model alone and with each of several adapters, in one
+//! pass over the weights.
 //!
-//! The pass is [`crate::model`]'s. Every sequence goes through the model once for each variant, with the same weights in hand, so that
-//! differences are paired: what is hard in a text is equally hard for all of them.
+//! [`crate::model`] does the pass. Every sequence goes through the model once per variant, with the same weights, so
+//! differences are paired: what is hard in a text is equally hard for all variants.
 
 mod adapters;
 mod statistics;
@@ -22,7 +23,7 @@ use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD};
 use crate::run::Progress;
 use crate::{Error, Result};
 
-/// What is to be evaluated, on which text, and how.
+/// What to evaluate, on which text, and how.
 #[derive(Clone, Debug)]
 pub struct Evaluation {
     /// Path or hub name of the model.
@@ -31,11 +32,11 @@ pub struct Evaluation {
     pub adapters: Vec<String>,
     /// The text.
     pub corpus: Corpus,
-    /// Threads that compute.
+    /// Number of compute threads.
     pub threads: usize,
-    /// Peak resident memory of the process in bytes.
+    /// Limit on the peak resident memory of the process, in bytes.
     pub memory: u64,
-    /// The folder for hidden states that memory has no room for.
+    /// The folder for hidden states that do not fit in memory.
     pub scratch: PathBuf,
 }
 
@@ -46,48 +47,49 @@ pub struct Evaluated {
     pub model: String,
     /// The blake3 of the text's tokens.
     pub text_digest: String,
-    /// Tokens of the text.
+    /// Number of tokens of the text.
     pub tokens: usize,
-    /// Tokens that were predicted: all but the first of each sequence.
+    /// Number of predicted tokens: all but the first of each sequence.
     pub predicted: usize,
-    /// Sequences.
+    /// Number of sequences.
     pub sequences: usize,
-    /// The model by itself, then with each adapter.
+    /// The model alone, then with each adapter.
     pub variants: Vec<Variant>,
-    /// Every two adapters, the later of them less the earlier.
+    /// Every pair of adapters, in the order given.
     pub pairs: Vec<AdapterPair>,
 }
 
-/// A model with an adapter, or without.
+/// The model with an adapter, or alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Variant {
-    /// The adapter, as given.
+    /// The adapter, as given; `None` for the model alone.
     pub adapter: Option<String>,
     /// Mean next-token loss, in nats.
     pub loss: f64,
-    /// Its standard error over sequences, where there are two or more: how far another text of this kind may be.
+    /// Its standard error over sequences, if there are two or more: the variation to expect with other text of this
+    /// kind.
     pub standard_error: Option<f64>,
-    /// The loss less that of the model by itself.
+    /// The loss minus that of the model alone.
     pub change: Option<Paired>,
     /// The mean loss of every sequence.
     pub by_sequence: Vec<f64>,
 }
 
-/// Two adapters against each other.
+/// Two adapters, compared with each other.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdapterPair {
-    /// One adapter.
+    /// The first adapter.
     pub first: String,
-    /// The other.
+    /// The second adapter.
     pub second: String,
-    /// The loss with the second less that with the first.
+    /// The loss with the second adapter minus that with the first.
     pub change: Paired,
 }
 
-/// Evaluates.
+/// Evaluates a model and its adapters on a text.
 ///
 /// # Errors
-/// Bad input; an adapter that is more than a LoRA, or of another model; a budget that is too small.
+/// Bad input; an adapter that is more than a LoRA or belongs to another model; a memory limit that is too small.
 pub fn evaluate(job: &Evaluation, progress: &dyn Progress) -> Result<Evaluated> {
     let checkpoint = Checkpoint::open(&job.model)?;
     let decoder = Decoder::of(&checkpoint)?;

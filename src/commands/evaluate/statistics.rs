@@ -1,7 +1,7 @@
 //! Means and standard errors over sequences of unequal length.
 //!
-//! A mean over tokens is a ratio of two sums over sequences; its error is that of a ratio estimator (Cochran 1977, *Sampling techniques*,
-//! section 6.4), with sequences as the units: tokens of one text are not independent.
+//! A mean over tokens is a ratio of two sums over sequences; its error is that of a ratio estimator (Cochran 1977,
+//! *Sampling techniques*, section 6.4), with sequences as units, because tokens of one text are not independent.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ use crate::model::Loss;
 pub struct Paired {
     /// The difference, in nats.
     pub difference: f64,
-    /// Its standard error, where there are two sequences or more.
+    /// Its standard error, if there are two sequences or more.
     pub standard_error: Option<f64>,
 }
 
@@ -21,12 +21,12 @@ pub(super) fn loss_of(losses: &[Loss]) -> f64 {
     mean(&units(losses))
 }
 
-/// The mean's standard error.
+/// The standard error of the mean over all tokens.
 pub(super) fn standard_error(losses: &[Loss]) -> Option<f64> {
     error(&units(losses))
 }
 
-/// The mean of `after` less that of `before`, sequence by sequence.
+/// The mean of `after` minus that of `before`, paired by sequence.
 pub(super) fn paired(before: &[Loss], after: &[Loss]) -> Paired {
     let differences =
         before.iter().zip(after).map(|(before, after)| (after.sum - before.sum, after.tokens as f64));

@@ -1,4 +1,4 @@
-//! An extraction as the engine runs it: modules whose factors lie in shards, comparisons that lie in the journal.
+//! Extraction as a job of the engine: a module's factors go to a shard, a comparison's result to the journal.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -40,10 +40,10 @@ pub(crate) struct ExtractJob<'a> {
 }
 
 impl<'a> ExtractJob<'a> {
-    /// The job that `plan` is of.
+    /// The job for `plan`.
     ///
     /// # Errors
-    /// Options that JSON cannot hold.
+    /// Options that cannot be written as JSON.
     pub fn new(
         extraction: &'a Extraction,
         inputs: &'a Inputs,
@@ -70,17 +70,17 @@ impl<'a> ExtractJob<'a> {
         Ok(ExtractionOutcome::new(self.extraction.out.clone(), ended.output, &ended.times, ended.was_done))
     }
 
-    /// Does one part.
+    /// Runs one part.
     pub fn part(&self, part: Part, progress: &dyn Progress) -> Result<PartOutcome> {
         self.engine(progress).part(part)
     }
 }
 
-/// Assembles the adapter of a run whose parts have finished their work.
+/// Assembles the adapter of a run whose parts are all finished.
 ///
 /// # Errors
-/// Parts of different runs; modules that two parts came to different bytes of; checkpoints that were changed; a shard that
-/// was damaged meanwhile; a failing disk.
+/// Parts of different runs; a module whose bytes differ between two parts; changed checkpoints; a damaged shard; a
+/// failing disk.
 pub fn assemble(
     assembly: &Assembly,
     recorded: &Recorded,
@@ -109,7 +109,7 @@ pub fn assemble(
     }))
 }
 
-/// The extraction as its parts have recorded it.
+/// The extraction, rebuilt from what its parts recorded.
 fn recorded_extraction(assembly: &Assembly, begun: &Begun) -> Result<Extraction> {
     Ok(Extraction {
         base: begun.place(assembly, Side::Base)?,
@@ -175,7 +175,7 @@ impl Job for ExtractJob<'_> {
         let Some(written) = unit.written else {
             let left_out = unit.record.left_out;
             let left_out =
-                left_out.ok_or_else(|| Error::input("its record says nothing").tensor(unit.id.name))?;
+                left_out.ok_or_else(|| Error::input("its record is empty").tensor(unit.id.name))?;
             return Ok(Done::Compared(left_out, unit.tensors));
         };
         let shard = Shard::open(result, written)?;

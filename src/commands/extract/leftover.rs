@@ -1,4 +1,4 @@
-//! How much a tensor that the adapter cannot hold has changed.
+//! Measures how much a tensor that the adapter cannot hold has changed.
 
 use crate::Result;
 use crate::checkpoint::Checkpoint;
@@ -10,10 +10,10 @@ use crate::delta::options::{NonFinite, RoundBase};
 use crate::delta::pair::Leftover;
 use crate::delta::record::{LeftOut, Reason, Side, TensorRecord};
 
-/// Compares `leftover` where both checkpoints have it and its values can be decoded.
+/// Compares `leftover` if both checkpoints have it and its values can be decoded.
 ///
 /// # Errors
-/// What reading met. Values that are not finite are no error here: they are left out of the sums.
+/// Errors of reading. Values that are not finite are not an error here: they are left out of the sums.
 pub fn compare(
     inputs: &Inputs,
     leftover: &Leftover,
@@ -30,9 +30,9 @@ pub fn compare(
     let Some((base, tuned)) = matrices.filter(|(b, t)| b.shape() == t.shape()) else {
         return Ok((left_out, Vec::new()));
     };
-    let half = |side, checkpoint, module| Operand { side, checkpoint, module };
-    let base = half(Side::Base, &inputs.base, &base);
-    let tuned = half(Side::Tuned, &inputs.tuned, &tuned);
+    let operand = |side, checkpoint, module| Operand { side, checkpoint, module };
+    let base = operand(Side::Base, &inputs.base, &base);
+    let tuned = operand(Side::Tuned, &inputs.tuned, &tuned);
     let rows = base.module.shape()[0];
     let difference = Difference::new(base, tuned, rows, RoundBase::None, NonFinite::Zero)?;
     let Survey { norm2, base_norm2, tensors, .. } = difference.survey(None, read)?;

@@ -1,4 +1,4 @@
-//! From two checkpoints to an adapter: pair, plan, read, factorize, make safe, assemble.
+//! Extracts an adapter from two checkpoints: pair, plan, read, factorize, write, assemble.
 
 pub(crate) mod job;
 pub(crate) mod leftover;
@@ -22,8 +22,8 @@ use crate::run::engine::PartOutcome;
 use crate::run::parts::part_id::Part;
 use crate::run::progress::Progress;
 
-/// The memory that a run promises to stay under when it is not told: the smaller of 2 GiB and half of what is
-/// available now, to this process.
+/// The default memory limit of a run in bytes: the smaller of 2 GiB and half of the memory that is available to this
+/// process now.
 pub fn default_memory() -> u64 {
     const MOST: u64 = 2 << 30;
     let mut system = sysinfo::System::new();
@@ -32,7 +32,7 @@ pub fn default_memory() -> u64 {
     MOST.min(system.available_memory().min(group) / 2)
 }
 
-/// Plans an extraction and does nothing.
+/// Plans an extraction without running it.
 ///
 /// # Errors
 /// See [`ExtractionPlan::make`] and [`Checkpoint::open`](crate::checkpoint::Checkpoint::open).
@@ -44,8 +44,8 @@ pub fn plan(job: &Extraction) -> Result<ExtractionPlan> {
 /// Extracts an adapter, or continues an extraction that was stopped, split or not.
 ///
 /// # Errors
-/// Bad input, options that need a decision, a failing disk: see [`Kind`](crate::Kind). Whatever was finished stays
-/// safe, and the same call continues from there.
+/// Bad input, options that need a decision, a failing disk: see [`Kind`](crate::Kind). Finished work is kept, and the
+/// same call resumes from there.
 pub fn extract(job: &Extraction, progress: &dyn Progress) -> Result<ExtractionOutcome> {
     let inputs = Inputs::open(&job.base, &job.tuned, job.served.as_deref())?;
     let plan = ExtractionPlan::make(&inputs, job)?;
@@ -53,10 +53,10 @@ pub fn extract(job: &Extraction, progress: &dyn Progress) -> Result<ExtractionOu
     ExtractJob::new(job, &inputs, &plan)?.run(progress)
 }
 
-/// Does `part` of an extraction: what of its share no one has done yet. Nothing is assembled.
+/// Runs `part` of an extraction: the units of its share that are not done yet. Nothing is assembled.
 ///
 /// # Errors
-/// As [`extract`]; a folder with parts of a different run.
+/// See [`extract`]; also a folder with parts of a different run.
 pub fn extract_part(job: &Extraction, part: Part, progress: &dyn Progress) -> Result<PartOutcome> {
     let inputs = Inputs::open(&job.base, &job.tuned, job.served.as_deref())?;
     let plan = ExtractionPlan::make(&inputs, job)?;

@@ -1,4 +1,4 @@
-//! One module from its delta to its finished factors.
+//! Processes one module, from its delta to its finished factors.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,8 +18,8 @@ use crate::lora::names::Place;
 use crate::pipeline::buffer_pool::HugeBuffer;
 use crate::{Error, Result, factorize};
 
-/// Below this share of the delta the error is measured by one more pass: the difference of the two norms, which tells
-/// it for free, has lost its digits to cancellation.
+/// The relative error below which one more pass measures the error: the difference of the two norms, which gives it for
+/// free, has then lost its digits to cancellation.
 const MEASURE_BELOW: f64 = 3e-3;
 
 /// The name of `lora_A` in a shard.
@@ -30,26 +30,26 @@ pub const B: &str = "lora_B";
 
 /// A module whose delta is ready.
 pub struct Loaded {
-    /// The delta in f32 where it is held.
+    /// The delta in f32, if it is held in memory.
     pub held: Option<Held<HugeBuffer>>,
-    /// What the first reading found out.
+    /// What the first read found: norms, digests, counts.
     pub survey: Survey,
 }
 
-/// What a shard says of its module, beside the factors.
+/// What a shard records about its module besides the factors.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ShardRecord {
     /// The module; its digest is filled in when the adapter is assembled.
     pub module: ModuleRecord,
     /// Its singular values.
     pub spectrum: Spectrum,
-    /// What was read for it.
+    /// The tensors read for it.
     pub tensors: Vec<TensorRecord>,
 }
 
-/// The factors of one module as they will lie in the adapter, but for the padding to the uniform rank.
+/// The factors of one module as stored in the adapter, before padding to the uniform rank.
 pub struct FinishedModule {
-    /// What is known of it.
+    /// Its record.
     pub record: ShardRecord,
     /// `lora_A` `[rank, in]` and its bytes.
     pub a: ([usize; 2], Vec<u8>),
@@ -57,14 +57,14 @@ pub struct FinishedModule {
     pub b: ([usize; 2], Vec<u8>),
 }
 
-/// The difference that a planned module is.
+/// The difference of a planned module's two weights.
 pub fn difference<'a>(
     inputs: &'a Inputs,
     module: &PlannedModule,
     job: &Extraction,
 ) -> Result<Difference<'a>> {
-    let base = half(Side::Base, &inputs.base, &module.pair.name)?;
-    let tuned = half(Side::Tuned, &inputs.tuned, &module.pair.tuned)?;
+    let base = operand(Side::Base, &inputs.base, &module.pair.name)?;
+    let tuned = operand(Side::Tuned, &inputs.tuned, &module.pair.tuned)?;
     let deciding = &job.deciding;
     Difference::new(base, tuned, module.pair.rows, deciding.round_base, deciding.non_finite)
 }
@@ -72,8 +72,8 @@ pub fn difference<'a>(
 /// One side of a difference, by name.
 ///
 /// # Errors
-/// No such module.
-pub fn half<'a>(
+/// The checkpoint has no such module.
+pub fn operand<'a>(
     side: Side,
     checkpoint: &'a crate::checkpoint::Checkpoint,
     name: &str,
@@ -84,10 +84,11 @@ pub fn half<'a>(
     }
 }
 
-/// Reads a module's delta for the first time, and holds it where the plan says so, in a `slab` of so many values.
+/// Reads a module's delta for the first time. If the plan holds it in memory, `slab` gives the buffer for a number of
+/// values.
 ///
 /// # Errors
-/// What reading and decoding met; a weight that is not finite.
+/// Errors of reading and decoding; a weight that is not finite.
 pub fn load(
     inputs: &Inputs,
     module: &PlannedModule,
@@ -105,10 +106,11 @@ pub fn load(
     Ok(Loaded { held: Some(Held::new(m, n, values)?), survey })
 }
 
-/// Factorizes a loaded module, rounds its factors, and measures them. The delta goes to `spent` when it is needed no more.
+/// Factorizes a loaded module, rounds its factors, and measures them. The delta's buffer goes to `spent` when it is no
+/// longer needed.
 ///
 /// # Errors
-/// What recomputing the delta met; factors that do not fit in the type they are stored in.
+/// Errors of recomputing the delta; factors outside the range of the type that they are stored in.
 pub fn finish(
     inputs: &Inputs,
     module: &PlannedModule,
@@ -117,11 +119,11 @@ pub fn finish(
     spent: &dyn Fn(HugeBuffer),
 ) -> Result<FinishedModule> {
     let Loaded { held, mut survey } = loaded;
-    let anew = || Ok(Recomputed::new(difference(inputs, module, job)?, module.visitors));
+    let recompute = || Ok(Recomputed::new(difference(inputs, module, job)?, module.visitors));
     let mut recomputed = None;
     let delta: &dyn Panels = match &held {
         Some(held) => held,
-        None => recomputed.insert(anew()?),
+        None => recomputed.insert(recompute()?),
     };
     let factors = factorize::factorize(delta, survey.norm2, &module.name, &request(job))?;
     let spectrum = Spectrum {
@@ -149,7 +151,7 @@ pub fn finish(
         spent(held.into_inner());
     }
     if let Some(served) = &inputs.served {
-        let served = half(Side::Served, served, &module.pair.name)?;
+        let served = operand(Side::Served, served, &module.pair.name)?;
         survey.tensors.extend(digests(served, &|_| ())?);
         record.quality.served = Some(measure_served(inputs, module, job, served, &stored)?);
     }
@@ -175,10 +177,10 @@ fn store(
     let (mut left, mut right) = (factors.left.clone(), factors.right.clone());
     let (left_bytes, right_bytes) = (dtype.round(&mut left), dtype.round(&mut right));
     if left.iter().chain(&right).any(|v| !v.is_finite()) {
-        let what = "a factor does not fit in the type it is to be stored in";
+        let what = "a factor is out of range for the type that it is stored in";
         return Err(Error::input(what)
             .tensor(name)
-            .hint("--dtype bf16 has a wider range than f16, f32 the same"));
+            .hint("--dtype bf16 and --dtype f32 have a wider range than f16"));
     }
     let mut error2 = residual::stored_error(factors, &left, &right, norm2)?;
     if error2 < MEASURE_BELOW * MEASURE_BELOW * norm2 {
@@ -194,20 +196,26 @@ fn measure_served(
     served: Operand<'_>,
     stored: &StoredFactors,
 ) -> Result<ServedError> {
-    let tuned = half(Side::Tuned, &inputs.tuned, &module.pair.tuned)?;
-    // Whatever the base is rounded to, this one is served as it is.
-    let as_it_is = crate::delta::options::RoundBase::None;
-    let difference = Difference::new(served, tuned, module.pair.rows, as_it_is, job.deciding.non_finite)?;
+    let tuned = operand(Side::Tuned, &inputs.tuned, &module.pair.tuned)?;
+    // Whatever the base is rounded to, the served checkpoint is used as stored.
+    let unrounded = crate::delta::options::RoundBase::None;
+    let difference = Difference::new(served, tuned, module.pair.rows, unrounded, job.deciding.non_finite)?;
     let delta = Recomputed::new(difference, module.visitors);
     let measured = residual::residual(&delta, &stored.left, &stored.right)?;
     Ok(ServedError { without_adapter: measured.norm2.sqrt(), with_adapter: measured.residual2.sqrt() })
 }
 
-type Laid = ([usize; 2], Vec<u8>);
+/// The shape and the bytes of a factor.
+type StoredFactor = ([usize; 2], Vec<u8>);
 
 /// Turns factors `left · right` of the weight into `lora_A` and `lora_B`. An embedding's weight is `[vocab, dim]` and
-/// its LoRA is of the transpose. A trimmed vocabulary is filled up with rows of zeros.
-fn lay_out(module: &PlannedModule, rank: usize, stored: StoredFactors, dtype: FactorType) -> (Laid, Laid) {
+/// its LoRA applies to the transpose. A trimmed vocabulary is padded with rows of zeros.
+fn lay_out(
+    module: &PlannedModule,
+    rank: usize,
+    stored: StoredFactors,
+    dtype: FactorType,
+) -> (StoredFactor, StoredFactor) {
     let [rows, cols] = module.shape;
     let StoredFactors { mut left_bytes, right_bytes, .. } = stored;
     left_bytes.resize(rows * rank * dtype.bytes(), 0);
@@ -220,14 +228,14 @@ fn lay_out(module: &PlannedModule, rank: usize, stored: StoredFactors, dtype: Fa
 }
 
 fn transpose(bytes: &[u8], rows: usize, cols: usize, size: usize) -> Vec<u8> {
-    let mut turned = Vec::with_capacity(bytes.len());
+    let mut transposed = Vec::with_capacity(bytes.len());
     for col in 0..cols {
         for row in 0..rows {
-            let at = (row * cols + col) * size;
-            turned.extend_from_slice(&bytes[at..at + size]);
+            let start = (row * cols + col) * size;
+            transposed.extend_from_slice(&bytes[start..start + size]);
         }
     }
-    turned
+    transposed
 }
 
 #[cfg(test)]

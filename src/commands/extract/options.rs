@@ -1,4 +1,4 @@
-//! The two kinds of options: what decides the result, and how the work is run.
+//! The two kinds of options: those that determine the result, and those of the run.
 
 use crate::delta::options::{NonFinite, RoundBase};
 use crate::factorize::types::Method;
@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::lora::factor_dtype::FactorType;
 
-/// The options that decide the result. Equal options on equal checkpoints give equal bytes.
+/// The options that determine the result. Equal options on equal checkpoints give equal bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResultOptions {
     /// Largest rank of a module.
     pub rank: usize,
-    /// Share of each delta's energy that is enough, in (0, 1].
+    /// Share of each delta's energy to capture, in (0, 1].
     pub energy: Option<f64>,
-    /// How far above the optimal error a module may lie, as a fraction.
+    /// How far a module's error may exceed the optimal error, as a fraction of it.
     pub tolerance: f64,
     /// How to factorize.
     pub method: Method,
@@ -27,13 +27,13 @@ pub struct ResultOptions {
     pub dtype: FactorType,
     /// Whether the base is rounded first.
     pub round_base: RoundBase,
-    /// NaN and infinities.
+    /// What to do with NaN and infinities.
     pub non_finite: NonFinite,
     /// Patterns of modules to extract; empty for the linear layers.
     pub include: Vec<String>,
     /// Patterns of modules to leave out.
     pub exclude: Vec<String>,
-    /// Go on with the common rows where vocabularies differ.
+    /// Whether to use the common rows if the vocabularies differ.
     pub trim_vocab: bool,
     /// `base_model_name_or_path` of the adapter.
     pub base_model_name: String,
@@ -58,39 +58,39 @@ impl ResultOptions {
         }
     }
 
-    /// Refuses values that no run can be made with.
+    /// Refuses values that are out of range.
     ///
     /// # Errors
     /// A rank of zero, a tolerance or an energy outside its range.
     pub fn check(&self) -> Result<()> {
         if self.rank == 0 {
-            return Err(Error::decide("rank 0 holds nothing").hint("give --rank 1 or more"));
+            return Err(Error::decide("an adapter of rank 0 holds nothing").hint("give --rank 1 or more"));
         }
         if !(self.tolerance > 0.0 && self.tolerance <= 0.1) {
             let what = format!("a tolerance of {} is outside (0, 0.1]", self.tolerance);
             return Err(Error::decide(what).hint("--tolerance 0.005 is the default"));
         }
         if self.energy.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
-            let hint = "--energy is a share, as 0.9";
+            let hint = "--energy is a share, for example 0.9";
             return Err(Error::decide("the energy to capture is outside (0, 1]").hint(hint));
         }
         Ok(())
     }
 }
 
-/// One extraction: from what, to where, how.
+/// One extraction: its inputs, its output, and its options.
 #[derive(Clone, Debug)]
 pub struct Extraction {
     /// Path or hub name of the base.
     pub base: String,
     /// Path or hub name of the tuned checkpoint.
     pub tuned: String,
-    /// Path or hub name of the checkpoint that will serve the adapter, where its error is to be measured on it.
+    /// Path or hub name of the checkpoint that will serve the adapter, if the error on it is to be measured.
     pub served: Option<String>,
     /// The output folder.
     pub out: PathBuf,
-    /// What decides the result.
+    /// The options that determine the result.
     pub deciding: ResultOptions,
-    /// How the work is run.
+    /// How to run: threads, memory, overwriting.
     pub running: RunOptions,
 }

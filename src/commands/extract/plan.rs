@@ -1,4 +1,4 @@
-//! What a run will do, as a value that can be shown before any work is done.
+//! The plan of a run, which can be shown before any work is done.
 
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
@@ -18,19 +18,19 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-/// The checkpoints of an extraction, opened.
+/// The open checkpoints of an extraction.
 #[derive(Debug)]
 pub struct Inputs {
-    /// What the adapter is added to.
+    /// The checkpoint that the adapter is added to.
     pub base: Checkpoint,
-    /// What it should become.
+    /// The checkpoint that base and adapter together approximate.
     pub tuned: Checkpoint,
-    /// What will serve it, where that is measured.
+    /// The checkpoint that will serve the adapter, if the error on it is measured.
     pub served: Option<Checkpoint>,
 }
 
 impl Inputs {
-    /// Opens them.
+    /// Opens the checkpoints.
     ///
     /// # Errors
     /// See [`Checkpoint::open`].
@@ -43,10 +43,10 @@ impl Inputs {
     }
 }
 
-/// One module's part of the work.
+/// One module to extract.
 #[derive(Clone, Debug, Serialize)]
 pub struct PlannedModule {
-    /// As the base names it.
+    /// Its name in the base.
     pub name: String,
     /// `[out, in]` in the base.
     pub shape: [usize; 2],
@@ -54,13 +54,13 @@ pub struct PlannedModule {
     pub method: String,
     /// Whether its delta is held in memory, or recomputed at every pass.
     pub held: bool,
-    /// How many threads may hold a panel of it where it is recomputed.
+    /// How many threads may hold a panel of it at once, if it is recomputed.
     pub visitors: usize,
-    /// Bytes that it takes while it is worked on.
+    /// Bytes of memory that it takes while in progress.
     pub memory: u64,
-    /// Floating-point operations of the cost model.
+    /// Floating-point operations, by the cost model.
     pub flops: f64,
-    /// Bytes of tensors to read, once.
+    /// Bytes of tensors to read in one pass.
     pub read_bytes: u64,
     /// The pair itself.
     #[serde(skip)]
@@ -80,18 +80,18 @@ pub struct PlannedLeftover {
     pub read_bytes: u64,
     /// Bytes that the comparison keeps resident.
     pub memory: u64,
-    /// By which names to compare it.
+    /// The names under which it is compared.
     #[serde(skip)]
     pub leftover: Leftover,
 }
 
 impl PlannedLeftover {
-    /// What tells it from every other, as [`LeftOut::key`] does.
+    /// Identifies it among all others, as [`LeftOut::key`] does.
     pub fn key(&self) -> String {
         self.blank().key()
     }
 
-    /// As it will be reported, before its values are compared.
+    /// Its report, before its values are compared.
     pub fn blank(&self) -> LeftOut {
         self.leftover.blank()
     }
@@ -102,29 +102,29 @@ impl PlannedLeftover {
 pub struct ExtractionPlan {
     /// Remarks for the user.
     pub notes: Vec<String>,
-    /// The work, in the order in which it is begun.
+    /// The modules to extract, in the order in which they are started.
     pub modules: Vec<PlannedModule>,
-    /// Modules that get zero factors: servers fuse them with extracted ones.
+    /// Modules that get zero factors, because servers fuse them with extracted ones.
     pub zeros: Vec<(String, [usize; 2])>,
-    /// What the adapter will not hold.
+    /// The tensors that the adapter will not hold.
     pub not_represented: Vec<PlannedLeftover>,
-    /// The promise: peak resident memory of the process in bytes.
+    /// The limit for the peak resident memory of the process, in bytes.
     pub memory: u64,
-    /// The least promise that could be kept.
+    /// The smallest limit that can be kept, in bytes.
     pub least_memory: u64,
-    /// What modules may hold together.
+    /// Bytes that the modules in progress may hold together.
     pub budget: u64,
-    /// Threads.
+    /// Number of threads.
     pub threads: usize,
     /// Bytes of tensors to read.
     pub read_bytes: u64,
-    /// Bytes that the output folder takes at its fullest.
+    /// Peak size of the output folder in bytes.
     pub disk_bytes: u64,
     /// Estimate of the run's time in seconds.
     pub seconds: f64,
 }
 
-/// The factorization that is asked of every module.
+/// The factorization requested for every module.
 pub fn request(job: &Extraction) -> Request {
     let deciding = &job.deciding;
     Request {
@@ -140,8 +140,7 @@ impl ExtractionPlan {
     /// Plans the work.
     ///
     /// # Errors
-    /// Options that no run can be made with, checkpoints that do not belong together, a memory budget below what
-    /// would do.
+    /// Options out of range, checkpoints that do not belong together, a memory budget that is too small.
     pub fn make(inputs: &Inputs, job: &Extraction) -> Result<ExtractionPlan> {
         job.deciding.check()?;
         let selection = Selection::parse(&job.deciding.include, &job.deciding.exclude)?;
@@ -167,20 +166,20 @@ impl ExtractionPlan {
         Ok(plan)
     }
 
-    /// Chooses for each module whether its delta is held, within the memory that is promised.
+    /// Decides for each module whether its delta is held in memory, within the limit.
     fn fit(&mut self, inputs: &Inputs, job: &Extraction, pairs: Vec<Pair>) -> Result<()> {
         let mut costs: Vec<Cost> = pairs.into_iter().map(|pair| Cost::of(pair, inputs, job)).collect();
         // The largest first: what is left at the end is small, and no thread waits long for the last one.
         costs.sort_by(|a, b| b.flops.total_cmp(&a.flops).then_with(|| a.pair.name.cmp(&b.pair.name)));
         let entries = [Some(&inputs.base), Some(&inputs.tuned), inputs.served.as_ref()];
         let entries = entries.into_iter().flatten();
-        let entries: usize = entries.map(|one| one.tensors().len().max(one.modules().len())).sum();
+        let entries: usize = entries.map(|input| input.tensors().len().max(input.modules().len())).sum();
         let served = inputs.served.as_ref().map_or(0, mapped);
         let mapped = mapped(&inputs.base).max(served) + mapped(&inputs.tuned);
         let whole =
             costs.iter().any(|cost| cost.kept > 0) || self.not_represented.iter().any(|l| l.memory > 0);
         let scratch = if whole { VISIT_SCRATCH } else { PIECE_SCRATCH };
-        // Those that read and those that factorize.
+        // Reader threads and factorizing threads.
         let threads = self.threads as u64 * (THREAD + 2 * (scratch + mapped));
         let fixed = OVERHEAD + threads + entries as u64 * CATALOGUE_ENTRY;
         let needed = costs.iter().map(|cost| cost.recomputed(1));
@@ -188,10 +187,10 @@ impl ExtractionPlan {
         self.least_memory = (fixed + needed).next_multiple_of(1 << 20);
         if self.memory < self.least_memory {
             let [given, least] = [self.memory, self.least_memory].map(|bytes| bytes >> 20);
-            let what = format!("{given} MiB of memory do not do: {least} MiB would");
+            let what = format!("not enough memory: {given} MiB given, {least} MiB needed");
             let largest =
                 costs.iter().max_by_key(|cost| cost.recomputed(1)).map(|cost| cost.pair.name.clone());
-            let hint = format!("--memory {least}MiB; fewer --threads and a lower --rank need less");
+            let hint = format!("give --memory {least}MiB; fewer --threads and a lower --rank need less");
             return Err(Error::decide(what).tensor(largest.unwrap_or_default()).hint(hint));
         }
         self.budget = self.memory - fixed;
@@ -200,16 +199,16 @@ impl ExtractionPlan {
     }
 
     fn add_up(&mut self, job: &Extraction) {
-        let wide = (job.deciding.rank as u64).saturating_mul(job.deciding.dtype.bytes() as u64);
-        let factors = |[m, n]: [usize; 2]| ((m + n) as u64).saturating_mul(wide);
+        let row_bytes = (job.deciding.rank as u64).saturating_mul(job.deciding.dtype.bytes() as u64);
+        let factors = |[m, n]: [usize; 2]| ((m + n) as u64).saturating_mul(row_bytes);
         let shapes = self.modules.iter().map(|m| m.shape).chain(self.zeros.iter().map(|(_, shape)| *shape));
-        // The shards and the adapter stand beside each other until the adapter is whole.
-        let both = shapes.map(|shape| factors(shape).saturating_mul(2).saturating_add(1 << 14));
-        self.disk_bytes = both.fold(1 << 20, u64::saturating_add);
+        // The shards and the adapter are both on disk until the adapter is complete.
+        let sizes = shapes.map(|shape| factors(shape).saturating_mul(2).saturating_add(1 << 14));
+        self.disk_bytes = sizes.fold(1 << 20, u64::saturating_add);
         let modules = self.modules.iter().map(|m| m.read_bytes);
         self.read_bytes = modules.chain(self.not_represented.iter().map(|l| l.read_bytes)).sum();
         let flops: f64 = self.modules.iter().map(|m| m.flops).sum();
-        // Reading hides behind the products, but for what is read from a slow disk: that cannot be known here.
+        // Reading overlaps the products, except from a slow disk, which cannot be known here.
         self.seconds = flops / (product_rate() * self.threads as f64) + self.read_bytes as f64 / 4e9;
     }
 }
@@ -223,11 +222,11 @@ struct Cost {
     delta: u64,
     /// One panel.
     panel: u64,
-    /// What the factorization and the finished factors take.
+    /// The larger of the factorization's workspace and the finished factors.
     work: u64,
-    /// Stored bytes that are mapped as long as the delta is read: of formats packed along columns.
+    /// Stored bytes that stay mapped while the delta is read, for formats packed along columns.
     kept: u64,
-    /// Whether the delta from what will serve is measured after the factorization.
+    /// Whether the error on the served checkpoint is measured after the factorization.
     served: bool,
     read_bytes: u64,
 }
@@ -239,8 +238,8 @@ impl Cost {
         let k = request.rank.min(m).min(n);
         let served = if inputs.served.is_some() { 2.0 * (m * n * k) as f64 } else { 0.0 };
         let (_, panel_rows) = tiling::panel_rows(m, n);
-        // After the factorization's own work is over: factors as computed, as rounded, as bytes, and the two blocks of
-        // twice their width that the rounding error is measured with.
+        // After the factorization itself: the factors as computed, as rounded and as bytes, and the two blocks of twice
+        // their width that measure the rounding error.
         let factors = (pair.shape[0] + n) * k * (4 + 4 + 8 + job.deciding.dtype.bytes());
         let bytes = |checkpoint: &Checkpoint, name: &str| checkpoint.module(name).map_or(0, Module::size);
         let kept_for = inputs.served.as_ref().map_or(0, |served| kept(served, &pair.name));
@@ -257,7 +256,7 @@ impl Cost {
         }
     }
 
-    /// Once the delta is held its sides are read no more, but for what will serve.
+    /// Bytes if the delta is held: its two sides are then not read again, except to measure the served checkpoint.
     fn held(&self) -> u64 {
         self.delta + if self.served { self.work + self.kept } else { self.work.max(self.kept) }
     }
@@ -283,12 +282,12 @@ impl Cost {
     }
 }
 
-/// A rank that no module can make use of costs disk, and the memory of whoever serves it, for nothing.
+/// A note on a rank that no module can use: it wastes disk, and memory when the adapter is served.
 fn padding(pairs: &[Pair], rank: usize) -> Option<String> {
     let widest = pairs.iter().map(|pair| pair.rows.min(pair.shape[1])).max().unwrap_or(0);
     (rank > widest).then(|| {
         format!(
-            "no module has more than {widest} singular values: --rank {widest} holds all, the rest is zeros"
+            "no module has more than {widest} singular values: --rank {widest} captures everything, the rest is zeros"
         )
     })
 }
@@ -298,10 +297,11 @@ fn kept(checkpoint: &Checkpoint, name: &str) -> u64 {
     checkpoint.module(name).map_or(0, Module::kept_size) as u64
 }
 
-/// What will be read for the comparison of a tensor that is left out.
+/// Plans the comparison of a tensor that is left out.
 fn compared(inputs: &Inputs, leftover: Leftover) -> PlannedLeftover {
-    let both = leftover.base.is_some() && leftover.tuned.is_some() && leftover.reason != Reason::ShapeDiffers;
-    let of = |checkpoint: &Checkpoint, name: &Option<String>| {
+    let comparable =
+        leftover.base.is_some() && leftover.tuned.is_some() && leftover.reason != Reason::ShapeDiffers;
+    let size = |checkpoint: &Checkpoint, name: &Option<String>| {
         let name = name.as_deref().unwrap_or_default();
         match checkpoint.module(name) {
             Some(module) => module.size(),
@@ -309,9 +309,9 @@ fn compared(inputs: &Inputs, leftover: Leftover) -> PlannedLeftover {
         }
     };
     let (mut read_bytes, mut memory) = (0, 0);
-    if both {
+    if comparable {
         for (checkpoint, name) in [(&inputs.base, &leftover.base), (&inputs.tuned, &leftover.tuned)] {
-            read_bytes += of(checkpoint, name);
+            read_bytes += size(checkpoint, name);
             memory += kept(checkpoint, name.as_deref().unwrap_or_default());
         }
     }
@@ -325,12 +325,12 @@ fn compared(inputs: &Inputs, leftover: Leftover) -> PlannedLeftover {
     }
 }
 
-/// The checkpoint that will serve the adapter must have every module of it, in the same shape and by the same name.
+/// Checks that the served checkpoint has every module of the adapter, with the same name and shape.
 fn check_served(inputs: &Inputs, pairing: &Pairing) -> Result<()> {
     let Some(served) = &inputs.served else { return Ok(()) };
     for pair in &pairing.pairs {
         if served.module(&pair.name).is_none_or(|module| module.shape() != pair.shape) {
-            let what = "the served checkpoint has no such module of the base's shape";
+            let what = "the served checkpoint has no module of this name and the base's shape";
             let hint = "--served is for a quantized copy of the base, with the base's names";
             return Err(Error::input(what).tensor(&pair.name).path(served.root()).hint(hint));
         }
@@ -338,8 +338,8 @@ fn check_served(inputs: &Inputs, pairing: &Pairing) -> Result<()> {
     Ok(())
 }
 
-/// Floating-point operations a second of one thread in a product of the kind that a pass is made of, measured for some
-/// 50 ms.
+/// Floating-point operations per second of one thread in a matrix product like those of a pass, measured for about 50
+/// ms.
 fn product_rate() -> f64 {
     const SHAPE: (usize, usize, usize) = (512, 2048, 96);
     const TIMES: usize = 16;
@@ -350,7 +350,7 @@ fn product_rate() -> f64 {
     (2 * m * k * n * TIMES) as f64 / started.elapsed().as_secs_f64().max(1e-9)
 }
 
-/// By kind of module, for tables: embeddings, heads and experts stand by themselves.
+/// The kind of a module, for tables: embeddings, heads and experts are kinds of their own.
 pub fn kind(name: &str, place: Place) -> String {
     match place {
         Place::Embedding => "embeddings".to_owned(),

@@ -1,14 +1,14 @@
-//! What the journal of an extraction records of its units, and what they are once loaded.
+//! What the journal records for each unit of an extraction, and the units as loaded.
 
 use serde::{Deserialize, Serialize};
 
 use crate::commands::extract::module::ShardRecord;
 use crate::delta::record::{LeftOut, TensorRecord};
 
-/// What the journal records of a comparison. A module's record lies in its shard.
+/// What the journal records for a comparison. A module's record is in its shard.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// What came out of the comparison.
+    /// The result of the comparison.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub left_out: Option<LeftOut>,
 }
@@ -16,8 +16,8 @@ pub struct Record {
 /// A finished unit.
 #[derive(Debug)]
 pub enum Done {
-    /// A module, and what its shard says of it.
+    /// A module, with the record from its shard.
     Module(Box<ShardRecord>),
-    /// A comparison, and what was read for it.
+    /// A comparison, with the tensors read for it.
     Compared(LeftOut, Vec<TensorRecord>),
 }

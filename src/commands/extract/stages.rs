@@ -1,8 +1,8 @@
-//! A run: readers bring deltas, workers factorize them, one writer makes them safe.
+//! The stages of a run: readers load deltas, workers factorize them, one writer makes the factors durable.
 //!
 //! ```text
 //! readers ── Loaded ──▶ workers ── FinishedModule ──▶ writer ── shard, then journal
-//!    ▲ a permit for the module's bytes goes along, and returns when its shard is written
+//!    ▲ a permit for the module's bytes travels along, and is returned when its shard is written
 //! ```
 
 use std::collections::{BTreeMap, VecDeque};
@@ -30,7 +30,7 @@ use crate::run::progress::Progress;
 use crate::run::unit::{Unit, UnitId};
 use crate::{Error, Result};
 
-/// Modules in flight: enough that one module's serial steps hide behind another's products.
+/// Modules in flight: enough for one module's serial steps to overlap another's matrix products.
 const WORKERS: usize = 4;
 
 /// One unit of work.
@@ -40,7 +40,7 @@ enum Task<'a> {
 }
 
 impl Task<'_> {
-    /// Bytes that it holds while it is worked on.
+    /// Bytes that it holds while in progress.
     fn memory(&self) -> u64 {
         match self {
             Task::Module(module) => module.memory,
@@ -49,24 +49,23 @@ impl Task<'_> {
     }
 }
 
-/// A unit whose first reading is done.
+/// A unit that has been read.
 enum Ready<'a> {
     Module(&'a PlannedModule, Loaded, Instant),
     Compared(LeftOut, Vec<TensorRecord>),
 }
 
-/// A unit that only has to be made safe.
+/// A unit that only has to be written.
 enum Done {
     Module(Box<FinishedModule>, Duration),
     Compared(LeftOut, Vec<TensorRecord>),
 }
 
-/// What every stage sees.
+/// State shared by all stages.
 struct Shared<'a> {
     inputs: &'a Inputs,
     job: &'a Extraction,
-    /// Where deltas are read. In the pool where they are factorized a reading that waits for its other half would take up a whole
-    /// factorization meanwhile.
+    /// Reads have their own pool, so that a blocked join cannot steal a factorization.
     reading: rayon::ThreadPool,
     factorizing: rayon::ThreadPool,
     budget: Budget,
@@ -77,7 +76,7 @@ struct Shared<'a> {
 }
 
 impl Shared<'_> {
-    /// Keeps the first error and lets every stage come to its end.
+    /// Keeps the first error and lets every stage finish.
     fn fail(&self, error: Error) {
         self.stop.store(true, Ordering::SeqCst);
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
@@ -88,13 +87,13 @@ impl Shared<'_> {
     }
 }
 
-/// Takes the finished units.
+/// Records the finished units.
 type Records<'r> = Recorder<'r, Record, record::Done>;
 
-/// Does all work of `plan` that `recorder` has not seen done.
+/// Does all work of `plan` that `recorder` does not list as done.
 ///
 /// # Errors
-/// The first that any stage met; finished modules stay safe.
+/// The first error of any stage. Finished modules are kept.
 pub fn run(
     inputs: &Inputs,
     job: &Extraction,
@@ -139,7 +138,7 @@ pub fn run(
     }
 }
 
-/// What is left to do: modules in the plan's order, then the comparisons, which are light.
+/// The remaining work: modules in the plan's order, then the comparisons, which are cheap.
 fn remaining<'a>(plan: &'a ExtractionPlan, recorder: &Records<'_>, progress: &dyn Progress) -> Vec<Task<'a>> {
     let (done, modules): (Vec<_>, Vec<_>) = plan.modules.iter().partition(|m| recorder.is_done(&m.unit()));
     let compared = |l: &&PlannedLeftover| recorder.is_done(&l.unit());
@@ -151,14 +150,14 @@ fn remaining<'a>(plan: &'a ExtractionPlan, recorder: &Records<'_>, progress: &dy
 
 type Sent<'a, T> = (T, Permit<'a>);
 
-/// Reader: takes a task and the permit for its memory, brings the delta.
+/// Reader: takes a task and the permit for its memory, and loads the delta.
 fn read<'a>(shared: &'a Shared<'_>, tasks: &Mutex<VecDeque<Task<'a>>>, ready: &Sender<Sent<'a, Ready<'a>>>) {
     let count = |bytes| shared.progress.read(bytes);
     while let Some((task, permit)) = shared.budget.first_that_fits(tasks, Task::memory) {
         if shared.stopped() {
             return;
         }
-        // Whoever obtains a slab makes room for it there.
+        // A module held in memory makes room for its slab when it obtains one.
         if !matches!(task, Task::Module(module) if module.held) {
             shared.slabs.trim(shared.budget.free());
         }

@@ -1,4 +1,4 @@
-//! A plan as units of work, and the plan of some of them.
+//! Divides a plan into units of work, and restricts a plan to some of them.
 
 use crate::commands::extract::plan::{ExtractionPlan, PlannedLeftover, PlannedModule};
 use crate::run::parts::part_id::Part;
@@ -6,34 +6,34 @@ use crate::run::parts::partition::Share;
 use crate::run::unit::{PlannedUnit, UnitId, Work};
 
 impl PlannedModule {
-    /// The unit of work that it is.
+    /// This module as a unit of work.
     pub fn unit(&self) -> UnitId {
         UnitId::module(&self.name)
     }
 }
 
 impl PlannedLeftover {
-    /// The unit of work that its comparison is.
+    /// Its comparison as a unit of work.
     pub fn unit(&self) -> UnitId {
         UnitId::compared(self.key())
     }
 }
 
 impl ExtractionPlan {
-    /// Its work, unit by unit.
+    /// All work of the plan, in units.
     pub fn units(&self) -> Vec<PlannedUnit> {
         let modules = self.modules.iter().map(|m| PlannedUnit::new(m.unit(), m.flops, m.read_bytes));
         let compared = self.not_represented.iter().map(|l| PlannedUnit::new(l.unit(), 0.0, l.read_bytes));
         modules.chain(compared).collect()
     }
 
-    /// The plan of one part alone: its share of the modules and of the comparisons.
+    /// The plan of one part: its share of the modules and of the comparisons.
     #[must_use]
     pub fn share(&self, part: Part) -> ExtractionPlan {
         self.only(&Share::of_part(&self.units(), part))
     }
 
-    /// The plan of a share alone.
+    /// The plan restricted to `share`.
     #[must_use]
     pub fn only(&self, share: &Share) -> ExtractionPlan {
         let mut plan = self.clone();

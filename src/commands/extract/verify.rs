@@ -32,12 +32,12 @@ use crate::run::layout::LOG;
 use crate::run::progress::Progress;
 use crate::{Error, Result, lora};
 
-/// The checkpoints that an adapter's content is held against.
+/// The checkpoints that an adapter's content is checked against.
 #[derive(Clone, Debug)]
 pub struct Content {
-    /// What it is added to.
+    /// The base that the adapter is added to.
     pub base: String,
-    /// What it should become.
+    /// The tuned checkpoint that base and adapter together approximate.
     pub tuned: String,
 }
 
@@ -53,15 +53,15 @@ pub struct Mismatch {
 /// Everything that a verification found.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct AdapterVerification {
-    /// Files that are as their checksums say.
+    /// Number of files that match their checksums.
     pub files: usize,
-    /// Their bytes.
+    /// Total size of the files in bytes.
     pub bytes: u64,
-    /// What the checksums found; some are mere notes.
+    /// Findings of the checksum check; some are only notes.
     pub checksums: Vec<finding::Finding>,
-    /// Modules whose content was measured anew.
+    /// Number of modules whose content was measured again.
     pub modules: usize,
-    /// What the content check found. Each is a failure.
+    /// Findings of the content check. Each is a failure.
     pub content: Vec<Mismatch>,
 }
 
@@ -82,10 +82,10 @@ impl fmt::Display for AdapterVerification {
     }
 }
 
-/// Checks `folder` against its `B3SUMS`, and with `content` also an adapter's factors against the checkpoints.
+/// Checks `folder` against its `B3SUMS` and, with `content`, an adapter's factors against the checkpoints.
 ///
 /// # Errors
-/// A folder that cannot be checked at all. What the check finds is no error of this function.
+/// A folder that cannot be checked at all. Findings are returned, not raised as errors.
 pub fn verify(
     folder: &Path,
     content: Option<&Content>,
@@ -171,7 +171,7 @@ fn check_content(
     Ok(())
 }
 
-/// What tells a tensor, or a part of one, from every other.
+/// Identifies a tensor, or a part of one.
 type TensorKey<'a> = (Side, &'a str, Option<[u64; 2]>);
 
 fn key(tensor: &TensorRecord) -> TensorKey<'_> {
@@ -185,11 +185,11 @@ fn mismatch(at: &str, why: impl Into<String>) -> Mismatch {
 fn read_manifest(folder: &Path) -> Result<Manifest> {
     let path = folder.join(MANIFEST);
     let text = fs::read_to_string(&path).map_err(|e| {
-        let hint = "checkpoints can only be held against an adapter that Trephine has extracted";
+        let hint = "--base and --tuned only work for an adapter that Trephine extracted";
         Error::input("the folder has no manifest").path(&path).because(e).hint(hint)
     })?;
     serde_json::from_str(&text).map_err(|e| {
-        let hint = "check the folder alone, without --base and --tuned, for what was damaged";
+        let hint = "run verify without --base and --tuned to see which files are damaged";
         Error::input("the manifest cannot be read").path(&path).because(e).hint(hint)
     })
 }
@@ -204,8 +204,8 @@ fn check_rules(folder: &Path, base: &BaseModules, found: &mut Vec<Mismatch>) {
     }
 }
 
-/// The factors, zeros and padding included, are to be byte for byte those that the manifest tells of: their error alone
-/// would not show a small change.
+/// Checks that the factors, zeros and padding included, match the manifest byte for byte: their error alone would not
+/// show a small change.
 fn check_digests(manifest: &Manifest, adapter: &Shard, found: &mut Vec<Mismatch>) {
     for module in &manifest.modules {
         match read_factors(adapter, &module.name, place_of(&module.name), manifest.rank) {
@@ -213,14 +213,15 @@ fn check_digests(manifest: &Manifest, adapter: &Shard, found: &mut Vec<Mismatch>
             Ok(ModuleFactors { a, b, .. }) => {
                 let digest = blake3::Hasher::new().update(&a.1).update(&b.1).finalize();
                 if digest.to_hex().as_str() != module.blake3 {
-                    found.push(mismatch(&module.name, "has other factors than the manifest tells of"));
+                    found
+                        .push(mismatch(&module.name, "has factors whose digest differs from the manifest's"));
                 }
             }
         }
     }
 }
 
-/// Measures one module anew: the tensors' digests, the norm of the delta, the error of the stored factors.
+/// Measures one module again: the tensors' digests, the norm of the delta, the error of the stored factors.
 fn check_module(
     inputs: &Inputs,
     job: &Extraction,
@@ -261,22 +262,24 @@ fn check_module(
     if !close(then * then, now * now) {
         found.push(mismatch(
             &module.name,
-            format!("has an error of {now:.6} of its delta, the manifest says {then:.6}"),
+            format!("has a relative error of {now:.6}, but the manifest says {then:.6}"),
         ));
     }
     if (quality.delta_norm - record.quality.delta_norm).abs() > 1e-6 * quality.delta_norm {
         let (then, now) = (record.quality.delta_norm, quality.delta_norm);
-        found.push(mismatch(&module.name, format!("has a delta of norm {now}, the manifest says {then}")));
+        found
+            .push(mismatch(&module.name, format!("has a delta of norm {now}, but the manifest says {then}")));
     }
     Ok(found)
 }
 
-/// Squares of relative errors agree to what f32 sums can tell: the recorded one is mostly a difference of norms.
+/// Whether two squared relative errors agree within the precision of f32 sums: the recorded one is mostly a difference
+/// of norms.
 fn close(a: f64, b: f64) -> bool {
     (a - b).abs() <= 2e-6 + 0.005 * a.max(b)
 }
 
-/// `left` `[rows, r]` and `right` `[r, cols]` of the weight, from the adapter.
+/// The adapter's factors of the weight: `left` `[rows, r]` and `right` `[r, cols]`.
 fn factors(adapter: &Shard, module: &PlannedModule, rank: usize) -> Result<(Vec<f32>, Vec<f32>)> {
     let stored = read_factors(adapter, &module.name, module.pair.place, rank)?;
     let ((a_shape, a), (b_shape, b)) = (stored.a, stored.b);
@@ -295,9 +298,9 @@ fn factors(adapter: &Shard, module: &PlannedModule, rank: usize) -> Result<(Vec<
 }
 
 fn transpose(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
-    let mut turned = vec![0.0; values.len()];
-    turned.par_chunks_mut(rows.max(1)).enumerate().for_each(|(col, out)| {
+    let mut transposed = vec![0.0; values.len()];
+    transposed.par_chunks_mut(rows.max(1)).enumerate().for_each(|(col, out)| {
         out.iter_mut().enumerate().for_each(|(row, out)| *out = values[row * cols + col]);
     });
-    turned
+    transposed
 }

@@ -1,4 +1,4 @@
-//! A measurement as the engine runs it: every module's distances are a line of the journal.
+//! Measurement as a job of the engine: each module's distances go to a line of the journal.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,11 +24,12 @@ use crate::run::progress::Progress;
 use crate::run::unit::{PlannedUnit, Unit, UnitId};
 use crate::{Error, Result};
 
-/// Measures every linear module of the model, and whatever else an adapter changes. The numbers are those that
-/// `extract --served` gives for its own adapter. With an output folder, a measurement that was stopped is continued.
+/// Measures every linear module of the model, and every other module that an adapter changes. The numbers are the same
+/// as those of `extract --served` for its own adapter. With an output folder, a measurement that was stopped is
+/// continued.
 ///
 /// # Errors
-/// Bad input, an adapter that is more than a LoRA of plain factors, a budget that is too small, a folder that needs a decision, a
+/// Bad input, an adapter that is not a plain LoRA, a budget that is too small, a folder that needs a decision, a
 /// failing disk.
 pub fn fidelity(job: &Measuring, progress: &dyn Progress) -> Result<Fidelity> {
     let measurement = Measurement::plan(job, progress)?;
@@ -40,39 +41,40 @@ pub fn fidelity(job: &Measuring, progress: &dyn Progress) -> Result<Fidelity> {
 
 /// A planned measurement whose record goes to a folder.
 struct MeasureJob<'a> {
-    of: &'a Measurement<'a>,
+    measurement: &'a Measurement<'a>,
     out: &'a Path,
     identity: RunIdentity,
     layout: Layout,
     units: Vec<PlannedUnit>,
 }
 
-/// What the journal records of a module.
+/// What the journal records for a module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Record {
     distances: FidelityModule,
 }
 
-/// A finished module, and what was read for it.
+/// A finished module, and the tensors read for it.
 struct Done {
     distances: FidelityModule,
     tensors: Vec<TensorRecord>,
 }
 
 impl<'a> MeasureJob<'a> {
-    /// The job of a measurement.
+    /// The job for a measurement.
     ///
     /// # Errors
     /// An adapter that cannot be read.
-    pub fn new(of: &'a Measurement<'a>, out: &'a Path) -> Result<MeasureJob<'a>> {
-        let unit = |pair: &Pair| PlannedUnit::new(UnitId::module(&pair.name), 0.0, of.bytes(pair));
-        let units = of.pairs.iter().map(unit).collect();
-        Ok(MeasureJob { of, out, identity: of.identity()?, layout: Layout::new(FIDELITY, [FIDELITY]), units })
+    pub fn new(measurement: &'a Measurement<'a>, out: &'a Path) -> Result<MeasureJob<'a>> {
+        let unit = |pair: &Pair| PlannedUnit::new(UnitId::module(&pair.name), 0.0, measurement.bytes(pair));
+        let units = measurement.pairs.iter().map(unit).collect();
+        let identity = measurement.identity()?;
+        Ok(MeasureJob { measurement, out, identity, layout: Layout::new(FIDELITY, [FIDELITY]), units })
     }
 
     /// Measures, or continues a measurement that was stopped.
     pub fn run(&self, progress: &dyn Progress) -> Result<Fidelity> {
-        let engine = Engine { job: self, out: self.out, running: &self.of.job.running, progress };
+        let engine = Engine { job: self, out: self.out, running: &self.measurement.job.running, progress };
         let ended = engine.run()?;
         if ended.was_done {
             progress.note("this was already measured");
@@ -99,27 +101,31 @@ impl Job for MeasureJob<'_> {
     }
 
     fn places(&self) -> Vec<(Side, String)> {
-        let adapters = self.of.job.adapters.iter().map(|adapter| (Side::Adapter, adapter.clone()));
-        let (served, tuned) = (self.of.job.served.clone(), self.of.job.tuned.clone());
+        let adapters = self.measurement.job.adapters.iter().map(|adapter| (Side::Adapter, adapter.clone()));
+        let (served, tuned) = (self.measurement.job.served.clone(), self.measurement.job.tuned.clone());
         adapters.chain([(Side::Served, served), (Side::Tuned, tuned)]).collect()
     }
 
     fn checkpoint(&self, side: Side) -> Option<&Checkpoint> {
         match side {
-            Side::Served => Some(&self.of.served),
-            Side::Tuned => Some(&self.of.tuned),
+            Side::Served => Some(&self.measurement.served),
+            Side::Tuned => Some(&self.measurement.tuned),
             _ => None,
         }
     }
 
     fn disk_bytes(&self) -> u64 {
-        /// A module's line of the journal and its part of the record, generously.
+        /// Bytes of a module's line of the journal and its part of the record, estimated generously.
         const MODULE: u64 = 16 << 10;
         self.units.len() as u64 * MODULE + (1 << 20)
     }
 
     fn described(&self) -> String {
-        format!("{} threads, {} MiB", self.of.job.running.threads, self.of.job.running.memory >> 20)
+        format!(
+            "{} threads, {} MiB",
+            self.measurement.job.running.threads,
+            self.measurement.job.running.memory >> 20
+        )
     }
 
     fn load(&self, unit: Unit<Record>, _: &Path) -> Result<Done> {
@@ -132,16 +138,16 @@ impl Job for MeasureJob<'_> {
         recorder: &mut Recorder<'_, Record, Done>,
         progress: &dyn Progress,
     ) -> Result<()> {
-        let pairs = self.of.pairs.iter().filter(|pair| share.contains(&UnitId::module(&pair.name)));
+        let pairs = self.measurement.pairs.iter().filter(|pair| share.contains(&UnitId::module(&pair.name)));
         let (done, left): (Vec<&Pair>, Vec<&Pair>) =
             pairs.partition(|pair| recorder.is_done(&UnitId::module(&pair.name)));
-        let bytes = |pairs: &[&Pair]| pairs.iter().map(|pair| self.of.bytes(pair)).sum::<u64>();
+        let bytes = |pairs: &[&Pair]| pairs.iter().map(|pair| self.measurement.bytes(pair)).sum::<u64>();
         progress.begin(done.len() + left.len(), bytes(&done) + bytes(&left), done.len(), bytes(&done));
         for pair in left {
             let started = Instant::now();
-            let distances = self.of.module(pair)?;
-            progress.read(self.of.bytes(pair));
-            let (id, tensors) = (UnitId::module(&pair.name), self.of.digests(pair)?);
+            let distances = self.measurement.module(pair)?;
+            progress.read(self.measurement.bytes(pair));
+            let (id, tensors) = (UnitId::module(&pair.name), self.measurement.digests(pair)?);
             let record = Record { distances: distances.clone() };
             let unit = Unit { id, written: None, tensors: tensors.clone(), record };
             recorder.record(unit, PathBuf::new(), Done { distances, tensors }, started.elapsed())?;
@@ -153,7 +159,7 @@ impl Job for MeasureJob<'_> {
 
     fn finish(&self, identity: &RunIdentity, done: &Completed<Done>, _: &dyn Progress) -> Result<Fidelity> {
         let (mut modules, mut tensors) = (Vec::new(), Vec::new());
-        for pair in &self.of.pairs {
+        for pair in &self.measurement.pairs {
             let unit = done.get(&UnitId::module(&pair.name)).ok_or_else(|| {
                 Error::unexpected("a module was never finished")
                     .tensor(&pair.name)
@@ -162,7 +168,7 @@ impl Job for MeasureJob<'_> {
             modules.push(unit.done.distances.clone());
             tensors.extend(unit.done.tensors.iter().cloned());
         }
-        let record = self.of.record(identity, modules, tensors)?;
+        let record = self.measurement.record(identity, modules, tensors)?;
         let json = serde_json::to_string_pretty(&record)
             .map_err(|e| Error::unexpected("cannot write the measurement as JSON").because(e))?;
         let written = atomic_file::write(&self.out.join(FIDELITY), |file| {

@@ -1,4 +1,4 @@
-//! How far the weights that are served are from the tuned ones: with each of several adapters, and with none.
+//! Measures how far the served weights are from the tuned ones, with each of several adapters and without any.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -38,9 +38,9 @@ pub struct Measuring {
     pub adapters: Vec<String>,
     /// Path or hub name of the checkpoint that serves them.
     pub served: String,
-    /// Path or hub name of what the weights should be.
+    /// Path or hub name of the checkpoint that the served weights should match.
     pub tuned: String,
-    /// Where `fidelity.json` is written to, if anywhere.
+    /// The folder that `fidelity.json` is written to, if any.
     pub out: Option<PathBuf>,
     /// Threads and memory.
     pub running: RunOptions,
@@ -63,7 +63,7 @@ impl<'a> Measurement<'a> {
     /// Plans a measurement.
     ///
     /// # Errors
-    /// Bad input, an adapter that is more than a LoRA of plain factors, a budget that is too small.
+    /// Bad input, an adapter that is not a plain LoRA, a budget that is too small.
     pub fn plan(job: &'a Measuring, progress: &dyn Progress) -> Result<Measurement<'a>> {
         let served = Checkpoint::open(&job.served)?;
         let tuned = Checkpoint::open(&job.tuned)?;
@@ -77,7 +77,7 @@ impl<'a> Measurement<'a> {
         Ok(Measurement { job, served, tuned, adapters, pairs, notes, visitors, pool })
     }
 
-    /// Measures every module, and leaves nothing on the disk.
+    /// Measures every module without writing anything to disk.
     ///
     /// # Errors
     /// See [`module`](Self::module).
@@ -98,12 +98,12 @@ impl<'a> Measurement<'a> {
     /// # Errors
     /// An adapter that cannot be read.
     pub fn identity(&self) -> Result<RunIdentity> {
-        // Of several adapters each has its number before its files' names: their order is that of the columns.
+        // Each adapter's number comes before its files' names: the order of the adapters is that of the columns.
         let mut files = Vec::new();
-        for (at, adapter) in self.adapters.iter().enumerate() {
+        for (index, adapter) in self.adapters.iter().enumerate() {
             let numbered = adapter.identity()?.files.into_iter();
             files.extend(
-                numbered.map(|file| FileIdentity { name: format!("{}/{}", at + 1, file.name), ..file }),
+                numbered.map(|file| FileIdentity { name: format!("{}/{}", index + 1, file.name), ..file }),
             );
         }
         let inputs = BTreeMap::from([
@@ -123,24 +123,24 @@ impl<'a> Measurement<'a> {
     /// Measures one module.
     ///
     /// # Errors
-    /// What reading meets; factors of another shape than the weight.
+    /// Errors of reading; factors whose shape differs from the weight's.
     pub fn module(&self, pair: &Pair) -> Result<FidelityModule> {
         self.pool.install(|| measure(&self.served, &self.tuned, pair, &self.adapters, self.visitors))
     }
 
-    /// The digests of what a module is read from, in both checkpoints.
+    /// The digests of the tensors that a module is read from, in both checkpoints.
     ///
     /// # Errors
-    /// What cannot be read.
+    /// A tensor that cannot be read.
     pub fn digests(&self, pair: &Pair) -> Result<Vec<TensorRecord>> {
         let sides = [(Side::Served, &self.served, &pair.name), (Side::Tuned, &self.tuned, &pair.tuned)];
-        let half = |(side, checkpoint, name): (Side, &'_ Checkpoint, &String)| {
+        let operand = |(side, checkpoint, name): (Side, &'_ Checkpoint, &String)| {
             let module = Checkpoint::module(checkpoint, name)
-                .ok_or_else(|| Error::unexpected("a paired module is gone").tensor(name))?;
+                .ok_or_else(|| Error::unexpected("a paired module is missing").tensor(name))?;
             digests(Operand { side, checkpoint, module }, &|_| ())
         };
         let records: Vec<Vec<TensorRecord>> =
-            self.pool.install(|| sides.into_par_iter().map(half).collect::<Result<_>>())?;
+            self.pool.install(|| sides.into_par_iter().map(operand).collect::<Result<_>>())?;
         Ok(records.concat())
     }
 
@@ -173,9 +173,10 @@ impl<'a> Measurement<'a> {
     }
 }
 
-/// What changes weights by other means than `B·A` cannot be measured by it.
+/// Refuses an adapter that changes weights by other means than `B·A`, which cannot be measured.
 fn refuse_more_than_lora(adapter: &PeftAdapter) -> Result<()> {
-    let hint = "`trephine sanitize` may turn it into a plain LoRA, or merge it and compare the checkpoints";
+    let hint =
+        "try `trephine sanitize` to turn it into a plain LoRA, or merge it and compare the checkpoints";
     let refuse = |what: String| Error::input(what).path(adapter.root()).hint(hint);
     if adapter.config().is("use_dora") {
         return Err(refuse("the adapter uses DoRA, whose weights are not a base plus B·A".into()));
@@ -199,27 +200,29 @@ fn pairs(
 ) -> Result<(Vec<Pair>, Vec<String>)> {
     let targets: BTreeSet<&str> =
         adapters.iter().flat_map(PeftAdapter::modules).map(PeftModule::name).collect();
-    let more = targets.iter().filter(|name| !place_of(name).by_default()).map(|name| (*name).to_owned());
-    let include: Vec<String> = std::iter::once("linear".to_owned()).chain(more).collect();
+    let others = targets.iter().filter(|name| !place_of(name).by_default()).map(|name| (*name).to_owned());
+    let include: Vec<String> = std::iter::once("linear".to_owned()).chain(others).collect();
     let pairing = pair(served, tuned, &Selection::parse(&include, &[])?, true)?;
     let mut notes = pairing.notes;
     let mut pairs = pairing.pairs;
     pairs.sort_by(|a, b| a.name.cmp(&b.name));
     let known: BTreeSet<&str> = pairs.iter().map(|pair| pair.name.as_str()).collect();
     for adapter in adapters {
-        let at = adapter.root().display();
+        let folder = adapter.root().display();
         let missing: Vec<&str> =
             adapter.modules().map(PeftModule::name).filter(|name| !known.contains(name)).collect();
         if let Some(first) = missing.first() {
-            let (count, all) = (missing.len(), adapter.modules().len());
+            let (count, total) = (missing.len(), adapter.modules().len());
             notes.push(format!(
-                "{count} of {all} modules of {at} are not measured: no such pair, as '{first}'"
+                "{count} of {total} modules of {folder} are not measured: no such pair, for example '{first}'"
             ));
         }
         let ignored = |kind| !matches!(kind, ExtraKind::BaseCopy | ExtraKind::Norm | ExtraKind::Bias);
         if let Some(extra) = adapter.extras().iter().find(|extra| ignored(extra.kind)) {
             let (name, words) = (extra.tensor.name(), extra.kind.words());
-            notes.push(format!("what {at} holds beside factors is not measured, as '{name}' ({words})"));
+            notes.push(format!(
+                "what {folder} holds besides factors is not measured, for example '{name}' ({words})"
+            ));
         }
     }
     Ok((pairs, notes))
@@ -232,7 +235,7 @@ fn visitors(
     pairs: &[Pair],
     adapters: &[PeftAdapter],
 ) -> Result<usize> {
-    /// Rows that are compared at a time, by each thread.
+    /// Rows that each thread compares at a time.
     const ROWS: u64 = 64;
     let (threads, memory) = (job.running.threads, job.running.memory);
     let entries: usize = checkpoints.iter().map(|c| c.tensors().len()).sum();
@@ -242,7 +245,7 @@ fn visitors(
     for pair in pairs {
         let [m, n] = [pair.rows, pair.shape[1]];
         panel = panel.max((4 * tiling::panel_rows(m, n).1 * n) as u64);
-        // As stored, and turned or scaled.
+        // As stored, and as transposed or scaled.
         factors = factors.max(8 * (pair.shape[0] + n) as u64 * rank);
         row = row.max(4 * n as u64);
         let sides = [checkpoints[0].module(&pair.name), checkpoints[1].module(&pair.tuned)];
@@ -263,11 +266,12 @@ fn measure(
     adapters: &[PeftAdapter],
     visitors: usize,
 ) -> Result<FidelityModule> {
-    let half = |side, checkpoint, name: &str| match Checkpoint::module(checkpoint, name) {
+    let operand = |side, checkpoint, name: &str| match Checkpoint::module(checkpoint, name) {
         Some(module) => Ok(Operand { side, checkpoint, module }),
-        None => Err(Error::unexpected("a paired module is gone").tensor(name)),
+        None => Err(Error::unexpected("a paired module is missing").tensor(name)),
     };
-    let (base, tuned) = (half(Side::Served, served, &pair.name)?, half(Side::Tuned, tuned, &pair.tuned)?);
+    let (base, tuned) =
+        (operand(Side::Served, served, &pair.name)?, operand(Side::Tuned, tuned, &pair.tuned)?);
     let difference = Difference::new(base, tuned, pair.rows, RoundBase::None, NonFinite::Fail)?;
     let delta = Recomputed::new(difference, visitors);
     let (mut without, mut with, mut ranks) = (None, Vec::new(), Vec::new());
@@ -297,7 +301,7 @@ fn measure(
     })
 }
 
-/// `left` `[rows, r]`, the scale in it, and `right` `[r, in]` of the weight, from the adapter.
+/// The adapter's factors of the weight: `left` `[rows, r]`, with the scale in it, and `right` `[r, in]`.
 fn factors(adapter: &PeftAdapter, module: &PeftModule, pair: &Pair) -> Result<(Vec<f32>, Vec<f32>)> {
     let read = adapter.factors(module)?;
     let ([out, inner], r) = (module.shape(), module.rank());
@@ -305,7 +309,7 @@ fn factors(adapter: &PeftAdapter, module: &PeftModule, pair: &Pair) -> Result<(V
     let shape = if embedding { [inner, out] } else { [out, inner] };
     if shape != pair.shape {
         let what = format!(
-            "the adapter's factors are for a weight of {shape:?}, the served one is {:?}",
+            "the adapter's factors are for a weight of shape {shape:?}, but the served one has {:?}",
             pair.shape
         );
         return Err(Error::input(what)
@@ -329,7 +333,7 @@ fn transposed(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     (0..cols).flat_map(|col| (0..rows).map(move |row| values[row * cols + col])).collect()
 }
 
-/// From squares of distances.
+/// The distances, from their squares.
 fn distances(without2: f64, with2: Vec<f64>) -> Distances {
     let ratio = |with2: &f64| match (without2 > 0.0, *with2 > 0.0) {
         (true, _) => Some((with2 / without2).sqrt()),
@@ -344,7 +348,7 @@ fn together<'a>(modules: impl Iterator<Item = &'a FidelityModule>, adapters: usi
     let (mut without, mut with) = (0.0, vec![0.0; adapters]);
     for module in modules {
         without += module.distances.without.powi(2);
-        with.iter_mut().zip(&module.distances.with).for_each(|(sum, one)| *sum += one.powi(2));
+        with.iter_mut().zip(&module.distances.with).for_each(|(sum, distance)| *sum += distance.powi(2));
     }
     distances(without, with)
 }
@@ -366,15 +370,15 @@ fn described(adapters: &[PeftAdapter], specs: &[String]) -> Result<Vec<FidelityA
         _ => spec.to_owned(),
     };
     let names: Vec<String> = adapters.iter().zip(specs).map(|(adapter, spec)| short(adapter, spec)).collect();
-    let one = |(at, adapter): (usize, &PeftAdapter)| {
+    let describe = |(index, adapter): (usize, &PeftAdapter)| {
         let least = adapter.modules().map(PeftModule::rank).min();
-        let alone = names.iter().filter(|name| **name == names[at]).count() == 1;
+        let alone = names.iter().filter(|name| **name == names[index]).count() == 1;
         Ok(FidelityAdapter {
-            name: if alone { names[at].clone() } else { specs[at].clone() },
+            name: if alone { names[index].clone() } else { specs[index].clone() },
             blake3: hash_file(&adapter.root().join(crate::lora::WEIGHTS))?.blake3.to_hex().to_string(),
             modules: adapter.modules().len(),
             ranks: [least.unwrap_or(0), adapter.rank()],
         })
     };
-    adapters.iter().enumerate().map(one).collect()
+    adapters.iter().enumerate().map(describe).collect()
 }

@@ -1,4 +1,4 @@
-//! How far served weights stay from the tuned ones, with each adapter and with none.
+//! Measures how far served weights are from the tuned ones, with each adapter and without any.
 
 pub(crate) mod job;
 pub(crate) mod measure;

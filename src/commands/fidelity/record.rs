@@ -1,4 +1,4 @@
-//! `fidelity.json`: how far the served weights are from the tuned ones, with each adapter and with none.
+//! `fidelity.json`: how far the served weights are from the tuned ones, with each adapter and without any.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::delta::record::{Side, Source, TensorRecord};
 /// The name of the file.
 pub const FIDELITY: &str = "fidelity.json";
 
-/// The version of what follows, as of `analysis.json`.
+/// The version of the schema, as in `analysis.json`.
 pub const FIDELITY_VERSION: u32 = 1;
 
 /// The whole of `fidelity.json`.
@@ -20,23 +20,23 @@ pub struct Fidelity {
     pub version: u32,
     /// Version of the program.
     pub trephine: String,
-    /// Instruction set that the products ran on: another one may round differently.
+    /// Instruction set of the matrix products: another one may round differently.
     #[serde(default)]
     pub simd: String,
-    /// The files that were read from, by what they are (`adapter`, `tuned`, `served`): names, sizes, digests of their headers, of an
-    /// adapter's files of all of their content.
+    /// The files that were read, by role (`adapter`, `tuned`, `served`): names, sizes, and digests of their headers, or
+    /// of the whole content for an adapter's files.
     pub inputs: BTreeMap<Side, Identity>,
-    /// What serves the adapters.
+    /// The checkpoint that serves the adapters.
     pub served: Source,
-    /// What the weights should be.
+    /// The checkpoint that the served weights should match.
     pub tuned: Source,
     /// The adapters, in the order in which they were given.
     pub adapters: Vec<FidelityAdapter>,
-    /// Remarks, as on an adapter's modules that the model does not have.
+    /// Remarks, for example on an adapter's modules that the model does not have.
     pub notes: Vec<String>,
     /// All modules together.
     pub total: Distances,
-    /// By kind of module, as `q_proj`, in the order of the kinds' names.
+    /// By kind of module, for example `q_proj`, in the order of the kinds' names.
     pub kinds: Vec<FidelityGroup>,
     /// Every module, by name.
     pub modules: Vec<FidelityModule>,
@@ -48,24 +48,24 @@ pub struct Fidelity {
 /// One adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FidelityAdapter {
-    /// The last part of its path, or the path where two of them would be called the same.
+    /// The last part of its path, or the whole path if two adapters would have the same name.
     pub name: String,
     /// blake3 of its weights' file, in hex.
     pub blake3: String,
     /// How many modules it changes.
     pub modules: usize,
-    /// The least and the greatest rank of these.
+    /// The smallest and the largest rank of these.
     pub ranks: [usize; 2],
 }
 
-/// How far some weights are from the tuned ones, in Frobenius norms.
+/// How far weights are from the tuned ones, as Frobenius norms.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Distances {
     /// `||T - dequant(Q)||`: without an adapter.
     pub without: f64,
     /// `||T - (dequant(Q) + s·B·A)||` for each adapter, in their order, with `s` its scaling.
     pub with: Vec<f64>,
-    /// `with / without` for each adapter: 1 where it changes nothing, below 1 where it helps. Where `without` is zero: 1 for a
+    /// `with / without` for each adapter: 1 if it changes nothing, below 1 if it helps. If `without` is zero: 1 for a
     /// distance of zero, and absent for any other.
     pub ratio: Vec<Option<f64>>,
 }
@@ -73,11 +73,11 @@ pub struct Distances {
 /// Modules of one kind together.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FidelityGroup {
-    /// As `q_proj`.
+    /// For example `q_proj`.
     pub name: String,
-    /// How many.
+    /// Number of modules.
     pub modules: usize,
-    /// Over all their elements.
+    /// The distances over all their elements.
     #[serde(flatten)]
     pub distances: Distances,
 }
@@ -85,13 +85,13 @@ pub struct FidelityGroup {
 /// One module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FidelityModule {
-    /// As the served checkpoint names it, without `.weight`.
+    /// Its name in the served checkpoint, without `.weight`.
     pub name: String,
-    /// As `q_proj`.
+    /// For example `q_proj`.
     pub kind: String,
     /// `[out, in]`.
     pub shape: [usize; 2],
-    /// The rank of each adapter in this module, in their order; 0 where it leaves the module alone.
+    /// The rank of each adapter in this module, in their order; 0 if it does not change the module.
     pub ranks: Vec<usize>,
     /// Its distances.
     #[serde(flatten)]

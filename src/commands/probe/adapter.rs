@@ -1,4 +1,4 @@
-//! What is in an adapter, and which programs would load it.
+//! Shows what is in an adapter, and which programs would load it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use crate::lora::tree::BaseModules;
 /// What a probe found in an adapter.
 #[derive(Clone, Debug, Serialize)]
 pub struct AdapterProbe {
-    /// As given.
+    /// The adapter, as given.
     pub name: String,
     /// Its folder.
     pub root: PathBuf,
@@ -28,21 +28,21 @@ pub struct AdapterProbe {
     pub r: Option<usize>,
     /// The config's `lora_alpha`.
     pub lora_alpha: Option<f64>,
-    /// How many modules have each rank.
+    /// Number of modules by rank.
     pub ranks: BTreeMap<usize, usize>,
-    /// The least and the largest factor before `B·A`.
+    /// Smallest and largest scale of `B·A`.
     pub scales: Option<[f64; 2]>,
     /// The config's `target_modules`: names, or one pattern.
     pub targets: Vec<String>,
-    /// How many modules of each kind it changes.
+    /// Number of modules it changes, by kind.
     pub kinds: BTreeMap<String, usize>,
     /// Stored bytes of all tensors.
     pub bytes: u64,
-    /// Tensors that are no factors: name and what it is.
+    /// Tensors that are not factors: for each name, what it is.
     pub extras: BTreeMap<String, String>,
-    /// For each program, whether it would load.
+    /// For each program, whether it would load the adapter.
     pub consumers: Vec<LoaderVerdict>,
-    /// Everything that a program objects to, the worst first.
+    /// Everything that a program objects to, the most severe first.
     pub findings: Vec<RuleFinding>,
 }
 
@@ -53,9 +53,9 @@ pub struct LoaderVerdict {
     pub consumer: Loader,
     /// Whether it would load it.
     pub loads: bool,
-    /// Whether all of it would then have the effect that it should have.
+    /// Whether it would apply all of it correctly.
     pub works: bool,
-    /// The gravest reason against it.
+    /// The most severe objection.
     pub why: Option<String>,
 }
 

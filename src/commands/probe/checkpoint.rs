@@ -1,4 +1,5 @@
-//! What is in a checkpoint, from its headers alone: each tensor, what belongs together, and everything that looks wrong.
+//! Shows what is in a checkpoint, from its headers alone: its tensors, which of them belong together, and everything
+//! that looks wrong.
 
 use crate::commands::probe::described::DescribedTensor;
 use crate::commands::probe::described::Probed;
@@ -19,7 +20,7 @@ use crate::{Error, Result};
 /// What a probe found in a checkpoint.
 #[derive(Clone, Debug, Serialize)]
 pub struct Probe {
-    /// As given.
+    /// The checkpoint, as given.
     pub name: String,
     /// The folder or file.
     pub root: PathBuf,
@@ -27,21 +28,21 @@ pub struct Probe {
     pub model_type: Option<String>,
     /// How its weights are stored.
     pub scheme: String,
-    /// What the config declares of the quantization.
+    /// The quantization that the config declares.
     pub quantization: Option<Value>,
-    /// Files of weights.
+    /// Number of weight files.
     pub files: usize,
     /// Stored bytes of all tensors.
     pub bytes: u64,
-    /// Values of all weights and other dense tensors, scales and codes not counted apart.
+    /// Number of values in all weights and other dense tensors; scales and codes are not counted separately.
     pub values: u64,
-    /// Totals by how they are stored, the largest first.
+    /// Totals by storage type, the largest first.
     pub kinds: Vec<WeightKind>,
-    /// All tensors, those that differ by numbers in their names alone as one.
+    /// All tensors; those whose names differ only in numbers form one group.
     pub groups: Vec<ProbedGroup>,
-    /// The tensors that were asked for, one by one.
+    /// The requested tensors, one by one.
     pub tensors: Vec<Probed>,
-    /// What looks wrong, the gravest first.
+    /// What looks wrong, the most severe first.
     pub findings: Vec<ProbeFinding>,
 }
 
@@ -50,51 +51,51 @@ pub struct Probe {
 pub struct WeightKind {
     /// `quantized weights`, `dense weights, BF16`, `other tensors, F32` ...
     pub kind: String,
-    /// How many.
+    /// Number of tensors.
     pub tensors: u64,
-    /// Their values.
+    /// Number of their values.
     pub values: u64,
     /// Their stored bytes.
     pub bytes: u64,
 }
 
-/// How grave a finding is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// The checkpoint cannot be read as it is.
     Error,
-    /// Something that few healthy checkpoints have.
+    /// Something rare in healthy checkpoints.
     Warning,
 }
 
 /// Something that looks wrong.
 #[derive(Clone, Debug, Serialize)]
 pub struct ProbeFinding {
-    /// How grave it is.
+    /// Its severity.
     pub level: Level,
     /// What is wrong, with tensor and file.
     pub what: String,
-    /// What would mend it.
+    /// A hint on how to fix it.
     pub cure: Option<String>,
-    /// How many more differ from it in numbers alone, as that of the next layer does.
+    /// Number of further findings that differ only in numbers, for example those of other layers.
     pub alike: usize,
 }
 
-/// What to show beside the summary.
+/// What to show besides the summary.
 #[derive(Clone, Debug, Default)]
 pub struct Showing {
     /// Patterns of tensors to list one by one; empty for none.
     pub tensors: Vec<String>,
-    /// The side of the corner of values to show of each; 0 for none.
+    /// The number of rows and columns of values to show for each; 0 for none.
     pub values: usize,
 }
 
-/// Looks into a checkpoint.
+/// Probes a checkpoint.
 ///
 /// # Errors
-/// Nothing is there to be opened; patterns that are none, or that match nothing; values that cannot be read. What looks wrong is no
-/// error of this function.
+/// A checkpoint that cannot be opened; patterns that are invalid or match nothing; values that cannot be read. What
+/// looks wrong is not an error of this function.
 pub fn probe(spec: &str, showing: &Showing) -> Result<Probe> {
     let selection = Selection::of_all(&showing.tensors, &[])?;
     let (checkpoint, met) = Checkpoint::inspect(spec)?;
@@ -116,7 +117,7 @@ pub fn probe(spec: &str, showing: &Showing) -> Result<Probe> {
     if !showing.tensors.is_empty() && tensors.is_empty() {
         return Err(Error::decide("no tensor matches")
             .path(checkpoint.root())
-            .hint("--tensor '*' shows all"));
+            .hint("list all tensors with --tensor '*'"));
     }
     if showing.values > 0 {
         tensors.iter_mut().try_for_each(|probed| corner(&checkpoint, probed, showing.values))?;
@@ -137,7 +138,7 @@ pub fn probe(spec: &str, showing: &Showing) -> Result<Probe> {
     })
 }
 
-/// Every module, and every tensor that is in none.
+/// Every module, and every tensor outside modules.
 fn everything(checkpoint: &Checkpoint) -> Vec<Probed> {
     let part = |tensor: &Tensor| DescribedTensor {
         name: tensor.name().to_owned(),
@@ -151,7 +152,7 @@ fn everything(checkpoint: &Checkpoint) -> Vec<Probed> {
         module: true,
         quantized: module.is_quantized(),
         shape: module.shape().to_vec(),
-        block: module.weight().block(),
+        block: module.weight().capabilities().block,
         parts: module.tensors().iter().map(part).collect(),
         bytes: module.size(),
         values: None,
@@ -167,9 +168,9 @@ fn everything(checkpoint: &Checkpoint) -> Vec<Probed> {
         values: None,
     };
     let modules = checkpoint.modules().map(module);
-    let mut all: Vec<Probed> = modules.chain(checkpoint.others().map(other)).collect();
-    all.sort_by(|a, b| a.name.cmp(&b.name));
-    all
+    let mut everything: Vec<Probed> = modules.chain(checkpoint.others().map(other)).collect();
+    everything.sort_by(|a, b| a.name.cmp(&b.name));
+    everything
 }
 
 fn kinds(everything: &[Probed]) -> Vec<WeightKind> {
@@ -187,7 +188,7 @@ fn kinds(everything: &[Probed]) -> Vec<WeightKind> {
     kinds
 }
 
-/// Adds a finding, or counts it to one that differs in numbers alone.
+/// Adds a finding, or counts it with one that differs only in numbers.
 fn add(found: &mut Vec<ProbeFinding>, level: Level, what: String, cure: Option<String>) {
     let plain = |text: &str| text.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
     match found.iter_mut().find(|known| known.level == level && plain(&known.what) == plain(&what)) {
@@ -196,7 +197,7 @@ fn add(found: &mut Vec<ProbeFinding>, level: Level, what: String, cure: Option<S
     }
 }
 
-/// Tensors in no module that can only be parts of one: scales without a weight, codes that nothing explains.
+/// Finds tensors outside modules that can only be parts of one: scales without a weight, unexplained codes.
 fn strays(checkpoint: &Checkpoint, found: &mut Vec<ProbeFinding>) {
     const PARTS: [&str; 9] = [
         ".weight_scale_inv",
@@ -213,18 +214,18 @@ fn strays(checkpoint: &Checkpoint, found: &mut Vec<ProbeFinding>) {
         let (name, stored) = (tensor.name(), &tensor.stored);
         let coded = matches!(stored.dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::F4 | Dtype::F8_E8M0);
         if coded || PARTS.iter().any(|part| name.ends_with(part)) {
-            let what = format!("{} belongs to no weight: tensor '{name}'", stored.describe());
-            let cure = "its weight is missing, is dense, or is stored in a way that is not read".to_owned();
+            let what = format!("{} does not belong to any weight: tensor '{name}'", stored.describe());
+            let cure = "its weight is missing, dense, or stored in an unsupported way".to_owned();
             add(found, Level::Warning, what, Some(cure));
         }
     }
 }
 
-/// Layers that the config speaks of and the files do not hold.
+/// Finds layers that the config declares but the files do not contain.
 fn layers(checkpoint: &Checkpoint, found: &mut Vec<ProbeFinding>) {
     let raw = checkpoint.config().raw();
     let field = |key: &str| raw.and_then(|raw| raw.get(key).or_else(|| raw.get("text_config")?.get(key)));
-    let Some(asked) = field("num_hidden_layers").and_then(Value::as_u64) else { return };
+    let Some(declared) = field("num_hidden_layers").and_then(Value::as_u64) else { return };
     let number = |name: &str| {
         let after = name.split_once("layers.").filter(|(before, _)| !before.contains("vis"))?.1;
         after.split('.').next()?.parse::<u64>().ok()
@@ -234,9 +235,12 @@ fn layers(checkpoint: &Checkpoint, found: &mut Vec<ProbeFinding>) {
         return;
     }
     let absent: Vec<String> =
-        (0..asked).filter(|layer| !held.contains(layer)).map(|l| l.to_string()).collect();
+        (0..declared).filter(|layer| !held.contains(layer)).map(|l| l.to_string()).collect();
     if !absent.is_empty() {
-        let what = format!("the config has {asked} layers, and no tensor is of layer {}", absent.join(", "));
+        let what = format!(
+            "the config has {declared} layers, but there is no tensor of layer {}",
+            absent.join(", ")
+        );
         add(
             found,
             Level::Error,

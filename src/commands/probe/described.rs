@@ -1,15 +1,15 @@
-//! A module or tensor of a checkpoint, as probe describes it.
+//! Descriptions of modules and tensors.
 
 use serde::Serialize;
 
-/// A weight with all that belongs to it, or another tensor.
+/// A weight with all tensors that belong to it, or another tensor.
 #[derive(Clone, Debug, Serialize)]
 pub struct Probed {
-    /// A module's name, or another tensor's.
+    /// The name of the module or tensor.
     pub name: String,
     /// Whether it is a module: a weight that is read as `[out, in]`.
     pub module: bool,
-    /// Whether it is stored as codes under scales.
+    /// Whether it is stored as codes with scales.
     pub quantized: bool,
     /// Shape of its values.
     pub shape: Vec<usize>,
@@ -19,18 +19,18 @@ pub struct Probed {
     pub parts: Vec<DescribedTensor>,
     /// Stored bytes of all of them.
     pub bytes: u64,
-    /// A corner of its values after dequantization, where it was asked for; what is not finite is null.
+    /// The first values of its first rows after dequantization, if requested; values that are not finite are null.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub values: Option<Vec<Vec<f32>>>,
 }
 
 impl Probed {
-    /// How many values it has.
+    /// The number of its values.
     pub fn count(&self) -> u64 {
         self.shape.iter().map(|&side| side as u64).product()
     }
 
-    /// How it is stored, in a few words.
+    /// Its storage type, in a few words.
     pub(crate) fn kind(&self) -> String {
         let dtype = &self.parts[0].dtype;
         match (self.module, self.quantized) {

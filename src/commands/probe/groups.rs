@@ -1,4 +1,4 @@
-//! Many tensors in few lines: those whose names differ in numbers alone, as those of the layers do.
+//! Groups tensors whose names differ only in numbers, such as those of all layers.
 
 use std::collections::BTreeMap;
 
@@ -6,26 +6,26 @@ use serde::Serialize;
 
 use crate::commands::probe::described::Probed;
 
-/// Tensors that are stored in the same way under names that differ in numbers alone.
+/// Tensors that are stored in the same way and whose names differ only in numbers.
 #[derive(Clone, Debug, Serialize)]
 pub struct ProbedGroup {
     /// Their name, with ranges for the numbers that differ: `model.layers.0-63.mlp.up_proj`.
     pub name: String,
-    /// How many.
+    /// Number of tensors.
     pub tensors: u64,
-    /// Whether some of the ranges' names are not among them.
+    /// Whether some names in the ranges are missing.
     pub gaps: bool,
     /// Shape of the values of each.
     pub shape: Vec<usize>,
-    /// How each is stored: the weight and its companions, by the last parts of their names, with dtype and shape.
+    /// How each is stored: the last part of the name, dtype and shape of the weight and its companions.
     pub stored: Vec<String>,
     /// Rows and columns under one scale.
     pub block: Option<[usize; 2]>,
-    /// Stored bytes of all together.
+    /// Stored bytes of all of them.
     pub bytes: u64,
 }
 
-/// The groups of all tensors, in the order of the first name of each.
+/// Groups all tensors, ordered by the first name in each group.
 pub fn groups(everything: &[Probed]) -> Vec<ProbedGroup> {
     let mut members: BTreeMap<String, Vec<&Probed>> = BTreeMap::new();
     for probed in everything {
@@ -38,7 +38,7 @@ pub fn groups(everything: &[Probed]) -> Vec<ProbedGroup> {
     groups.into_iter().map(|(_, group)| group).collect()
 }
 
-/// A name with `*` for its numbers, and the numbers.
+/// A name with its numbers replaced by `*`, and the numbers.
 fn split(name: &str) -> (String, Vec<u64>) {
     let mut numbers = Vec::new();
     let part = |part: &str| match part.parse::<u64>() {
@@ -52,7 +52,7 @@ fn split(name: &str) -> (String, Vec<u64>) {
     (parts.join("."), numbers)
 }
 
-/// The stored tensors by what tells them apart.
+/// The distinguishing name part, dtype and shape of each stored tensor.
 fn stored(probed: &Probed) -> Vec<String> {
     let parts = probed.parts.iter().map(|part| {
         let last = part

@@ -1,4 +1,4 @@
-//! What is in a checkpoint or adapter, from headers alone, and what looks wrong.
+//! Shows what is in a checkpoint or adapter, and what looks wrong, from headers alone.
 
 pub(crate) mod adapter;
 pub(crate) mod checkpoint;

@@ -1,4 +1,4 @@
-//! One module's new factors, and how far their product is from the old one.
+//! Computes one module's new factors, and the distance of their product from the old one.
 
 use crate::commands::sanitize::record::Refitted;
 use crate::factorize::truncate::{product_norm2, recompress};
@@ -7,7 +7,7 @@ use crate::lora::read::classify::PeftModule;
 use crate::lora::read::{Factors, PeftAdapter};
 use crate::{Error, Result};
 
-/// A module's factors as they are stored.
+/// A module's factors as stored bytes.
 pub(crate) struct Encoded {
     /// `lora_A` `[rank · experts, in]`.
     pub(crate) a: Vec<u8>,
@@ -15,10 +15,10 @@ pub(crate) struct Encoded {
     pub(crate) b: Vec<u8>,
 }
 
-/// The factors of `module` for the one `rank`, the scale multiplied into `lora_B`.
+/// Computes the factors of `module` at the uniform `rank`, with the scale multiplied into `lora_B`.
 ///
 /// # Errors
-/// Factors that hold NaN or infinities, as read or, by the scale, as they would be stored; what cannot be read.
+/// Factors that hold NaN or infinities, as read or, because of the scale, as stored; a tensor that cannot be read.
 pub(crate) fn refit(
     adapter: &PeftAdapter,
     module: &PeftModule,
@@ -31,9 +31,7 @@ pub(crate) fn refit(
             return Err(Error::input("a factor holds NaN or infinities")
                 .tensor(tensor.name())
                 .path(adapter.root())
-                .hint(
-                    "the training that made it diverged, or its file is damaged: nothing can be made of it",
-                ));
+                .hint("the training diverged, or the file is damaged: the adapter cannot be repaired"));
         }
     }
     let [out, inner] = module.shape();
@@ -79,7 +77,7 @@ pub(crate) fn refit(
     Ok((Encoded { a: dtype.round(&mut padded.a), b: dtype.round(&mut padded.b) }, refitted))
 }
 
-/// Factors with what their common side consists of.
+/// Factors, and what their common dimension consists of.
 struct Widths {
     /// `[experts, rank, in]`.
     a: Vec<f32>,
@@ -90,7 +88,7 @@ struct Widths {
 }
 
 impl Widths {
-    /// Filled up with zeros to `rank`: rows of each expert's `lora_A`, columns of `lora_B`.
+    /// Pads with zeros to `rank`: rows of each expert's `lora_A`, columns of `lora_B`.
     fn padded(self, rank: usize, out: usize, inner: usize) -> Widths {
         let Widths { a, b, rank: old, experts } = self;
         if old == rank {
@@ -107,7 +105,7 @@ impl Widths {
         Widths { a: wide_a, b: wide_b, rank, experts }
     }
 
-    /// `||B·A||^2` (Frobenius), for fused experts the sum over each one's own product.
+    /// `||B·A||^2` (Frobenius); for fused experts, the sum over the experts' products.
     fn norm2(&self, [out, inner]: [usize; 2]) -> f64 {
         let of_expert = |expert| {
             let (a, b) = (self.rows_of(&self.a, expert, inner), self.columns_of(&self.b, expert));
@@ -116,7 +114,8 @@ impl Widths {
         (0..self.experts).map(of_expert).sum()
     }
 
-    /// The same of the difference from the factors `a` and `b`, as `(B - b)·A + b·(A - a)`, which does not cancel.
+    /// The squared norm of the difference from the product of `a` and `b`, as `(B - b)·A + b·(A - a)`, which does not
+    /// cancel.
     fn distance2(&self, a: &[f32], b: &[f32], [out, inner]: [usize; 2]) -> f64 {
         let minus = |x: &[f32], y: &[f32]| -> Vec<f32> { x.iter().zip(y).map(|(x, y)| x - y).collect() };
         let is_zero = |values: &[f32]| values.iter().all(|value| *value == 0.0);

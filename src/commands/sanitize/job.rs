@@ -1,4 +1,4 @@
-//! Sanitizing as the engine runs it: every module's new factors are a shard.
+//! Sanitizing as a job of the engine: each module's new factors go to a shard.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -43,7 +43,7 @@ pub(crate) struct ResultOptions<'a> {
     dtype: Option<FactorType>,
 }
 
-/// What the journal records of a module.
+/// What the journal records for a module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {
     refitted: Refitted,
@@ -62,10 +62,10 @@ pub(crate) struct SanitizeJob<'a> {
 }
 
 impl<'a> SanitizeJob<'a> {
-    /// The job of `plan`. `found` is what the consumers object to.
+    /// The job for `plan`. `found` lists the consumers' rules that the adapter breaks.
     ///
     /// # Errors
-    /// An output folder that is, or holds, the adapter; files that cannot be read.
+    /// An output folder that is, or contains, an input; files that cannot be read.
     pub(crate) fn new(
         job: &'a Sanitizing,
         adapter: &'a PeftAdapter,
@@ -99,7 +99,7 @@ impl<'a> SanitizeJob<'a> {
         })
     }
 
-    /// Sanitizes, or continues what was stopped.
+    /// Sanitizes, or continues a run that was stopped.
     pub(crate) fn run(&self, progress: &dyn Progress) -> Result<Sanitized> {
         let Sanitizing { memory, overwrite, other_simd, .. } = *self.job;
         let running = RunOptions { overwrite, other_simd, ..RunOptions::new(1, memory) };
@@ -151,9 +151,10 @@ impl Job for SanitizeJob<'_> {
         let size =
             |factor: &TensorInfo| (factor.shape.iter().product::<usize>() * self.plan.dtype.bytes()) as u64;
         let kept = self.plan.kept.iter().map(|(extra, _)| extra.tensor.size());
-        // The shards and the adapter stand beside each other until the adapter is whole.
-        let both = self.plan.modules.iter().map(|planned| 2 * factors(planned).iter().map(size).sum::<u64>());
-        both.chain(kept).sum::<u64>() + (1 << 20)
+        // The shards and the adapter are both on disk until the adapter is complete.
+        let sizes =
+            self.plan.modules.iter().map(|planned| 2 * factors(planned).iter().map(size).sum::<u64>());
+        sizes.chain(kept).sum::<u64>() + (1 << 20)
     }
 
     fn described(&self) -> String {

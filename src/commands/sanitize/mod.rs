@@ -1,13 +1,14 @@
-//! Any LoRA adapter, made into one that a given program loads.
+//! Turns any LoRA adapter into one that a given program loads.
 //!
-//! What is written has one rank and `lora_alpha == r`: the scale is multiplied into `lora_B`, factors of a lower rank are filled up
-//! with zeros, and with a largest rank those above it are cut down to the best approximation of that rank. What the program
-//! does not take is left out, and told with the norm that is lost. Where nothing had to be left out or cut down,
-//! `scale · B·A` is what it was, but for one rounding of `lora_B` where the scale is no power of two.
+//! The output has a uniform rank and `lora_alpha == r`: the scale is multiplied into `lora_B`, factors of a lower rank
+//! are padded with zeros, and factors above the largest allowed rank are truncated to the best approximation of that
+//! rank. Tensors that the program does not accept are left out and reported with the norm that is lost. If nothing was
+//! left out or truncated, `scale · B·A` stays the same, except for one rounding of `lora_B` if the scale is not a power
+//! of two.
 //!
-//! The order of the work: `plan` decides from headers alone what is kept, left out and filled in; `factors` computes one
-//! module's new factors and how far they are from the old, which `job` keeps in shards until every module is done; `write` streams
-//! them out, and the checksums last.
+//! The steps: `plan` decides from headers alone what is kept, left out and filled in; `factors` computes one module's
+//! new factors and their distance from the old ones; `job` keeps them in shards until every module is done; `write`
+//! streams them to the output, the checksums last.
 
 pub(crate) mod factors;
 pub(crate) mod job;
@@ -30,7 +31,7 @@ use crate::lora::{CONFIG, rules};
 use crate::run::progress::Progress;
 use crate::{Error, Result};
 
-/// Holds an adapter against the rules of `consumers`, and writes nothing. `base` tells the model's kind, where it is given.
+/// Checks an adapter against the rules of `consumers`, and writes nothing. `base`, if given, provides the model type.
 ///
 /// # Errors
 /// The adapter or the base cannot be read.
@@ -49,8 +50,9 @@ fn concerning(adapter: &PeftAdapter, base: Option<&BaseModules>, consumers: &[Lo
 /// Sanitizes, or continues what was stopped.
 ///
 /// # Errors
-/// An adapter that cannot be read, or that no plain LoRA can stand for (DoRA, PiSSA's changed base, …); factors that hold NaN
-/// or infinities; a rank, shape or budget that the user must decide; a folder that holds something else; a failing disk.
+/// An adapter that cannot be read, or that no plain LoRA can represent (DoRA, PiSSA's changed base, …); factors that
+/// hold NaN or infinities; a rank, shape or budget that the user must decide; an output folder that holds something
+/// else; a failing disk.
 pub fn sanitize(job: &Sanitizing, progress: &dyn Progress) -> Result<Sanitized> {
     let adapter = PeftAdapter::open(&job.adapter)?;
     let base = job.base.as_deref().map(Checkpoint::open).transpose()?;
@@ -62,7 +64,7 @@ pub fn sanitize(job: &Sanitizing, progress: &dyn Progress) -> Result<Sanitized> 
         return Err(Error::input(format!("{} {}, so it cannot be sanitized", hopeless.at, hopeless.why))
             .path(adapter.root())
             .hint(if is_another_method {
-                "let PEFT merge it into its base, and extract a LoRA from the two"
+                "merge it into its base with PEFT, then extract a LoRA from the base and the result"
             } else {
                 "export the adapter again"
             }));
@@ -75,7 +77,7 @@ pub fn sanitize(job: &Sanitizing, progress: &dyn Progress) -> Result<Sanitized> 
     match left.iter().find(|finding| finding.is_failure()) {
         None => Ok(record),
         Some(left) => {
-            Err(Error::unexpected(format!("what was written still breaks a rule: {left}")).path(&job.out))
+            Err(Error::unexpected(format!("the output still breaks a rule: {left}")).path(&job.out))
         }
     }
 }

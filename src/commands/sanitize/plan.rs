@@ -1,4 +1,4 @@
-//! What becomes of each tensor, decided from headers alone.
+//! Plans what becomes of each tensor, from headers alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,12 +19,12 @@ use crate::lora::rules::{Effect, Fix, Loader, RuleFinding};
 use crate::lora::tree::BaseModules;
 use crate::{Error, Result};
 
-/// What a process needs beside one module's factors.
+/// Bytes that the process needs besides one module's factors.
 const FIXED: u64 = 64 << 20;
 
 /// One module of the new adapter.
 pub(crate) struct Planned<'a> {
-    /// As the base names it.
+    /// Its name in the base.
     pub(crate) name: String,
     pub(crate) place: Place,
     /// `[out, in]`.
@@ -33,27 +33,28 @@ pub(crate) struct Planned<'a> {
     pub(crate) source: Option<&'a PeftModule>,
 }
 
-/// All decisions.
+/// The plan for all tensors.
 pub(crate) struct SanitizePlan<'a> {
-    /// The one rank.
+    /// The uniform rank.
     pub(crate) rank: usize,
     pub(crate) dtype: FactorType,
-    /// By name.
+    /// The modules of the new adapter, by name.
     pub(crate) modules: Vec<Planned<'a>>,
-    /// Whole tensors that the consumers take, and the names that they get.
+    /// Whole tensors that the consumers accept, with their new names.
     pub(crate) kept: Vec<(&'a Extra, String)>,
     pub(crate) pruned: Vec<&'a Extra>,
     /// Modules that are left out.
     pub(crate) dropped: Vec<&'a PeftModule>,
-    /// `lora_A` and `lora_B` that stand alone.
+    /// `lora_A` and `lora_B` without their counterparts.
     pub(crate) lone: Vec<&'a Tensor>,
 }
 
 impl<'a> SanitizePlan<'a> {
-    /// Decides. `found` is what the consumers object to.
+    /// Plans the output. `found` lists the consumers' rules that the adapter breaks.
     ///
     /// # Errors
-    /// A shape that nothing tells, a rank or budget that the user must decide, an adapter of which nothing is left.
+    /// A shape that cannot be determined, a rank or budget that the user must decide, an adapter of which nothing is
+    /// left.
     pub(crate) fn make(
         job: &Sanitizing,
         adapter: &'a PeftAdapter,
@@ -79,9 +80,9 @@ impl<'a> SanitizePlan<'a> {
         let mut modules: Vec<Planned<'a>> = carried.iter().map(planned).collect();
         modules.extend(complete(job, adapter, base, known, &carried)?);
         modules.sort_by(|a, b| a.name.cmp(&b.name));
-        let all = |extra: &&Extra| job.consumers.iter().all(|consumer| takes(*consumer, adapter, extra));
-        let (kept, pruned): (Vec<_>, Vec<_>) = adapter.extras().iter().partition(all);
-        // A copy of the base's own weight matters to PEFT alone, which loads it: it may have more rows than the base.
+        let all_take = |extra: &&Extra| job.consumers.iter().all(|consumer| takes(*consumer, adapter, extra));
+        let (kept, pruned): (Vec<_>, Vec<_>) = adapter.extras().iter().partition(all_take);
+        // A copy of the base's own weight matters only to PEFT, which loads it: it may have more rows than the base.
         let copies_matter = job.consumers.contains(&Loader::Peft);
         let (kept, copies): (Vec<_>, Vec<_>) =
             kept.into_iter().partition(|extra| copies_matter || extra.kind != ExtraKind::BaseCopy);
@@ -92,9 +93,9 @@ impl<'a> SanitizePlan<'a> {
         Ok(plan)
     }
 
-    /// The largest module's factors as read, computed and encoded, in bytes.
+    /// Refuses a budget, in bytes, that is too small for the largest module's factors as read, computed and encoded.
     fn check_memory(&self, memory: u64) -> Result<()> {
-        // f32 factors before and after, a difference, the bytes that are written; f64 copies where a rank is cut.
+        // f32 factors before and after, a difference, the bytes that are written; f64 copies if a rank is cut.
         let module = |planned: &Planned<'_>| {
             let [out, inner] = planned.shape.map(|side| side as u64);
             let (old, new) = (planned.source.map_or(0, |m| m.rank() * m.experts()) as u64, self.rank as u64);
@@ -107,18 +108,18 @@ impl<'a> SanitizePlan<'a> {
             return Ok(());
         }
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-        Err(Error::decide(format!("{} MiB do not suffice: {} would", mib(memory), mib(need)))
+        Err(Error::decide(format!("not enough memory: {} MiB given, {} MiB needed", mib(memory), mib(need)))
             .hint(format!("give --memory {}MiB or more", mib(need))))
     }
 }
 
-/// The one rank: the largest that is left after the cut.
+/// The uniform rank: the largest after truncation.
 fn rank(job: &Sanitizing, adapter: &PeftAdapter, carried: &[&PeftModule]) -> Result<usize> {
     const VLLM_MOST: usize = 512;
     let Some(largest) = carried.iter().map(|module| module.rank()).max() else {
-        return Err(Error::input("nothing of the adapter is left that these programs would take")
+        return Err(Error::input("nothing is left of the adapter that these programs would load")
             .path(adapter.root())
-            .hint("`trephine sanitize --check` tells what was left out"));
+            .hint("`trephine sanitize --check` shows what was left out and why"));
     };
     if job.max_rank == Some(0) {
         return Err(Error::decide("a rank of 0 holds nothing").hint("give --max-rank 1 or more"));
@@ -126,7 +127,7 @@ fn rank(job: &Sanitizing, adapter: &PeftAdapter, carried: &[&PeftModule]) -> Res
     let rank = largest.min(job.max_rank.unwrap_or(largest));
     if rank > VLLM_MOST && job.consumers.contains(&Loader::Vllm) {
         return Err(Error::decide(format!(
-            "vLLM loads adapters of rank {VLLM_MOST} at most, this one has {largest}"
+            "vLLM loads adapters of rank {VLLM_MOST} at most, but this one has rank {largest}"
         ))
         .path(adapter.root())
         .hint(format!("give --max-rank {VLLM_MOST} or less")));
@@ -140,7 +141,7 @@ fn rank(job: &Sanitizing, adapter: &PeftAdapter, carried: &[&PeftModule]) -> Res
     Ok(rank)
 }
 
-/// The one type of all factors, or f32, which holds them all.
+/// The common dtype of all factors, or f32 if they differ.
 fn widest(modules: &[&PeftModule]) -> FactorType {
     let mut types = modules.iter().flat_map(|m| [m.a().stored.dtype, m.b().stored.dtype]);
     let first = types.next();
@@ -151,7 +152,7 @@ fn widest(modules: &[&PeftModule]) -> FactorType {
     }
 }
 
-/// The modules of zeros that the consumers ask for.
+/// The modules of zeros that the consumers need.
 fn complete<'a>(
     job: &Sanitizing,
     adapter: &PeftAdapter,
@@ -175,7 +176,7 @@ fn complete<'a>(
     let zeros = |name: String| {
         let shape = shape(&name, adapter, base, carried).ok_or_else(|| {
             Error::decide(format!(
-                "{} has to come along, as zeros, and nothing in the adapter tells its shape",
+                "{} has to be added as zeros, but nothing in the adapter gives its shape",
                 kind_of(&name)
             ))
             .tensor(&name)
@@ -187,7 +188,7 @@ fn complete<'a>(
     wanted.into_iter().map(zeros).collect()
 }
 
-/// Every projection of every expert of each layer of which one is adapted.
+/// Every projection of every expert, for each layer with at least one adapted expert.
 fn all_experts(carried: &[&PeftModule], base: Option<&Checkpoint>) -> Vec<String> {
     let count = base.and_then(|base| base.config().raw()).and_then(|raw| {
         let text = raw.get("text_config").unwrap_or(raw);
@@ -210,8 +211,9 @@ fn all_experts(carried: &[&PeftModule], base: Option<&Checkpoint>) -> Vec<String
     layers.into_iter().flat_map(of_layer).collect()
 }
 
-/// `[out, in]` of a module that has to be filled in: as the adapter's own factors of rank 0 say, or the base, or its twin
-/// (`gate` and `up`, `k` and `v` are of one shape), or the same projection elsewhere where all of those agree.
+/// `[out, in]` of a module that has to be filled in. It comes from the adapter's own factors of rank 0, the base, the
+/// module's twin (`gate` and `up`, `k` and `v` have the same shape), or the same projection elsewhere if all of those
+/// agree.
 fn shape(
     name: &str,
     adapter: &PeftAdapter,
@@ -246,7 +248,7 @@ fn shape(
     shapes.first().copied().filter(|_| shapes.len() == 1)
 }
 
-/// The name that a whole tensor gets. PEFT finds the bias of a layer that has a LoRA inside its wrapper.
+/// The new name of a whole tensor. If a layer has a LoRA, PEFT looks for its bias inside the wrapper.
 fn key(adapter: &PeftAdapter, extra: &Extra) -> String {
     let wrapped = extra.target.strip_suffix(".bias").filter(|module| adapter.module(module).is_some());
     match (extra.kind, wrapped) {

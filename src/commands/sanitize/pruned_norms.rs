@@ -1,4 +1,4 @@
-//! What is lost by what is left out.
+//! Measures what is lost with the tensors that are left out.
 
 use crate::Result;
 use crate::checkpoint::Checkpoint;
@@ -16,7 +16,7 @@ use crate::lora::read::{Factors, PeftAdapter};
 /// Measures everything that `plan` leaves out.
 ///
 /// # Errors
-/// What cannot be read.
+/// A tensor that cannot be read.
 pub(crate) fn measure(
     adapter: &PeftAdapter,
     base: Option<&Checkpoint>,
@@ -42,10 +42,10 @@ pub(crate) fn measure(
     Ok(lost)
 }
 
-/// The digests of the base's own tensors that whole weights are held against.
+/// The digests of the base's own tensors that whole weights are compared with.
 ///
 /// # Errors
-/// What cannot be read.
+/// A tensor that cannot be read.
 pub(crate) fn digests(base: &Checkpoint, plan: &SanitizePlan<'_>) -> Result<Vec<TensorRecord>> {
     let mut records = Vec::new();
     for own in plan.pruned.iter().filter_map(|extra| counterpart(base, extra)) {
@@ -57,7 +57,7 @@ pub(crate) fn digests(base: &Checkpoint, plan: &SanitizePlan<'_>) -> Result<Vec<
     Ok(records)
 }
 
-/// The base's own tensor of the same shape.
+/// The base's counterpart of `extra`, if it has the same shape.
 fn counterpart(base: &Checkpoint, extra: &Extra) -> Option<Module> {
     if matches!(extra.kind, ExtraKind::LoraBias | ExtraKind::Magnitude | ExtraKind::Unknown) {
         return None;
@@ -79,13 +79,13 @@ fn whole(
     own: Option<(&Checkpoint, &Module)>,
 ) -> Result<Pruned> {
     let (mut norm2, mut change2, mut own2) = (0.0, 0.0, 0.0);
-    let mut theirs = Vec::new();
+    let mut base_values = Vec::new();
     adapter.panels(tensor, |rows, values| {
         norm2 += values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
         if let Some((base, module)) = own {
-            theirs.resize(values.len(), 0.0);
-            module.panel(base, rows, &mut theirs)?;
-            let pairs = values.iter().zip(&theirs).map(|(new, old)| (f64::from(*new), f64::from(*old)));
+            base_values.resize(values.len(), 0.0);
+            module.panel(base, rows, &mut base_values)?;
+            let pairs = values.iter().zip(&base_values).map(|(new, old)| (f64::from(*new), f64::from(*old)));
             for (new, old) in pairs {
                 change2 += (new - old).powi(2);
                 own2 += old.powi(2);

@@ -1,4 +1,4 @@
-//! What sanitizing did: printed, and kept beside the adapter.
+//! The record of what sanitizing did: printed, and stored next to the adapter.
 
 use std::collections::BTreeMap;
 
@@ -18,33 +18,34 @@ pub struct Sanitized {
     /// The options that determine the result: `for`, `max_rank`, `dtype`.
     #[serde(default)]
     pub options: Map<String, Value>,
-    /// Instruction set that the products ran on: another one may round differently.
+    /// Instruction set of the matrix products: another one may round differently.
     #[serde(default)]
     pub simd: String,
-    /// The files that were read, by what they are (`adapter`, `base`); of the adapter's all of their content.
+    /// The files that were read, by role (`adapter`, `base`); the adapter's by digests of their whole content.
     #[serde(default)]
     pub inputs: BTreeMap<Side, Identity>,
-    /// The adapter that was read, as it was named.
+    /// The adapter that was read, as the user named it.
     pub adapter: String,
-    /// For whom.
+    /// The programs that should load it.
     pub consumers: Vec<Loader>,
-    /// The one rank that every module has now.
+    /// The uniform rank of all modules.
     pub rank: usize,
     /// How the factors are stored.
     pub dtype: String,
-    /// What was found for these programs before.
+    /// The rules of these programs that the adapter broke before.
     pub found: Vec<RuleFinding>,
-    /// Modules that were carried over, by name.
+    /// Modules that were kept, by name.
     pub modules: Vec<Refitted>,
-    /// Modules of zeros that complete a set.
+    /// Modules of zeros, added to complete a set.
     pub completed: Vec<Completed>,
     /// What was left out.
     pub pruned: Vec<Pruned>,
-    /// Whole weights that were kept beside the factors.
+    /// Whole weights that were kept besides the factors.
     pub kept: Vec<String>,
-    /// Relative error of all products together by the cut to a lower rank: what no adapter of that rank could avoid.
+    /// Relative error of all products together from truncation to a lower rank, which no adapter of that rank could
+    /// avoid.
     pub truncation_error: f64,
-    /// Relative error of all products together by storing the factors.
+    /// Relative error of all products together from rounding the stored factors.
     pub rounding_error: f64,
     /// The base's tensors that were read.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
@@ -54,24 +55,24 @@ pub struct Sanitized {
 /// One module before and after.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Refitted {
-    /// As the base names it.
+    /// Its name in the base.
     pub name: String,
     /// Its rank before.
     pub rank: usize,
-    /// The factor that stood before `B·A`, now multiplied in.
+    /// The former scale of `B·A`, now multiplied in.
     pub scale: f64,
     /// `||scale · B·A||` (Frobenius) before.
     pub norm: f64,
-    /// What the cut to a lower rank left out, relative to `norm`; exact.
+    /// The error of truncation to a lower rank, relative to `norm`; exact.
     pub truncation_error: f64,
-    /// What storing the factors left out, relative to `norm`.
+    /// The error of rounding the stored factors, relative to `norm`.
     pub rounding_error: f64,
 }
 
 /// A module of zeros.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Completed {
-    /// As the base names it.
+    /// Its name in the base.
     pub name: String,
     /// `[out, in]`.
     pub shape: [usize; 2],
@@ -82,11 +83,11 @@ pub struct Completed {
 pub struct Pruned {
     /// The tensor, or the module whose two factors were left out.
     pub name: String,
-    /// What a tensor was; `None` for factors.
+    /// The kind of tensor; `None` for factors.
     pub kind: Option<ExtraKind>,
     /// Number of its elements.
     pub elements: usize,
-    /// Its norm (Frobenius); of a module that of `scale · B·A`.
+    /// Its norm (Frobenius); for a module, the norm of `scale · B·A`.
     pub norm: f64,
     /// With a base: the norm of its difference from the base's own tensor, which is what is lost.
     pub change: Option<f64>,

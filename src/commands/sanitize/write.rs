@@ -1,4 +1,4 @@
-//! The new folder: weights, config, record, card, and the checksums last.
+//! Writes the new folder: weights, config, record, model card, and the checksums last.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -33,7 +33,7 @@ pub const RECORD: &str = "sanitized.json";
 
 const CARD: &str = "README.md";
 
-/// All files but the checksums, which come last: only then is the folder whole.
+/// All files except the checksums, which come last: only they make the folder complete.
 pub(crate) const FILES: [&str; 4] = [WEIGHTS, CONFIG, RECORD, CARD];
 
 /// The name of `lora_A` in a shard.
@@ -42,10 +42,10 @@ pub(crate) const A: &str = "lora_A";
 /// The name of `lora_B` in a shard.
 pub(crate) const B: &str = "lora_B";
 
-/// Writes the new folder of an adapter whose every module is refitted.
+/// Writes the new folder of an adapter whose modules are all refitted.
 ///
 /// # Errors
-/// A shard that is not what was written; what cannot be read; a failing disk.
+/// A shard that is not what was written; input that cannot be read; a failing disk.
 pub(crate) fn write(
     job: &Sanitizing,
     adapter: &PeftAdapter,
@@ -91,7 +91,7 @@ pub(crate) fn write(
     Ok(record)
 }
 
-/// The names of a module's factors. Fused experts are linear by name.
+/// The names of a module's factors. Fused experts are named like linear layers.
 fn keys(module: &Planned<'_>) -> Keys {
     let place = if module.place == Place::Embedding { Place::Embedding } else { Place::Linear };
     Keys::of(&module.name, place)
@@ -101,7 +101,7 @@ fn completed(module: &Planned<'_>) -> Completed {
     Completed { name: module.name.clone(), shape: module.shape }
 }
 
-/// Writes the weights from the modules' shards; nothing larger than a piece of one is in memory.
+/// Writes the weights from the modules' shards, holding only a piece of one in memory at a time.
 fn weights(
     path: &Path,
     adapter: &PeftAdapter,
@@ -111,9 +111,9 @@ fn weights(
     let dtype = plan.dtype.dtype();
     let mut layout = Vec::new();
     let mut owners = BTreeMap::new();
-    for (at, module) in plan.modules.iter().enumerate() {
+    for (index, module) in plan.modules.iter().enumerate() {
         let keys = keys(module);
-        owners.extend([(keys.a.clone(), (at, true)), (keys.b.clone(), (at, false))]);
+        owners.extend([(keys.a.clone(), (index, true)), (keys.b.clone(), (index, false))]);
         let [a, b] = factors(module, plan);
         layout.push(TensorInfo { name: keys.a, ..a });
         layout.push(TensorInfo { name: keys.b, ..b });
@@ -137,8 +137,8 @@ fn weights(
                     None => adapter.copy(&extra.tensor, |bytes| writer.put(name, bytes))?,
                 }
             }
-            Some((at, is_a)) => {
-                let (module, factor) = (&plan.modules[*at], if *is_a { A } else { B });
+            Some((index, is_a)) => {
+                let (module, factor) = (&plan.modules[*index], if *is_a { A } else { B });
                 if module.source.is_none() {
                     let [a, b] = factors(module, plan);
                     let stored = if *is_a { a } else { b };
@@ -147,11 +147,11 @@ fn weights(
                     continue;
                 }
                 let shard = match open.take() {
-                    Some((owner, shard)) if owner == *at => shard,
+                    Some((owner, shard)) if owner == *index => shard,
                     _ => shard_of(&module.name, done)?,
                 };
                 shard.copy(factor, |bytes| writer.put(name, bytes))?;
-                open = Some((*at, shard));
+                open = Some((*index, shard));
             }
         }
     }
@@ -175,7 +175,8 @@ fn shard_of(name: &str, done: &CompletedUnits<Refitted>) -> Result<Shard> {
     Shard::open(path, written)
 }
 
-/// A `lora_B.bias`, to which the module's scale applies as to its factors.
+/// The bytes of a `lora_B.bias`, to which the module's scale applies as it does to the factors; `None` for other
+/// tensors.
 fn bias_of_factor(adapter: &PeftAdapter, extra: &Extra, dtype: FactorType) -> Result<Option<Vec<u8>>> {
     let Some(module) = adapter.module(&extra.target).filter(|_| extra.kind == ExtraKind::LoraBias) else {
         return Ok(None);
@@ -195,7 +196,7 @@ fn total(modules: &[Refitted], error: impl Fn(&Refitted) -> f64) -> f64 {
     if norm2 > 0.0 { (error2 / norm2).sqrt() } else { 0.0 }
 }
 
-/// The portable config, and beside it what the kept whole weights ask for.
+/// The portable config, and the settings that the kept whole weights need.
 fn config(job: &Sanitizing, adapter: &PeftAdapter, plan: &SanitizePlan<'_>) -> serde_json::Result<String> {
     let old = adapter.config();
     let fused = |module: &&Planned<'_>| module.source.is_some_and(|source| source.experts() > 1);
@@ -207,20 +208,20 @@ fn config(job: &Sanitizing, adapter: &PeftAdapter, plan: &SanitizePlan<'_>) -> s
         .collect();
     let mut new = AdapterConfig::portable(old.base().unwrap_or_default(), plan.rank, kinds);
     new.base_model_name_or_path = old.base().map(str::to_owned).or_else(|| job.base.clone());
-    // An adapter that says it is for no task, as one of a classifier or an embedding model does, stays so.
+    // The adapter's task type is kept, even if it is null, for example for a classifier or an embedding model.
     if let Some(task_type) = old.raw().get("task_type") {
         new.task_type = task_type.as_str().map(str::to_owned);
     }
     new.fan_in_fan_out = old.is("fan_in_fan_out");
-    // Whole names: PEFT asks for a whole weight of every module whose name ends as an entry does. What the settings did not ask for
-    // is loaded into the base's own weight, as it was.
-    let asked = |module: &&str| old.modules_to_save().iter().any(|saved| module.ends_with(saved.as_str()));
+    // Full names: PEFT expects a whole weight for every module whose name ends with an entry. A whole weight that the
+    // config did not list is loaded into the base's own weight, as before.
+    let listed = |module: &&str| old.modules_to_save().iter().any(|saved| module.ends_with(saved.as_str()));
     let saved: BTreeSet<&str> = plan
         .kept
         .iter()
         .filter(|(extra, _)| matches!(extra.kind, ExtraKind::Norm | ExtraKind::FullWeight))
         .filter_map(|(extra, _)| extra.target.strip_suffix(".weight"))
-        .filter(asked)
+        .filter(listed)
         .collect();
     new.modules_to_save = (!saved.is_empty()).then(|| saved.into_iter().map(str::to_owned).collect());
     if plan.kept.iter().any(|(extra, _)| extra.kind == ExtraKind::Bias) {
@@ -253,11 +254,11 @@ fn card(record: &Sanitized) -> String {
     );
     let _ = writeln!(
         text,
-        "Relative error of all products together: {:.3e} by the cut to this rank, {:.3e} by storing the factors.",
+        "Relative error of all products together: {:.3e} from truncation to this rank, {:.3e} from rounding the factors.",
         record.truncation_error, record.rounding_error
     );
     if !record.completed.is_empty() {
-        let _ = writeln!(text, "\nModules of zeros that complete a set: {}.", record.completed.len());
+        let _ = writeln!(text, "\nModules of zeros, added to complete a set: {}.", record.completed.len());
     }
     if !record.pruned.is_empty() {
         text += "\n## Left out\n\n| name | what | elements | norm | change from the base |\n|---|---|---:|---:|---:|\n";
@@ -272,5 +273,5 @@ fn card(record: &Sanitized) -> String {
             );
         }
     }
-    text + "\n`sanitized.json` has the figures of every module. `b3sum --check B3SUMS` or `trephine verify .` checks the files.\n"
+    text + "\n`sanitized.json` holds the figures of every module. `b3sum --check B3SUMS` or `trephine verify .` checks the files.\n"
 }

@@ -1,8 +1,8 @@
-//! A safetensors file's header: 8 bytes of length, JSON, then the tensors' bytes without a gap.
+//! Reading the header of a safetensors file: 8 bytes of length, JSON, then the tensors' bytes without gaps.
 //!
-//! The checks come first, for their messages: each names the tensor and the bytes. The `safetensors` crate then has the last
-//! word on whatever they miss. (Its `read_metadata` wants the whole file as one slice; its `Metadata` checks the same, and
-//! leaves the file unmapped.)
+//! Our own checks come first for their messages, which name the tensor and the bytes. The `safetensors` crate then
+//! checks everything once more. (Its `read_metadata` needs the whole file as one slice; its `Metadata` makes the same
+//! checks and does not map the file.)
 
 use std::collections::HashSet;
 use std::fmt;
@@ -14,61 +14,63 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
 use crate::quant::weight::TensorInfo;
-use crate::storage::mmap::DataFile;
+use crate::storage::Storage;
 use crate::{Error, Result};
 
-/// What the format allows. A header describes some thousand tensors in some hundred bytes each.
+/// The largest header that the format allows, in bytes. Headers usually describe thousands of tensors in about a
+/// hundred bytes each.
 pub(crate) const LARGEST: u64 = 100_000_000;
 pub(crate) const AGAIN: &str = "the file is damaged or was cut short: download or copy it again";
 
-/// What a file's header says.
+/// The content of a file's header.
 #[derive(Debug)]
 pub(crate) struct Header {
-    /// Tensors and their bytes from the start of the file, in the order of those.
+    /// Tensors and their byte ranges in the file, in the order of the bytes.
     pub(crate) tensors: Vec<(TensorInfo, Range<u64>)>,
     /// The blake3 of the length and the JSON.
     pub(crate) digest: blake3::Hash,
 }
 
 /// Reads and checks the header of a file.
-pub(crate) fn read(file: &DataFile) -> Result<Header> {
-    let bad = |what: String| Error::input(what).path(file.path()).hint(AGAIN);
-    if file.size() == 0 {
+pub(crate) fn read(file: &dyn Storage) -> Result<Header> {
+    let bad = |what: String| Error::input(what).path(file.location()).hint(AGAIN);
+    if file.length() == 0 {
         return Err(bad("the file is empty".to_owned()));
     }
-    let mut start = vec![0u8; file.size().min(64) as usize];
-    file.read_exact(&mut start)?;
+    let mut start = vec![0u8; file.length().min(64) as usize];
+    file.read_into(0, &mut start)?;
     if is_lfs_pointer(&start) {
-        return Err(lfs_pointer().path(file.path()));
+        return Err(lfs_pointer().path(file.location()));
     }
     let Some(length) = start.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes)) else {
-        return Err(bad(format!("the file has {} bytes, too few for a header", file.size())));
+        return Err(bad(format!("the file has {} bytes, too few for a header", file.length())));
     };
     if length > LARGEST {
         let what = format!("the header claims {length} bytes; the format allows {LARGEST}");
-        let cure = "this is hardly a safetensors file: download or export it again";
-        return Err(Error::input(what).path(file.path()).hint(cure));
+        let cure = "this is probably not a safetensors file: download or export it again";
+        return Err(Error::input(what).path(file.location()).hint(cure));
     }
-    if length + 8 > file.size() {
+    if length + 8 > file.length() {
         return Err(bad(format!(
             "the header claims {length} bytes, but the file ends after {}",
-            file.size()
+            file.length()
         )));
     }
     let mut json = start.split_off(8);
     let rest = json.len();
     json.resize(length as usize, 0);
     if json.len() > rest {
-        file.read_exact(&mut json[rest..])?;
+        file.read_into(8 + rest as u64, &mut json[rest..])?;
     }
     let digest = blake3::Hasher::new().update(&length.to_le_bytes()).update(&json).finalize();
-    let tensors = parse(&json, file.size() - 8 - length).map_err(|e| e.path(file.path()).hint(AGAIN))?;
+    let tensors =
+        parse(&json, file.length() - 8 - length).map_err(|e| e.path(file.location()).hint(AGAIN))?;
     let data = 8 + length;
     let tensors = tensors.into_iter().map(|(stored, at)| (stored, data + at.start..data + at.end)).collect();
     Ok(Header { tensors, digest })
 }
 
-/// Whether a file's first bytes are those of a pointer that Git LFS leaves in place of a large file.
+/// Whether a file begins like a pointer that Git LFS leaves in place of a large file.
 pub(crate) fn is_lfs_pointer(start: &[u8]) -> bool {
     start.starts_with(b"version https://git-lfs")
 }
@@ -78,7 +80,7 @@ pub(crate) fn lfs_pointer() -> Error {
     Error::input("this is a Git LFS pointer, not the file itself").hint("run `git lfs pull` in its folder")
 }
 
-/// Parses a header's JSON. `size` is the number of bytes that follow it. The ranges count from the end of the header.
+/// Parses a header's JSON. `size` is the number of bytes after it; the ranges are relative to the end of the header.
 fn parse(json: &[u8], size: u64) -> Result<Vec<(TensorInfo, Range<u64>)>> {
     let entries: Entries = serde_json::from_slice(json)
         .map_err(|e| Error::input("the header is not a JSON object").because(e))?;
@@ -99,13 +101,13 @@ fn parse(json: &[u8], size: u64) -> Result<Vec<(TensorInfo, Range<u64>)>> {
     Ok(tensors)
 }
 
-/// One tensor's entry: dtype, shape, offsets, each checked against the others.
+/// Parses one tensor's entry: dtype, shape and offsets, checked against each other.
 fn entry(name: &str, value: &Value) -> Result<(TensorInfo, Range<u64>)> {
     let field = |key| value.get(key).ok_or_else(|| Error::input(format!("the header's entry has no {key}")));
     let kind = field("dtype")?;
     let dtype = Dtype::deserialize(kind).map_err(|_| {
         Error::input(format!("unknown dtype {kind}"))
-            .hint("a newer trephine may know it; else convert the checkpoint to bf16 or f32")
+            .hint("use a newer trephine that may know it, or convert the checkpoint to bf16 or f32")
     })?;
     let shape = numbers(field("shape")?, "shape")?;
     let offsets = numbers(field("data_offsets")?, "data_offsets")?;
@@ -140,7 +142,7 @@ fn numbers(value: &Value, key: &str) -> Result<Vec<u64>> {
     list.ok_or_else(|| Error::input(format!("{key} is {value}, not a list of whole numbers")))
 }
 
-/// Checks that the tensors, in order, cover all bytes once. `safetensors` asks for this, so that no file can hide anything.
+/// Checks that the tensors, in order, cover all bytes exactly once. The format requires this, so no file can hide data.
 fn cover(tensors: &[(TensorInfo, Range<u64>)], size: u64) -> Result<()> {
     let mut end = 0;
     let mut last = "";
@@ -161,7 +163,7 @@ fn cover(tensors: &[(TensorInfo, Range<u64>)], size: u64) -> Result<()> {
         }
         if bytes.start > end {
             return Err(Error::input(format!(
-                "bytes {end} to {}, before a tensor, belong to none",
+                "bytes {end} to {}, before a tensor, belong to no tensor",
                 bytes.start
             ))
             .tensor(&stored.name));
@@ -169,12 +171,14 @@ fn cover(tensors: &[(TensorInfo, Range<u64>)], size: u64) -> Result<()> {
         (end, last) = (bytes.end, &stored.name);
     }
     if end < size {
-        return Err(Error::input(format!("bytes {end} to {size}, after the last tensor, belong to none")));
+        return Err(Error::input(format!(
+            "bytes {end} to {size}, after the last tensor, belong to no tensor"
+        )));
     }
     Ok(())
 }
 
-/// A JSON object's entries in their order, names that occur twice included.
+/// The entries of a JSON object in order, including duplicate names.
 struct Entries(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Entries {

@@ -1,8 +1,7 @@
-//! The header of a safetensors file, built byte for byte the same every time, and read with every number
-//! checked.
+//! Building the header of a safetensors file reproducibly, and parsing it with every number checked.
 //!
-//! The crate's own writer keeps metadata in a `HashMap`, so two runs would differ in the order of its keys;
-//! reading is the crate's.
+//! The `safetensors` crate's writer keeps metadata in a `HashMap`, so the order of its keys would differ between runs.
+//! Parsing uses the crate.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -18,15 +17,15 @@ use crate::{Error, Result};
 /// The longest header that readers accept.
 const LONGEST: u64 = 100_000_000;
 
-/// The key that no tensor can have.
+/// The key of the metadata, which no tensor can have.
 const METADATA: &str = "__metadata__";
 
-/// A tensor and its place.
+/// A tensor and its byte range in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placed {
     /// Name, element type, shape.
     pub stored: TensorInfo,
-    /// Its bytes, from the beginning of the file.
+    /// The range of its bytes in the file.
     pub range: Range<u64>,
 }
 
@@ -36,29 +35,29 @@ impl Placed {
         self.range.end - self.range.start
     }
 
-    /// Whether it has no bytes, as an array with a dimension of zero.
+    /// Whether it has no bytes, as with a dimension of zero.
     pub fn is_empty(&self) -> bool {
         self.range.is_empty()
     }
 }
 
-/// What a file begins with, and what follows in which order.
+/// The first bytes of a file, and the layout of the data after them.
 #[derive(Debug)]
 pub(crate) struct Header {
-    /// The length, the JSON, the padding.
+    /// The length, the JSON and the padding.
     pub bytes: Vec<u8>,
-    /// In the order of the data.
+    /// The tensors in the order of their data.
     pub layout: Vec<Placed>,
 }
 
 impl Header {
-    /// Bytes of the whole file.
+    /// Length of the whole file in bytes.
     pub fn length(&self) -> u64 {
         self.layout.last().map_or(self.bytes.len() as u64, |last| last.range.end)
     }
 }
 
-/// Serialized in order: the metadata first, as readers by eye expect, then the tensors by name.
+/// The header's JSON, serialized in order: the metadata first, as human readers expect, then the tensors by name.
 struct Document<'a> {
     metadata: &'a BTreeMap<String, String>,
     tensors: BTreeMap<&'a str, HeaderInfo>,
@@ -80,21 +79,21 @@ enum HeaderEntry<'a> {
     Tensor(&'a HeaderInfo),
 }
 
-/// Builds the header of `tensors`. The data lie wide elements first, so that each is aligned, then by name;
-/// for one dtype that is by name alone.
+/// Builds the header of `tensors`. The data are sorted by element size, largest first, so that each tensor is aligned,
+/// and then by name.
 ///
 /// # Errors
-/// A name given twice or not allowed, a length that overflows or ends inside a byte, a header that is too
-/// long.
+/// A name that occurs twice or is not allowed, a length that overflows or ends inside a byte, a header that is
+/// too long.
 pub(crate) fn build(mut tensors: Vec<TensorInfo>, metadata: &BTreeMap<String, String>) -> Result<Header> {
     tensors.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then_with(|| a.name.cmp(&b.name)));
     build_in_order(tensors, metadata)
 }
 
-/// The same with the data in the order of `tensors`.
+/// Builds the header with the data in the order of `tensors`.
 ///
 /// # Errors
-/// As [`build`], and a tensor that would not be aligned.
+/// The errors of [`build`], and a tensor that would not be aligned.
 pub(crate) fn build_in_order(
     tensors: Vec<TensorInfo>,
     metadata: &BTreeMap<String, String>,
@@ -106,7 +105,7 @@ pub(crate) fn build_in_order(
             |why: &str| Error::unexpected(format!("cannot store the tensor, {why}")).tensor(&tensor.name);
         let start = end;
         end = bytes(tensor).and_then(|n| start.checked_add(n)).ok_or_else(|| {
-            refuse(&format!("{:?} {:?} has no whole number of bytes", tensor.dtype, tensor.shape))
+            refuse(&format!("{:?} {:?} is not a whole number of bytes", tensor.dtype, tensor.shape))
         })?;
         let data_offsets = (index(start)?, index(end)?);
         let info = HeaderInfo { dtype: tensor.dtype, shape: tensor.shape.clone(), data_offsets };
@@ -130,18 +129,18 @@ pub(crate) fn build_in_order(
 fn encode(document: &Document<'_>) -> Result<Vec<u8>> {
     let mut json = serde_json::to_vec(document)
         .map_err(|e| Error::unexpected("cannot encode the safetensors header").because(e))?;
-    // Padded, so that the data begin at a multiple of eight.
+    // Pad, so that the data begin at a multiple of eight.
     json.resize(json.len().next_multiple_of(8), b' ');
     let length = json.len() as u64;
     if length > LONGEST {
         return Err(Error::unexpected(format!(
-            "a safetensors header of {length} bytes is too long to be read"
+            "a safetensors header of {length} bytes is too long for readers"
         )));
     }
     Ok([&length.to_le_bytes()[..], &json].concat())
 }
 
-/// Length of a tensor in bytes; `None` where it overflows or ends inside a byte.
+/// Length of a tensor in bytes; `None` if it overflows or ends inside a byte.
 fn bytes(tensor: &TensorInfo) -> Option<u64> {
     let bits =
         tensor.shape.iter().try_fold(tensor.dtype.bitsize() as u64, |n, &d| n.checked_mul(d as u64))?;
@@ -152,16 +151,16 @@ fn index(offset: u64) -> Result<usize> {
     usize::try_from(offset).map_err(|e| Error::unexpected("the file is too long for this machine").because(e))
 }
 
-/// What a header says, in the order of the data.
+/// The content of a header, in the order of the data.
 pub(crate) struct Parsed {
     pub layout: Vec<Placed>,
     pub metadata: HashMap<String, String>,
 }
 
-/// Reads the header of `file`, `length` bytes long, from its beginning.
+/// Reads the header of `file`, which is `length` bytes long, from its beginning.
 ///
 /// # Errors
-/// [`Kind::Input`](crate::Kind::Input) for a header that is no header or does not fit the file.
+/// [`Kind::Input`](crate::Kind::Input) for a header that is malformed or does not match the file.
 pub(crate) fn parse(mut file: &File, length: u64) -> Result<Parsed> {
     let bad = |why: String| Error::input(format!("the safetensors header is damaged: {why}"));
     let failed = |e: io::Error| Error::unexpected("cannot read the safetensors header").because(e);
@@ -174,7 +173,7 @@ pub(crate) fn parse(mut file: &File, length: u64) -> Result<Parsed> {
     }
     let mut json = vec![0; index(size)?];
     file.read_exact(&mut json).map_err(failed)?;
-    // Checks shapes against offsets, and that the offsets leave neither gap nor overlap.
+    // This checks shapes against offsets, and that the offsets leave neither gaps nor overlaps.
     let found: Metadata = serde_json::from_slice(&json).map_err(|e| bad(e.to_string()))?;
     if found.data_len() as u64 != after - size {
         return Err(bad(format!(

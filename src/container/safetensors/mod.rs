@@ -1,4 +1,4 @@
-//! The safetensors container: reading a header, laying one out, writing a file as a stream.
+//! The safetensors container: reading a header, building one, and writing a file as a stream.
 
 pub(crate) mod header;
 pub(crate) mod layout;

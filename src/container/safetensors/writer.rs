@@ -1,4 +1,4 @@
-//! One large safetensors file, written front to back in pieces: its header is known before its data are.
+//! A streaming writer for a safetensors file: front to back in pieces, with the header known before the data.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,37 +11,35 @@ use crate::durable::direct_io::DIRECT_BYTES;
 use crate::quant::weight::TensorInfo;
 use crate::{Error, Result};
 
-/// From so many bytes on a thread and buffers are worth while for a file.
+/// From this many bytes on, a file is worth a writer thread and its buffers.
 const LARGE: u64 = 16 << 20;
 
-/// Bytes of memory that [`SafetensorsWriter::in_order`] takes to write a file of `length` bytes.
+/// Bytes of memory that [`SafetensorsWriter::in_order`] needs to write a file of `length` bytes.
 pub fn memory_for(length: u64) -> u64 {
     if length < LARGE { 1 << 20 } else { DIRECT_BYTES }
 }
 
-/// Writes a safetensors file tensor by tensor, in the order of [`layout`](Self::layout). The file gets its
-/// name by [`finish`](Self::finish), when every tensor is complete.
+/// Writes a safetensors file tensor by tensor, in the order of [`layout`](Self::layout). [`finish`](Self::finish) gives
+/// the file its name when every tensor is complete.
 #[derive(Debug)]
 pub struct SafetensorsWriter {
     draft: Draft,
     layout: Vec<Placed>,
-    // The tensor that is being written, and how many bytes of it are.
+    // The index of the current tensor, and how many bytes of it are written.
     turn: usize,
     done: u64,
 }
 
 impl SafetensorsWriter {
-    /// Begins the file `path` that will hold `tensors`, with the metadata `{"format": "pt"}` that PyTorch's
-    /// readers ask for.
+    /// Begins the file `path` for `tensors`, with the metadata `{"format": "pt"}` that PyTorch's readers require.
     ///
     /// # Errors
-    /// As [`with_metadata`](Self::with_metadata).
+    /// The errors of [`with_metadata`](Self::with_metadata).
     pub fn create(path: &Path, tensors: Vec<TensorInfo>) -> Result<SafetensorsWriter> {
         Self::with_metadata(path, tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))
     }
 
-    /// Begins the file `path` that will hold `tensors` and `metadata`. The same tensors in another order give
-    /// the same bytes.
+    /// Begins the file `path` for `tensors` and `metadata`. The order of `tensors` does not change the bytes.
     ///
     /// # Errors
     /// A name that occurs twice, a shape whose length overflows or ends inside a byte, a header above 100 MB;
@@ -54,19 +52,20 @@ impl SafetensorsWriter {
         Self::begin(layout::build(tensors, metadata).map_err(|e| e.path(path))?, Draft::create(path)?)
     }
 
-    /// As [`create`](Self::create) for a checkpoint's file: with the data in the order of `tensors` as they are given, where a tensor's
-    /// bytes are known only after those of another, and by [`Draft::create_direct`] if they are many.
+    /// Begins a checkpoint's file with the data in the given order of `tensors`, for tensors whose bytes are known only
+    /// after those of others. Large files are written with [`Draft::create_direct`].
     ///
     /// # Errors
-    /// As [`with_metadata`](Self::with_metadata) and [`Draft::create_direct`], and an order in which a tensor would not be aligned.
+    /// The errors of [`with_metadata`](Self::with_metadata) and [`Draft::create_direct`], and an order in which a
+    /// tensor would not be aligned.
     pub fn in_order(path: &Path, tensors: Vec<TensorInfo>) -> Result<SafetensorsWriter> {
         Self::in_order_with(path, tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))
     }
 
-    /// As [`in_order`](Self::in_order), with `metadata`.
+    /// The same as [`in_order`](Self::in_order), with `metadata`.
     ///
     /// # Errors
-    /// As [`in_order`](Self::in_order).
+    /// The errors of [`in_order`](Self::in_order).
     pub fn in_order_with(
         path: &Path,
         tensors: Vec<TensorInfo>,
@@ -85,12 +84,13 @@ impl SafetensorsWriter {
         Ok(writer)
     }
 
-    /// All tensors, in the order in which their data are to be given: wide elements first, then by name, unless an order was given.
+    /// All tensors in the order in which their data must be written: the largest elements first, then by name, unless
+    /// an order was given.
     pub fn layout(&self) -> &[Placed] {
         &self.layout
     }
 
-    /// The tensor that the next data belong to, `None` when all are complete.
+    /// The tensor that the next data belong to; `None` when all are complete.
     pub fn due(&self) -> Option<&Placed> {
         self.layout.get(self.turn)
     }
@@ -98,7 +98,7 @@ impl SafetensorsWriter {
     /// Appends `bytes`, the next piece of the tensor `name`. A tensor without bytes needs no call.
     ///
     /// # Errors
-    /// A tensor whose turn it is not, more bytes than its shape has; a full disk.
+    /// A tensor out of order, more bytes than its shape has; a full disk.
     pub fn put(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
@@ -106,7 +106,7 @@ impl SafetensorsWriter {
         let misplaced = |why: String| Error::unexpected(why).tensor(name).path(self.draft.path());
         let Some(due) = self.due().filter(|t| t.stored.name == name) else {
             let due = self.due().map_or("none".to_owned(), |t| format!("'{}'", t.stored.name));
-            return Err(misplaced(format!("a tensor was written out of turn, due is {due}")));
+            return Err(misplaced(format!("a tensor was written out of order: the next is {due}")));
         };
         let done = self.done + bytes.len() as u64;
         if done > due.len() {
@@ -118,7 +118,7 @@ impl SafetensorsWriter {
         Ok(())
     }
 
-    /// Ends the file durably and gives it its name.
+    /// Completes the file durably and gives it its name.
     ///
     /// # Errors
     /// A tensor that is not complete; a full disk.
@@ -130,7 +130,7 @@ impl SafetensorsWriter {
         self.draft.finish()
     }
 
-    /// On to the next tensor that still needs bytes.
+    /// Advances to the next tensor that still needs bytes.
     fn advance(&mut self) {
         while self.layout.get(self.turn).is_some_and(|t| t.len() == self.done) {
             self.turn += 1;

@@ -6,64 +6,27 @@
 //!   and factors from that product, so the rounding of the square enters to second order only. Singular values below 3e-3 of
 //!   the largest come too near that rounding: where some are asked for, block Krylov on the delta itself does it.
 
-use std::ops::Range;
-
-use faer::linalg::matmul::matmul;
+use faer::Accum;
 use faer::prelude::*;
-use faer::traits::ComplexField;
-use faer::{Accum, Par};
 use rayon::prelude::*;
 
 use crate::Result;
+use crate::factorize::backend::block_lanczos;
 use crate::factorize::backend::block_lanczos::{EXCESS, Leading, leading};
 use crate::factorize::backend::krylov;
-use crate::factorize::kernel::block_ops::{cross_gram, eigen, multiply, narrow, widen};
+use crate::factorize::kernel::block_ops::{
+    cross_gram, eigen, eigen_bytes, eigen_flops, eigenvalues_bytes, multiply, narrow,
+};
+use crate::factorize::kernel::gram_matrix::{batch_bytes, gram_matrix, mirror, triangle, wide_passes};
+use crate::factorize::kernel::orthonormalize::orthogonal_bytes;
 use crate::factorize::kernel::passes::{times, transpose_times};
 use crate::factorize::kernel::ritz;
 use crate::factorize::kernel::ritz::Coefficients;
 use crate::factorize::kernel::rng::Stream;
-use crate::factorize::kernel::tiling::{pieces, split_rows};
-use crate::factorize::types::{BasisPlan, iterates};
-use crate::factorize::types::{Factors, Method, Panels, Request, kept_rank, unit_scale};
-
-/// Side of the tiles of the triangle. Each tile is one task's, so its sums depend on no other.
-const TILE: usize = 256;
-/// Rows (tall) or columns (wide) that are converted at a time.
-const DEPTH: usize = 512;
-/// Rows of the panels that are visited at the same time while a batch is filled.
-const FILL: usize = 64;
-/// Rows of a wide matrix that a task multiplies with the block that is held.
-const STRIP: usize = 128;
-
-/// What the Gram matrix is summed in.
-pub(crate) trait GramScalar: ComplexField + From<f32> + Send + Sync {
-    /// Whether batches of rows lie along their columns, rather than along their rows as the delta does.
-    const UPRIGHT: bool;
-
-    /// `tile += scale·left·right`.
-    fn add_product(tile: MatMut<'_, Self>, left: MatRef<'_, f32>, right: MatRef<'_, f32>, scale: f32);
-}
-
-impl GramScalar for f32 {
-    // Turning a batch costs less than having each tile's product turn its part of it.
-    const UPRIGHT: bool = true;
-
-    fn add_product(tile: MatMut<'_, f32>, left: MatRef<'_, f32>, right: MatRef<'_, f32>, scale: f32) {
-        matmul(tile, Accum::Add, left, right, scale, Par::Seq);
-    }
-}
-
-impl GramScalar for f64 {
-    const UPRIGHT: bool = false;
-
-    fn add_product(mut tile: MatMut<'_, f64>, left: MatRef<'_, f32>, right: MatRef<'_, f32>, scale: f32) {
-        for part in pieces(0..left.ncols(), DEPTH) {
-            let left = widen(left.transpose().subrows(part.start, part.len()));
-            let right = widen(right.subrows(part.start, part.len()));
-            matmul(tile.rb_mut(), Accum::Add, left.transpose(), right.as_ref(), f64::from(scale), Par::Seq);
-        }
-    }
-}
+use crate::factorize::kernel::tiling::groups;
+use crate::factorize::types::{
+    Backend, BasisPlan, Cost, Factors, Method, Panels, Request, iterates, kept_rank, unit_scale,
+};
 
 /// Factors of `delta` `[m, n]` with squared norm `norm2`, which is neither zero nor infinite.
 pub(crate) fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> Result<Factors> {
@@ -76,6 +39,23 @@ pub(crate) fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &
     }
     let request = Request { tolerance: EXCESS, ..*request };
     krylov::factorize(delta, norm2, module, &request, BasisPlan::thorough(m, n, &request))
+}
+
+/// The Gram matrix of the shorter side.
+pub(crate) struct Gram;
+
+impl Backend for Gram {
+    fn method(&self) -> Method {
+        Method::Gram
+    }
+
+    fn cost(&self, [m, n]: [usize; 2], request: &Request) -> Cost {
+        Cost { flops: flops(m, n, request), workspace: bytes(m, n, request) }
+    }
+
+    fn factorize(&self, delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> Result<Factors> {
+        factorize(delta, norm2, module, request)
+    }
 }
 
 /// By an f32 Gram matrix and block Krylov on it. None where singular values are asked for that it does not show.
@@ -136,21 +116,6 @@ fn refined(
     })
 }
 
-/// Copies the lower triangle to the upper one.
-fn mirror(mut square: MatMut<'_, f32>) {
-    let side = square.nrows();
-    // By tiles, which stay near while one side is read across its columns.
-    for rows in pieces(0..side, 64) {
-        for cols in pieces(0..rows.end, 64) {
-            for j in cols.clone() {
-                for i in rows.clone().filter(|&i| i > j) {
-                    square[(j, i)] = square[(i, j)];
-                }
-            }
-        }
-    }
-}
-
 /// By an f64 Gram matrix and its dense eigendecomposition.
 fn dense(delta: &dyn Panels, norm2: f64, request: &Request) -> Result<Factors> {
     let (m, n) = (delta.rows(), delta.cols());
@@ -196,108 +161,46 @@ fn columns(mat: &Mat<f32>) -> Vec<f32> {
     (0..mat.ncols()).flat_map(|j| mat.col_as_slice(j)).copied().collect()
 }
 
-/// `delta^T·delta` where the matrix is tall, `delta·delta^T` where it is wide: the lower triangle of tiles.
-///
-/// # Errors
-/// What visiting the delta meets.
-pub fn gram_matrix(delta: &dyn Panels) -> Result<Mat<f64>> {
-    triangle(delta, 1.0)
-}
-
-/// The same of `scale·delta`, summed in `T`.
-fn triangle<T: GramScalar>(delta: &dyn Panels, scale: f32) -> Result<Mat<T>> {
-    if delta.cols() <= delta.rows() { tall(delta, scale) } else { wide(delta, scale) }
-}
-
-/// Bytes of the buffers that a Gram matrix is computed with, beside its result.
-pub(crate) fn batch_bytes(m: usize, n: usize) -> usize {
-    if n <= m {
-        8 * DEPTH.min(m) * n
-    } else {
-        // The held block, and what each of as many as 64 threads widens.
-        4 * TILE.min(m) * n + 64 * 8 * DEPTH * (TILE + STRIP)
+fn flops(m: usize, n: usize, request: &Request) -> f64 {
+    let (long, short) = (m.max(n) as f64, m.min(n) as f64);
+    if iterates(m, n, request.rank) {
+        let (rank, d) = (request.rank as f64, (5.5 * request.rank as f64).max(200.0));
+        // Narrow products with the square and projections; the eigenvectors, and values alone at a few steps before.
+        let solver = (3.0 * short * short + 6.0 * short * d) * d + 2.0 * eigen_flops(d);
+        return 1.2 * long * short * short + solver + 2.0 * long * short * rank;
     }
+    // A triangle is half the product, and f64 less than half the speed.
+    2.5 * long * short * short + eigen_flops(short) + 2.0 * long * short * request.rank.min(m.min(n)) as f64
 }
 
-/// Batches of rows are converted in parallel, then each tile adds its product.
-fn tall<T: GramScalar>(delta: &dyn Panels, scale: f32) -> Result<Mat<T>> {
-    let (m, n) = (delta.rows(), delta.cols());
-    let mut gram = Mat::<T>::zeros(n, n);
-    let depth = DEPTH.min(m);
-    let mut store = if T::UPRIGHT { Mat::<T>::zeros(depth, n) } else { Mat::zeros(n, depth) };
-    for rows in pieces(0..m, DEPTH) {
-        let mut batch = if T::UPRIGHT {
-            store.as_mut().subrows_mut(0, rows.len())
-        } else {
-            store.as_mut().subcols_mut(0, rows.len()).transpose_mut()
-        };
-        fill(delta, rows, scale, batch.rb_mut())?;
-        let batch = batch.rb().transpose();
-        tiles(gram.as_mut()).into_par_iter().with_max_len(1).for_each(|(i, j, tile)| {
-            let (left, right) = (batch.subrows(i, tile.nrows()), batch.subrows(j, tile.ncols()));
-            matmul(tile, Accum::Add, left, right.transpose(), T::from(1.0), Par::Seq);
-        });
+fn bytes(m: usize, n: usize, request: &Request) -> usize {
+    if iterates(m, n, request.rank) {
+        return iterated_bytes(m, n, request.rank).max(krylov::bytes(
+            m,
+            n,
+            BasisPlan::thorough(m, n, request),
+        ));
     }
-    Ok(gram)
+    let (long, short) = (m.max(n), m.min(n));
+    let rank = request.rank.min(short);
+    let eigen = 8 * short * short + eigen_bytes(short);
+    let batch = batch_bytes(m, n);
+    let sums = if m < n { groups(n) } else { 1 };
+    let factors = 4 * rank * (sums * long + 2 * (m + n));
+    (8 * short * short + batch).max(eigen).max(8 * short * short * 2 + factors) + (1 << 20)
 }
 
-/// Copies `rows` of `scale·delta` to `out` `[rows.len(), n]`, row-major, in parallel.
-fn fill<T: GramScalar>(delta: &dyn Panels, rows: Range<usize>, scale: f32, out: MatMut<'_, T>) -> Result<()> {
-    let parts: Vec<_> = pieces(rows, FILL).collect();
-    let tasks: Vec<_> = parts.iter().cloned().zip(split_rows(out, &parts)).collect();
-    tasks.into_par_iter().with_max_len(1).try_for_each(|(part, mut out)| {
-        delta.visit(part, &mut |p| {
-            // By parts of the columns: where the batch is upright the lines written to stay near.
-            for cols in pieces(0..p.ncols(), 64) {
-                for i in 0..p.nrows() {
-                    for j in cols.clone() {
-                        out[(i, j)] = T::from(scale * p[(i, j)]);
-                    }
-                }
-            }
-            Ok(())
-        })
-    })
-}
-
-/// The tiles on and below the diagonal with the row and column they start at.
-fn tiles<T: GramScalar>(gram: MatMut<'_, T>) -> Vec<(usize, usize, MatMut<'_, T>)> {
-    let side = gram.nrows();
-    let bands: Vec<_> = pieces(0..side, TILE).collect();
-    let mut out = Vec::new();
-    for (rows, band) in bands.iter().zip(split_rows(gram, &bands)) {
-        let columns: Vec<_> = pieces(0..rows.end, TILE).collect();
-        let band = band.subcols_mut(0, rows.end).transpose_mut();
-        for (cols, tile) in columns.iter().zip(split_rows(band, &columns)) {
-            out.push((rows.start, cols.start, tile.transpose_mut()));
-        }
-    }
-    out
-}
-
-/// A block of rows is held; strips of all rows down to its end are visited and multiplied with it. Where the delta is
-/// recomputed at each visit that is about `m / (2·TILE)` passes, still less than the products cost.
-fn wide<T: GramScalar>(delta: &dyn Panels, scale: f32) -> Result<Mat<T>> {
-    let (m, n) = (delta.rows(), delta.cols());
-    let mut gram = Mat::<T>::zeros(m, m);
-    for held in pieces(0..m, TILE) {
-        let mut block = Mat::<f32>::zeros(n, held.len());
-        fill(delta, held.clone(), scale, block.as_mut().transpose_mut())?;
-        let strips: Vec<_> = pieces(0..held.end, STRIP).collect();
-        let band = gram.as_mut().subrows_mut(held.start, held.len()).subcols_mut(0, held.end).transpose_mut();
-        let tasks: Vec<_> = strips.iter().cloned().zip(split_rows(band, &strips)).collect();
-        tasks.into_par_iter().with_max_len(1).try_for_each(|(strip, tile)| {
-            let mut tile = tile.transpose_mut();
-            delta.visit(strip, &mut |p| {
-                T::add_product(tile.rb_mut(), block.transpose(), p.transpose(), scale);
-                Ok(())
-            })
-        })?;
-    }
-    Ok(gram)
-}
-
-fn wide_passes(m: usize) -> usize {
-    let blocks = m.div_ceil(TILE);
-    1 + blocks.div_ceil(2)
+/// The f32 square, block Krylov on it, and then the product of the delta with what was found.
+fn iterated_bytes(m: usize, n: usize, rank: usize) -> usize {
+    let (long, short) = (m.max(n), m.min(n));
+    let (most, columns) = (block_lanczos::most(short, rank), block_lanczos::columns(rank));
+    // Eigenvalues are judged while the basis grows.
+    let growing = orthogonal_bytes(short, most, block_lanczos::BLOCK) + eigenvalues_bytes(most);
+    let vectors = eigen_bytes(most) + 4 * most * columns + 4 * short * columns;
+    // The projected square, and what is judged of it.
+    let basis = 4 * short * (most + block_lanczos::BLOCK) + 2 * 8 * most * most;
+    let solver = basis + growing.max(vectors);
+    let sums = if m < n { groups(n) + 1 } else { 1 };
+    let factors = 4 * columns * (sums * long + 3 * (m + n)) + 17 * 8 * columns * columns;
+    (4 * short * short + batch_bytes(m, n).max(solver)).max(factors) + (8 << 20)
 }

@@ -8,15 +8,20 @@ use faer::Accum;
 use faer::prelude::*;
 
 use crate::Result;
-use crate::factorize::kernel::block_ops::{append, cross_gram, eigenvalues, multiply, narrow};
+use crate::factorize::kernel::block_ops::{
+    append, cross_gram, eigen_bytes, eigen_flops, eigenvalues, eigenvalues_bytes, multiply, narrow,
+};
 use crate::factorize::kernel::convergence::{Estimate, History};
-use crate::factorize::kernel::orthonormalize::orthonormalize;
+use crate::factorize::kernel::orthonormalize::{orthogonal_bytes, orthonormalize};
 use crate::factorize::kernel::passes::{Scratch, sweep};
 use crate::factorize::kernel::ritz;
 use crate::factorize::kernel::ritz::{Coefficients, Left, flat_enough};
 use crate::factorize::kernel::rng::Stream;
-use crate::factorize::types::BasisPlan;
-use crate::factorize::types::{Factors, Method, Panels, Request, kept_rank, unit_scale};
+use crate::factorize::kernel::skinny_gemm::packed_bytes;
+use crate::factorize::kernel::tiling::{groups, panel_rows};
+use crate::factorize::types::{
+    Backend, BasisPlan, Cost, Factors, Method, Panels, Request, kept_rank, unit_scale,
+};
 
 /// Share of the energy that f32 arithmetic cannot tell from nothing.
 const ROUNDING: f64 = 1e-6;
@@ -46,6 +51,24 @@ struct End {
     rank: usize,
     estimate: Estimate,
     left: Option<Left>,
+}
+
+/// Randomized block Krylov on the delta itself.
+pub(crate) struct Krylov;
+
+impl Backend for Krylov {
+    fn method(&self) -> Method {
+        Method::Krylov
+    }
+
+    fn cost(&self, [m, n]: [usize; 2], request: &Request) -> Cost {
+        let plan = BasisPlan::of(m, n, request);
+        Cost { flops: flops(m, n, plan), workspace: bytes(m, n, plan) }
+    }
+
+    fn factorize(&self, delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> Result<Factors> {
+        factorize(delta, norm2, module, request, BasisPlan::of(delta.rows(), delta.cols(), request))
+    }
 }
 
 /// Factors of `delta` `[m, n]` with squared norm `norm2`, which is neither zero nor infinite.
@@ -231,4 +254,33 @@ impl Basis {
             flops: self.flops + 2 * ((m + n) * d * k) as u64,
         })
     }
+}
+
+fn flops(m: usize, n: usize, plan: BasisPlan) -> f64 {
+    let (m, n, d) = (m as f64, n as f64, plan.expected() as f64);
+    let passes = 4.0 * m * n * d * narrowness(plan.block);
+    // Projections of 4 n d b each, summed over the blocks, and W^T W in f64.
+    let orthogonal = (8.0 * n + 4.0 * m) * d * d;
+    // One with vectors, and their values alone at every step.
+    passes + orthogonal + 4.0 * eigen_flops(d)
+}
+
+/// How much slower a product with few columns is than a square one.
+fn narrowness(block: usize) -> f64 {
+    1.0 + 25.0 / block as f64
+}
+
+/// An upper bound on the bytes of a run of these sizes, beyond the delta and the buffers its panels are decoded into.
+pub(crate) fn bytes(m: usize, n: usize, BasisPlan { rank, block, most }: BasisPlan) -> usize {
+    let basis = 4 * (n * (most + block) + m * most) + 8 * most * most;
+    // The groups' sums, the packed block and the result, the first two in whole strips; what groups pack of their panels.
+    let (strips, height) = (4 * block.next_multiple_of(32), panel_rows(m, n).1);
+    let sweep =
+        (groups(n) + 1) * n * strips + 4 * n * block + groups(n) * (height * strips + packed_bytes(height));
+    let orthogonal = orthogonal_bytes(n, most, block);
+    // R, M and two eigensolvers.
+    let judge = 3 * 8 * most * most + 2 * eigenvalues_bytes(most);
+    let factors = (4 * (m + n) * rank).max(eigen_bytes(most)) + (8 + 4) * 3 * most * rank;
+    // Where the allocator keeps some of the sums it was given back, they count beside what follows.
+    basis + sweep + orthogonal.max(judge).max(factors) + (8 << 20)
 }

@@ -167,3 +167,8 @@ fn solve(square: MatRef<'_, f64>, vectors: Option<MatMut<'_, f64>>) -> Result<Ve
     values.reverse();
     Ok(values)
 }
+/// Cost of an eigensolver for a square of side `s`, in f32 flops of a product on all threads.
+pub(crate) fn eigen_flops(s: f64) -> f64 {
+    // Some 9 s^3 in f64, half of them matrix-vector products, on one thread: measured, 2 threads, sides of 500 to 2500.
+    25.0 * s.powi(3)
+}

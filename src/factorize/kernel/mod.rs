@@ -2,6 +2,7 @@
 
 pub(crate) mod block_ops;
 pub(crate) mod convergence;
+pub(crate) mod gram_matrix;
 pub(crate) mod orthonormalize;
 pub(crate) mod passes;
 pub(crate) mod ritz;

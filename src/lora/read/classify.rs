@@ -1,4 +1,4 @@
-//! Sorts an adapter's tensors: into pairs of factors, into what is no LoRA, and into what is wrong.
+//! Classifies an adapter's tensors: pairs of factors, tensors that are not part of a LoRA, and problems.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,12 +27,13 @@ pub struct PeftModule {
 }
 
 impl PeftModule {
-    /// As the base names it, without `.weight`.
+    /// Its name in the base, without `.weight`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What it is to a LoRA: [`Place::Embedding`] where its factors are `lora_embedding_A` and `_B`, else what its name says.
+    /// Its place in the model: [`Place::Embedding`] if its factors are `lora_embedding_A` and `_B`, otherwise what its
+    /// name says.
     pub fn place(&self) -> Place {
         self.place
     }
@@ -42,12 +43,12 @@ impl PeftModule {
         self.shape
     }
 
-    /// The rank, by the factors' shape: what `lora_alpha` is divided by.
+    /// The rank, by the factors' shape. `lora_alpha` is divided by it.
     pub fn rank(&self) -> usize {
         self.rank
     }
 
-    /// How many experts the factors hold: 1 for an ordinary module. PEFT keeps those of fused experts (`….experts`,
+    /// How many experts the factors hold: 1 for an ordinary module. PEFT stores those of fused experts (`….experts`,
     /// `….experts.base_layer`) in one pair, `lora_A` `[rank · experts, in]` with row `e · rank + k`, and `lora_B`
     /// `[out, rank · experts]` with column `k · experts + e`.
     pub fn experts(&self) -> usize {
@@ -59,7 +60,7 @@ impl PeftModule {
         self.alpha
     }
 
-    /// The factor before `B·A`.
+    /// The scale of `B·A`.
     pub fn scale(&self) -> f64 {
         self.scale
     }
@@ -75,23 +76,23 @@ impl PeftModule {
     }
 }
 
-/// What a tensor that is no factor is.
+/// The kind of a tensor that is not a factor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExtraKind {
-    /// A norm's weight, as it is to become.
+    /// A norm's weight, which replaces the base's.
     Norm,
-    /// A bias of the base, as it is to become.
+    /// A bias, which replaces the base's.
     Bias,
-    /// Another whole weight, as the output head's, as it is to become.
+    /// Another whole weight, for example the output head's, which replaces the base's.
     FullWeight,
-    /// A parameter of the base as it is, saved along: it changes nothing.
+    /// An unchanged parameter of the base, saved along: it has no effect.
     BaseCopy,
     /// `lora_B.bias`: added to the layer's output with the module's scale.
     LoraBias,
     /// DoRA's magnitude vector, which rescales every row of the sum.
     Magnitude,
-    /// Nothing that is known here.
+    /// An unknown kind.
     Unknown,
 }
 
@@ -105,17 +106,17 @@ impl ExtraKind {
             ExtraKind::BaseCopy => "the base's own, saved along",
             ExtraKind::LoraBias => "bias of lora_B",
             ExtraKind::Magnitude => "DoRA's magnitudes",
-            ExtraKind::Unknown => "no part of a LoRA",
+            ExtraKind::Unknown => "not part of a LoRA",
         }
     }
 }
 
-/// A tensor that is no factor.
+/// A tensor that is not a factor.
 #[derive(Clone, Debug)]
 pub struct Extra {
     /// The tensor in the adapter's file.
     pub tensor: Tensor,
-    /// The parameter of the base that it belongs to, as `model.norm.weight`; for [`ExtraKind::LoraBias`] and
+    /// The parameter of the base that it belongs to, for example `model.norm.weight`; for [`ExtraKind::LoraBias`] and
     /// [`ExtraKind::Magnitude`] the module.
     pub target: String,
     /// What it is.
@@ -126,36 +127,36 @@ pub struct Extra {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "fault")]
 pub enum Fault {
-    /// `lora_A` without `lora_B`: the module is not among the adapter's.
+    /// `lora_A` without `lora_B`: the module is left out.
     LoneA,
-    /// `lora_B` without `lora_A`: the module is not among the adapter's.
+    /// `lora_B` without `lora_A`: the module is left out.
     LoneB,
-    /// The factors are no pair of matrices, or of different ranks: the module is not among the adapter's.
+    /// The factors are not a pair of matrices, or have different ranks: the module is left out.
     Misfit {
         /// The shape of `lora_A`.
         a: Vec<usize>,
         /// The shape of `lora_B`.
         b: Vec<usize>,
     },
-    /// A dtype that holds no plain numbers: the module is not among the adapter's.
+    /// A dtype that does not hold plain numbers: the module is left out.
     Dtype {
         /// Its name.
         dtype: String,
     },
     /// A rank of zero, which adds nothing.
     ZeroRank,
-    /// The config gives the module another rank than its factors have.
+    /// The config gives the module a rank that differs from its factors'.
     OtherRank {
-        /// By the config.
+        /// The rank in the config.
         config: usize,
-        /// By the factors' shape.
+        /// The rank by the factors' shape.
         stored: usize,
     },
     /// The name lacks `base_model.model.`.
     NoPrefix,
-    /// The name still has the adapter's own in it.
+    /// The name still contains the adapter's own name.
     AdapterName {
-        /// That name, mostly `default`.
+        /// That name, usually `default`.
         adapter: String,
     },
 }
@@ -166,22 +167,22 @@ impl fmt::Display for Fault {
             Fault::LoneA => f.write_str("has a lora_A without its lora_B"),
             Fault::LoneB => f.write_str("has a lora_B without its lora_A"),
             Fault::Misfit { a, b } => {
-                write!(f, "has a lora_A {a:?} and a lora_B {b:?}, which are no pair of factors")
+                write!(f, "has a lora_A {a:?} and a lora_B {b:?}, which are not a pair of factors")
             }
-            Fault::Dtype { dtype } => write!(f, "has factors of {dtype}, which holds no plain numbers"),
+            Fault::Dtype { dtype } => write!(f, "has factors of {dtype}, which does not hold plain numbers"),
             Fault::ZeroRank => f.write_str("has rank 0"),
             Fault::OtherRank { config, stored } => {
-                write!(f, "has factors of rank {stored}, the config says {config}")
+                write!(f, "has factors of rank {stored}, but the config says {config}")
             }
-            Fault::NoPrefix => f.write_str("has no 'base_model.model.' before it"),
+            Fault::NoPrefix => f.write_str("lacks the prefix 'base_model.model.'"),
             Fault::AdapterName { adapter } => {
-                write!(f, "still has the adapter's name '{adapter}' in its own")
+                write!(f, "still contains the adapter's name '{adapter}'")
             }
         }
     }
 }
 
-/// One thing that is wrong.
+/// One problem of an adapter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
     /// The module, or the tensor's name.
@@ -197,7 +198,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// An adapter's tensors, sorted.
+/// An adapter's tensors, classified.
 #[derive(Debug, Default)]
 pub(crate) struct Sorted {
     pub(crate) modules: BTreeMap<String, PeftModule>,
@@ -205,7 +206,7 @@ pub(crate) struct Sorted {
     pub(crate) problems: Vec<Problem>,
 }
 
-/// The factors of one module, as far as they were met.
+/// The factors of one module that were found so far.
 #[derive(Default)]
 struct Pair<'a> {
     a: Option<&'a Tensor>,
@@ -213,10 +214,10 @@ struct Pair<'a> {
     embedding: bool,
 }
 
-/// Sorts the tensors of one adapter.
+/// Classifies the tensors of one adapter.
 ///
 /// # Errors
-/// Two tensors that are the same factor of the same module, as from two adapters in one file.
+/// Two tensors that are the same factor of the same module, for example from two adapters in one file.
 pub(crate) fn sort<'a>(tensors: impl Iterator<Item = &'a Tensor>, config: &PeftConfig) -> Result<Sorted> {
     let (mut pairs, mut sorted) = (BTreeMap::<String, Pair<'a>>::new(), Sorted::default());
     for tensor in tensors {
@@ -241,9 +242,12 @@ pub(crate) fn sort<'a>(tensors: impl Iterator<Item = &'a Tensor>, config: &PeftC
         pair.embedding |= matches!(key.part, Part::EmbeddingA | Part::EmbeddingB);
         let slot = if factor { &mut pair.a } else { &mut pair.b };
         if let Some(first) = slot.replace(tensor) {
-            return Err(Error::input(format!("it and '{}' are the same factor of one module", first.name()))
-                .tensor(tensor.name())
-                .hint("the file holds two adapters: save the one that is meant by itself"));
+            return Err(Error::input(format!(
+                "this tensor and '{}' are the same factor of one module",
+                first.name()
+            ))
+            .tensor(tensor.name())
+            .hint("the file holds two adapters: save only the one that is needed"));
         }
     }
     for (name, pair) in pairs {
@@ -269,7 +273,7 @@ fn extra(part: Part, target: &str, tensor: &Tensor) -> ExtraKind {
     }
 }
 
-/// The module of a pair that is one. What is wrong with it goes to `faults`.
+/// The module of a pair of factors, if the pair is valid. What is wrong with it goes to `faults`.
 fn module(name: &str, pair: &Pair<'_>, config: &PeftConfig, faults: &mut Vec<Fault>) -> Option<PeftModule> {
     let (a, b) = match (pair.a, pair.b) {
         (Some(a), Some(b)) => (a, b),
@@ -313,8 +317,8 @@ fn module(name: &str, pair: &Pair<'_>, config: &PeftConfig, faults: &mut Vec<Fau
     Some(PeftModule { name: name.to_owned(), place, shape, rank, stack, alpha, scale, a, b })
 }
 
-/// The name that PEFT holds against the patterns: that of the parameter for fused experts, whose two weights are called
-/// `experts.base_layer` (`gate_up_proj`) and `experts` (`down_proj`) in an adapter.
+/// The name that PEFT matches against the patterns. For fused experts it is the parameter's: an adapter calls their two
+/// weights `experts.base_layer` (`gate_up_proj`) and `experts` (`down_proj`).
 fn pattern_name(module: &str) -> String {
     match module.strip_suffix(".experts.base_layer") {
         Some(stem) => format!("{stem}.experts.gate_up_proj"),

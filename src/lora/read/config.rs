@@ -1,5 +1,5 @@
-//! `adapter_config.json` of any LoRA adapter: rank and `lora_alpha` of each module, by PEFT's rules, and what else changes
-//! the adapter's meaning.
+//! `adapter_config.json` of any LoRA adapter: the rank and `lora_alpha` of each module, by PEFT's rules, and other
+//! settings that change the adapter's meaning.
 
 use std::fmt;
 use std::path::Path;
@@ -10,13 +10,13 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// What PEFT takes for a rank or a `lora_alpha` that the config leaves out.
+/// PEFT's default for a rank or a `lora_alpha` that the config leaves out.
 const DEFAULT: usize = 8;
 
 /// What `target_modules` names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Targets {
-    /// Modules by name or by the last parts of their names.
+    /// Modules, by name or by the last parts of their names.
     Names(Vec<String>),
     /// A regular expression over whole names, or PEFT's `all-linear`.
     Pattern(String),
@@ -24,7 +24,8 @@ pub enum Targets {
     None,
 }
 
-/// The config of a LoRA adapter, whoever wrote it. [`AdapterConfig`](crate::lora::AdapterConfig) is what Trephine writes.
+/// The config of a LoRA adapter, whichever program wrote it. [`AdapterConfig`](crate::lora::AdapterConfig) is what
+/// Trephine writes.
 #[derive(Clone, Debug)]
 pub struct PeftConfig {
     raw: Value,
@@ -39,7 +40,8 @@ impl PeftConfig {
     /// Reads the text of a config. `path` is for messages only.
     ///
     /// # Errors
-    /// No JSON object; another `peft_type` than LORA, named; a value of a type that the key cannot have.
+    /// Text that is not a JSON object; a `peft_type` other than LORA, which is named; a value of a type that its key
+    /// cannot have.
     pub fn parse(text: &str, path: &Path) -> Result<PeftConfig> {
         let raw: Value = serde_json::from_str(text).map_err(|e| {
             Error::input("the adapter's config is not JSON")
@@ -57,11 +59,11 @@ impl PeftConfig {
             Some(kind) => {
                 let kind = kind.as_str().map_or_else(|| kind.to_string(), str::to_owned);
                 return Err(bad(format!("the adapter is of peft_type {kind}, not LORA")).hint(
-                    "only LoRA adapters are read: merge this one into its base by PEFT, and extract a LoRA from that",
+                    "only LoRA adapters can be read: merge this one into its base with PEFT, then extract a LoRA from the result",
                 ));
             }
         }
-        let wrong = |key: &str, wish: &str| bad(format!("{key} is {}, not {wish}", raw[key]));
+        let wrong = |key: &str, expected: &str| bad(format!("{key} is {}, not {expected}", raw[key]));
         let given = |key: &str| raw.get(key).filter(|value| !value.is_null());
         let r =
             given("r").map(|value| whole(value).ok_or_else(|| wrong("r", "a whole number"))).transpose()?;
@@ -82,17 +84,17 @@ impl PeftConfig {
         Ok(PeftConfig { r, alpha, ranks, alphas, targets, raw })
     }
 
-    /// The JSON as it is.
+    /// The config's JSON, unchanged.
     pub fn raw(&self) -> &Value {
         &self.raw
     }
 
-    /// `r`, where it is given.
+    /// `r`, if it is given.
     pub fn r(&self) -> Option<usize> {
         self.r
     }
 
-    /// `lora_alpha`, where it is given.
+    /// `lora_alpha`, if it is given.
     pub fn lora_alpha(&self) -> Option<f64> {
         self.alpha
     }
@@ -102,13 +104,14 @@ impl PeftConfig {
         first(&self.ranks, module).or(self.r).unwrap_or(DEFAULT)
     }
 
-    /// The `lora_alpha` that the config gives to `module`: `alpha_pattern`, else `lora_alpha`, else PEFT's default of 8.
+    /// The `lora_alpha` that the config gives to `module`: `alpha_pattern`, else `lora_alpha`, else PEFT's default of
+    /// 8.
     pub fn alpha_of(&self, module: &str) -> f64 {
         first(&self.alphas, module).or(self.alpha).unwrap_or(DEFAULT as f64)
     }
 
-    /// The factor before `B·A` for `module`, whose factors have `rank`: `alpha / rank`, by rsLoRA (Kalajdzievski 2023)
-    /// `alpha / sqrt(rank)`; zero for a rank of zero.
+    /// The scale of `B·A` for `module`, whose factors have `rank`: `alpha / rank`, or `alpha / sqrt(rank)` with rsLoRA
+    /// (Kalajdzievski 2023); zero for a rank of zero.
     pub fn scale_of(&self, module: &str, rank: usize) -> f64 {
         let alpha = self.alpha_of(module);
         match rank {
@@ -128,7 +131,7 @@ impl PeftConfig {
         self.raw.get("modules_to_save").and_then(strings).unwrap_or_default()
     }
 
-    /// The base's name or path, where it is given.
+    /// The base's name or path, if it is given.
     pub fn base(&self) -> Option<&str> {
         self.text("base_model_name_or_path")
     }
@@ -138,8 +141,8 @@ impl PeftConfig {
         self.raw.get(key).and_then(Value::as_str)
     }
 
-    /// Whether `key`, as `use_dora` or `fan_in_fan_out`, is switched on: true, a number other than 0, or anything that is
-    /// not empty.
+    /// Whether `key`, for example `use_dora` or `fan_in_fan_out`, is switched on: true, a number other than 0, or
+    /// anything that is not empty.
     pub fn is(&self, key: &str) -> bool {
         match self.raw.get(key) {
             None | Some(Value::Null | Value::Bool(false)) => false,
@@ -151,8 +154,8 @@ impl PeftConfig {
         }
     }
 
-    /// The `init_lora_weights` that makes PEFT change the base's own weights when it loads the adapter (PiSSA, OLoRA, CorDA,
-    /// LoftQ): the factors then belong to that changed base, not to the base as it is published.
+    /// The `init_lora_weights` that makes PEFT change the base's own weights when it loads the adapter (PiSSA, OLoRA,
+    /// CorDA, LoftQ): the factors then belong to that changed base, not to the base as it is published.
     pub fn init_that_changes_the_base(&self) -> Option<&str> {
         const HARMLESS: [&str; 5] = ["gaussian", "eva", "orthogonal", "mica", "lora_ga"];
         self.text("init_lora_weights").filter(|init| !HARMLESS.contains(&init.to_lowercase().as_str()))
@@ -167,11 +170,12 @@ fn strings(value: &Value) -> Option<Vec<String>> {
     value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
 }
 
-/// One key of a pattern. PEFT matches `(.*\.)?(key)$` from the start of a module's name; the first key that matches wins.
+/// One key of a pattern. PEFT matches `(.*\.)?(key)$` from the start of a module's name; the first key that matches
+/// wins.
 #[derive(Clone, Debug)]
 enum Matcher {
-    /// A key of letters, digits and dots, of which a dot stands for any character. mergekit writes one a module, so these
-    /// may be thousands and are matched without a regular expression.
+    /// A key of letters, digits and dots, in which a dot matches any character. mergekit writes one per module, so
+    /// there may be thousands, and they are matched without a regular expression.
     Plain(String),
     Pattern(Regex),
 }
@@ -193,9 +197,10 @@ impl Matcher {
             Matcher::Pattern(pattern) => pattern.is_match(module),
             Matcher::Plain(key) => {
                 let (key, module) = (key.as_bytes(), module.as_bytes());
-                let Some(at) = module.len().checked_sub(key.len()) else { return false };
+                let Some(start) = module.len().checked_sub(key.len()) else { return false };
                 let same = |(k, m): (&u8, &u8)| *k == b'.' || k == m;
-                key.iter().rev().zip(module.iter().rev()).all(same) && (at == 0 || module[at - 1] == b'.')
+                key.iter().rev().zip(module.iter().rev()).all(same)
+                    && (start == 0 || module[start - 1] == b'.')
             }
         }
     }
@@ -206,13 +211,13 @@ fn first<T: Copy>(patterns: &[(Matcher, T)], module: &str) -> Option<T> {
 }
 
 fn matchers<T>(entries: &[(String, Value)], read: impl Fn(&Value) -> Option<T>) -> Result<Vec<(Matcher, T)>> {
-    let one = |(key, value): &(String, Value)| {
+    let entry = |(key, value): &(String, Value)| {
         let value = read(value).ok_or_else(|| {
             Error::input(format!("the pattern '{key}' has the value {value}, not a number"))
         })?;
         Ok((Matcher::new(key)?, value))
     };
-    entries.iter().map(one).collect()
+    entries.iter().map(entry).collect()
 }
 
 /// The two patterns with their keys in the order of the file, in which PEFT tries them.
@@ -224,7 +229,7 @@ struct Patterns {
     alpha_pattern: InOrder,
 }
 
-/// A JSON object's entries in their order; none for null.
+/// A JSON object's entries in file order; none for null.
 #[derive(Default)]
 struct InOrder(Vec<(String, Value)>);
 

@@ -1,14 +1,14 @@
-//! What the names of an adapter's tensors say: which weight of the base each belongs to, and what it is to it.
+//! Parses the names of an adapter's tensors: which weight of the base each belongs to, and its role for it.
 //!
-//! PEFT stores `base_model.model.<module>.lora_A.weight`. What has been saved by other ways may lack the prefix, or keep
-//! the adapter's own name (`lora_A.default.weight`), which PEFT leaves out when it saves and puts in when it loads.
+//! PEFT stores `base_model.model.<module>.lora_A.weight`. Tensors saved in other ways may lack the prefix, or keep the
+//! adapter's own name (`lora_A.default.weight`), which PEFT removes when it saves and inserts when it loads.
 
 use crate::lora::names::kind_of;
 
-/// What PEFT puts before the base's own names.
+/// The prefix that PEFT puts before the base's own names.
 pub(crate) const PREFIX: &str = "base_model.model.";
 
-/// What a tensor is to the weight it belongs to.
+/// The role of a tensor for the weight it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     /// `lora_A` `[r, in]`.
@@ -23,46 +23,46 @@ pub(crate) enum Part {
     LoraBias,
     /// `lora_magnitude_vector`, DoRA's.
     Magnitude,
-    /// A whole parameter of the base, as it is to become.
+    /// A whole parameter that replaces the base's.
     Whole,
-    /// A parameter of the base as it is: PEFT's `base_layer` and `original_module`.
+    /// An unchanged parameter of the base: PEFT's `base_layer` and `original_module`.
     Original,
-    /// Nothing that is known here.
+    /// An unknown role.
     Unknown,
 }
 
-/// A tensor's name, taken apart.
+/// A parsed tensor name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Key<'a> {
-    /// The module as the base names it; for a whole parameter with the parameter's name, as `model.norm.weight`.
+    /// The module's name in the base; for a whole parameter with the parameter's name, for example `model.norm.weight`.
     pub(crate) target: String,
-    /// What the tensor is to it.
+    /// The tensor's role for it.
     pub(crate) part: Part,
-    /// Whether [`PREFIX`] stood before it.
+    /// Whether the name had the [`PREFIX`].
     pub(crate) prefixed: bool,
-    /// The adapter's own name, where the key still has it: `default`.
+    /// The adapter's own name, if the key still contains it, for example `default`.
     pub(crate) adapter: Option<&'a str>,
 }
 
 impl Key<'_> {
-    /// Takes `name` apart.
+    /// Parses `name`.
     pub(crate) fn of(name: &str) -> Key<'_> {
         let bare = name.strip_prefix(PREFIX);
         let parts: Vec<&str> = bare.unwrap_or(name).split('.').collect();
-        let (target, part, adapter) = take_apart(&parts);
+        let (target, part, adapter) = parse(&parts);
         Key { target, part, prefixed: bare.is_some(), adapter }
     }
 }
 
-fn take_apart<'a>(parts: &[&'a str]) -> (String, Part, Option<&'a str>) {
+fn parse<'a>(parts: &[&'a str]) -> (String, Part, Option<&'a str>) {
     let whole = |part| (parts.join("."), part, None);
     let marked = parts.iter().rposition(|part| marker(part).is_some());
-    let Some((at, found)) = marked.and_then(|at| Some((at, marker(parts[at])?))) else {
-        // LoRA's kin (LoHa, VeRA, trainable tokens) mark their tensors by words of their own.
+    let Some((index, found)) = marked.and_then(|index| Some((index, marker(parts[index])?))) else {
+        // LoRA's relatives (LoHa, VeRA, trainable tokens) mark their tensors with words of their own.
         let foreign = |part: &&str| part.starts_with("lora_") || *part == "token_adapter";
         return whole(if parts.iter().any(foreign) { Part::Unknown } else { Part::Whole });
     };
-    let (module, rest) = (parts[..at].join("."), &parts[at + 1..]);
+    let (module, rest) = (parts[..index].join("."), &parts[index + 1..]);
     match (found, rest) {
         (Part::A | Part::B, ["weight"]) => (module, found, None),
         (Part::A | Part::B, [name, "weight"]) => (module, found, Some(name)),
@@ -73,8 +73,8 @@ fn take_apart<'a>(parts: &[&'a str]) -> (String, Part, Option<&'a str>) {
         (Part::Magnitude, [] | ["weight"]) => (module, found, None),
         (Part::Magnitude, [name] | [name, "weight"]) => (module, found, Some(name)),
         (Part::Whole, [name, parameter]) => (format!("{module}.{parameter}"), found, Some(name)),
-        // PEFT freezes the weight that it wraps, but its bias is trained where the config asks for it.
-        (Part::Original, ["bias"]) if parts[at] == "base_layer" => {
+        // PEFT freezes the weight that it wraps, but its bias is trained if the config asks for it.
+        (Part::Original, ["bias"]) if parts[index] == "base_layer" => {
             (format!("{module}.bias"), Part::Whole, None)
         }
         (Part::Original, [parameter]) => (format!("{module}.{parameter}"), found, None),
@@ -95,8 +95,8 @@ fn marker(part: &str) -> Option<Part> {
     })
 }
 
-/// Whether a whole parameter, as `model.layers.0.input_layernorm.weight`, is a norm's, by its name or for having one
-/// dimension only.
+/// Whether a whole parameter, for example `model.layers.0.input_layernorm.weight`, belongs to a norm: by its name, or
+/// because it has only one dimension.
 pub(crate) fn is_norm(parameter: &str, shape: &[usize]) -> bool {
     let module = parameter.rsplit_once('.').map_or(parameter, |(module, _)| module);
     shape.len() == 1 && parameter.ends_with(".weight") || kind_of(module).contains("norm")

@@ -1,9 +1,9 @@
-//! Reads any LoRA adapter that PEFT, or a program that writes as PEFT does, has left in a folder.
+//! Reads any LoRA adapter in PEFT's format.
 //!
-//! [`PeftAdapter::open`] reads the config and the header of the weights, no more. Every tensor is then one of three things:
-//! a factor of a [`PeftModule`], which pairs `lora_A` `[r, in]` with `lora_B` `[out, r]`; an [`Extra`], as a norm that
-//! was saved whole; or part of a [`Problem`], as a `lora_A` without its `lora_B`. What the adapter adds to a weight is
-//! `scale · B·A`, for an embedding its transpose.
+//! [`PeftAdapter::open`] reads only the config and the header of the weights. Every tensor is then one of three things:
+//! a factor of a [`PeftModule`], which pairs `lora_A` `[r, in]` with `lora_B` `[out, r]`; an [`Extra`], for example a
+//! norm that was saved whole; or part of a [`Problem`], for example a `lora_A` without its `lora_B`. The adapter adds
+//! `scale · B·A` to a weight, for an embedding its transpose.
 //!
 //! ```no_run
 //! # fn main() -> trephine::Result<()> {
@@ -34,7 +34,7 @@ use crate::durable::digest::hash_file;
 use crate::durable::folder;
 use crate::lora::read::classify::sort;
 use crate::lora::{CONFIG, WEIGHTS};
-use crate::storage::mmap::Window;
+use crate::storage::Window;
 use crate::{Error, Result, checkpoint};
 
 /// How many bytes of a factor are mapped and decoded at once.
@@ -62,7 +62,7 @@ pub struct Factors {
 }
 
 impl PeftAdapter {
-    /// Its files, by all of their content: an adapter is small.
+    /// The identity of its files, by digests of their whole content: an adapter is small.
     ///
     /// # Errors
     /// A file that cannot be read.
@@ -75,18 +75,18 @@ impl PeftAdapter {
         Ok(Identity { files: [CONFIG, WEIGHTS].into_iter().map(file).collect::<Result<_>>()? })
     }
 
-    /// Whether `folder` is one that [`open`](Self::open) would take for an adapter, good or bad.
+    /// Whether [`open`](Self::open) would take `folder` for an adapter, valid or not.
     pub fn is_at(folder: &Path) -> bool {
         folder.join(CONFIG).is_file()
     }
 
-    /// Opens a folder, the weight file in it, or a name as `owner/adapter` that is in the Hugging Face cache.
+    /// Opens a folder, the weight file in it, or a name such as `owner/adapter` that is in the Hugging Face cache.
     ///
-    /// What is wrong with single tensors is no error but a [`Problem`].
+    /// What is wrong with single tensors is not an error but a [`Problem`].
     ///
     /// # Errors
-    /// No adapter is there; its weights are in several files or not in safetensors; its file is damaged; its config cannot
-    /// be read, or is of another kind than LoRA; two of its tensors are the same factor.
+    /// No adapter; weights in several files or not in safetensors; a damaged file; a config that cannot be read, or is
+    /// not for LoRA; two tensors that are the same factor.
     pub fn open(spec: &str) -> Result<PeftAdapter> {
         let found = checkpoint::find(spec)?;
         Self::open_folder(if found.is_dir() { &found } else { folder::parent(&found) })
@@ -95,7 +95,7 @@ impl PeftAdapter {
     /// Opens the folder `root` itself.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// See [`open`](Self::open).
     pub fn open_folder(root: &Path) -> Result<PeftAdapter> {
         let files = names(root)?;
         let weights = weights(root, &files)?;
@@ -103,8 +103,8 @@ impl PeftAdapter {
         let text = std::fs::read_to_string(&path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::input("the adapter has no config")
                 .path(&path)
-                .hint("its rank and lora_alpha stand there: fetch the adapter again, whole"),
-            std::io::ErrorKind::InvalidData => Error::input("the adapter's config is no text").path(&path),
+                .hint("it holds the rank and lora_alpha: download the complete adapter again"),
+            std::io::ErrorKind::InvalidData => Error::input("the adapter's config is not text").path(&path),
             _ => Error::unexpected("cannot read the adapter's config").path(&path).because(e),
         })?;
         let config = PeftConfig::parse(&text, &path)?;
@@ -119,7 +119,7 @@ impl PeftAdapter {
         &self.root
     }
 
-    /// The names of all that lies in the folder, sorted.
+    /// The names of everything in the folder, sorted.
     pub fn files(&self) -> &[String] {
         &self.files
     }
@@ -129,7 +129,7 @@ impl PeftAdapter {
         &self.config
     }
 
-    /// The modules whose factors are a pair, by name.
+    /// The modules that have a valid pair of factors, by name.
     pub fn modules(&self) -> impl ExactSizeIterator<Item = &PeftModule> {
         self.modules.values()
     }
@@ -139,7 +139,7 @@ impl PeftAdapter {
         self.modules.get(name)
     }
 
-    /// The tensors that are no factors, by name.
+    /// The tensors that are not factors, by name.
     pub fn extras(&self) -> &[Extra] {
         &self.extras
     }
@@ -154,7 +154,7 @@ impl PeftAdapter {
         self.file.tensors()
     }
 
-    /// The largest rank of a module, zero where there is none.
+    /// The largest rank of a module; zero if there is no module.
     pub fn rank(&self) -> usize {
         self.modules.values().map(PeftModule::rank).max().unwrap_or(0)
     }
@@ -170,8 +170,8 @@ impl PeftAdapter {
         self.file.read(tensor, range)
     }
 
-    /// Reads `rows` of a dense `tensor` of this adapter, as [`Module::flattened`] lays it out (a vector is one row), into `out` in
-    /// f32, row-major.
+    /// Reads `rows` of a dense `tensor` of this adapter, as [`Module::flattened`] lays it out (a vector is one row),
+    /// into `out` in f32, row-major.
     ///
     /// # Errors
     /// A dtype that is not F32, F64, BF16 or F16; a file that cannot be read or has changed.
@@ -187,13 +187,13 @@ impl PeftAdapter {
 
     fn flat(&self, tensor: &Tensor) -> Result<Module> {
         Module::flattened(tensor).ok_or_else(|| {
-            let what = format!("a tensor of {} holds no numbers that are read", tensor.stored.dtype);
+            let what = format!("a tensor of {} cannot be read as numbers", tensor.stored.dtype);
             Error::input(what).tensor(tensor.name()).path(self.file.path(tensor.file))
         })
     }
 
-    /// Hands all of a dense `tensor` to `take` in order, in f32, in panels of whole rows of at most some 4 MiB as stored (or one
-    /// row, where that is larger). `take` is told which rows it gets.
+    /// Passes all of a dense `tensor` to `take` in order, in f32, in panels of whole rows of at most about 4 MiB as
+    /// stored (or one row, if that is larger). `take` also gets the range of rows.
     ///
     /// # Errors
     /// As [`read`](Self::read); what `take` returns.
@@ -215,7 +215,7 @@ impl PeftAdapter {
         Ok(())
     }
 
-    /// Hands the bytes of `tensor` to `take` in order, as they are stored, in pieces of at most some 4 MiB.
+    /// Passes the bytes of `tensor` to `take` in order, as stored, in pieces of at most 4 MiB.
     ///
     /// # Errors
     /// A file that cannot be read or has changed; what `take` returns.
@@ -226,7 +226,7 @@ impl PeftAdapter {
         Ok(())
     }
 
-    /// Both factors of `module`, in f32: `4 · r · (in + out)` bytes, and a window of the file at a time.
+    /// Reads both factors of `module` in f32: `4 · r · (in + out)` bytes, plus a window of the file at a time.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -243,7 +243,7 @@ impl PeftAdapter {
     }
 }
 
-/// The names of what lies in `root`, sorted.
+/// The names of everything in `root`, sorted.
 fn names(root: &Path) -> Result<Vec<String>> {
     let failed = |e| Error::unexpected("cannot list").path(root).because(e);
     let name = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
@@ -253,10 +253,10 @@ fn names(root: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The weight file of the adapter in `root`, where these `names` are.
+/// The weight file of the adapter in `root`, which contains `names`.
 fn weights(root: &Path, names: &[String]) -> Result<PathBuf> {
     let path = root.join(WEIGHTS);
-    // A link into a cache whose blob is gone has a name too: opening it says so.
+    // A dangling link into a cache has a name too: opening it reports the error.
     if names.iter().any(|name| name == WEIGHTS) {
         return Ok(path);
     }
@@ -265,19 +265,19 @@ fn weights(root: &Path, names: &[String]) -> Result<PathBuf> {
     if let Some(shard) = names.iter().find(shards) {
         return Err(Error::input("the adapter's weights are in several files, which no program loads")
             .path(root.join(shard))
-            .hint("save it by PEFT, which writes one adapter_model.safetensors"));
+            .hint("save it with PEFT, which writes one adapter_model.safetensors"));
     }
     if let Some(pickle) =
         ["adapter_model.bin", "adapter_model.pt"].iter().find(|end| names.iter().any(|n| n == *end))
     {
         return Err(Error::input("the adapter's weights are in PyTorch's pickle format, not in safetensors")
             .path(root.join(pickle))
-            .hint("load it by PEFT and save it: that writes adapter_model.safetensors"));
+            .hint("load it with PEFT and save it again: that writes adapter_model.safetensors"));
     }
     let what = if names.iter().any(|name| name == CONFIG) {
         "the adapter has a config but no weights"
     } else {
-        "this is no adapter"
+        "this is not an adapter"
     };
     Err(Error::input(what)
         .path(&path)

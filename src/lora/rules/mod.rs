@@ -1,9 +1,10 @@
-//! What each program that loads adapters asks of one, as rules.
+//! What each program that loads adapters requires of one, as rules.
 //!
-//! PEFT is the most lenient: what it does not know it ignores, and says nothing when an adapter does nothing. vLLM, SGLang
-//! and llama.cpp each refuse, or misread, something that the others take. [`judge`] holds an adapter against all of
-//! them; [`portable`] asks for the subset that every one of them loads without losing anything, which is what Trephine
-//! writes. The rules follow the loaders' own code (PEFT 0.21, vLLM 0.32, SGLang, llama.cpp's `convert_lora_to_gguf.py`).
+//! PEFT is the most lenient: it ignores what it does not know, and does not report an adapter that has no effect. vLLM,
+//! SGLang and llama.cpp each refuse, or misread, something that the others accept. [`judge`] checks an adapter against
+//! all of them; [`portable`] checks for the subset that every one of them loads without loss, which is what Trephine
+//! writes. The rules follow the loaders' own code (PEFT 0.21, vLLM 0.32, SGLang, llama.cpp's
+//! `convert_lora_to_gguf.py`).
 
 pub(crate) mod settings;
 pub(crate) mod siblings;
@@ -28,16 +29,16 @@ pub enum Loader {
     /// SGLang.
     #[serde(rename = "sglang")]
     Sglang,
-    /// llama.cpp, by its converter.
+    /// llama.cpp, through its converter.
     #[serde(rename = "llama.cpp")]
     LlamaCpp,
 }
 
 impl Loader {
-    /// All of them.
+    /// All loaders.
     pub const ALL: [Loader; 4] = [Loader::Peft, Loader::Vllm, Loader::Sglang, Loader::LlamaCpp];
 
-    /// Its name as its makers write it.
+    /// Its name, as its authors write it.
     pub fn name(self) -> &'static str {
         match self {
             Loader::Peft => "PEFT",
@@ -54,17 +55,17 @@ impl fmt::Display for Loader {
     }
 }
 
-/// What comes of a breach, from bad to mild.
+/// The effect of a broken rule, from worst to mildest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Effect {
     /// The program refuses the adapter.
     Refused,
-    /// It loads and computes something else, without a word.
+    /// It loads the adapter and silently computes something else.
     Wrong,
-    /// It loads, and a part of it does nothing.
+    /// It loads the adapter, but a part of it has no effect.
     NoEffect,
-    /// It loads today; an older version, or a base that cannot be seen from here, may refuse it, or something rounds.
+    /// It loads the adapter, but an older version or an unknown base may refuse it, or something is rounded.
     Caution,
 }
 
@@ -80,13 +81,13 @@ impl Effect {
     }
 }
 
-/// Whether `sanitize` can mend a breach.
+/// Whether `sanitize` can fix a broken rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fix {
-    /// Yes, and what the adapter adds stays as it is, but for rounding.
+    /// Yes, and what the adapter adds stays the same, except for rounding.
     Yes,
-    /// Yes, by leaving something out: what that was is told with its norm.
+    /// Yes, by leaving something out, which is reported with its norm.
     ByPruning,
     /// Yes, by a lower rank, with `--max-rank`.
     ByMaxRank,
@@ -109,25 +110,25 @@ impl Fix {
 /// One rule that an adapter breaks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleFinding {
-    /// For whom it matters.
+    /// The programs that it concerns.
     pub consumers: Vec<Loader>,
     /// The tensor, module, file or key of the config at fault.
     pub at: String,
-    /// What is wrong, and what comes of it.
+    /// What is wrong, and what the consequence is.
     pub why: String,
-    /// What it comes to.
+    /// Its effect.
     pub outcome: Effect,
-    /// Whether `sanitize` can mend it.
+    /// Whether `sanitize` can fix it.
     pub mend: Fix,
 }
 
 impl RuleFinding {
-    /// Whether it keeps the adapter from working: all but [`Effect::Caution`].
+    /// Whether it keeps the adapter from working: everything except [`Effect::Caution`].
     pub fn is_failure(&self) -> bool {
         self.outcome != Effect::Caution
     }
 
-    /// Whether it matters for one of these.
+    /// Whether it concerns one of `consumers`.
     pub fn concerns(&self, consumers: &[Loader]) -> bool {
         self.consumers.iter().any(|consumer| consumers.contains(consumer))
     }
@@ -140,7 +141,7 @@ impl fmt::Display for RuleFinding {
     }
 }
 
-/// Where the rules put what they find.
+/// Collects the findings of the rules.
 pub(crate) struct Report(Vec<RuleFinding>);
 
 impl Report {

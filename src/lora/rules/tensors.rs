@@ -13,7 +13,7 @@ use crate::lora::rules::siblings::Presence;
 use crate::lora::rules::{Effect, Fix, Loader, Report};
 use crate::lora::tree::BaseModules;
 
-/// Bases (`model_type`) on whose embedding and head vLLM takes a LoRA, and on whose it does not.
+/// Base models (`model_type`) on whose embedding and head vLLM accepts a LoRA, and those on which it does not.
 const VOCABULARY_TAKEN: [&str; 5] = ["llama", "mixtral", "qwen3", "qwen3_moe", "granite"];
 const VOCABULARY_REFUSED: [&str; 9] =
     ["mistral", "qwen2", "gemma", "gemma2", "gemma3", "gemma3_text", "deepseek_v2", "deepseek_v3", "gpt_oss"];
@@ -43,7 +43,7 @@ fn fault(at: &str, fault: &Fault, report: &mut Report) {
             add(&[Vllm, Sglang, LlamaCpp], Effect::Refused, Fix::ByPruning);
             add(&[Peft], Effect::NoEffect, Fix::ByPruning);
         }
-        // Its lora_A is random then.
+        // Its lora_A is then random.
         Fault::LoneB => {
             add(&[Vllm, Sglang, LlamaCpp], Effect::Refused, Fix::ByPruning);
             add(&[Peft], Effect::Wrong, Fix::ByPruning);
@@ -57,7 +57,7 @@ fn fault(at: &str, fault: &Fault, report: &mut Report) {
         Fault::NoPrefix => add(&[Peft], Effect::NoEffect, Fix::Yes),
         Fault::AdapterName { .. } => {
             add(&[Vllm, LlamaCpp], Effect::Refused, Fix::Yes);
-            // Under the name that it has by chance, it works.
+            // It works if it happens to be loaded under this name.
             let outcome = if matches!(fault, Fault::AdapterName { adapter } if adapter == "default") {
                 Effect::Caution
             } else {
@@ -68,9 +68,9 @@ fn fault(at: &str, fault: &Fault, report: &mut Report) {
     }
 }
 
-/// A tensor that is no factor.
+/// Checks a tensor that is not a factor.
 fn beside(adapter: &PeftAdapter, extra: &Extra, report: &mut Report) {
-    let (at, why) = (extra.tensor.name(), format!("is no factor of a LoRA: {}", extra.kind.words()));
+    let (at, why) = (extra.tensor.name(), format!("is not a factor of a LoRA: {}", extra.kind.words()));
     let mend = match extra.kind {
         ExtraKind::Magnitude => Fix::No,
         ExtraKind::BaseCopy => Fix::Yes,
@@ -81,17 +81,18 @@ fn beside(adapter: &PeftAdapter, extra: &Extra, report: &mut Report) {
         report.add(&[consumer], at, &*why, Effect::Refused, mend);
     }
     if !takes(Peft, adapter, extra) {
-        report.add(&[Peft], at, format!("{why}, which nothing asks for"), Effect::NoEffect, mend);
+        report.add(&[Peft], at, format!("{why}, which no setting asks for"), Effect::NoEffect, mend);
     }
 }
 
-/// Whether `consumer` takes this tensor beside the factors, and does with it what it stands for.
+/// Whether `consumer` accepts this tensor besides the factors, and uses it as intended.
 pub fn takes(consumer: Loader, adapter: &PeftAdapter, extra: &Extra) -> bool {
     let (config, kind, name) = (adapter.config(), extra.kind, extra.tensor.name());
     let module = extra.target.rsplit_once('.').map_or(&*extra.target, |(module, _)| module);
     let is_saved = || config.modules_to_save().iter().any(|saved| module.ends_with(saved.as_str()));
     match consumer {
-        // A whole tensor is loaded into the base's own where the two names agree; that of a layer with a LoRA is inside a wrapper.
+        // A whole tensor is loaded into the base's own if the two names agree; in a layer with a LoRA, the base's own
+        // is inside a wrapper.
         Peft => match kind {
             ExtraKind::Magnitude => config.is("use_dora"),
             ExtraKind::LoraBias => config.is("lora_bias"),
@@ -101,7 +102,7 @@ pub fn takes(consumer: Loader, adapter: &PeftAdapter, extra: &Extra) -> bool {
             ExtraKind::BaseCopy => true,
             ExtraKind::Unknown => false,
         },
-        // The heads of classifiers, and PEFT's copy of a vocabulary's own weight, which is skipped.
+        // The heads of classifiers are accepted, and PEFT's copy of a vocabulary's own weight is skipped.
         Vllm => match kind {
             ExtraKind::FullWeight | ExtraKind::Bias => {
                 matches!(kind_of(module), "classifier" | "score") && is_saved()
@@ -112,7 +113,7 @@ pub fn takes(consumer: Loader, adapter: &PeftAdapter, extra: &Extra) -> bool {
             _ => false,
         },
         Sglang => false,
-        // The converter writes these over, and skips the copies.
+        // The converter carries norms over, and skips the copies.
         LlamaCpp => match kind {
             ExtraKind::Norm => name.contains("_layernorm") || name.contains(".norm"),
             ExtraKind::BaseCopy => name.contains(".base_layer.weight"),
@@ -124,14 +125,14 @@ pub fn takes(consumer: Loader, adapter: &PeftAdapter, extra: &Extra) -> bool {
 fn in_place(adapter: &PeftAdapter, base: Option<&BaseModules>, module: &PeftModule, report: &mut Report) {
     let (config, name) = (adapter.config(), module.name());
     if is_target(config, name) == Some(false) && !is_target_parameter(config, name) {
-        report.add(&[Peft], name, "is in no entry of target_modules", Effect::NoEffect, Fix::Yes);
+        report.add(&[Peft], name, "is not matched by target_modules", Effect::NoEffect, Fix::Yes);
     }
     for (sibling, presence) in siblings::absent(adapter, base, name) {
         let kind = kind_of(&sibling);
         let (why, outcome) = match presence {
-            Presence::Known => (format!("comes without {kind}, which servers fuse with it"), Effect::Refused),
+            Presence::Known => (format!("lacks {kind}, which servers fuse with it"), Effect::Refused),
             Presence::Unknown => (
-                format!("comes without {kind}: refused where the base has one (--base tells)"),
+                format!("lacks {kind}, which matters only if the base has one (--base tells)"),
                 Effect::Caution,
             ),
         };
@@ -139,7 +140,7 @@ fn in_place(adapter: &PeftAdapter, base: Option<&BaseModules>, module: &PeftModu
     }
 }
 
-/// LoRA on the embedding or the head, which some bases' implementations in vLLM take and others do not.
+/// Checks a LoRA on the embedding or the head, which some bases' implementations in vLLM accept and others do not.
 pub(crate) fn vocabulary(adapter: &PeftAdapter, model: Option<&str>, report: &mut Report) {
     for module in adapter.modules().filter(|module| module.place().is_vocabulary()) {
         let (why, outcome) = match model {
@@ -148,7 +149,7 @@ pub(crate) fn vocabulary(adapter: &PeftAdapter, model: Option<&str>, report: &mu
                 (format!("is a LoRA on the vocabulary of a base of type {model}"), Effect::Refused)
             }
             _ => {
-                let why = "is a LoRA on the vocabulary: taken on Llama, Mixtral, Qwen3 and Granite, refused on Mistral, \
+                let why = "is a LoRA on the vocabulary: accepted on Llama, Mixtral, Qwen3 and Granite, refused on Mistral, \
                            Qwen2, Gemma, DeepSeek-V2 and gpt-oss";
                 (why.to_owned(), Effect::Caution)
             }
@@ -157,7 +158,7 @@ pub(crate) fn vocabulary(adapter: &PeftAdapter, model: Option<&str>, report: &mu
     }
 }
 
-/// Stacks of experts: vLLM takes both of a layer's, as PEFT calls them, or none.
+/// Checks stacks of experts: vLLM accepts both stacks of a layer, under PEFT's names, or neither.
 fn stacks(adapter: &PeftAdapter, report: &mut Report) {
     for module in adapter.modules().filter(|module| module.experts() > 1) {
         let name = module.name();
@@ -166,13 +167,13 @@ fn stacks(adapter: &PeftAdapter, report: &mut Report) {
             None => (format!("{name}.base_layer"), "gate_up_proj"),
         };
         if adapter.module(&other).is_none() {
-            let why = format!("comes without '{other}', the factors of {kind}");
+            let why = format!("lacks '{other}', the factors of {kind}");
             report.add(&[Vllm], name, why, Effect::Refused, Fix::No);
         }
     }
 }
 
-/// Experts that are modules of their own: vLLM stacks them, and asks for every expert with all its projections.
+/// Checks experts that are separate modules: vLLM stacks them, and needs every expert with all its projections.
 fn experts(adapter: &PeftAdapter, report: &mut Report) {
     let mut layers: BTreeMap<&str, (BTreeSet<usize>, BTreeSet<&str>)> = BTreeMap::new();
     let known = adapter.modules().filter_map(|module| expert_of(module.name()));
@@ -186,14 +187,13 @@ fn experts(adapter: &PeftAdapter, report: &mut Report) {
             Some(&("w1" | "w2" | "w3")) => ["w1", "w2", "w3"],
             _ => ["gate_proj", "up_proj", "down_proj"],
         };
-        let most = experts.last().map_or(0, |last| last + 1);
-        let missing = (0..most)
+        let count = experts.last().map_or(0, |last| last + 1);
+        let missing = (0..count)
             .flat_map(|expert| wanted.map(|projection| format!("{layer}.{expert}.{projection}")))
             .filter(|name| adapter.module(name).is_none())
             .count();
         if missing > 0 {
-            let why =
-                format!("lacks {missing} projections of its {most} experts, of which all have to be there");
+            let why = format!("lacks {missing} projections of its {count} experts, but all are needed");
             report.add(&[Vllm], *layer, why, Effect::Refused, Fix::Yes);
         }
     }

@@ -1,7 +1,9 @@
-//! The factors of a stack of experts, as PEFT lays them: one `lora_A` `[E·r, in]` and one `lora_B` `[out, r·E]` for all `E` experts.
+//! The factors of a stack of experts in PEFT's layout: one `lora_A` `[E·r, in]` and one `lora_B` `[out, r·E]` for all
+//! `E` experts.
 //!
-//! Row `e·r + k` of `lora_A` and column `k·E + e` of `lora_B` are direction `k` of expert `e` (PEFT's `ParamWrapper`). The modules
-//! are single experts all the same: each has a shard, a rank and a digest of its own, and is put into its place here.
+//! Row `e·r + k` of `lora_A` and column `k·E + e` of `lora_B` are direction `k` of expert `e` (PEFT's `ParamWrapper`).
+//! The modules are still single experts: each has a shard, a rank and a digest of its own, and is put in its place
+//! here.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,16 +16,16 @@ use crate::lora::write::piece::{Piece, ShardNames, check_shape, zeros};
 use crate::lora::write::shard::Shard;
 use crate::{Error, Result};
 
-/// Bytes of `lora_B` that are put together at a time.
+/// Bytes of `lora_B` that are assembled at a time.
 const BLOCK: usize = 8 << 20;
 
-/// Shards that are held open at most: a process may open some hundred files.
+/// The most shards that are held open: a process may open only a few hundred files.
 const OPEN: usize = 128;
 
 /// The pieces of one stack, in the order of its experts.
 ///
 /// # Errors
-/// An expert that is missing or there twice: factors of a stack have a place for each.
+/// An expert that is missing or present twice: a stack's factors have one place for each expert.
 pub(crate) fn stack<'a>(name: &str, mut pieces: Vec<&'a Piece>) -> Result<Vec<&'a Piece>> {
     let index = |piece: &&Piece| expert_of_stack(&piece.module).map(|(_, index)| index);
     pieces.sort_by_key(index);
@@ -32,10 +34,10 @@ pub(crate) fn stack<'a>(name: &str, mut pieces: Vec<&'a Piece>) -> Result<Vec<&'
     if whole && alike {
         return Ok(pieces);
     }
-    Err(Error::unexpected("a stack of experts is not whole").tensor(name))
+    Err(Error::unexpected("the experts of a stack are incomplete or differ in shape").tensor(name))
 }
 
-/// Writes both factors of a stack, of rank `r` for every expert, and adds the digest of each.
+/// Writes both factors of a stack, with rank `r` for every expert, and adds each expert's digest to `digests`.
 pub(crate) fn copy(
     writer: &mut SafetensorsWriter,
     r: usize,
@@ -83,7 +85,7 @@ pub(crate) fn copy(
     Ok(())
 }
 
-/// Rows of an expert's `lora_B` into `own`, each filled up with zeros to `to` bytes.
+/// Reads rows of an expert's `lora_B` into `own`, each padded with zeros to `to` bytes.
 fn read_rows(
     piece: &Piece,
     kept: &Option<Shard>,
@@ -107,13 +109,14 @@ fn read_rows(
     Ok(())
 }
 
-/// Elements of one of `count` experts to their columns: number `i` of `own` to number `i·count + index` of `block`.
+/// Copies the elements of one of `count` experts to their columns: element `i` of `own` to element `i·count + index` of
+/// `block`.
 fn scatter(own: &[u8], block: &mut [u8], index: usize, count: usize, size: usize) {
     let places = block.chunks_exact_mut(size).skip(index).step_by(count);
     places.zip(own.chunks_exact(size)).for_each(|(place, element)| place.copy_from_slice(element));
 }
 
-/// The factors of one module out of an adapter's weight file.
+/// The factors of one module, from an adapter's weight file.
 #[derive(Clone, Debug)]
 pub struct ModuleFactors {
     /// How the numbers are stored.
@@ -124,16 +127,18 @@ pub struct ModuleFactors {
     pub b: ([usize; 2], Vec<u8>),
 }
 
-/// Reads the factors of `module` from an adapter of uniform rank `r`; those of an expert of a stack are picked from the stack's.
+/// Reads the factors of `module` from an adapter of uniform rank `r`; those of an expert of a stack are picked from the
+/// stack's.
 ///
 /// # Errors
-/// The adapter has no such factors, or they are no matrices, or not of that rank.
+/// Factors that are missing, are not matrices, or do not have rank `r`.
 pub fn read_factors(adapter: &Shard, module: &str, place: Place, r: usize) -> Result<ModuleFactors> {
     let keys = Keys::of(module, place);
     let matrix = |key: &str| {
         let stored = &adapter.tensor(key)?.stored;
         let shape: Option<[usize; 2]> = stored.shape.as_slice().try_into().ok();
-        let bad = || Error::input(format!("a factor is {}, no matrix", stored.describe())).tensor(key);
+        let bad =
+            || Error::input(format!("a factor is {}, which is not a matrix", stored.describe())).tensor(key);
         Ok::<_, Error>((shape.ok_or_else(bad)?, stored.dtype))
     };
     let (([a_rows, inner], dtype), ([out, b_columns], _)) = (matrix(&keys.a)?, matrix(&keys.b)?);
@@ -144,7 +149,7 @@ pub fn read_factors(adapter: &Shard, module: &str, place: Place, r: usize) -> Re
     let rank = a_rows / count.max(1);
     if a_rows != b_columns || rank * count != a_rows || index >= count {
         let what = format!("the factors are {:?} and {:?}", [a_rows, inner], [out, b_columns]);
-        return Err(Error::input(format!("{what}, not of rank {r}")).tensor(module));
+        return Err(Error::input(format!("{what}, but rank {r} is expected")).tensor(module));
     }
     let mut a = vec![0; rank * inner * size];
     adapter.read(&keys.a, (index * rank * inner * size) as u64, &mut a)?;

@@ -1,4 +1,5 @@
-//! The one weight file that every loader takes, put together from the shards of modules without holding any of them.
+//! Assembles the one weight file that every loader accepts from the modules' shards, without holding a whole shard in
+//! memory.
 
 use crate::lora::write::piece::{Piece, ShardNames, check_shape, zeros};
 use std::collections::BTreeMap;
@@ -6,20 +7,52 @@ use std::path::Path;
 
 use safetensors::Dtype;
 
-use crate::Result;
 use crate::container::safetensors::writer::SafetensorsWriter;
+use crate::durable::atomic_file;
 use crate::durable::digest::Written;
+use crate::lora::config::{AdapterConfig, write_config};
 use crate::lora::names::{Keys, Place};
+use crate::lora::write::adapter::{Adapter, AdapterWriter, WrittenAdapter};
 use crate::lora::write::expert_stacks;
 use crate::lora::write::shard::Shard;
+use crate::lora::{CONFIG, WEIGHTS};
 use crate::quant::weight::TensorInfo;
+use crate::{Error, Result};
+
+/// The layout of PEFT, which vLLM and SGLang load too: `adapter_model.safetensors` and `adapter_config.json`.
+#[derive(Clone, Copy, Debug)]
+pub struct Peft;
+
+impl AdapterWriter for Peft {
+    fn files(&self) -> &'static [&'static str] {
+        &[WEIGHTS, CONFIG]
+    }
+
+    fn write(&self, out: &Path, adapter: &Adapter<'_>) -> Result<WrittenAdapter> {
+        let Adapter { rank, dtype, pieces, names, .. } = adapter;
+        let (weights, modules) = assemble(&out.join(WEIGHTS), *rank, *dtype, pieces, names)?;
+        let mut targets: Vec<&str> = pieces.iter().map(|piece| piece.module.as_str()).collect();
+        targets.sort_unstable();
+        let config = AdapterConfig {
+            task_type: adapter.task_type.map(str::to_owned),
+            ..AdapterConfig::for_modules(adapter.base, *rank, targets.into_iter())
+        };
+        let text = write_config(&config).map_err(|e| Error::unexpected("cannot write JSON").because(e))?;
+        let config = atomic_file::write(&out.join(CONFIG), |file| file.write_all(text.as_bytes()))?;
+        let files = [(WEIGHTS, weights), (CONFIG, config)];
+        Ok(WrittenAdapter {
+            files: files.map(|(name, written)| (name.to_owned(), written.blake3)).into(),
+            modules,
+        })
+    }
+}
 
 /// Writes `adapter_model.safetensors` of uniform rank `r` durably; factors of a lower rank are padded with zeros.
-/// Gives the file's digest, and for each module the digest of its `lora_A` followed by its `lora_B`.
+/// Returns the file's digest, and for each module the digest of its `lora_A` followed by its `lora_B`.
 ///
 /// # Errors
-/// A shard that is not what the journal said, or a failing disk.
-pub fn assemble(
+/// A shard that does not match the journal, or a failing disk.
+fn assemble(
     path: &Path,
     r: usize,
     dtype: Dtype,
@@ -38,9 +71,9 @@ pub fn assemble(
             *pieces = expert_stacks::stack(name, std::mem::take(pieces))?;
         }
         let ([out, inner], keys) = (first.shape, Keys::of(&first.module, first.place));
-        let wide = r * if stacked { pieces.len() } else { 1 };
+        let width = r * if stacked { pieces.len() } else { 1 };
         let stored = |name, shape| TensorInfo { name, dtype, shape };
-        layout.extend([stored(keys.a, vec![wide, inner]), stored(keys.b, vec![out, wide])]);
+        layout.extend([stored(keys.a, vec![width, inner]), stored(keys.b, vec![out, width])]);
     }
     let mut writer = SafetensorsWriter::create(path, layout)?;
     let mut digests = BTreeMap::new();
@@ -92,7 +125,7 @@ fn copy(
     Ok(hasher.finalize())
 }
 
-/// Rows of `from` bytes, each filled up with zeros to `to` bytes.
+/// Writes rows of `from` bytes, each padded with zeros to `to` bytes.
 fn padded_rows(
     shard: &Shard,
     name: &str,

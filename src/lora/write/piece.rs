@@ -4,11 +4,11 @@ use crate::lora::names::Place;
 use crate::lora::write::shard::Shard;
 use crate::{Error, Result};
 
-/// One module of an adapter that is being put together.
+/// One module of an adapter that is being assembled.
 pub struct Piece {
-    /// As the base names it.
+    /// Its name in the base.
     pub module: String,
-    /// Which names and orientation its factors have.
+    /// Determines the names and the orientation of its factors.
     pub place: Place,
     /// `[out, in]` of the adapter's product: for an embedding `[dim, vocab]`.
     pub shape: [usize; 2],
@@ -31,8 +31,8 @@ pub(crate) fn check_shape(shard: &Shard, name: &str, shape: &[usize]) -> Result<
     if found == shape {
         return Ok(());
     }
-    let what = format!("a factor in a shard is {found:?} and should be {shape:?}");
-    Err(Error::input(what).tensor(name).path(shard.path()).hint("--overwrite starts anew"))
+    let what = format!("a factor in a shard has shape {found:?} instead of {shape:?}");
+    Err(Error::input(what).tensor(name).path(shard.path()).hint("--overwrite starts again"))
 }
 
 pub(crate) fn zeros(bytes: usize, mut put: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
@@ -44,5 +44,5 @@ pub(crate) fn zeros(bytes: usize, mut put: impl FnMut(&[u8]) -> Result<()>) -> R
     Ok(())
 }
 
-/// Opens a shard, its digest checked.
+/// Opens a shard and checks its digest.
 pub type Opener = Box<dyn Fn() -> Result<Shard>>;

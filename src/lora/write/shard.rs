@@ -1,12 +1,11 @@
 //! The factors of one finished module, on disk until the adapter is assembled.
 //!
-//! A shard is a safetensors file by its bytes but not by its name, lest a tool that globs for `*.safetensors`
-//! take an unfinished run for a checkpoint.
+//! A shard has the contents of a safetensors file but another extension, so that a tool that globs for `*.safetensors`
+//! does not take an unfinished run for a checkpoint.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::container::safetensors::layout;
@@ -14,10 +13,11 @@ use crate::container::safetensors::layout::Placed;
 use crate::container::safetensors::writer::SafetensorsWriter;
 use crate::durable::digest::{PIECE, Written, digest};
 use crate::quant::weight::TensorInfo;
+use crate::storage::positioned::read_exact_at;
 use crate::{Error, Result};
 
-/// The file name of a module's shard: 16 hex digits of the name's BLAKE3, for a module's own name may be
-/// longer than a file system allows.
+/// The file name of a module's shard: 16 hex digits of the name's BLAKE3, because a module's own name may be longer
+/// than a file system allows.
 pub fn file_name(module: &str) -> String {
     format!("{}.shard", &blake3::hash(module.as_bytes()).to_hex()[..16])
 }
@@ -41,7 +41,7 @@ pub fn write(
     writer.finish()
 }
 
-/// A shard whose digest was found right when it was opened. Any number of threads may read from it at once.
+/// An open shard whose digest has been checked. Any number of threads may read from it at once.
 #[derive(Debug)]
 pub struct Shard {
     file: File,
@@ -60,14 +60,16 @@ impl Shard {
     pub fn open(path: &Path, expected: Written) -> Result<Shard> {
         let failed = |e: io::Error| Error::unexpected("cannot read the shard").path(path).because(e);
         let bad = |what: String| {
-            Error::input(what).path(path).hint("run the same command again: the module will be done anew")
+            Error::input(what)
+                .path(path)
+                .hint("run the same command again: the module will be computed again")
         };
         let file = File::open(path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => bad("the shard is missing".to_owned()),
             _ => failed(e),
         })?;
         let length = file.metadata().map_err(failed)?.len();
-        // The cheap comparison first: no need to read what is too short.
+        // The cheap comparison first: a file that is too short need not be read.
         if length != expected.bytes {
             return Err(bad(format!("the shard is damaged: {length} bytes instead of {}", expected.bytes)));
         }
@@ -117,12 +119,11 @@ impl Shard {
         if offset.checked_add(out.len() as u64).is_none_or(|end| end > placed.len()) {
             return Err(failed("a read beyond the end of the tensor"));
         }
-        self.file
-            .read_exact_at(out, placed.range.start + offset)
+        read_exact_at(&self.file, out, placed.range.start + offset)
             .map_err(|e| failed("cannot read from the shard").because(e))
     }
 
-    /// Hands the bytes of the tensor `name` to `take`, in order, in pieces of at most 1 MiB.
+    /// Passes the bytes of the tensor `name` to `take`, in order, in pieces of at most 1 MiB.
     ///
     /// # Errors
     /// As [`read`](Self::read); what `take` returns.

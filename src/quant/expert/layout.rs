@@ -15,9 +15,9 @@
 
 use std::sync::Arc;
 
-use crate::quant::expert::slice::Slice;
-use crate::quant::packing::row_concat::{Joined, RowStride};
-use crate::quant::packing::transposed::Turned;
+use crate::quant::expert::slice::ExpertSlice;
+use crate::quant::packing::row_concat::{RowConcat, RowStride};
+use crate::quant::packing::transposed::Transposed;
 use crate::quant::weight::{Dequantize, FoundWeight};
 use crate::{Error, Result};
 
@@ -154,7 +154,7 @@ impl Experts {
     pub(crate) fn modules(
         &self,
         stack: &Stack,
-        slices: impl Iterator<Item = Slice>,
+        slices: impl Iterator<Item = ExpertSlice>,
         quantized: bool,
     ) -> Result<Vec<FoundWeight>> {
         let mut found = Vec::new();
@@ -211,7 +211,7 @@ impl Experts {
     /// # Errors
     /// They differ in shape.
     pub fn join(&self, gate_and_up: [Arc<dyn Dequantize>; 2]) -> Result<Arc<dyn Dequantize>> {
-        Ok(Arc::new(Joined::new(gate_and_up, self.interleaved)?))
+        Ok(Arc::new(RowConcat::new(gate_and_up, self.interleaved)?))
     }
 
     /// Which rows of the joined weight are those of gate (0) or up (1), where each has `rows` of them.
@@ -225,7 +225,7 @@ impl Experts {
 
     /// The transpose of one slice, where its format can be read by columns.
     pub(crate) fn turn(&self, slice: Arc<dyn Dequantize>) -> Option<Arc<dyn Dequantize>> {
-        Some(Arc::new(Turned::of(slice)?))
+        Some(Arc::new(Transposed::of(slice)?))
     }
 }
 

@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::quant::expert::whole_stack::WholeStack;
-use crate::quant::weight::Stack;
-use crate::quant::weight::{Dequantize, TensorInfo};
+use crate::quant::weight::{Capabilities, Dequantize, Double, Saturation, Stack, StackSlice, TensorInfo};
 
 /// Consecutive rows of a decoder whose tensors lie one behind the other in larger ones.
 #[derive(Clone, Debug)]
-pub(crate) struct Slice {
+pub(crate) struct ExpertSlice {
     inner: Arc<dyn Dequantize>,
     /// The same as it lies in the dense tensor of the whole stack, which may be transposed.
     dense: Arc<dyn Dequantize>,
@@ -22,24 +21,24 @@ pub(crate) struct Slice {
     rows: Range<usize>,
 }
 
-impl Slice {
-    /// Slice `index` of `tensors`, each of which holds as many as its first dimension says; `inner` decodes one, and `dense` does
+impl ExpertSlice {
+    /// ExpertSlice `index` of `tensors`, each of which holds as many as its first dimension says; `inner` decodes one, and `dense` does
     /// as the dense tensor of the stack has it.
     pub(crate) fn of_stack(
         inner: Arc<dyn Dequantize>,
         dense: Arc<dyn Dequantize>,
         tensors: Vec<TensorInfo>,
         index: usize,
-    ) -> Slice {
+    ) -> ExpertSlice {
         let start = |stored: &TensorInfo| index * bytes(&stored.shape[1..], stored);
         let starts = tensors.iter().map(start).collect();
         let rows = 0..inner.shape()[0];
-        Slice { inner, dense, tensors, starts, rows }
+        ExpertSlice { inner, dense, tensors, starts, rows }
     }
 
     /// The same, but `rows` of it only.
-    pub(crate) fn rows(self, rows: Range<usize>) -> Slice {
-        Slice { rows, ..self }
+    pub(crate) fn rows(self, rows: Range<usize>) -> ExpertSlice {
+        ExpertSlice { rows, ..self }
     }
 
     /// Rows as `inner` counts them.
@@ -52,7 +51,7 @@ fn bytes(shape: &[usize], stored: &TensorInfo) -> usize {
     shape.iter().product::<usize>() * stored.dtype.bitsize() / 8
 }
 
-impl Dequantize for Slice {
+impl Dequantize for ExpertSlice {
     fn shape(&self) -> [usize; 2] {
         [self.rows.len(), self.inner.shape()[1]]
     }
@@ -66,6 +65,41 @@ impl Dequantize for Slice {
         spans.map(|(span, start)| start + span.start..start + span.end).collect()
     }
 
+    fn capabilities(&self) -> Capabilities<'_> {
+        let inner = self.inner.capabilities();
+        // Blocks are rounded by themselves, so rows that begin on the edge of one are rounded as the whole would be.
+        let whole_blocks =
+            inner.block.is_none_or(|[height, _]| self.rows.start.is_multiple_of(height.max(1)));
+        Capabilities {
+            needs_all_bytes: inner.needs_all_bytes,
+            block: inner.block,
+            round_to_nearest: inner.round_to_nearest.filter(|_| whole_blocks),
+            // Whoever transposes does so below the slice.
+            columns: None,
+            double: inner.double.map(|_| self as &dyn Double),
+            saturation: inner.saturation.map(|_| self as &dyn Saturation),
+            slice: Some(self),
+        }
+    }
+
+    fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
+        self.inner.dequantize(self.inside(rows), parts, out)
+    }
+}
+
+impl Double for ExpertSlice {
+    fn decode_f64(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f64]) -> Result<()> {
+        self.inner.dequantize_f64(self.inside(rows), parts, out)
+    }
+}
+
+impl Saturation for ExpertSlice {
+    fn count(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
+        self.inner.saturated(self.inside(rows), parts)
+    }
+}
+
+impl StackSlice for ExpertSlice {
     fn extents(&self) -> Vec<Range<usize>> {
         self.spans(0..self.rows.len())
     }
@@ -79,29 +113,5 @@ impl Dequantize for Slice {
         let weight = Arc::new(WholeStack::new(Arc::clone(&self.dense), self.tensors.clone()));
         let turned = !Arc::ptr_eq(&self.inner, &self.dense);
         Some(Stack { name, shape, weight, turned })
-    }
-
-    fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
-        self.inner.dequantize(self.inside(rows), parts, out)
-    }
-
-    fn is_whole(&self) -> bool {
-        self.inner.is_whole()
-    }
-
-    fn block(&self) -> Option<[usize; 2]> {
-        self.inner.block()
-    }
-
-    fn saturated(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
-        self.inner.saturated(self.inside(rows), parts)
-    }
-
-    fn is_wide(&self) -> bool {
-        self.inner.is_wide()
-    }
-
-    fn dequantize_f64(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f64]) -> Result<()> {
-        self.inner.dequantize_f64(self.inside(rows), parts, out)
     }
 }

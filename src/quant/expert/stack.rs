@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::quant::declared::missing;
 use crate::quant::expert::layout::Experts;
-use crate::quant::expert::slice::Slice;
+use crate::quant::expert::slice::ExpertSlice;
 use crate::quant::format::dense::Dense;
 use crate::quant::number::code_type::Codes;
 use crate::quant::weight::{Dequantize, Format, FoundWeight, TensorInfo, Tensors};
@@ -101,7 +101,7 @@ pub(crate) fn weights(
         Arc::clone(&weight)
     };
     let slices = (0..count)
-        .map(|index| Slice::of_stack(Arc::clone(&decoder), Arc::clone(&weight), stored.clone(), index));
+        .map(|index| ExpertSlice::of_stack(Arc::clone(&decoder), Arc::clone(&weight), stored.clone(), index));
     experts.modules(&stack, slices, quantized)
 }
 

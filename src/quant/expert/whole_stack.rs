@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::quant::weight::{Dequantize, TensorInfo};
+use crate::quant::weight::{Capabilities, Dequantize, Double, TensorInfo};
 
 /// The slices of a stack, one below the other.
 #[derive(Clone, Debug)]
@@ -84,19 +84,27 @@ impl Dequantize for WholeStack {
         joined.unwrap_or_else(|| vec![0..0; self.tensors.len()])
     }
 
+    // The whole stack is written, never judged or rounded again.
+    fn capabilities(&self) -> Capabilities<'_> {
+        let one = self.one.capabilities();
+        Capabilities {
+            needs_all_bytes: false,
+            block: one.block,
+            round_to_nearest: None,
+            columns: None,
+            double: one.double.map(|_| self as &dyn Double),
+            saturation: None,
+            slice: None,
+        }
+    }
+
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
         self.decode(rows, parts, out, |one, rows, bytes, out| one.dequantize(rows, bytes, out))
     }
+}
 
-    fn block(&self) -> Option<[usize; 2]> {
-        self.one.block()
-    }
-
-    fn is_wide(&self) -> bool {
-        self.one.is_wide()
-    }
-
-    fn dequantize_f64(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f64]) -> Result<()> {
+impl Double for WholeStack {
+    fn decode_f64(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f64]) -> Result<()> {
         self.decode(rows, parts, out, |one, rows, bytes, out| one.dequantize_f64(rows, bytes, out))
     }
 }

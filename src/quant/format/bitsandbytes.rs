@@ -20,7 +20,9 @@ use crate::quant::declared::missing;
 use crate::quant::format::dense::widen;
 use crate::quant::format::llm_int8::LlmInt8;
 use crate::quant::number::rounding::round;
-use crate::quant::weight::{Dequantize, Format, FoundWeight, TensorInfo, Tensors};
+use crate::quant::weight::{
+    Capabilities, Dequantize, Format, FoundWeight, Saturation, SchemeKind, TensorInfo, Tensors,
+};
 use crate::{Error, Result};
 
 /// What the config declares.
@@ -46,6 +48,10 @@ pub(crate) fn from_config(declared: &Declared) -> Result<Box<dyn Format>> {
 }
 
 impl Format for BitsAndBytes {
+    fn kind(&self) -> SchemeKind {
+        SchemeKind::Quantized
+    }
+
     fn label(&self) -> String {
         let kind = if self.four { self.kind.as_deref().unwrap_or("4 bits") } else { "LLM.int8" };
         format!("bitsandbytes ({kind})")
@@ -189,6 +195,20 @@ fn blocks(values: &Range<usize>, size: usize) -> Range<usize> {
     if values.is_empty() { 0..0 } else { values.start / size..values.end.div_ceil(size) }
 }
 
+impl Saturation for FourBits {
+    fn count(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
+        let values = self.values(&rows);
+        let map = floats(parts[2]);
+        let largest = map.iter().fold(0f32, |most, code| most.max(code.abs()));
+        // Ones for the codes that stand for the largest magnitudes, so that looking them up counts them.
+        let mut ends = [0f32; 16];
+        ends.iter_mut().zip(&map).for_each(|(end, code)| *end = f32::from(u8::from(code.abs() == largest)));
+        let mut found = vec![0f32; values.len()];
+        look_up(parts[0], values.start % 2 == 1, &ends, &mut found);
+        Some((found.iter().filter(|end| **end > 0.0).count() as u64, 4))
+    }
+}
+
 impl Dequantize for FourBits {
     fn shape(&self) -> [usize; 2] {
         self.shape
@@ -215,16 +235,16 @@ impl Dequantize for FourBits {
         spans
     }
 
-    fn saturated(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
-        let values = self.values(&rows);
-        let map = floats(parts[2]);
-        let largest = map.iter().fold(0f32, |most, code| most.max(code.abs()));
-        // Ones for the codes that stand for the largest magnitudes, so that looking them up counts them.
-        let mut ends = [0f32; 16];
-        ends.iter_mut().zip(&map).for_each(|(end, code)| *end = f32::from(u8::from(code.abs() == largest)));
-        let mut found = vec![0f32; values.len()];
-        look_up(parts[0], values.start % 2 == 1, &ends, &mut found);
-        Some((found.iter().filter(|end| **end > 0.0).count() as u64, 4))
+    fn capabilities(&self) -> Capabilities<'_> {
+        Capabilities {
+            needs_all_bytes: false,
+            block: None,
+            round_to_nearest: None,
+            columns: None,
+            double: None,
+            saturation: Some(self),
+            slice: None,
+        }
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {

@@ -20,7 +20,10 @@ use crate::quant::number::code_type::{Codes, Kind};
 use crate::quant::number::e4m3::e4m3;
 use crate::quant::number::e5m2::e5m2;
 use crate::quant::number::simd::{Loop, widest};
-use crate::quant::weight::{Dequantize, Format, FoundWeight, Segments, TensorInfo, Tensors};
+use crate::quant::weight::{
+    Capabilities, Dequantize, Format, FoundWeight, Saturation, SchemeKind, Segments, SegmentsF64, TensorInfo,
+    Tensors,
+};
 use crate::{Error, Result};
 
 /// What a block's scale does to its codes.
@@ -71,6 +74,13 @@ pub(crate) fn from_config(declared: &Declared) -> Result<Box<dyn Format>> {
 }
 
 impl Format for Fp8 {
+    fn kind(&self) -> SchemeKind {
+        match self.semantics {
+            Semantics::Multiply => SchemeKind::BlockFp8 { rows: self.height, columns: self.width },
+            Semantics::Divide => SchemeKind::Quantized,
+        }
+    }
+
     fn label(&self) -> String {
         let inverse = if self.semantics == Semantics::Divide { ", inverse scales" } else { "" };
         format!("block FP8 ({} x {}{inverse})", self.height, self.width)
@@ -142,6 +152,16 @@ impl BlockFp8 {
         widest(Line { dtype, semantics, codes, scales, width, out });
     }
 
+    /// Known where the scale is a float that multiplies, under codes E4M3.
+    fn round_to_nearest(&self) -> Option<RoundToNearest> {
+        let scale = self.tensors[1].dtype;
+        let known =
+            matches!(scale, Dtype::F32 | Dtype::BF16 | Dtype::F16) && self.tensors[0].dtype == Dtype::F8_E4M3;
+        let block = [self.format.height, self.format.width];
+        (known && self.format.semantics == Semantics::Multiply)
+            .then_some(RoundToNearest::BlockFp8 { block, scale })
+    }
+
     fn scales(&self, bytes: &[u8]) -> Vec<f32> {
         match self.tensors[1].dtype {
             Dtype::F8_E8M0 | Dtype::U8 => bytes.iter().map(|&code| e8m0(code)).collect(),
@@ -169,6 +189,17 @@ impl Segments for BlockFp8 {
             (start, rest) = (end, later);
         }
     }
+
+    fn in_f64(&self) -> Option<&dyn SegmentsF64> {
+        None
+    }
+}
+
+impl Saturation for BlockFp8 {
+    fn count(&self, _: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
+        let codes = Codes::of_fp8(self.tensors[0].dtype)?;
+        Some((codes.saturated(parts[0], self.shape[1]), codes.bits()))
+    }
 }
 
 impl Dequantize for BlockFp8 {
@@ -186,26 +217,16 @@ impl Dequantize for BlockFp8 {
         vec![rows.start * self.shape[1]..rows.end * self.shape[1], blocks.start * row..blocks.end * row]
     }
 
-    fn by_columns(&self) -> Option<&dyn Segments> {
-        Some(self)
-    }
-
-    fn block(&self) -> Option<[usize; 2]> {
-        Some([self.format.height, self.format.width])
-    }
-
-    fn saturated(&self, _: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
-        let codes = Codes::of_fp8(self.tensors[0].dtype)?;
-        Some((codes.saturated(parts[0], self.shape[1]), codes.bits()))
-    }
-
-    fn round_to_nearest(&self) -> Option<RoundToNearest> {
-        let scale = self.tensors[1].dtype;
-        let known =
-            matches!(scale, Dtype::F32 | Dtype::BF16 | Dtype::F16) && self.tensors[0].dtype == Dtype::F8_E4M3;
-        let block = [self.format.height, self.format.width];
-        (known && self.format.semantics == Semantics::Multiply)
-            .then_some(RoundToNearest::BlockFp8 { block, scale })
+    fn capabilities(&self) -> Capabilities<'_> {
+        Capabilities {
+            needs_all_bytes: false,
+            block: Some([self.format.height, self.format.width]),
+            round_to_nearest: self.round_to_nearest(),
+            columns: Some(self),
+            double: None,
+            saturation: Some(self),
+            slice: None,
+        }
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {

@@ -26,7 +26,7 @@ use crate::quant::format::targets::{Fit, Targets};
 use crate::quant::number::code_type::Codes;
 use crate::quant::packing::scaled_codes::ScaledGrid;
 use crate::quant::packing::scaled_codes::{Parts, Scales, Zeros, disagree};
-use crate::quant::weight::{Dequantize, Format, FoundWeight, TensorInfo, Tensors};
+use crate::quant::weight::{Dequantize, Format, FoundWeight, SchemeKind, TensorInfo, Tensors};
 use crate::{Error, Result};
 
 /// What a scale is for.
@@ -169,6 +169,10 @@ fn block(raw: Option<&Value>) -> Option<[usize; 2]> {
 }
 
 impl Format for Compressed {
+    fn kind(&self) -> SchemeKind {
+        SchemeKind::Quantized
+    }
+
     fn label(&self) -> String {
         self.label.clone()
     }

@@ -7,7 +7,9 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use safetensors::Dtype;
 
-use crate::quant::weight::{Dequantize, FoundWeight, Segments, TensorInfo};
+use crate::quant::weight::{
+    Capabilities, Dequantize, Double, FoundWeight, Segments, SegmentsF64, TensorInfo,
+};
 use crate::{Error, Result};
 
 /// A dense `[out, in]` weight, row-major.
@@ -31,6 +33,10 @@ impl Dense {
         Some(FoundWeight { module, weight: Arc::new(Dense::new(stored)?), quantized: false })
     }
 
+    fn is_f64(&self) -> bool {
+        self.tensor[0].dtype == Dtype::F64
+    }
+
     fn row_bytes(&self) -> usize {
         self.shape[1] * self.tensor[0].dtype.bitsize() / 8
     }
@@ -48,6 +54,12 @@ impl Segments for Dense {
         widen(self.tensor[0].dtype, self.piece(row, columns, parts[0]), out);
     }
 
+    fn in_f64(&self) -> Option<&dyn SegmentsF64> {
+        self.is_f64().then_some(self)
+    }
+}
+
+impl SegmentsF64 for Dense {
     fn segment_f64(&self, row: usize, columns: Range<usize>, parts: &[&[u8]], out: &mut [f64]) {
         widen_f64(self.tensor[0].dtype, self.piece(row, columns, parts[0]), out);
     }
@@ -68,8 +80,16 @@ impl Dequantize for Dense {
         vec![bytes]
     }
 
-    fn by_columns(&self) -> Option<&dyn Segments> {
-        Some(self)
+    fn capabilities(&self) -> Capabilities<'_> {
+        Capabilities {
+            needs_all_bytes: false,
+            block: None,
+            round_to_nearest: None,
+            columns: Some(self),
+            double: self.is_f64().then_some(self),
+            saturation: None,
+            slice: None,
+        }
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
@@ -77,12 +97,10 @@ impl Dequantize for Dense {
         widen(self.tensor[0].dtype, parts[0], out);
         Ok(())
     }
+}
 
-    fn is_wide(&self) -> bool {
-        self.tensor[0].dtype == Dtype::F64
-    }
-
-    fn dequantize_f64(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f64]) -> Result<()> {
+impl Double for Dense {
+    fn decode_f64(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f64]) -> Result<()> {
         assert_eq!(out.len(), rows.len() * self.shape[1], "the panel's values");
         widen_f64(self.tensor[0].dtype, parts[0], out);
         Ok(())

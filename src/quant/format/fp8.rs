@@ -16,7 +16,7 @@ use crate::quant::format::nvfp4::Nvfp4;
 use crate::quant::number::code_type::{Codes, Kind};
 use crate::quant::packing::scaled_codes::ScaledGrid;
 use crate::quant::packing::scaled_codes::{Parts, Scales};
-use crate::quant::weight::{Format, FoundWeight, TensorInfo, Tensors};
+use crate::quant::weight::{Format, FoundWeight, SchemeKind, TensorInfo, Tensors};
 
 /// What a config says that a scale is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +58,10 @@ pub(crate) fn modelopt(declared: &Declared) -> Result<Box<dyn Format>> {
 }
 
 impl Format for Fp8 {
+    fn kind(&self) -> SchemeKind {
+        SchemeKind::Quantized
+    }
+
     fn label(&self) -> String {
         self.label.to_owned()
     }

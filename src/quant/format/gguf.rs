@@ -18,7 +18,7 @@ use half::f16;
 use safetensors::Dtype;
 
 use crate::quant::format::dense::Dense;
-use crate::quant::weight::{Dequantize, Format, FoundWeight, TensorInfo, Tensors};
+use crate::quant::weight::{Capabilities, Dequantize, Format, FoundWeight, SchemeKind, TensorInfo, Tensors};
 use crate::{Error, Result};
 
 /// The type of a GGUF tensor's elements.
@@ -153,6 +153,10 @@ impl Gguf {
 }
 
 impl Format for Gguf {
+    fn kind(&self) -> SchemeKind {
+        SchemeKind::Gguf
+    }
+
     fn label(&self) -> String {
         let mut kinds: Vec<GgmlType> = self.0.values().map(|layout| layout.kind).collect();
         kinds.sort();
@@ -198,6 +202,18 @@ impl Dequantize for Blocks {
         let row = self.tensor[0].shape[1];
         let bytes = rows.start * row..rows.end * row;
         vec![bytes]
+    }
+
+    fn capabilities(&self) -> Capabilities<'_> {
+        Capabilities {
+            needs_all_bytes: false,
+            block: None,
+            round_to_nearest: None,
+            columns: None,
+            double: None,
+            saturation: None,
+            slice: None,
+        }
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
@@ -381,6 +397,19 @@ impl Dequantize for Permuted {
 
     fn spans(&self, rows: Range<usize>) -> Vec<Range<usize>> {
         self.weight.spans(self.heads(&rows))
+    }
+
+    // GGUF's plain numbers are at most f32, and nobody counts the codes of its blocks.
+    fn capabilities(&self) -> Capabilities<'_> {
+        Capabilities {
+            needs_all_bytes: false,
+            block: self.weight.capabilities().block,
+            round_to_nearest: None,
+            columns: None,
+            double: None,
+            saturation: None,
+            slice: None,
+        }
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::quant::declared::Declared;
 use crate::quant::declared::unsupported;
 use crate::quant::packing::column_packed::{ColumnPacked, Layout};
-use crate::quant::weight::{Format, FoundWeight, TensorInfo, Tensors};
+use crate::quant::weight::{Format, FoundWeight, SchemeKind, TensorInfo, Tensors};
 use crate::{Error, Result};
 
 #[derive(Debug)]
@@ -109,6 +109,10 @@ fn group(declared: &Declared, keys: &[&str]) -> Result<Option<usize>> {
 }
 
 impl Format for Columns {
+    fn kind(&self) -> SchemeKind {
+        SchemeKind::Quantized
+    }
+
     fn label(&self) -> String {
         self.label.clone()
     }

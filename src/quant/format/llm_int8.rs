@@ -9,7 +9,7 @@ use safetensors::Dtype;
 use crate::quant::declared::{missing, unsupported};
 use crate::quant::format::dense::widen;
 use crate::quant::number::code_type::Codes;
-use crate::quant::weight::{Dequantize, TensorInfo, Tensors};
+use crate::quant::weight::{Capabilities, Dequantize, Saturation, TensorInfo, Tensors};
 use crate::{Error, Result};
 
 /// The library's own reciprocal of 127.
@@ -53,6 +53,12 @@ impl LlmInt8 {
     }
 }
 
+impl Saturation for LlmInt8 {
+    fn count(&self, _: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
+        Some((Codes::Int8.saturated(parts[0], self.shape[1]), 8))
+    }
+}
+
 impl Dequantize for LlmInt8 {
     fn shape(&self) -> [usize; 2] {
         self.shape
@@ -69,12 +75,16 @@ impl Dequantize for LlmInt8 {
         spans
     }
 
-    fn block(&self) -> Option<[usize; 2]> {
-        Some([1, self.shape[1]])
-    }
-
-    fn saturated(&self, _: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
-        Some((Codes::Int8.saturated(parts[0], self.shape[1]), 8))
+    fn capabilities(&self) -> Capabilities<'_> {
+        Capabilities {
+            needs_all_bytes: false,
+            block: Some([1, self.shape[1]]),
+            round_to_nearest: None,
+            columns: None,
+            double: None,
+            saturation: Some(self),
+            slice: None,
+        }
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {

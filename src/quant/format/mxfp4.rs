@@ -10,14 +10,15 @@ use std::sync::Arc;
 use safetensors::Dtype;
 
 use crate::quant::declared::missing;
-use crate::quant::encode::requantize::RoundToNearest;
 use crate::quant::expert::layout::Experts;
-use crate::quant::expert::slice::Slice;
+use crate::quant::expert::slice::ExpertSlice;
 use crate::quant::number::code_type::Codes;
 use crate::quant::number::e8m0::e8m0;
 use crate::quant::packing::scaled_codes::ScaledGrid;
 use crate::quant::packing::scaled_codes::{Parts, Scales};
-use crate::quant::weight::{Dequantize, Format, FoundWeight, Segments, TensorInfo, Tensors};
+use crate::quant::weight::{
+    Capabilities, Dequantize, Format, FoundWeight, SchemeKind, Segments, SegmentsF64, TensorInfo, Tensors,
+};
 use crate::{Error, Result};
 
 /// Values under one scale, and the bytes that hold them.
@@ -35,6 +36,10 @@ pub(crate) fn format(experts: &Experts) -> Box<dyn Format> {
 }
 
 impl Format for Mxfp4 {
+    fn kind(&self) -> SchemeKind {
+        SchemeKind::Quantized
+    }
+
     fn label(&self) -> String {
         "MXFP4".to_owned()
     }
@@ -78,7 +83,7 @@ impl Format for Mxfp4 {
         let dense = dense.ok_or_else(|| disagree("blocks of MXFP4 that cannot be turned".to_owned()))?;
         let stored = [lead.clone(), scales.clone()];
         let slices = (0..experts)
-            .map(|index| Slice::of_stack(Arc::clone(&one), Arc::clone(&dense), stored.to_vec(), index));
+            .map(|index| ExpertSlice::of_stack(Arc::clone(&one), Arc::clone(&dense), stored.to_vec(), index));
         self.experts.modules(&stack, slices, true)
     }
 }
@@ -100,6 +105,10 @@ impl Segments for Blocks {
             out.zip(&values[start - first..]).for_each(|(out, value)| *out = value * scale);
         }
     }
+
+    fn in_f64(&self) -> Option<&dyn SegmentsF64> {
+        None
+    }
 }
 
 impl Dequantize for Blocks {
@@ -115,31 +124,11 @@ impl Dequantize for Blocks {
         self.0.spans(rows)
     }
 
-    fn by_columns(&self) -> Option<&dyn Segments> {
-        Some(self)
+    fn capabilities(&self) -> Capabilities<'_> {
+        Capabilities { columns: Some(self), ..self.0.capabilities() }
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
         self.0.dequantize(rows, parts, out)
-    }
-
-    fn block(&self) -> Option<[usize; 2]> {
-        self.0.block()
-    }
-
-    fn saturated(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
-        self.0.saturated(rows, parts)
-    }
-
-    fn is_wide(&self) -> bool {
-        self.0.is_wide()
-    }
-
-    fn round_to_nearest(&self) -> Option<RoundToNearest> {
-        self.0.round_to_nearest()
-    }
-
-    fn dequantize_f64(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f64]) -> Result<()> {
-        self.0.dequantize_f64(rows, parts, out)
     }
 }

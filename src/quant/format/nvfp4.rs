@@ -14,7 +14,7 @@ use crate::quant::declared::missing;
 use crate::quant::number::code_type::Codes;
 use crate::quant::packing::scaled_codes::ScaledGrid;
 use crate::quant::packing::scaled_codes::{Parts, Scales};
-use crate::quant::weight::{Format, FoundWeight, TensorInfo, Tensors};
+use crate::quant::weight::{Format, FoundWeight, SchemeKind, TensorInfo, Tensors};
 
 /// Values under one scale of a group; the standard knows no other size.
 const GROUP: usize = 16;
@@ -24,6 +24,10 @@ const GROUP: usize = 16;
 pub(crate) struct Nvfp4;
 
 impl Format for Nvfp4 {
+    fn kind(&self) -> SchemeKind {
+        SchemeKind::Quantized
+    }
+
     fn label(&self) -> String {
         "modelopt (NVFP4)".to_owned()
     }

@@ -16,7 +16,7 @@ use crate::quant::declared::missing;
 use crate::quant::format::dense::widen;
 use crate::quant::number::rounding::round;
 use crate::quant::packing::scaled_codes::{gathered, order, scaled};
-use crate::quant::weight::{Dequantize, TensorInfo, Tensors};
+use crate::quant::weight::{Capabilities, Dequantize, Saturation, TensorInfo, Tensors};
 use crate::{Error, Result};
 
 /// Stored rows in a tile. Three bits need a multiple of 3.
@@ -239,6 +239,19 @@ fn nibbles(words: &[u32], row: usize, out: &mut [f32]) {
     out.iter_mut().zip(words).for_each(|(out, word)| *out = (word >> shift & 15) as i32 as f32);
 }
 
+impl Saturation for ColumnPacked {
+    fn count(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
+        let bits = match self.layout {
+            Layout::Gptq { bits, .. } => bits as u32,
+            Layout::Awq => 4,
+        };
+        let mut codes = vec![0f32; rows.len() * self.shape[1]];
+        self.unpack(&rows, parts[0], &mut codes);
+        let most = ((1u32 << bits) - 1) as f32;
+        Some((codes.iter().filter(|code| **code == 0.0 || **code == most).count() as u64, bits))
+    }
+}
+
 impl Dequantize for ColumnPacked {
     fn shape(&self) -> [usize; 2] {
         self.shape
@@ -253,23 +266,16 @@ impl Dequantize for ColumnPacked {
         self.tensors.iter().map(|tensor| 0..size(tensor)).collect()
     }
 
-    fn is_whole(&self) -> bool {
-        true
-    }
-
-    fn block(&self) -> Option<[usize; 2]> {
-        Some([1, self.group])
-    }
-
-    fn saturated(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
-        let bits = match self.layout {
-            Layout::Gptq { bits, .. } => bits as u32,
-            Layout::Awq => 4,
-        };
-        let mut codes = vec![0f32; rows.len() * self.shape[1]];
-        self.unpack(&rows, parts[0], &mut codes);
-        let most = ((1u32 << bits) - 1) as f32;
-        Some((codes.iter().filter(|code| **code == 0.0 || **code == most).count() as u64, bits))
+    fn capabilities(&self) -> Capabilities<'_> {
+        Capabilities {
+            needs_all_bytes: true,
+            block: Some([1, self.group]),
+            round_to_nearest: None,
+            columns: None,
+            double: None,
+            saturation: Some(self),
+            slice: None,
+        }
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {

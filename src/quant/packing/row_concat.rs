@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::quant::weight::{Dequantize, TensorInfo};
+use crate::quant::weight::{Capabilities, Dequantize, Double, Saturation, Stack, StackSlice, TensorInfo};
 use crate::{Error, Result};
 
 /// Which rows of a joined weight are those of one of its parts.
@@ -27,25 +27,25 @@ impl RowStride {
 
 /// The rows of two weights, one behind the other or by turns.
 #[derive(Clone, Debug)]
-pub struct Joined {
+pub struct RowConcat {
     parts: [Arc<dyn Dequantize>; 2],
     tensors: Vec<TensorInfo>,
     interleaved: bool,
 }
 
-impl Joined {
+impl RowConcat {
     /// Joins two weights `[n, in]` to one `[2n, in]`; `interleaved` takes a row of each in turn, as gpt-oss does.
     ///
     /// # Errors
     /// Weights of different shapes.
-    pub fn new(parts: [Arc<dyn Dequantize>; 2], interleaved: bool) -> Result<Joined> {
+    pub fn new(parts: [Arc<dyn Dequantize>; 2], interleaved: bool) -> Result<RowConcat> {
         let [first, second] = parts.each_ref().map(|part| part.shape());
         if first != second {
             let what = format!("two weights that are used as one differ in shape: {first:?} and {second:?}");
             return Err(Error::input(what).tensor(&parts[1].tensors()[0].name));
         }
         let tensors = parts.iter().flat_map(|part| part.tensors().to_vec()).collect();
-        Ok(Joined { parts, tensors, interleaved })
+        Ok(RowConcat { parts, tensors, interleaved })
     }
 
     /// The rows of each part that `rows` needs.
@@ -85,7 +85,7 @@ impl Joined {
     }
 }
 
-impl Dequantize for Joined {
+impl Dequantize for RowConcat {
     fn shape(&self) -> [usize; 2] {
         let [rows, columns] = self.parts[0].shape();
         [2 * rows, columns]
@@ -100,35 +100,48 @@ impl Dequantize for Joined {
         self.parts.iter().zip(split).flat_map(|(part, rows)| part.spans(rows)).collect()
     }
 
-    fn extents(&self) -> Vec<Range<usize>> {
-        self.parts.iter().flat_map(|part| part.extents()).collect()
+    // A block that straddled the parts would round other values together; by columns nobody asks for two parts.
+    fn capabilities(&self) -> Capabilities<'_> {
+        let [first, second] = self.parts.each_ref().map(|part| part.capabilities());
+        Capabilities {
+            needs_all_bytes: first.needs_all_bytes || second.needs_all_bytes,
+            block: first.block.filter(|block| second.block == Some(*block)),
+            round_to_nearest: None,
+            columns: None,
+            double: first.double.or(second.double).map(|_| self as &dyn Double),
+            saturation: first.saturation.and(second.saturation).map(|_| self as &dyn Saturation),
+            slice: first.slice.or(second.slice).map(|_| self as &dyn StackSlice),
+        }
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
         self.decode(rows, parts, out, |part, rows, bytes, out| part.dequantize(rows, bytes, out))
     }
+}
 
-    fn is_whole(&self) -> bool {
-        self.parts.iter().any(|part| part.is_whole())
+impl Double for RowConcat {
+    fn decode_f64(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f64]) -> Result<()> {
+        self.decode(rows, parts, out, |part, rows, bytes, out| part.dequantize_f64(rows, bytes, out))
     }
+}
 
-    fn block(&self) -> Option<[usize; 2]> {
-        self.parts[0].block().filter(|block| self.parts[1].block() == Some(*block))
-    }
-
-    fn saturated(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
+impl Saturation for RowConcat {
+    fn count(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
         let (first, second) = parts.split_at(self.parts[0].tensors().len());
         let [a, b] = self.split(&rows);
         let (a, bits) = self.parts[0].saturated(a, first)?;
         let (b, others) = self.parts[1].saturated(b, second)?;
         (bits == others).then_some((a + b, bits))
     }
+}
 
-    fn is_wide(&self) -> bool {
-        self.parts.iter().any(|part| part.is_wide())
+impl StackSlice for RowConcat {
+    fn extents(&self) -> Vec<Range<usize>> {
+        self.parts.iter().flat_map(|part| part.extents()).collect()
     }
 
-    fn dequantize_f64(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f64]) -> Result<()> {
-        self.decode(rows, parts, out, |part, rows, bytes, out| part.dequantize_f64(rows, bytes, out))
+    /// Two slices are of two stacks.
+    fn stack(&self) -> Option<Stack> {
+        None
     }
 }

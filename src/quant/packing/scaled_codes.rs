@@ -15,7 +15,7 @@ use crate::quant::number::code_type::Codes;
 use crate::quant::number::e4m3::E4M3;
 use crate::quant::number::e8m0::e8m0;
 use crate::quant::number::simd::{Loop, widest};
-use crate::quant::weight::{Dequantize, TensorInfo};
+use crate::quant::weight::{Capabilities, Dequantize, Saturation, TensorInfo};
 use crate::{Error, Result};
 
 /// Rows of the tallest cell that is quantized at once: a scale for a whole weight would take all of it in memory.
@@ -218,15 +218,7 @@ pub(crate) fn order(stored: &TensorInfo, bytes: &[u8], groups: usize) -> Result<
     })
 }
 
-impl Dequantize for ScaledGrid {
-    fn shape(&self) -> [usize; 2] {
-        self.shape
-    }
-
-    fn tensors(&self) -> &[TensorInfo] {
-        &self.tensors
-    }
-
+impl ScaledGrid {
     fn round_to_nearest(&self) -> Option<RoundToNearest> {
         let symmetric = self.zeros.is_none() && self.scales == Scales::Float;
         match (self.codes, self.cell, self.dtype) {
@@ -238,6 +230,22 @@ impl Dequantize for ScaledGrid {
             }
             _ => None,
         }
+    }
+}
+
+impl Saturation for ScaledGrid {
+    fn count(&self, _: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
+        Some((self.codes.saturated(parts[0], self.shape[1]), self.codes.bits()))
+    }
+}
+
+impl Dequantize for ScaledGrid {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
     }
 
     fn spans(&self, rows: Range<usize>) -> Vec<Range<usize>> {
@@ -262,12 +270,16 @@ impl Dequantize for ScaledGrid {
         spans
     }
 
-    fn block(&self) -> Option<[usize; 2]> {
-        Some(self.cell)
-    }
-
-    fn saturated(&self, _: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)> {
-        Some((self.codes.saturated(parts[0], self.shape[1]), self.codes.bits()))
+    fn capabilities(&self) -> Capabilities<'_> {
+        Capabilities {
+            needs_all_bytes: false,
+            block: Some(self.cell),
+            round_to_nearest: self.round_to_nearest(),
+            columns: None,
+            double: None,
+            saturation: Some(self),
+            slice: None,
+        }
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {

@@ -8,19 +8,19 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::quant::weight::{Dequantize, Segments, TensorInfo};
+use crate::quant::weight::{Capabilities, Dequantize, Double, Segments, TensorInfo};
 
 /// Stored rows in a tile: a line of the cache in the output.
 const TILE: usize = 16;
 
 /// The transpose of a decoder that can be read by columns.
 #[derive(Clone, Debug)]
-pub(crate) struct Turned(Arc<dyn Dequantize>);
+pub(crate) struct Transposed(Arc<dyn Dequantize>);
 
-impl Turned {
+impl Transposed {
     /// The transpose of `stored`, or `None` where its format cannot be read by columns.
-    pub(crate) fn of(stored: Arc<dyn Dequantize>) -> Option<Turned> {
-        stored.by_columns().is_some().then_some(Turned(stored))
+    pub(crate) fn of(stored: Arc<dyn Dequantize>) -> Option<Transposed> {
+        stored.capabilities().columns.is_some().then_some(Transposed(stored))
     }
 
     /// Columns `rows` of what is stored, as rows: `segment` decodes its own part of one stored row.
@@ -32,7 +32,7 @@ impl Turned {
     ) {
         let (high, wide) = (self.0.shape()[0], rows.len());
         assert_eq!(out.len(), wide * high, "the panel's values");
-        let Some(stored) = self.0.by_columns().filter(|_| !out.is_empty()) else { return };
+        let Some(stored) = self.0.capabilities().columns.filter(|_| !out.is_empty()) else { return };
         let mut tile = vec![T::default(); TILE * wide];
         for start in (0..high).step_by(TILE) {
             let count = TILE.min(high - start);
@@ -47,7 +47,7 @@ impl Turned {
     }
 }
 
-impl Dequantize for Turned {
+impl Dequantize for Transposed {
     fn shape(&self) -> [usize; 2] {
         let [rows, columns] = self.0.shape();
         [columns, rows]
@@ -62,25 +62,32 @@ impl Dequantize for Turned {
         self.0.spans(0..stored)
     }
 
-    fn is_whole(&self) -> bool {
-        true
+    // Codes are counted along stored rows, which a panel of columns does not have whole.
+    fn capabilities(&self) -> Capabilities<'_> {
+        let stored = self.0.capabilities();
+        Capabilities {
+            needs_all_bytes: true,
+            block: stored.block.map(|[rows, columns]| [columns, rows]),
+            round_to_nearest: None,
+            columns: None,
+            double: stored.columns.and_then(|columns| columns.in_f64()).map(|_| self as &dyn Double),
+            saturation: None,
+            slice: None,
+        }
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
         self.turn(rows, out, |stored, row, columns, out| stored.segment(row, columns, parts, out));
         Ok(())
     }
+}
 
-    fn block(&self) -> Option<[usize; 2]> {
-        self.0.block().map(|[rows, columns]| [columns, rows])
-    }
-
-    fn is_wide(&self) -> bool {
-        self.0.is_wide()
-    }
-
-    fn dequantize_f64(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f64]) -> Result<()> {
-        self.turn(rows, out, |stored, row, columns, out| stored.segment_f64(row, columns, parts, out));
+impl Double for Transposed {
+    fn decode_f64(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f64]) -> Result<()> {
+        self.turn(rows, out, |stored, row, columns, out| match stored.in_f64() {
+            Some(stored) => stored.segment_f64(row, columns, parts, out),
+            None => unreachable!("capabilities() offers f64 only where the columns have it"),
+        });
         Ok(())
     }
 }

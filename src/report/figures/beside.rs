@@ -1,4 +1,4 @@
-//! The leading singular values of change, noise and what Method B factorizes, beside each other.
+//! The leading singular values of the change, the noise and the matrix that Method B factorizes, in one plot.
 
 use std::collections::BTreeMap;
 
@@ -20,11 +20,11 @@ const SPECTRA: [(&str, Values); 3] = [
     ("both, D − N", |spectrum| &spectrum.leading),
 ];
 
-/// One plot for each kind of module of each analysis.
+/// One plot per kind of module of each analysis.
 pub fn figure(tables: &Tables) -> Option<Figure> {
     let with_values = |analysis: &&Labelled<Analysis>| {
         let values = |module: &ModuleAnalysis| {
-            SPECTRA.iter().any(|(_, of)| of(&module.spectrum).iter().any(|v| *v > 0.0))
+            SPECTRA.iter().any(|(_, values_of)| values_of(&module.spectrum).iter().any(|v| *v > 0.0))
         };
         analysis.table.modules.iter().any(values)
     };
@@ -37,19 +37,19 @@ pub fn figure(tables: &Tables) -> Option<Figure> {
             1 => shorten(kind, 44),
             _ => shorten(&format!("{}: {kind}", shorten(&analysis.label, 20)), 44),
         };
-        let plot = move |(index, (kind, of)): (usize, (&String, &Vec<&ModuleAnalysis>))| {
-            plot(format!("beside-{}-{}", at + 1, index + 1), title(kind), of, y.clone())
+        let plot = move |(index, (kind, modules)): (usize, (&String, &Vec<&ModuleAnalysis>))| {
+            plot(format!("beside-{}-{}", at + 1, index + 1), title(kind), modules, y.clone())
         };
         kinds.iter().take(MOST_KINDS).enumerate().map(plot)
     });
     Some(Figure {
         id: "beside".into(),
-        title: "Singular values of change and noise beside each other".into(),
-        see: "Directions above the dashed threshold stand out of the noise and are worth their rank; where the change lies \
-              below it, an adapter against the quantized base carries noise."
+        title: "Singular values of change and noise, compared".into(),
+        see: "Directions above the dashed threshold stand out from the noise and are worth their rank; where the change is \
+              below it, an adapter for the quantized base carries noise."
             .into(),
         plots: plots.collect(),
-        notes: ["Each line is the median over the modules of a kind, of the values that have converged.".to_owned()]
+        notes: ["Each line is the median, over the modules of a kind, of the converged values.".to_owned()]
             .into_iter()
             .chain(kinds_left_out(most))
             .collect(),
@@ -65,35 +65,39 @@ fn by_kind(analysis: &Analysis) -> BTreeMap<String, Vec<&ModuleAnalysis>> {
     kinds
 }
 
-/// One scale for all plots of an analysis; what is a millionth of the largest is rounding.
+/// One scale for all plots of an analysis; values below a millionth of the largest are rounding errors.
 fn axis(analysis: &Analysis) -> Axis {
     let modules = analysis.modules.iter();
     let values = || {
-        modules.clone().flat_map(|module| SPECTRA.iter().flat_map(|(_, of)| of(&module.spectrum))).copied()
+        modules
+            .clone()
+            .flat_map(|module| SPECTRA.iter().flat_map(|(_, values_of)| values_of(&module.spectrum)))
+            .copied()
     };
     let most = values().fold(0.0, f64::max);
     let least = values().filter(|value| *value > 1e-6 * most).fold(most, f64::min);
     Axis::log10("singular value", 0.8 * least, 1.25 * most)
 }
 
-fn middle(of: &[&ModuleAnalysis], value: impl Fn(&SpectrumAboveNoise) -> Option<f64>) -> Option<f64> {
+fn middle(modules: &[&ModuleAnalysis], value: impl Fn(&SpectrumAboveNoise) -> Option<f64>) -> Option<f64> {
     let mut values: Vec<f64> =
-        of.iter().filter_map(|module| value(&module.spectrum)).filter(|v| *v > 0.0).collect();
+        modules.iter().filter_map(|module| value(&module.spectrum)).filter(|v| *v > 0.0).collect();
     median(&mut values)
 }
 
-fn plot(id: String, title: String, of: &[&ModuleAnalysis], y: Axis) -> Plot {
+fn plot(id: String, title: String, modules: &[&ModuleAnalysis], y: Axis) -> Plot {
     let (mut marks, mut keys, mut longest) = (Vec::new(), Vec::new(), 2);
     for (at, (name, values)) in SPECTRA.iter().enumerate() {
-        let count = of.iter().map(|module| values(&module.spectrum).len()).max().unwrap_or(0);
+        let count = modules.iter().map(|module| values(&module.spectrum).len()).max().unwrap_or(0);
         longest = longest.max(count);
-        let point = |index: usize| Some(((index + 1) as f64, middle(of, |s| values(s).get(index).copied())?));
+        let point =
+            |index: usize| Some(((index + 1) as f64, middle(modules, |s| values(s).get(index).copied())?));
         let points: Vec<Point> =
             crate::report::figures::thinned(count).into_iter().filter_map(point).collect();
         marks.push(Mark::Line { points, colour: palette::line(at), dashed: false });
         keys.push((Swatch::Line, palette::line(at), (*name).into()));
     }
-    if let Some(threshold) = middle(of, |spectrum| Some(spectrum.threshold)) {
+    if let Some(threshold) = middle(modules, |spectrum| Some(spectrum.threshold)) {
         let points = vec![(1.0, threshold), (longest as f64, threshold)];
         marks.push(Mark::Line { points, colour: palette::MUTED, dashed: true });
         keys.push((Swatch::Dashed, palette::MUTED, "threshold".into()));
@@ -103,9 +107,9 @@ fn plot(id: String, title: String, of: &[&ModuleAnalysis], y: Axis) -> Plot {
 }
 
 fn table(label: &str, kinds: &BTreeMap<String, Vec<&ModuleAnalysis>>) -> Table {
-    let row = |(kind, of): (&String, &Vec<&ModuleAnalysis>)| {
+    let row = |(kind, modules): (&String, &Vec<&ModuleAnalysis>)| {
         let cell =
-            |value: fn(&SpectrumAboveNoise) -> Option<f64>| middle(of, value).map_or("-".into(), number);
+            |value: fn(&SpectrumAboveNoise) -> Option<f64>| middle(modules, value).map_or("-".into(), number);
         let first: [fn(&SpectrumAboveNoise) -> Option<f64>; 6] = [
             |spectrum| spectrum.change_leading.first().copied(),
             |spectrum| spectrum.noise_leading.first().copied(),
@@ -114,7 +118,7 @@ fn table(label: &str, kinds: &BTreeMap<String, Vec<&ModuleAnalysis>>) -> Table {
             |spectrum| Some(spectrum.edge),
             |spectrum| Some(spectrum.threshold),
         ];
-        [kind.clone(), of.len().to_string()].into_iter().chain(first.map(cell)).collect()
+        [kind.clone(), modules.len().to_string()].into_iter().chain(first.map(cell)).collect()
     };
     let headings =
         ["kind", "modules", "largest of D", "largest of N", "largest of D − N", "sigma", "edge", "threshold"];

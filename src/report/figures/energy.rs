@@ -1,4 +1,4 @@
-//! What each rank holds, from the singular values: what a lower one would have given.
+//! The energy that each rank captures, computed from the singular values: what a lower rank would have given.
 
 use crate::commands::extract::output::manifest::Spectrum;
 use crate::report::figures::thinned;
@@ -8,19 +8,20 @@ use crate::report::plot::palette;
 use crate::report::tables::{Adapter, Tables};
 use crate::report::words::{percent, shorten};
 
-/// Shares of the energy whose ranks the table gives.
+/// Shares of the energy for which the table gives ranks.
 const SHARES: [f64; 5] = [0.5, 0.8, 0.9, 0.95, 0.99];
 
-/// What the leading directions of some modules hold together, when each has the same rank.
+/// The energy that the leading directions of several modules capture together, if all have the same rank.
 pub struct Curve {
-    /// By rank less one: the share of all energy.
+    /// The share of all energy at rank `index + 1`.
     pub shares: Vec<f64>,
-    /// Ranks up to this one are exact; beyond, values have not converged or are not known, and shares are lower bounds.
+    /// Shares are exact up to this rank; beyond it, values have not converged or are unknown, and shares are lower
+    /// bounds.
     pub exact: usize,
 }
 
 impl Curve {
-    /// Of these modules; `None` where nothing changed.
+    /// The curve of these modules; `None` if nothing changed.
     pub fn of<'a>(spectra: impl Iterator<Item = &'a Spectrum>) -> Option<Curve> {
         let (mut sums, mut norm2, mut exact) = (Vec::new(), 0.0, usize::MAX);
         for spectrum in spectra.filter(|spectrum| spectrum.delta_norm > 0.0) {
@@ -29,7 +30,7 @@ impl Curve {
             sums.resize(values.len().max(sums.len()), 0.0);
             sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value * value);
             let known = spectrum.converged.min(values.len());
-            // Beyond the shorter side there is nothing more to know.
+            // There are no singular values beyond the shorter side.
             let [rows, columns] = spectrum.shape;
             exact = exact.min(if known >= rows.min(columns) { usize::MAX } else { known });
         }
@@ -48,7 +49,7 @@ impl Curve {
         self.shares.get(rank.min(self.shares.len()).checked_sub(1)?).copied()
     }
 
-    /// The least rank that holds `share`.
+    /// The smallest rank that captures `share`.
     pub fn rank_for(&self, share: f64) -> Option<usize> {
         let at = self.shares.iter().position(|held| *held >= share)?;
         Some(at + 1)
@@ -70,7 +71,7 @@ impl Curve {
     }
 }
 
-/// Captured energy against rank: all adapters in one plot, then each by kind of module.
+/// Captured energy against rank: one plot with all adapters, then one per adapter by kind of module.
 pub fn figure(tables: &Tables) -> Option<Figure> {
     let adapters: Vec<(&Adapter, Curve)> = tables
         .adapters
@@ -85,13 +86,13 @@ pub fn figure(tables: &Tables) -> Option<Figure> {
     Some(Figure {
         id: "energy".into(),
         title: "Captured energy against rank".into(),
-        see: "How much of the change each rank would have held: where a curve flattens, more rank buys little; where it \
-              still climbs at the mark, the adapter would profit from more."
+        see: "How much of the change each rank would have captured: where a curve flattens, more rank brings little; where \
+              it still climbs at the mark, the adapter would profit from more."
             .into(),
         plots,
         notes: vec![
-            "Solid lines are exact; dashed ones, beyond the values that have converged, are lower bounds. The ring is the \
-             adapter as stored."
+            "Solid lines are exact; dashed lines, beyond the converged values, are lower bounds. The ring is the adapter \
+             as stored."
                 .into(),
         ],
         tables,
@@ -102,7 +103,7 @@ fn axes(most: usize) -> (Axis, Axis) {
     (Axis::ranks("rank of every module", most), Axis::percent("captured energy, %", 0.0, 1.0))
 }
 
-/// The adapter as it was stored.
+/// The mark of the adapter as stored.
 fn stored(adapter: &Adapter, colour: palette::Colour) -> Option<Mark> {
     let manifest = adapter.manifest.as_ref()?;
     let points = vec![(manifest.rank.max(1) as f64, manifest.total.captured_energy)];
@@ -137,15 +138,19 @@ fn by_kind(adapter: &Adapter, at: usize, most: usize) -> Plot {
     Plot { id, title, height: 310, x, y, legend: Legend::Keys(keys), marks }
 }
 
-/// The kinds of the largest change, as many as can be told apart.
+/// The kinds with the largest change, as many as colours can distinguish.
 fn largest(adapter: &Adapter) -> Vec<(String, Curve)> {
-    let norm2 = |of: &[&Spectrum]| of.iter().map(|spectrum| spectrum.delta_norm.powi(2)).sum::<f64>();
-    let mut kinds: Vec<_> =
-        adapter.spectra_by_kind().into_iter().map(|(kind, of)| (norm2(&of), kind, of)).collect();
+    let norm2 =
+        |spectra: &[&Spectrum]| spectra.iter().map(|spectrum| spectrum.delta_norm.powi(2)).sum::<f64>();
+    let mut kinds: Vec<_> = adapter
+        .spectra_by_kind()
+        .into_iter()
+        .map(|(kind, spectra)| (norm2(&spectra), kind, spectra))
+        .collect();
     kinds.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
     kinds.truncate(palette::COUNT);
     kinds.sort_by(|a, b| a.1.cmp(&b.1));
-    kinds.into_iter().filter_map(|(_, kind, of)| Some((kind, Curve::of(of.into_iter())?))).collect()
+    kinds.into_iter().filter_map(|(_, kind, spectra)| Some((kind, Curve::of(spectra.into_iter())?))).collect()
 }
 
 fn by_rank(adapters: &[(&Adapter, Curve)]) -> Table {
@@ -165,7 +170,7 @@ fn by_rank(adapters: &[(&Adapter, Curve)]) -> Table {
         [rank.to_string()].into_iter().chain(cells).collect()
     };
     Table {
-        caption: "The most that a rank can hold of all modules together".into(),
+        caption: "The largest share of all modules' energy that a rank can capture".into(),
         words: 1,
         headings: ["rank".to_owned()]
             .into_iter()
@@ -179,18 +184,18 @@ fn ranks_needed(adapter: &Adapter) -> Table {
     let needed = |curve: &Curve| {
         SHARES.map(|share| match curve.rank_for(share) {
             Some(rank) if rank <= curve.exact => rank.to_string(),
-            // Unconverged values are too small: the true rank may be lower.
+            // Unconverged values are too small, so the true rank may be lower.
             Some(rank) => format!("≤ {rank}"),
             None => format!("> {}", curve.exact),
         })
     };
-    let row = |(kind, of): (String, Vec<&Spectrum>)| {
-        let curve = Curve::of(of.into_iter())?;
+    let row = |(kind, spectra): (String, Vec<&Spectrum>)| {
+        let curve = Curve::of(spectra.into_iter())?;
         Some([kind].into_iter().chain(needed(&curve)).collect())
     };
     let shares = SHARES.map(|share| format!("{:.0} %", 100.0 * share));
     Table {
-        caption: format!("{}: the rank that each kind needs to hold a share of its energy", adapter.label),
+        caption: format!("{}: the rank that each kind needs to capture a share of its energy", adapter.label),
         words: 1,
         headings: ["kind".to_owned()].into_iter().chain(shares).collect(),
         rows: adapter.spectra_by_kind().into_iter().filter_map(row).collect(),

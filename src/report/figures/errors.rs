@@ -1,4 +1,4 @@
-//! Where in the model the adapter is near the change, and where it is not.
+//! Where in the model the adapter is close to the change, and where it is not.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::report::words::{clean, number, percent, shorten};
 
 const MOST_MODULES: usize = 25;
 
-/// The map of relative errors, one for each adapter.
+/// One map of relative errors per adapter.
 pub fn figure(tables: &Tables) -> Option<Figure> {
     let adapters: Vec<&Adapter> =
         tables.adapters.iter().filter(|adapter| adapter.modules().next().is_some()).collect();
@@ -36,8 +36,8 @@ pub fn figure(tables: &Tables) -> Option<Figure> {
     Some(Figure {
         id: "errors".into(),
         title: "Relative error by layer and kind of module".into(),
-        see: "Dark is near the change, light is far from it: a light column is a kind, a light row a layer that would \
-              profit from more rank."
+        see: "Dark is close to the change, light is far from it: a light column is a kind of module, and a light row a \
+              layer, that would profit from more rank."
             .into(),
         plots,
         notes: kinds_left_out(kinds).into_iter().collect(),
@@ -45,7 +45,7 @@ pub fn figure(tables: &Tables) -> Option<Figure> {
     })
 }
 
-/// The error of all modules at one place together, as of all the experts of a layer.
+/// The pooled error of all modules at one place, for example all experts of a layer.
 fn pooled(adapter: &Adapter) -> BTreeMap<Spot, f64> {
     let mut sums: BTreeMap<Spot, (f64, f64)> = BTreeMap::new();
     for module in adapter.modules() {
@@ -57,13 +57,14 @@ fn pooled(adapter: &Adapter) -> BTreeMap<Spot, f64> {
         .collect()
 }
 
-/// The kinds in the order of their names, without those of the smallest change where there are too many.
+/// The kinds in order of their names, without those of the smallest change if there are too many.
 fn largest_kinds(adapter: &Adapter) -> Vec<String> {
     let energy = |modules: &[&crate::delta::module_record::ModuleRecord]| -> f64 {
         modules.iter().map(|module| module.quality.delta_norm.powi(2)).sum()
     };
     let kinds = adapter.modules_by_kind();
-    let mut kinds: Vec<(f64, String)> = kinds.into_iter().map(|(kind, of)| (energy(&of), kind)).collect();
+    let mut kinds: Vec<(f64, String)> =
+        kinds.into_iter().map(|(kind, modules)| (energy(&modules), kind)).collect();
     kinds.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
     let mut kinds: Vec<String> = kinds.into_iter().take(MOST_KINDS).map(|(_, kind)| kind).collect();
     kinds.sort();
@@ -104,7 +105,7 @@ fn worst(adapter: &Adapter) -> Table {
     modules.sort_by(|a, b| {
         b.quality.relative_error.total_cmp(&a.quality.relative_error).then_with(|| a.name.cmp(&b.name))
     });
-    let all = modules.len();
+    let total = modules.len();
     let row = |module: &&crate::delta::module_record::ModuleRecord| {
         let [rows, columns] = module.shape;
         vec![
@@ -117,8 +118,8 @@ fn worst(adapter: &Adapter) -> Table {
         ]
     };
     let rows: Vec<_> = modules.iter().take(MOST_MODULES).map(row).collect();
-    let which = if all > rows.len() {
-        format!("the {} of {all} modules with the largest errors (all are in extraction.json)", rows.len())
+    let which = if total > rows.len() {
+        format!("the {} of {total} modules with the largest errors (all are in extraction.json)", rows.len())
     } else {
         "every module, the largest error first".into()
     };

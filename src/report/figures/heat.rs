@@ -1,4 +1,4 @@
-//! A map of the model: a row for each layer, a column for each kind of module, a colour for each quantity.
+//! A heat map of the model: a row per layer, a column per kind of module, a colour for the quantity.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,21 +9,21 @@ use crate::report::plot::palette;
 use crate::report::plot::pen::LETTER_WIDTH;
 use crate::report::plot::place::Spot;
 
-/// What a map shows.
+/// The content of a heat map.
 pub struct Heat<'a> {
-    /// Of the plot.
+    /// Id of the plot.
     pub id: String,
-    /// Of the plot.
+    /// Title of the plot.
     pub title: String,
-    /// Of the quantity, and its unit.
+    /// Name of the quantity, and its unit.
     pub quantity: &'a str,
-    /// The quantity, place by place.
+    /// The quantity at each place.
     pub cells: &'a BTreeMap<Spot, f64>,
     /// The columns.
     pub kinds: &'a [String],
-    /// Ends of the ramp.
+    /// Values at the ends of the colour ramp.
     pub ends: (f64, f64),
-    /// A quantity in few letters.
+    /// Formats the quantity in few characters.
     pub show: &'a dyn Fn(f64) -> String,
 }
 
@@ -34,7 +34,7 @@ impl Heat<'_> {
         let rows: Vec<Option<usize>> = rows.into_iter().collect();
         let high = (520 / rows.len().max(1)).clamp(5, 24);
         let (low, most) = self.ends;
-        // Cells reach a little beneath their neighbours, or a line of paper would shine through.
+        // Cells extend a little beneath their neighbours, so that no line of background shows between them.
         let seam = (0.4 * self.kinds.len() as f64 / f64::from(WIDTH), 0.4 / high as f64);
         let small = rows.len() <= 20 && self.kinds.len() <= 8;
         let mut marks = Vec::new();
@@ -69,7 +69,7 @@ impl Heat<'_> {
     }
 }
 
-/// The kinds that stand in `cells`, as many as can be drawn.
+/// The kinds in `cells`, at most as many as can be drawn.
 pub fn columns(cells: &BTreeMap<Spot, f64>) -> Vec<String> {
     let kinds: BTreeSet<&String> = cells.keys().map(|spot| &spot.kind).collect();
     kinds.into_iter().take(MOST_KINDS).cloned().collect()

@@ -1,4 +1,5 @@
-//! Method A beside Method B, before any adapter is made: what each would leave at the rank of the analysis.
+//! Method A and Method B compared before any adapter is made: the distance that each would leave at
+//! the analysis's rank.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use crate::report::served::{Column, Served, Sum};
 use crate::report::tables::{Labelled, Tables};
 use crate::report::words::clean;
 
-/// One plot for each analysis.
+/// One plot per analysis.
 pub fn figure(tables: &Tables) -> Option<Figure> {
     let methods: Vec<Served> = tables.analyses.iter().filter_map(methods).collect();
     if methods.is_empty() {
@@ -18,10 +19,10 @@ pub fn figure(tables: &Tables) -> Option<Figure> {
     Some(Figure {
         id: "methods".into(),
         title: "Method A and Method B at the same rank, before storage".into(),
-        see: "Method B pays where its marks lie well left of Method A's; where all of the change, at any rank, would leave \
-              as much, the noise is the limit and Method A cannot go below it."
+        see: "Method B pays where its marks are well left of Method A's; where even the whole change, at any rank, would \
+              leave as much, the noise is the limit, and Method A cannot go below it."
             .into(),
-        plots: methods.iter().enumerate().map(|(at, one)| plot("methods", at, one)).collect(),
+        plots: methods.iter().enumerate().map(|(at, served)| plot("methods", at, served)).collect(),
         notes: Vec::new(),
         tables: methods.iter().map(table).collect(),
     })

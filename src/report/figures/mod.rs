@@ -1,4 +1,4 @@
-//! One figure a file: what it needs of the tables, its plots, its numbers.
+//! One file per figure: what it needs from the tables, its plots and its numbers.
 
 pub(crate) mod beside;
 pub(crate) mod energy;
@@ -15,7 +15,7 @@ pub(crate) mod weights;
 use crate::report::plot::figure::Figure;
 use crate::report::tables::Tables;
 
-/// The most kinds of modules that one figure draws; tables have them all.
+/// Maximum number of module kinds that one figure draws; the tables have all of them.
 const MOST_KINDS: usize = 24;
 
 /// Every figure that the tables have the numbers for, in the order of the page.
@@ -35,7 +35,7 @@ pub fn all(tables: &Tables) -> Vec<Figure> {
     figures.into_iter().flatten().collect()
 }
 
-/// The numbers from 0 below `count` that a line is drawn through: the first ones, then few enough to be drawn.
+/// The indices below `count` through which a line is drawn: all of the first ones, then a thinned selection.
 fn thinned(count: usize) -> Vec<usize> {
     const DENSE: usize = 24;
     const FURTHER: usize = 60;
@@ -46,11 +46,11 @@ fn thinned(count: usize) -> Vec<usize> {
     (0..DENSE).chain((0..=FURTHER).map(|k| DENSE + (rest * k as f64 / last).round() as usize)).collect()
 }
 
-/// What follows a figure that leaves kinds of modules out.
+/// The note for a figure that leaves out kinds of modules.
 fn kinds_left_out(kinds: usize) -> Option<String> {
     let more = kinds.checked_sub(MOST_KINDS).filter(|more| *more > 0)?;
     Some(format!(
-        "Drawn are the {MOST_KINDS} kinds of the largest change; {more} more are in the table only."
+        "The plots show the {MOST_KINDS} kinds with the largest change; {more} more are only in the table."
     ))
 }
 

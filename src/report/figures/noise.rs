@@ -1,4 +1,4 @@
-//! Is the noise of the quantized base the noise of the quantized tuned model?
+//! Is the noise of the quantized base the same as that of the quantized tuned model?
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::report::plot::place::Spot;
 use crate::report::tables::{Labelled, Tables};
 use crate::report::words::{clean, number, shorten};
 
-/// Two maps for each analysis: the correlation of magnitudes and the cosine.
+/// Two maps per analysis: the correlation of magnitudes, and the cosine.
 pub fn figure(tables: &Tables) -> Option<Figure> {
     let analyses: Vec<_> = tables.analyses.iter().filter(|a| !a.table.modules.is_empty()).collect();
     if analyses.is_empty() {
@@ -18,14 +18,14 @@ pub fn figure(tables: &Tables) -> Option<Figure> {
     let plots = analyses.iter().enumerate().flat_map(|(at, analysis)| maps(at, analysis));
     Some(Figure {
         id: "noise".into(),
-        title: "Noise patterns: of the quantized base and of the quantized tuned model".into(),
-        see: "A cosine near 1 is one and the same noise, which cancels where the tuned model is quantized too; a correlation \
-              of |N| without a cosine is noise of the same size at the same places, with signs of its own."
+        title: "Noise patterns of the quantized base and the quantized tuned model".into(),
+        see: "A cosine near 1 means the same noise in both, which cancels if the tuned model is quantized too; a \
+              correlation of |N| without a cosine means noise of the same size at the same places, but with other signs."
             .into(),
         plots: plots.collect(),
         notes: analyses
             .iter()
-            .map(|a| format!("{}: the tuned model's noise is of {}.", a.label, clean(&a.table.tuned_noise)))
+            .map(|a| format!("{}: the tuned model's noise comes from {}.", a.label, clean(&a.table.tuned_noise)))
             .collect(),
         tables: analyses.iter().map(|analysis| table(analysis)).collect(),
     })
@@ -48,7 +48,7 @@ fn maps(at: usize, analysis: &Labelled<Analysis>) -> Vec<Plot> {
             cells: &cells,
             kinds: &columns(&cells),
             ends: (least.max(-1.0), 1.0),
-            // Not -0.00.
+            // Avoids -0.00.
             show: &|value| format!("{:.2}", (100.0 * value).round() / 100.0 + 0.0),
         };
         (!cells.is_empty()).then(|| heat.plot())
@@ -56,7 +56,7 @@ fn maps(at: usize, analysis: &Labelled<Analysis>) -> Vec<Plot> {
     quantities.into_iter().filter_map(map).collect()
 }
 
-/// The mean at each place.
+/// The mean of the values at each place.
 fn means<'a>(values: impl Iterator<Item = (&'a str, f64)>) -> BTreeMap<Spot, f64> {
     let mut sums: BTreeMap<Spot, (f64, usize)> = BTreeMap::new();
     for (name, value) in values {

@@ -1,4 +1,4 @@
-//! Is the noise orthogonal to the change? Cosines with what chance alone gives.
+//! Is the noise orthogonal to the change? Cosines, compared with chance.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,10 @@ use crate::report::plot::place::Spot;
 use crate::report::tables::{Labelled, Tables};
 use crate::report::words::{clean, number, percent, shorten};
 
-/// Standard errors to each side of zero that hold 95 % of what chance gives.
+/// Number of standard errors on each side of zero that contain 95 % of the cosines by chance.
 const BAND: f64 = 1.96;
 
-/// One plot for each kind of module of each analysis.
+/// One plot per kind of module of each analysis.
 pub fn figure(tables: &Tables) -> Option<Figure> {
     let analyses: Vec<_> = tables.analyses.iter().filter(|a| !a.table.modules.is_empty()).collect();
     let modules = || analyses.iter().flat_map(|analysis| &analysis.table.modules);
@@ -26,17 +26,17 @@ pub fn figure(tables: &Tables) -> Option<Figure> {
         .enumerate()
         .flat_map(|(at, analysis)| plots(at, analysis, 1.1 * most, analyses.len()));
     let mut notes = vec![
-        "The area is where 95 % of the cosines lie if the signs of the products are fair coins, given both magnitudes; \
+        "The area contains 95 % of the cosines if the signs of the products are fair coins, given both magnitudes; \
          a dot is significant after Benjamini and Hochberg's procedure over all modules, a ring is not. Of several modules of \
-         one kind in a layer, as of experts, the one farthest from chance is drawn."
+         one kind in a layer, for example experts, the one farthest from chance is drawn."
             .into(),
     ];
     notes.extend(kinds_left_out(kinds));
     Some(Figure {
         id: "orthogonality".into(),
         title: "Orthogonality: the cosine of change and noise".into(),
-        see: "Rings inside the area: the quantization noise has nothing to do with the change, and Method B has to spend \
-              rank to mend it. Dots outside: the noise leans for or against the change."
+        see: "Rings inside the area: the quantization noise is unrelated to the change, and Method B has to spend rank to \
+              correct it. Dots outside: the noise points with or against the change."
             .into(),
         plots: plots.collect(),
         notes,
@@ -62,11 +62,11 @@ fn by_kind(analysis: &Analysis) -> BTreeMap<String, BTreeMap<usize, &ModuleAnaly
     kinds
 }
 
-fn plots(at: usize, analysis: &Labelled<Analysis>, most: f64, of: usize) -> Vec<Plot> {
+fn plots(at: usize, analysis: &Labelled<Analysis>, most: f64, analyses: usize) -> Vec<Plot> {
     let kinds = by_kind(&analysis.table);
     let last = kinds.values().filter_map(|layers| layers.keys().last()).max().copied().unwrap_or(0);
     let plot = |(index, (kind, layers)): (usize, (String, BTreeMap<usize, &ModuleAnalysis>))| {
-        let title = if of > 1 { format!("{}: {kind}", shorten(&analysis.label, 20)) } else { kind };
+        let title = if analyses > 1 { format!("{}: {kind}", shorten(&analysis.label, 20)) } else { kind };
         Plot {
             id: format!("orthogonality-{}-{}", at + 1, index + 1),
             title: shorten(&title, 44),
@@ -100,10 +100,10 @@ fn marks(layers: &BTreeMap<usize, &ModuleAnalysis>) -> Vec<Mark> {
     ]
 }
 
-/// By kind, and in all.
+/// The groups by kind, and one for all modules.
 fn groups(analysis: &Analysis) -> impl Iterator<Item = Group> + '_ {
-    let all = Group { name: "all".into(), pooled: analysis.total.clone() };
-    analysis.kinds.iter().cloned().chain([all])
+    let total = Group { name: "all".into(), pooled: analysis.total.clone() };
+    analysis.kinds.iter().cloned().chain([total])
 }
 
 fn cosines(analysis: &Labelled<Analysis>) -> Table {
@@ -130,14 +130,14 @@ fn cosines(analysis: &Labelled<Analysis>) -> Table {
         "significant modules",
     ];
     Table {
-        caption: format!("{}: change and noise of the base by kind of module", analysis.label),
+        caption: format!("{}: change and base noise by kind of module", analysis.label),
         words: 1,
         headings: headings.map(Into::into).into(),
         rows: groups(&analysis.table).map(row).collect(),
     }
 }
 
-/// Subspaces of leading directions, the mean over modules by kind and k.
+/// Subspaces of leading directions: means over modules, by kind and k.
 fn subspaces(analysis: &Labelled<Analysis>) -> Table {
     let mut sums: BTreeMap<(String, usize), (usize, [f64; 6])> = BTreeMap::new();
     for module in &analysis.table.modules {

@@ -1,4 +1,4 @@
-//! Which rank the noise leaves room for.
+//! The rank that the noise leaves room for.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::report::plot::place::Spot;
 use crate::report::tables::{Labelled, Tables};
 use crate::report::words::{clean, shorten};
 
-/// A map of suggested ranks for each analysis.
+/// One map of suggested ranks per analysis.
 pub fn figure(tables: &Tables) -> Option<Figure> {
     let analyses: Vec<_> = tables.analyses.iter().filter(|a| !a.table.modules.is_empty()).collect();
     if analyses.is_empty() {
@@ -18,12 +18,12 @@ pub fn figure(tables: &Tables) -> Option<Figure> {
     Some(Figure {
         id: "ranks".into(),
         title: "Suggested ranks: directions that stand out of the noise".into(),
-        see: "Light places need more rank than dark ones: so many singular values of what Method B factorizes lie above \
-              Gavish and Donoho's threshold for noise of this size."
+        see: "Light places need more rank than dark ones. The suggested rank is the number of singular values of Method \
+              B's matrix above Gavish and Donoho's threshold for noise of this size."
             .into(),
         plots: analyses.iter().enumerate().map(|(at, analysis)| plot(at, analysis)).collect(),
         notes: vec![
-            "Where all known values stand out, the count is a lower bound; of several modules at one place the greatest is \
+            "Where all known values stand out, the count is a lower bound; of several modules at one place, the largest is \
              drawn."
                 .into(),
         ],
@@ -58,7 +58,7 @@ fn table(analysis: &Labelled<Analysis>) -> Table {
         let counts = [pooled.modules.to_string()].into_iter().chain(ranks);
         [clean(name)].into_iter().chain(counts).chain([pooled.suggested_is_at_least.to_string()]).collect()
     };
-    let headings = ["kind", "modules", "least", "median", "greatest", "modules with a lower bound only"];
+    let headings = ["kind", "modules", "smallest", "median", "largest", "modules with a lower bound only"];
     Table {
         caption: format!("{}: suggested ranks by kind of module", analysis.label),
         words: 1,

@@ -1,4 +1,4 @@
-//! What is served: how far its weights are from the tuned ones, with each adapter and with none.
+//! Fidelity: the distance of the served weights from the tuned ones, with each adapter and with none.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::report::served::{Served, Sum};
 use crate::report::tables::Tables;
 use crate::report::words::{number, percent, shorten};
 
-/// One plot for each checkpoint that serves.
+/// One plot per served checkpoint.
 pub fn figure(tables: &Tables) -> Option<Figure> {
     let served = Served::all(tables);
     if served.is_empty() {
@@ -36,7 +36,7 @@ fn notes(served: &Served) -> Vec<String> {
     let (least, most) = (without().fold(f64::INFINITY, f64::min), without().fold(0.0, f64::max));
     if most > 1.001 * least {
         notes.push(format!(
-            "On {} the adapters hold different modules: each is measured over its own.",
+            "On {}, the adapters contain different modules: each is measured over its own.",
             served.on
         ));
     }
@@ -51,7 +51,7 @@ fn by_kind(modules: &BTreeMap<String, Sum>) -> BTreeMap<String, Sum> {
     kinds
 }
 
-/// What is left of the distance with each adapter, by kind of module.
+/// The remaining distance with each adapter, by kind of module.
 pub fn plot(id: &str, at: usize, served: &Served) -> Plot {
     let columns: Vec<BTreeMap<String, Sum>> =
         served.columns.iter().map(|column| by_kind(&column.modules)).collect();
@@ -90,7 +90,7 @@ pub fn plot(id: &str, at: usize, served: &Served) -> Plot {
     }
 }
 
-/// The same in numbers.
+/// The same as a table.
 pub fn table(served: &Served) -> Table {
     let columns: Vec<BTreeMap<String, Sum>> =
         served.columns.iter().map(|column| by_kind(&column.modules)).collect();
@@ -108,12 +108,12 @@ pub fn table(served: &Served) -> Table {
             [(*kind).clone(), without(first)].into_iter().chain(ratios).collect()
         })
         .collect();
-    let all = totals.iter().map(|sum| ratio(Some(sum)));
-    rows.push(["all".to_owned(), without(totals.first())].into_iter().chain(all).collect());
+    let ratios = totals.iter().map(|sum| ratio(Some(sum)));
+    rows.push(["all".to_owned(), without(totals.first())].into_iter().chain(ratios).collect());
     let headings = ["kind".to_owned(), "without, ‖T − Q‖".to_owned()].into_iter();
     Table {
         caption: format!(
-            "Distance from {} when {} is served: what is left of it with each adapter",
+            "Distance from {} when {} is served: the remaining share with each adapter",
             served.tuned, served.on
         ),
         words: 1,

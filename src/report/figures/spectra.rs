@@ -10,12 +10,12 @@ use crate::report::plot::palette;
 use crate::report::tables::{Adapter, Tables};
 use crate::report::words::{median, number, shorten};
 
-/// Values below this share of the largest are rounding.
+/// Values below this share of the largest are rounding errors.
 const FLOOR: f64 = 1e-7;
 
 type Kinds<'a> = BTreeMap<String, Vec<&'a Spectrum>>;
 
-/// One plot for each kind, all adapters in it.
+/// One plot per kind, with all adapters.
 pub fn figure(tables: &Tables) -> Option<Figure> {
     let adapters: Vec<&Adapter> = tables.adapters.iter().filter(|a| !a.spectra.is_empty()).collect();
     let by_kind: Vec<Kinds> = adapters.iter().map(|adapter| adapter.spectra_by_kind()).collect();
@@ -27,26 +27,27 @@ pub fn figure(tables: &Tables) -> Option<Figure> {
         return None;
     }
     let y = Axis::log10("singular value", 0.8 * least, 1.25 * most);
-    let all = kinds(&by_kind);
-    let plots = all.iter().take(MOST_KINDS).enumerate().map(|(at, kind)| {
-        let of = adapters.iter().zip(&by_kind).enumerate();
-        let of = of.filter_map(|(index, (adapter, kinds))| Some((index, *adapter, kinds.get(kind)?)));
-        plot(at, kind, &of.collect::<Vec<_>>(), y.clone(), floor)
+    let kinds = kinds(&by_kind);
+    let plots = kinds.iter().take(MOST_KINDS).enumerate().map(|(at, kind)| {
+        let spectra = adapters.iter().zip(&by_kind).enumerate();
+        let spectra =
+            spectra.filter_map(|(index, (adapter, kinds))| Some((index, *adapter, kinds.get(kind)?)));
+        plot(at, kind, &spectra.collect::<Vec<_>>(), y.clone(), floor)
     });
     Some(Figure {
         id: "spectra".into(),
         title: "Singular values of the change, by kind of module".into(),
-        see: "A steep fall means that few directions hold the change; a long flat tail is noise, as of quantization, which \
-              no rank of this size holds."
+        see: "A steep fall means that few directions hold the change; a long flat tail is noise, for example from \
+              quantization, which no rank of this size captures."
             .into(),
         plots: plots.collect(),
         notes: [
             Some(
-                "The line is the median over the modules of a kind, the area what all of them span; dashed is what has not \
-                 converged in every module and is a lower bound. The scale is the same in every plot."
+                "The line is the median over the modules of a kind, and the area is their range; the line is dashed where values \
+                 have not converged in every module and are lower bounds. The scale is the same in every plot."
                     .to_owned(),
             ),
-            kinds_left_out(all.len()),
+            kinds_left_out(kinds.len()),
         ]
         .into_iter()
         .flatten()
@@ -55,11 +56,11 @@ pub fn figure(tables: &Tables) -> Option<Figure> {
     })
 }
 
-/// All kinds, those of the largest change first where not all can be drawn.
+/// All kinds; those with the largest change first if not all can be drawn.
 fn kinds(by_kind: &[Kinds]) -> Vec<String> {
     let mut energy: BTreeMap<&String, f64> = BTreeMap::new();
-    for (kind, of) in by_kind.iter().flatten() {
-        *energy.entry(kind).or_default() += of.iter().map(|s| s.delta_norm.powi(2)).sum::<f64>();
+    for (kind, spectra) in by_kind.iter().flatten() {
+        *energy.entry(kind).or_default() += spectra.iter().map(|s| s.delta_norm.powi(2)).sum::<f64>();
     }
     let mut kinds: Vec<(&String, f64)> = energy.into_iter().collect();
     if kinds.len() > MOST_KINDS {
@@ -68,11 +69,12 @@ fn kinds(by_kind: &[Kinds]) -> Vec<String> {
     kinds.into_iter().map(|(kind, _)| kind.clone()).collect()
 }
 
-fn plot(at: usize, kind: &str, of: &[(usize, &Adapter, &Vec<&Spectrum>)], y: Axis, floor: f64) -> Plot {
-    let longest = of.iter().flat_map(|(_, _, spectra)| spectra.iter()).map(|s| s.singular_values.len()).max();
+fn plot(at: usize, kind: &str, drawn: &[(usize, &Adapter, &Vec<&Spectrum>)], y: Axis, floor: f64) -> Plot {
+    let longest =
+        drawn.iter().flat_map(|(_, _, spectra)| spectra.iter()).map(|s| s.singular_values.len()).max();
     let longest = longest.unwrap_or(1).max(2);
     let (mut marks, mut keys) = (Vec::new(), Vec::new());
-    for (index, adapter, spectra) in of {
+    for (index, adapter, spectra) in drawn {
         let colour = palette::line(*index);
         marks.extend(lines(spectra, colour, floor));
         if let Some(rank) = rank_of(adapter, kind) {
@@ -80,7 +82,7 @@ fn plot(at: usize, kind: &str, of: &[(usize, &Adapter, &Vec<&Spectrum>)], y: Axi
         }
         keys.push((Swatch::Line, colour, shorten(&adapter.label, 28)));
     }
-    keys.push((Swatch::Dashed, palette::MUTED, "upright: rank".into()));
+    keys.push((Swatch::Dashed, palette::MUTED, "vertical: rank".into()));
     Plot {
         id: format!("spectra-{}", at + 1),
         title: shorten(kind, 44),
@@ -92,7 +94,7 @@ fn plot(at: usize, kind: &str, of: &[(usize, &Adapter, &Vec<&Spectrum>)], y: Axi
     }
 }
 
-/// The rank before padding, the greatest where modules differ.
+/// The rank before padding; the largest if modules differ.
 fn rank_of(adapter: &Adapter, kind: &str) -> Option<usize> {
     adapter.modules_by_kind().get(kind)?.iter().map(|module| module.rank).max()
 }
@@ -124,22 +126,22 @@ fn lines(spectra: &[&Spectrum], colour: palette::Colour, floor: f64) -> Vec<Mark
 }
 
 fn table(adapter: &Adapter, kinds: &Kinds) -> Table {
-    let middle = |of: &[&Spectrum], value: &dyn Fn(&Spectrum) -> Option<f64>| {
-        let mut values: Vec<f64> = of.iter().filter_map(|s| value(s)).collect();
+    let middle = |spectra: &[&Spectrum], value: &dyn Fn(&Spectrum) -> Option<f64>| {
+        let mut values: Vec<f64> = spectra.iter().filter_map(|s| value(s)).collect();
         median(&mut values).map_or("-".into(), number)
     };
-    let row = |(kind, of): (&String, &Vec<&Spectrum>)| {
+    let row = |(kind, spectra): (&String, &Vec<&Spectrum>)| {
         let rank = rank_of(adapter, kind);
-        let values = of.iter().map(|s| s.singular_values.len()).max().unwrap_or(0);
+        let values = spectra.iter().map(|s| s.singular_values.len()).max().unwrap_or(0);
         vec![
             kind.clone(),
-            of.len().to_string(),
+            spectra.len().to_string(),
             rank.map_or("-".into(), |rank| rank.to_string()),
-            middle(of, &|s| Some(s.delta_norm)),
-            middle(of, &|s| s.singular_values.first().copied()),
-            middle(of, &|s| s.singular_values.get(rank?.checked_sub(1)?).copied()),
+            middle(spectra, &|s| Some(s.delta_norm)),
+            middle(spectra, &|s| s.singular_values.first().copied()),
+            middle(spectra, &|s| s.singular_values.get(rank?.checked_sub(1)?).copied()),
             values.to_string(),
-            of.iter().map(|s| s.converged).min().unwrap_or(0).to_string(),
+            spectra.iter().map(|s| s.converged).min().unwrap_or(0).to_string(),
         ]
     };
     let headings = [

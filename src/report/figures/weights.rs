@@ -1,4 +1,4 @@
-//! How large the weights are: an autopsy's histograms.
+//! The magnitudes of the weights, from the histograms of an autopsy.
 
 use std::collections::BTreeMap;
 
@@ -14,26 +14,26 @@ use crate::report::words::{clean, number, percent, shorten};
 
 const MOST_TENSORS: usize = 40;
 
-/// One kind's weights of one checkpoint.
+/// The weights of one kind in one checkpoint.
 #[derive(Default)]
 struct Kind<'a> {
     tensors: Vec<&'a TensorAutopsy>,
-    /// Counts by step, of all tensors.
+    /// Counts by histogram step, over all tensors.
     steps: BTreeMap<i32, u64>,
 }
 
 type Kinds<'a> = BTreeMap<String, Kind<'a>>;
 
-/// One plot for each kind, all checkpoints in it.
+/// One plot per kind, with all checkpoints.
 pub fn figure(tables: &Tables) -> Option<Figure> {
     let autopsies = &tables.autopsies;
     let by_kind: Vec<Kinds> = autopsies.iter().map(|autopsy| kinds(&autopsy.table)).collect();
-    let mut all: BTreeMap<&String, u64> = BTreeMap::new();
-    for (kind, of) in by_kind.iter().flatten() {
-        *all.entry(kind).or_default() +=
-            of.tensors.iter().map(|t| t.statistics.count).fold(0, u64::saturating_add);
+    let mut counts: BTreeMap<&String, u64> = BTreeMap::new();
+    for (kind, weights) in by_kind.iter().flatten() {
+        *counts.entry(kind).or_default() +=
+            weights.tensors.iter().map(|t| t.statistics.count).fold(0, u64::saturating_add);
     }
-    let mut names: Vec<(&String, u64)> = all.into_iter().collect();
+    let mut names: Vec<(&String, u64)> = counts.into_iter().collect();
     if names.len() > MOST_KINDS {
         names.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(b.0)));
     }
@@ -50,11 +50,11 @@ pub fn figure(tables: &Tables) -> Option<Figure> {
     Some(Figure {
         id: "weights".into(),
         title: "Magnitudes of the weights, by kind of module".into(),
-        see: "Healthy weights make one smooth hill; a spike is a grid of few values, a far island outliers, a hill that has \
-              moved a scale in the wrong place."
+        see: "Healthy weights form one smooth hill; a spike means a grid of few values, a distant island outliers, and a \
+              shifted hill a misplaced scale."
             .into(),
         plots: plots.collect(),
-        notes: ["All linear weights of a kind together, as dequantized; zeros are not in the hill.".to_owned()]
+        notes: ["All linear weights of a kind together, after dequantization; the hill does not include zeros.".to_owned()]
             .into_iter()
             .chain(left_out)
             .collect(),
@@ -69,7 +69,7 @@ fn kinds(autopsy: &Autopsy) -> Kinds<'_> {
         let histogram = &tensor.statistics.histogram;
         for (at, count) in histogram.counts.iter().enumerate().filter(|(_, count)| **count > 0) {
             let step = i32::try_from(at).ok().and_then(|at| histogram.first.checked_add(at));
-            // Magnitudes of f64 have fewer octaves than this.
+            // f64 magnitudes have fewer steps than this.
             if let Some(step) = step.filter(|step| step.unsigned_abs() < 4400) {
                 let sum = kind.steps.entry(step).or_default();
                 *sum = sum.saturating_add(*count);
@@ -80,24 +80,24 @@ fn kinds(autopsy: &Autopsy) -> Kinds<'_> {
     kinds
 }
 
-/// The lower and the upper end of a step.
+/// The lower and the upper edge of a step.
 fn edges(step: i32) -> (f64, f64) {
     let edge = |first| Histogram { first, counts: Vec::new() }.edge(0);
     (edge(step), edge(step + 1))
 }
 
-/// Ends of all hills, without the long foot that holds the smallest 0.2 % of the weights.
+/// The ends of all hills, without the long tail of the smallest 0.2 % of the weights.
 fn ends(by_kind: &[Kinds]) -> Option<(f64, f64)> {
     let mut steps: BTreeMap<i32, u64> = BTreeMap::new();
     for (step, count) in by_kind.iter().flat_map(BTreeMap::values).flat_map(|kind| &kind.steps) {
         let sum = steps.entry(*step).or_default();
         *sum = sum.saturating_add(*count);
     }
-    let all: f64 = steps.values().map(|count| *count as f64).sum();
+    let total: f64 = steps.values().map(|count| *count as f64).sum();
     let (mut below, mut low) = (0.0, None);
     for (step, count) in &steps {
         below += *count as f64;
-        if below > 2e-3 * all {
+        if below > 2e-3 * total {
             low = Some(edges(*step).0);
             break;
         }
@@ -125,13 +125,13 @@ fn plot(at: usize, kind: &str, autopsies: &[Labelled<Autopsy>], by_kind: &[Kinds
     }
 }
 
-/// Share of the weights per octave, as stairs.
+/// The share of weights per octave, as a step line.
 fn hill(steps: &BTreeMap<i32, u64>, low: f64) -> Vec<Point> {
-    let all: f64 = steps.values().map(|count| *count as f64).sum();
+    let total: f64 = steps.values().map(|count| *count as f64).sum();
     let (Some(first), Some(last)) = (steps.keys().next(), steps.keys().last()) else { return Vec::new() };
     let stair = |step: i32| {
         let (left, right) = edges(step);
-        let share = steps.get(&step).map_or(0.0, |count| *count as f64) / all / (right / left).log2();
+        let share = steps.get(&step).map_or(0.0, |count| *count as f64) / total / (right / left).log2();
         (right > low).then_some([(left.max(low), share), (right, share)])
     };
     let stairs = (*first..=*last).filter_map(stair).flatten();
@@ -140,13 +140,13 @@ fn hill(steps: &BTreeMap<i32, u64>, low: f64) -> Vec<Point> {
 
 fn table(autopsy: &Labelled<Autopsy>, kinds: &Kinds) -> Table {
     let row = |(name, kind): (&String, &Kind)| {
-        let all = || kind.tensors.iter().map(|tensor| &tensor.statistics);
-        let count = all().map(|s| s.count as f64).sum::<f64>().max(1.0);
+        let statistics = || kind.tensors.iter().map(|tensor| &tensor.statistics);
+        let count = statistics().map(|s| s.count as f64).sum::<f64>().max(1.0);
         let mean = |value: &dyn Fn(&Statistics) -> f64| {
-            all().map(|s| value(s) * s.count as f64).sum::<f64>() / count
+            statistics().map(|s| value(s) * s.count as f64).sum::<f64>() / count
         };
-        let largest = all().flat_map(|s| [s.min, s.max]).flatten().map(f64::abs).fold(0.0, f64::max);
-        let stds = || all().map(|s| s.std);
+        let largest = statistics().flat_map(|s| [s.min, s.max]).flatten().map(f64::abs).fold(0.0, f64::max);
+        let stds = || statistics().map(|s| s.std);
         vec![
             name.clone(),
             kind.tensors.len().to_string(),
@@ -155,11 +155,11 @@ fn table(autopsy: &Labelled<Autopsy>, kinds: &Kinds) -> Table {
             number(stds().fold(0.0, f64::max)),
             number(largest),
             percent(mean(&|s| s.zero_share)),
-            all().map(|s| s.nan.saturating_add(s.infinite)).fold(0, u64::saturating_add).to_string(),
+            statistics().map(|s| s.nan.saturating_add(s.infinite)).fold(0, u64::saturating_add).to_string(),
         ]
     };
     let headings =
-        ["kind", "tensors", "mean", "least std", "greatest std", "largest |w|", "zeros", "not finite"];
+        ["kind", "tensors", "mean", "smallest std", "largest std", "largest |w|", "zeros", "not finite"];
     Table {
         caption: format!("{}: weights by kind of module", autopsy.label),
         words: 1,
@@ -168,7 +168,7 @@ fn table(autopsy: &Labelled<Autopsy>, kinds: &Kinds) -> Table {
     }
 }
 
-/// What the autopsy found.
+/// The findings of the autopsy.
 fn faults(autopsy: &Labelled<Autopsy>) -> Option<Table> {
     let found = |tensor: &TensorAutopsy| {
         let name = clean(&tensor.name);
@@ -179,21 +179,21 @@ fn faults(autopsy: &Labelled<Autopsy>) -> Option<Table> {
         tensor.verdicts.iter().map(row).collect::<Vec<_>>()
     };
     let mut rows: Vec<_> = autopsy.table.tensors.iter().flat_map(found).collect();
-    // The gravest first.
+    // The most severe first.
     rows.sort_by_key(|(gravity, _)| std::cmp::Reverse(*gravity));
-    let all = rows.len();
+    let total = rows.len();
     let rows: Vec<_> = rows.into_iter().take(MOST_TENSORS).map(|(_, row)| row).collect();
-    (all > 0).then(|| Table {
-        caption: match all > rows.len() {
+    (total > 0).then(|| Table {
+        caption: match total > rows.len() {
             true => format!(
-                "{}: the first {} of {all} findings (all are in autopsy.json)",
+                "{}: the first {} of {total} findings (all are in autopsy.json)",
                 autopsy.label,
                 rows.len()
             ),
             false => format!("{}: findings", autopsy.label),
         },
         words: 4,
-        headings: ["tensor", "gravity", "what", "why"].map(Into::into).into(),
+        headings: ["tensor", "severity", "finding", "details"].map(Into::into).into(),
         rows,
     })
 }

@@ -1,41 +1,41 @@
-//! Axes: a name with its unit, a scale, and where the ticks stand. Whatever numbers a file holds, an axis is finite, not empty
-//! and has few ticks.
+//! Axes: a name with its unit, a scale, and where the ticks stand. Whatever numbers a file holds, an axis is finite,
+//! not empty and has few ticks.
 
 use crate::report::words::shorten;
 
-/// How values lie on an axis.
+/// The scale of an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scale {
-    /// Evenly.
+    /// Linear.
     Linear,
-    /// By their decimal logarithm.
+    /// Decimal logarithm.
     Log10,
-    /// By their binary logarithm, for ranks.
+    /// Binary logarithm, for ranks.
     Log2,
 }
 
-/// One axis. Positions on it are values after the scale: [`Axis::at`] gives them.
+/// One axis. Positions on it are values after scaling: [`Axis::at`] computes them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Axis {
     /// What it shows, and its unit.
     pub name: String,
-    /// How values lie on it.
+    /// Its scale.
     pub scale: Scale,
-    /// Positions of its two ends. The second is below the first where it runs backwards.
+    /// Positions of its two ends. The second is below the first if it runs backwards.
     pub ends: (f64, f64),
     /// Position and label of every tick.
     pub ticks: Vec<(f64, String)>,
-    /// Whether a line of the grid runs through each tick.
+    /// Whether each tick has a grid line.
     pub grid: bool,
 }
 
 impl Axis {
-    /// An axis on which the values from `low` to `high` lie evenly.
+    /// A linear axis from `low` to `high`.
     pub fn linear(name: impl Into<String>, low: f64, high: f64) -> Axis {
         Axis::with_steps(name, low, high, 0.0)
     }
 
-    /// As [`linear`](Self::linear), for whole numbers.
+    /// Like [`linear`](Self::linear), for whole numbers.
     pub fn whole(name: impl Into<String>, low: f64, high: f64) -> Axis {
         Axis::with_steps(name, low, high, 1.0)
     }
@@ -60,7 +60,7 @@ impl Axis {
         }
     }
 
-    /// As [`linear`](Self::linear), for shares that are shown in percent.
+    /// Like [`linear`](Self::linear), for shares that are shown in percent.
     pub fn percent(name: impl Into<String>, low: f64, high: f64) -> Axis {
         let axis = Axis::linear(name, 100.0 * low, 100.0 * high);
         let ticks = axis.ticks.into_iter().map(|(at, label)| (at / 100.0, label)).collect();
@@ -90,7 +90,7 @@ impl Axis {
         Axis { name: name.into(), scale: Scale::Log10, ends: (low, high), ticks, grid: true }
     }
 
-    /// An axis of ranks from 1 to `high`, by their binary logarithm.
+    /// An axis of ranks from 1 to `high`, on a binary logarithmic scale.
     pub fn ranks(name: impl Into<String>, high: usize) -> Axis {
         let most = (high.clamp(2, 1 << 40) as f64).log2();
         let every = (most / 9.0).ceil().max(1.0) as usize;
@@ -99,7 +99,7 @@ impl Axis {
         Axis { name: name.into(), scale: Scale::Log2, ends: (0.0, most), ticks, grid: true }
     }
 
-    /// An axis of so many named places, the k-th at k + 1/2. Names are cut so that they leave room for the plot.
+    /// An axis of named places, the k-th at k + 1/2. Long names are shortened to leave room for the plot.
     pub fn places(name: impl Into<String>, places: &[String]) -> Axis {
         const LONGEST: usize = 22;
         let tick = |(k, label): (usize, &String)| (k as f64 + 0.5, shorten(label, LONGEST));
@@ -108,14 +108,14 @@ impl Axis {
         Axis { name: name.into(), scale: Scale::Linear, ends, ticks, grid: false }
     }
 
-    /// The same axis, run through the other way.
+    /// The same axis in the opposite direction.
     #[must_use]
     pub fn backwards(mut self) -> Axis {
         self.ends = (self.ends.1, self.ends.0);
         self
     }
 
-    /// Where `value` lies, held between the ends; `None` for what has no place.
+    /// The position of `value`, clamped to the ends; `None` if it has none.
     pub fn at(&self, value: f64) -> Option<f64> {
         let at = match self.scale {
             Scale::Linear => value,
@@ -127,7 +127,7 @@ impl Axis {
     }
 }
 
-/// Ends that are finite and apart.
+/// Makes both ends finite and distinct.
 fn sound(low: f64, high: f64) -> (f64, f64) {
     let usual = |v: f64| if v.is_finite() { v.clamp(-1e15, 1e15) } else { 0.0 };
     let (low, high) = (usual(low), usual(high));
@@ -135,7 +135,7 @@ fn sound(low: f64, high: f64) -> (f64, f64) {
     if high - low > least { (low, high) } else { (low, low + low.abs().max(1.0)) }
 }
 
-/// The least of 1, 2 and 5 times a power of ten that is not below `rough`.
+/// The smallest of 1, 2 and 5 times a power of ten that is not below `rough`.
 fn step(rough: f64) -> f64 {
     let power = 10f64.powf(rough.log10().floor());
     [1.0, 2.0, 5.0, 10.0]

@@ -1,5 +1,5 @@
-//! From a plot to SVG, by plotters. Its backend knows whole pixels only, so everything is drawn [`FINE`] times as large and
-//! the picture's `viewBox` shrinks it again: lines stay smooth at any zoom.
+//! Draws a plot as SVG with plotters. Its backend supports only whole pixels, so everything is drawn [`FINE`] times as
+//! large, and the picture's `viewBox` shrinks it again: lines stay smooth at any zoom.
 
 use crate::report::plot::pen::{
     Drawn, FINE, LETTER_WIDTH, LETTERS, Sheet, coloured, letters, rgb, size_of, stroke,
@@ -22,14 +22,14 @@ const TITLE: i32 = 22;
 
 type Chart<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<Ruled, Ruled>>;
 
-/// An axis for plotters: positions, with ticks and labels where the axis has them.
+/// An axis for plotters: positions, with the ticks and labels of the axis.
 struct Ruled {
     ends: Range<f64>,
     ticks: Vec<(f64, String)>,
 }
 
 impl Ruled {
-    /// `bare` without its ticks.
+    /// Wraps an axis; `bare` omits its ticks.
     fn of(axis: &Axis, bare: bool) -> Ruled {
         let ticks = if bare { Vec::new() } else { axis.ticks.clone() };
         Ruled { ends: axis.ends.0..axis.ends.1, ticks }
@@ -46,7 +46,7 @@ impl Ranged for Ruled {
     }
 
     fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
-        // Asked twice, for the fine grid and for the coarse one: there is none but the coarse.
+        // Plotters asks twice, for the fine and the coarse grid; there is only a coarse one.
         match hint.weight().allow_light_points() {
             true => Vec::new(),
             false => self.ticks.iter().map(|(at, _)| *at).collect(),
@@ -64,7 +64,7 @@ impl ValueFormatter<f64> for Ruled {
     }
 }
 
-/// A plot's elements, without the `svg` around them.
+/// A plot's SVG elements, without the enclosing `svg`.
 pub struct Picture {
     height: u32,
     inside: String,
@@ -74,21 +74,21 @@ impl Picture {
     /// Draws `plot`.
     ///
     /// # Errors
-    /// None that input can cause; plotters' own are passed on.
+    /// Only errors of plotters; no input causes one.
     pub fn of(plot: &Plot) -> Result<Picture> {
         let mut text = String::new();
         draw(plot, &mut text).map_err(|e| {
             Error::unexpected(format!("cannot draw the plot {}", plot.id)).because(e.to_string())
         })?;
-        // What lies between the tags that the backend writes around everything.
+        // The content between the tags that the backend writes around everything.
         let inside = text.split_once('>').and_then(|(_, rest)| rest.rsplit_once("</svg>"));
         let inside = inside.map_or("", |(inside, _)| inside.trim());
-        // Attributes hold no quotes of ours: what comes from names has them escaped.
+        // Safe to replace: quotes that come from names are escaped.
         let inside = inside.replace(" opacity=\"1\"", "").replace(" font-family=\"sans-serif\"", "");
         Ok(Picture { height: plot.height, inside })
     }
 
-    /// As a part of a page: named for those who hear it, coloured by the page's rules.
+    /// The picture as part of a page: labelled for screen readers, coloured by the page's rules.
     pub fn inline(&self, plot: &Plot, see: &str) -> PreEscaped<String> {
         let (title, desc) = (format!("{}-title", plot.id), format!("{}-desc", plot.id));
         html! {
@@ -101,7 +101,7 @@ impl Picture {
         }
     }
 
-    /// As a file of its own, in the light colours.
+    /// The picture as a separate file, in the light colours.
     pub fn file(&self, plot: &Plot, see: &str) -> String {
         let markup = html! {
             svg xmlns="http://www.w3.org/2000/svg" width=(WIDTH) height=(self.height) viewBox=(self.view_box())
@@ -119,12 +119,12 @@ impl Picture {
     }
 }
 
-/// Pixels that the longest of the labels takes.
+/// Width of the longest label in pixels.
 fn widest(axis: &Axis) -> i32 {
     axis.ticks.iter().map(|(_, label)| label.chars().count() as i32 * LETTER_WIDTH).max().unwrap_or(0)
 }
 
-/// Whether the labels below stand in each other's way unless they are turned.
+/// Whether the labels below the plot would overlap unless they are rotated.
 fn turned(axis: &Axis, width: i32) -> bool {
     !axis.grid && axis.ticks.len() as i32 * (widest(axis) + 6) > width
 }
@@ -177,7 +177,7 @@ fn mesh<'a>(chart: &mut Chart<'a>, plot: &Plot) -> Drawn<'a> {
         .draw()
 }
 
-/// Labels below the plot that read upwards.
+/// Draws rotated labels below the plot, which read upwards.
 fn turned_labels<'a>(root: &Sheet<'a>, chart: &Chart<'a>, plot: &Plot) -> Drawn<'a> {
     let style =
         letters(LETTERS, INK).transform(FontTransform::Rotate270).pos(Pos::new(HPos::Right, VPos::Center));

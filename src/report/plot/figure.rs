@@ -1,4 +1,4 @@
-//! A plot as a value: axes and marks, in the units of the data. How it is drawn is [`draw`](super::draw)'s matter.
+//! A plot as a value: axes and marks in the units of the data. [`draw`](super::draw) draws it.
 
 use crate::report::plot::axis::Axis;
 use crate::report::plot::palette::Colour;
@@ -6,7 +6,7 @@ use crate::report::plot::palette::Colour;
 /// A point in the units of the data.
 pub type Point = (f64, f64);
 
-/// What stands in a plot, from the back to the front.
+/// A mark in a plot; marks are drawn from back to front.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Mark {
     /// A line through points.
@@ -15,14 +15,14 @@ pub enum Mark {
         points: Vec<Point>,
         /// Its colour.
         colour: Colour,
-        /// Dashed: for values that are bounds or have not converged.
+        /// Whether it is dashed, for values that are bounds or have not converged.
         dashed: bool,
     },
-    /// What lies between two lines.
+    /// The area between two lines.
     Band {
         /// `x`, lower and upper `y`.
         points: Vec<(f64, f64, f64)>,
-        /// Its colour, which is drawn faint.
+        /// Its colour, drawn faintly.
         colour: Colour,
     },
     /// Points.
@@ -31,7 +31,7 @@ pub enum Mark {
         points: Vec<Point>,
         /// Their colour.
         colour: Colour,
-        /// Rings instead.
+        /// Whether to draw rings instead of dots.
         hollow: bool,
     },
     /// A filled rectangle between two corners.
@@ -41,25 +41,25 @@ pub enum Mark {
         /// Its colour.
         colour: Colour,
     },
-    /// A line through the whole plot, at `x`.
+    /// A vertical line through the whole plot.
     Upright {
-        /// Where.
+        /// Its position.
         x: f64,
         /// Its colour.
         colour: Colour,
     },
-    /// A few letters around a point.
+    /// A short text centred on a point.
     Text {
-        /// Where.
+        /// The point.
         at: Point,
-        /// The letters.
+        /// The text.
         text: String,
         /// Their colour.
         colour: Colour,
     },
 }
 
-/// How a line of the legend shows what it names.
+/// The symbol of a legend entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Swatch {
     /// A line.
@@ -74,43 +74,43 @@ pub enum Swatch {
     Area,
 }
 
-/// What the colours mean.
+/// The legend: what the colours mean.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Legend {
-    /// Names.
+    /// Named entries.
     Keys(Vec<(Swatch, Colour, String)>),
-    /// A ramp from the first number to the second; the name says of what.
+    /// A colour ramp: the name of its quantity, and the values at its ends.
     Ramp(String, [String; 2]),
 }
 
 /// One plot.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plot {
-    /// Distinguishes it from every other; letters, digits and dashes.
+    /// A unique id of letters, digits and dashes.
     pub id: String,
     /// Its title.
     pub title: String,
-    /// Height in pixels beside a width of [`WIDTH`].
+    /// Height in pixels, for a width of [`WIDTH`].
     pub height: u32,
-    /// The axis below.
+    /// The horizontal axis, below the plot.
     pub x: Axis,
-    /// The axis at the left.
+    /// The vertical axis, on the left.
     pub y: Axis,
-    /// What the colours mean.
+    /// The legend.
     pub legend: Legend,
-    /// What it shows.
+    /// The marks.
     pub marks: Vec<Mark>,
 }
 
-/// Width of every plot in pixels: that of a phone, so that letters keep their size there.
+/// Width of every plot in pixels: that of a phone, so that text keeps its size there.
 pub const WIDTH: u32 = 360;
 
 /// A table beneath a plot.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
-    /// What it shows.
+    /// The caption.
     pub caption: String,
-    /// How many columns hold words; those behind hold numbers.
+    /// Number of leading columns that contain words; the others contain numbers.
     pub words: usize,
     /// The headings.
     pub headings: Vec<String>,
@@ -118,19 +118,19 @@ pub struct Table {
     pub rows: Vec<Vec<String>>,
 }
 
-/// Plots that show one thing, what to see in them, and their numbers.
+/// Plots on one subject, what to look for in them, and their numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figure {
-    /// Distinguishes it from every other.
+    /// A unique id.
     pub id: String,
     /// Its title.
     pub title: String,
-    /// What to see in it, in one line.
+    /// What to look for, in one line.
     pub see: String,
     /// The plots.
     pub plots: Vec<Plot>,
-    /// What else must be known to read it.
+    /// Further notes needed to read it.
     pub notes: Vec<String>,
-    /// The numbers.
+    /// Tables with the numbers.
     pub tables: Vec<Table>,
 }

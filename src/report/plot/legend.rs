@@ -1,4 +1,4 @@
-//! What a plot's colours mean, in rows above it.
+//! The legend, in rows above a plot.
 
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
@@ -11,7 +11,7 @@ const LEFT: i32 = 6;
 const ROW: i32 = 16;
 const SWATCH: i32 = 18;
 
-/// Draws the legend below `top` and gives its height in pixels.
+/// Draws the legend below `top` and returns its height in pixels.
 pub fn draw<'a>(
     root: &Sheet<'a>,
     legend: &Legend,

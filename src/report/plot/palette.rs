@@ -1,27 +1,26 @@
-//! Colours that stay apart for the colour-blind: Okabe and Ito's eight for lines (jfly.uni-koeln.de/color), a viridis-like
-//! ramp of even lightness for quantities. A plot is drawn in the light colours; the page turns them dark by rules of CSS
-//! that match on those very values, so a plot that is saved by itself keeps the light ones.
+//! Colours that colour-blind readers can distinguish: Okabe and Ito's eight for lines (jfly.uni-koeln.de/color), and a
+//! viridis-like ramp of even lightness for quantities. Plots are drawn in the light colours; CSS rules of the page
+//! match exactly these values and turn them dark, so a plot that is saved by itself keeps the light colours.
 
 use std::fmt::Write;
 
 /// Red, green, blue.
 pub type Colour = (u8, u8, u8);
 
-/// Behind everything.
+/// The background.
 pub const PAPER: Colour = (255, 255, 255);
 /// Text and axes.
 pub const INK: Colour = (27, 31, 36);
-/// What steps back: names of axes, marks of a rank.
+/// Muted elements: axis names, rank marks.
 pub const MUTED: Colour = (87, 96, 106);
 /// Grid lines.
 pub const GRID: Colour = (225, 228, 232);
-/// Text on a dark cell. Not quite white, so that no rule takes it for paper.
+/// Text on a dark cell. Not quite white, so that no rule matches it as the background.
 pub const ON_DARK: Colour = (254, 254, 254);
-/// Text on a light cell. Not quite black, so that no rule takes it for ink.
+/// Text on a light cell. Not quite black, so that no rule matches it as text.
 pub const ON_LIGHT: Colour = (1, 1, 1);
 
-/// Okabe and Ito's colours, without black, those of most contrast first; beside each the one that takes its place on a dark
-/// page.
+/// Okabe and Ito's colours without black, highest contrast first, each with its replacement on a dark page.
 const LINES: [(Colour, Colour); 7] = [
     ((0, 114, 178), (88, 172, 240)),
     ((213, 94, 0), (255, 140, 66)),
@@ -32,11 +31,11 @@ const LINES: [(Colour, Colour); 7] = [
     ((140, 132, 20), (240, 228, 66)),
 ];
 
-/// What stands in for the others on a dark page.
+/// The replacements of the other colours on a dark page.
 const NEUTRALS: [(Colour, Colour); 4] =
     [(PAPER, (22, 27, 34)), (INK, (230, 233, 237)), (MUTED, (157, 167, 179)), (GRID, (48, 54, 61))];
 
-/// How many lines of one plot can be told apart by colour.
+/// Number of lines of one plot that colours can distinguish.
 pub const COUNT: usize = LINES.len();
 
 /// The colour of the line with this index.
@@ -57,7 +56,7 @@ const VIRIDIS: [Colour; 9] = [
     (253, 231, 37),
 ];
 
-/// The colour of a quantity, `share` of the way from least to most.
+/// The colour of a quantity that is `share` of the way from the smallest to the largest.
 pub fn ramp(share: f64) -> Colour {
     let at = share.clamp(0.0, 1.0) * (VIRIDIS.len() - 1) as f64;
     let below = (at as usize).min(VIRIDIS.len() - 2);
@@ -67,18 +66,18 @@ pub fn ramp(share: f64) -> Colour {
     (mix(low.0, high.0), mix(low.1, high.1), mix(low.2, high.2))
 }
 
-/// The colour of text upon `cell`.
+/// The colour of text on `cell`.
 pub fn text_on(cell: Colour) -> Colour {
     let light = 0.299 * f64::from(cell.0) + 0.587 * f64::from(cell.1) + 0.114 * f64::from(cell.2);
     if light > 140.0 { ON_LIGHT } else { ON_DARK }
 }
 
-/// As `#RRGGBB`, the very letters that the plots have.
+/// The colour as `#RRGGBB`, spelled exactly as in the plots.
 pub fn hex((r, g, b): Colour) -> String {
     format!("#{r:02X}{g:02X}{b:02X}")
 }
 
-/// The rules that turn plots dark.
+/// The CSS rules that turn plots dark.
 pub fn dark_rules() -> String {
     let mut rules = String::new();
     for (light, dark) in NEUTRALS.iter().chain(&LINES) {

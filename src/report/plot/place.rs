@@ -1,21 +1,21 @@
-//! Where in the model a module is: its layer and its kind.
+//! A module's place in the model: its layer and its kind.
 
 use crate::commands::extract::plan::kind;
 use crate::lora::names::place_of;
 use crate::report::words::clean;
 
-/// A row and a column of the model.
+/// A row and a column in a map of the model.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Spot {
-    /// The layer; `None` for what stands outside of them.
+    /// The layer; `None` for modules outside all layers.
     pub layer: Option<usize>,
-    /// The kind, as `q_proj`, as it may be shown.
+    /// The kind, for example `q_proj`, safe to show.
     pub kind: String,
 }
 
 impl Spot {
-    /// Of a module by its name without `.weight`: the first number in it is the layer. Kinds of a vision tower are kept apart
-    /// from those of the language model, whose layers are counted anew.
+    /// The place of a module, from its name without `.weight`: the first number in it is the layer. Kinds of a vision
+    /// tower are distinct from those of the language model, whose layers are numbered separately.
     pub fn of(module: &str) -> Spot {
         let mut parts = module.split('.');
         let layer = parts.find_map(|part| part.parse().ok());

@@ -1,8 +1,8 @@
-//! Every attempt at a run leaves a folder of its own: the unsplit run `.trephine` itself, a part `.trephine/parts/NAME`.
+//! Attempts at a run, each in a folder of its own: the unsplit run in `.trephine`, a part in `.trephine/parts/NAME`.
 //!
-//! Only its own process ever writes there, so parts on several machines need no lock between them, on whatever file
-//! system: a name is taken by creating the folder, and all that others do is read. What two of them did both is there
-//! twice, in equal bytes.
+//! Only the attempt's own process ever writes there, so parts on several machines need no lock, on any file system: a
+//! part claims a name by creating the folder, and the others only read it. Work that two attempts did is there twice,
+//! with equal bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,22 +21,22 @@ use crate::run::parts::part_id::Part;
 use crate::run::unit::{JournalEntry, Unit, UnitId, Work};
 use crate::{Error, Result};
 
-/// How, where and on what an attempt is run: nothing that determines a byte.
+/// How, where and on which inputs an attempt runs. None of it determines a byte of the output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AttemptInfo {
-    /// Which part; `None` for all that is missing.
+    /// Which part; `None` for everything that is missing.
     pub part: Option<Part>,
-    /// The machine, as its cluster names it.
+    /// The machine's name in its cluster.
     pub host: String,
-    /// The process there.
+    /// The process ID there.
     pub process: u32,
-    /// Seconds since 1970 by that machine's clock.
+    /// Start time in seconds since 1970 by that machine's clock.
     pub started: u64,
-    /// Threads that compute.
+    /// Number of compute threads.
     pub threads: usize,
-    /// Peak resident memory that was promised, in bytes.
+    /// Memory budget (peak resident memory) in bytes.
     pub memory: u64,
-    /// Where the inputs lie, for whoever assembles: absolute paths, or names in the Hugging Face cache.
+    /// The locations of the inputs, for the assembly: absolute paths, or names in the Hugging Face cache.
     pub places: BTreeMap<Side, Vec<String>>,
     /// The files that the run writes to its output folder.
     #[serde(default)]
@@ -45,19 +45,19 @@ pub struct AttemptInfo {
     pub run: Work,
     /// This attempt's share of it.
     pub share: Work,
-    /// What of its share no one had done when it began.
+    /// The part of its share that was not done when it began.
     pub ahead: Work,
 }
 
 impl AttemptInfo {
-    /// Puts it on the disk.
+    /// Writes it to the folder of the attempt.
     ///
     /// # Errors
-    /// A full disk, and whatever else the file system refuses.
+    /// A full disk, or another error of the file system.
     pub fn write(&self, attempt: &Path) -> Result<()> {
         let path = attempt.join(ATTEMPT);
         let json = serde_json::to_vec_pretty(self).map_err(|e| {
-            Error::unexpected("cannot write as JSON how the run is run").path(&path).because(e)
+            Error::unexpected("cannot write the information about the attempt as JSON").path(&path).because(e)
         })?;
         atomic_file::write(&path, |file| file.write_all(&json)).map(drop)
     }
@@ -68,7 +68,7 @@ pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// What this machine is called: by Slurm where that runs it, for its nodes may have other names than their systems.
+/// The name of this machine. Slurm's name comes first, because its nodes may have other names than their systems.
 pub fn host() -> String {
     host_by(|name| std::env::var(name).ok())
 }
@@ -80,30 +80,30 @@ fn host_by(variable: impl Fn(&str) -> Option<String>) -> String {
         .unwrap_or_else(|| "unknown".into())
 }
 
-/// A path from the root; other names as they are.
+/// The absolute path of an existing file or folder; other names unchanged.
 pub fn place(spec: &str) -> String {
     let path = Path::new(spec);
     let absolute = path.exists().then(|| std::path::absolute(path).ok()).flatten();
     absolute.map_or(spec.to_owned(), |path| path.to_string_lossy().into_owned())
 }
 
-/// What one attempt has left so far, as it can be read while it continues. `R` is what its command records of a unit.
+/// An attempt as read from its folder, possibly while it is still running. `R` is its command's record of a unit.
 #[derive(Debug)]
 pub struct Attempt<R> {
     /// Its folder.
     pub folder: PathBuf,
     /// The run's identity; `None` where that cannot be read.
     pub identity: Option<RunIdentity>,
-    /// How it is run, where that can be read.
+    /// How and where it runs, where that can be read.
     pub info: Option<AttemptInfo>,
-    /// What its journal says is done, up to its end or to where it is damaged.
+    /// The finished units by its journal, up to the end or to the first damage.
     pub units: Vec<Unit<R>>,
-    /// What is wrong with the journal behind that.
+    /// The first damage in the journal.
     pub damage: Option<Error>,
 }
 
 impl<R: DeserializeOwned> Attempt<R> {
-    /// Reads the one in `folder`; `None` where it has no journal, or an empty one: not yet begun, or removed.
+    /// Reads the attempt in `folder`; `None` where the journal is missing or empty: not yet begun, or removed.
     ///
     /// # Errors
     /// A journal that cannot be read.
@@ -122,7 +122,7 @@ impl<R: DeserializeOwned> Attempt<R> {
         Ok(Some(Attempt::new(folder, records, damage)))
     }
 
-    /// The one in `folder` whose journal holds `records`.
+    /// The attempt in `folder` whose journal holds `records`.
     pub fn new(folder: &Path, records: Vec<JournalEntry<R>>, damage: Option<Error>) -> Attempt<R> {
         let mut records = records.into_iter();
         let identity = records.next().and_then(|first| match first {
@@ -136,7 +136,7 @@ impl<R: DeserializeOwned> Attempt<R> {
 }
 
 impl<R> Attempt<R> {
-    /// Its name, for people: which part, where.
+    /// Its name for people: which part, on which machine.
     pub fn name(&self) -> String {
         match &self.info {
             Some(AttemptInfo { part: Some(part), host, process, .. }) => {
@@ -152,7 +152,7 @@ impl<R> Attempt<R> {
         }
     }
 
-    /// Whether it has a folder among the parts.
+    /// Whether its folder is among those of the parts.
     pub fn is_of_part(&self) -> bool {
         self.folder.parent().and_then(Path::file_name).is_some_and(|parent| parent == PARTS)
     }
@@ -161,7 +161,7 @@ impl<R> Attempt<R> {
 /// The attempts of parts in the output folder `out`, in the order of their folders' names.
 ///
 /// # Errors
-/// What cannot be read.
+/// A folder or journal that cannot be read.
 pub fn of_parts<R: DeserializeOwned>(out: &Path) -> Result<Vec<Attempt<R>>> {
     let mut attempts = Vec::new();
     for folder in folders(out)? {
@@ -170,10 +170,10 @@ pub fn of_parts<R: DeserializeOwned>(out: &Path) -> Result<Vec<Attempt<R>>> {
     Ok(attempts)
 }
 
-/// All attempts in the output folder `out`, the unsplit run's first.
+/// All attempts in the output folder `out`, the unsplit run first.
 ///
 /// # Errors
-/// What cannot be read.
+/// A folder or journal that cannot be read.
 pub fn all<R: DeserializeOwned>(out: &Path) -> Result<Vec<Attempt<R>>> {
     let unsplit = Attempt::read(&out.join(STATE))?;
     Ok(unsplit.into_iter().chain(of_parts(out)?).collect())
@@ -197,7 +197,7 @@ pub fn folders(out: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Takes a folder that is nobody else's, for `part` or for all that is missing.
+/// Creates a folder with an unused name for `part`, or for everything that is missing.
 ///
 /// # Errors
 /// A folder that cannot be created.
@@ -223,10 +223,10 @@ pub fn take_folder(out: &Path, part: Option<Part>) -> Result<PathBuf> {
             Err(e) => return Err(Error::unexpected("cannot create a part's folder").path(&path).because(e)),
         }
     }
-    Err(Error::unexpected("a thousand names for a part's folder are taken").path(&parts))
+    Err(Error::unexpected("cannot create a part's folder: 1000 names are taken").path(&parts))
 }
 
-/// Bytes of the results of all finished units, each once, by the journals' word.
+/// Bytes of the results of all finished units, each counted once, according to the journals.
 pub fn result_bytes<R>(attempts: &[Attempt<R>]) -> u64 {
     let units = attempts.iter().flat_map(|attempt| &attempt.units);
     let sizes: BTreeMap<&UnitId, u64> =

@@ -1,4 +1,4 @@
-//! What all attempts at a run have finished together, each unit once.
+//! The finished units of all attempts at a run, each once.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -9,20 +9,20 @@ use crate::run::unit::UnitId;
 /// A finished unit.
 #[derive(Clone, Debug)]
 pub struct Finished<D> {
-    /// The file of its result, where it has one.
+    /// The file with its result, where it has one.
     pub path: PathBuf,
     /// Length and digest of that file.
     pub written: Option<Written>,
-    /// The unit, loaded.
+    /// The loaded unit.
     pub done: D,
 }
 
-/// What is finished.
+/// The finished units of a run.
 #[derive(Debug)]
 pub struct Completed<D>(HashMap<UnitId, Finished<D>>);
 
 impl<D> Completed<D> {
-    /// Nothing.
+    /// No finished units.
     pub fn new() -> Completed<D> {
         Completed(HashMap::new())
     }
@@ -37,12 +37,12 @@ impl<D> Completed<D> {
         self.0.get(id)
     }
 
-    /// All of them, in no order.
+    /// All of them, in no particular order.
     pub fn units(&self) -> impl Iterator<Item = (&UnitId, &Finished<D>)> {
         self.0.iter()
     }
 
-    /// How many.
+    /// Their number.
     pub fn len(&self) -> usize {
         self.0.len()
     }

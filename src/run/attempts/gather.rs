@@ -1,4 +1,4 @@
-//! What earlier attempts have done, as far as it holds: results that are whole, made from inputs that are as they were.
+//! Valid work of earlier attempts: results that are intact, made from inputs that have not changed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,24 +13,24 @@ use crate::run::life::{Condition, SILENT, last_beat};
 use crate::run::unit::{Unit, UnitId};
 use crate::{Error, Result};
 
-/// What is to become of a unit that a journal says is done.
+/// The decision about a unit that a journal says is done.
 enum Verdict<D> {
-    /// Its result is whole, and its inputs are as they were.
+    /// Its result is intact, and its inputs have not changed.
     Keep(D, PathBuf),
     /// Its result is missing or damaged: it is done again.
     Redo(Error),
-    /// What was read for it has changed: this is a different run.
+    /// A tensor that was read for it has changed: this is a different run.
     Refuse(Error),
 }
 
-/// Who says that a unit is done: the numbers of attempts, each with its last word.
+/// The attempts that report a unit as done: the index of each, with its last entry for the unit.
 type Claims<'a, R> = BTreeMap<&'a UnitId, Vec<(usize, &'a Unit<R>)>>;
 
-/// Takes what the journals of `attempts` say is done, as far as it is `wanted`. Of a unit that one attempt did twice its
-/// last word counts; of one that two did, either, if they agree.
+/// Loads the `wanted` units that the journals of `attempts` report as done. If one attempt did a unit twice, its last
+/// entry counts; if two attempts did it, they must agree.
 ///
 /// # Errors
-/// Two attempts that came to different bytes; a tensor that has changed since it was read.
+/// Two attempts with different bytes for a unit; a tensor that has changed since it was read.
 pub(crate) fn gather<J: Job + ?Sized>(
     job: &J,
     out: &Path,
@@ -38,7 +38,7 @@ pub(crate) fn gather<J: Job + ?Sized>(
     wanted: &dyn Fn(&UnitId) -> bool,
     notes: &mut Vec<String>,
 ) -> Result<Completed<J::Done>> {
-    // In the order of their names, so that notes and errors are the same each time.
+    // In the order of names, so that notes and errors are reproducible.
     let mut claims: Claims<'_, J::Record> = BTreeMap::new();
     for (index, attempt) in attempts.iter().enumerate() {
         for unit in attempt.units.iter().filter(|unit| wanted(&unit.id)) {
@@ -76,8 +76,8 @@ pub(crate) fn gather<J: Job + ?Sized>(
     Ok(done)
 }
 
-/// The one rule for finished work: what was read from a file that has been written to since is hashed again, and a
-/// result is trusted when its digest is the journal's.
+/// The rule for finished work: tensors read from a file that was modified since are hashed again, and a result is
+/// trusted if its digest matches the journal.
 fn check<J: Job + ?Sized>(
     job: &J,
     out: &Path,
@@ -90,7 +90,7 @@ fn check<J: Job + ?Sized>(
     }
     let name = job.result_name(&unit.id);
     let mut path = job.layout().results(out, attempt).join(&name);
-    // An assembly that was killed had moved some results to their place already.
+    // A killed assembly may have moved some results to their final place already.
     if job.layout().in_place && !path.exists() {
         path = out.join(name);
     }
@@ -100,11 +100,11 @@ fn check<J: Job + ?Sized>(
     }
 }
 
-/// Those of `records`, what has been read so far, that lie in `touched` files are hashed again: the same sizes and headers
-/// may still be other weights.
+/// Hashes again the tensors of `records` that lie in `touched` files: equal sizes and headers do not mean
+/// equal weights.
 ///
 /// # Errors
-/// A tensor that has changed; what cannot be read.
+/// A tensor that has changed; a tensor that cannot be read.
 pub(crate) fn check_touched<J: Job + ?Sized>(
     job: &J,
     touched: &[(Side, String)],
@@ -125,7 +125,7 @@ pub(crate) fn check_touched<J: Job + ?Sized>(
     Ok(())
 }
 
-/// Whether a tensor, or the part of it that was read, has the digest that it had.
+/// Whether a tensor, or the part of it that was read, still has its recorded digest.
 fn is_as_it_was(checkpoint: &Checkpoint, then: &TensorRecord) -> Result<bool> {
     let Some(tensor) = checkpoint.tensor(&then.name) else { return Ok(false) };
     let [start, end] = then.part.unwrap_or([0, tensor.size()]);
@@ -135,23 +135,22 @@ fn is_as_it_was(checkpoint: &Checkpoint, then: &TensorRecord) -> Result<bool> {
     Ok(checkpoint.hash_range(tensor, start..end)?.to_hex().as_str() == then.blake3)
 }
 
-/// The error for two attempts that came to different bytes of one unit.
+/// The error for two attempts with different bytes for one unit.
 fn differ<R>(attempts: [&Attempt<R>; 2], name: &str) -> Error {
     let [a, b] = attempts;
-    let what = format!("{} and {} came to different bytes", a.name(), b.name());
+    let what = format!("{} and {} computed different bytes", a.name(), b.name());
     let hint = format!(
-        "one of them is wrong: was another processor used, or is a memory faulty? remove its folder, {} or {}, and do it again",
+        "one of them is wrong: was a different processor used, or is memory faulty? remove its folder, {} or {}, and do it again",
         a.folder.display(),
         b.folder.display()
     );
     Error::found(what).tensor(name).hint(hint)
 }
 
-/// Refuses attempts at another run than `identity`. One that has done nothing is taken as seriously as any: it may be at
-/// work.
+/// Refuses attempts at a run other than `identity`, even those that have finished nothing: they may be running.
 ///
 /// # Errors
-/// An attempt of another command, version, SIMD level, of other inputs or options, by name.
+/// An attempt with a different command, version, SIMD level, input or option; the error names the difference.
 pub(crate) fn check_same<R>(
     attempts: &[Attempt<R>],
     identity: &RunIdentity,
@@ -168,25 +167,25 @@ pub(crate) fn check_same<R>(
     Ok(())
 }
 
-/// Parts that appear to be at work, for who is about to do what they are doing.
+/// Notes on parts that appear to be running, for a run that is about to do the same units.
 pub(crate) fn at_work<R>(attempts: &[Attempt<R>]) -> impl Iterator<Item = String> {
     let parts = attempts.iter().filter(|attempt| attempt.is_of_part());
     parts.filter_map(|attempt| {
         let (beat, ago) = last_beat(&attempt.folder)?;
-        let fresh = beat.condition == Condition::RunOptions && ago < SILENT;
+        let fresh = beat.condition == Condition::Running && ago < SILENT;
         let (name, ago) = (attempt.name(), ago.as_secs());
         fresh.then(|| {
             format!(
-                "{name} seems to be at work, it wrote {ago} s ago: what it is at is done here too, to no harm"
+                "{name} appears to be running (heartbeat {ago} s ago); its work is done here as well, which is harmless"
             )
         })
     })
 }
 
-/// What is wrong with journals, for the user: what stands before the damage counts, the rest is done again.
+/// Notes on damaged journals: the entries before the damage count, the rest is done again.
 pub(crate) fn damages<R>(attempts: &[Attempt<R>]) -> impl Iterator<Item = String> {
     attempts.iter().filter_map(|attempt| {
         let damage = attempt.damage.as_ref()?;
-        Some(format!("{}: {damage}; what it says before that counts, the rest is done again", attempt.name()))
+        Some(format!("{}: {damage}; the entries before that count, the rest is done again", attempt.name()))
     })
 }

@@ -1,4 +1,4 @@
-//! What attempts leave in the output folder, and what a further one takes over from them.
+//! Attempts at a run: what each leaves in the output folder, and what a later one takes over.
 
 pub(crate) mod attempt;
 pub(crate) mod completed;

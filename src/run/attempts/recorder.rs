@@ -1,4 +1,4 @@
-//! The one writer of an attempt's journal: a unit counts as finished when its record is on the disk.
+//! The only writer of an attempt's journal. A unit counts as finished when its record is on the disk.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::run::heartbeat::Heartbeat;
 use crate::run::log::Log;
 use crate::run::unit::{JournalEntry, Unit, UnitId};
 
-/// Takes the finished units of one attempt: `R` is what the journal records of one, `D` the unit itself.
+/// Records the finished units of one attempt. `R` is the journal's record of a unit, `D` the loaded unit.
 pub struct Recorder<'a, R, D> {
     pub(crate) results: PathBuf,
     pub(crate) journal: Journal<JournalEntry<R>>,
@@ -30,12 +30,12 @@ impl<R: Serialize + DeserializeOwned, D> Recorder<'_, R, D> {
         &self.results
     }
 
-    /// Whether a unit was done before, by whomever, or has been recorded.
+    /// Whether a unit was done by an earlier attempt or has been recorded by this one.
     pub fn is_done(&self, id: &UnitId) -> bool {
         self.done.contains(id)
     }
 
-    /// Records a unit whose result (if it has one) is safe on the disk as `result`, and which took so long.
+    /// Records a unit whose result, if it has one, is safe on the disk as `result`, and which took the time `took`.
     ///
     /// # Errors
     /// A journal that cannot be written to.

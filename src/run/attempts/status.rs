@@ -1,8 +1,8 @@
-//! How far a run is, split or not, from its files alone.
+//! The progress of a run, split or not, from its files alone.
 //!
-//! What is done is what the journals say. Whether an attempt is at work can only be guessed from its last sign of life: its
-//! [heartbeat](super::heartbeat), and how long ago it was written by the clocks of two machines and through the caches of a
-//! network file system.
+//! The journals say what is done. Whether an attempt is running can only be guessed from its last
+//! [heartbeat](super::heartbeat) and the age of that, which depends on the clocks of two machines and on the caches of
+//! a network file system.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
@@ -21,41 +21,41 @@ use crate::run::parts::part_id::Part;
 use crate::run::unit::{AnyRecord, UnitId, UnitKind, Work};
 use crate::{Error, Result};
 
-/// What a run is at.
+/// The state of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
-    /// The output is whole.
+    /// The output is complete.
     Assembled,
-    /// Every unit of work is done; it is to be assembled.
+    /// Every unit of work is done; the output is not assembled yet.
     Complete,
-    /// Someone seems to be at work.
-    RunOptions,
-    /// Work is left, and no one seems to be at it.
+    /// An attempt appears to be running.
+    Running,
+    /// Work is left, and no attempt appears to be running.
     Idle,
 }
 
-/// What an attempt seems to be at.
+/// The apparent state of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AttemptState {
     /// Its heartbeat is fresh.
-    RunOptions,
+    Running,
     /// It finished its share.
     Done,
-    /// It met an error.
+    /// It failed with an error.
     Failed,
     /// A signal ended it.
     Stopped,
-    /// It has been silent for long: killed, or its machine is lost.
+    /// Its heartbeat is old: it was killed, or its machine is lost.
     Lost,
 }
 
 impl AttemptState {
-    /// In a word, for tables.
+    /// The word for tables.
     pub fn word(self) -> &'static str {
         match self {
-            AttemptState::RunOptions => "running",
+            AttemptState::Running => "running",
             AttemptState::Done => "done",
             AttemptState::Failed => "failed",
             AttemptState::Stopped => "stopped",
@@ -66,8 +66,8 @@ impl AttemptState {
     fn of(beat: Option<&(Beat, Duration)>) -> AttemptState {
         match beat {
             Some((beat, ago)) => match beat.condition {
-                Condition::RunOptions if *ago < SILENT => AttemptState::RunOptions,
-                Condition::RunOptions => AttemptState::Lost,
+                Condition::Running if *ago < SILENT => AttemptState::Running,
+                Condition::Running => AttemptState::Lost,
                 Condition::Done => AttemptState::Done,
                 Condition::Failed => AttemptState::Failed,
                 Condition::Stopped => AttemptState::Stopped,
@@ -77,70 +77,70 @@ impl AttemptState {
     }
 }
 
-/// The last sign of life of a part.
+/// The last heartbeat of a part.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Seen {
     /// The machine.
     pub host: String,
-    /// What it seems to be at.
+    /// Its apparent state.
     pub state: AttemptState,
-    /// How long ago it wrote, in seconds.
+    /// Age of the heartbeat in seconds.
     pub heard: Option<f64>,
 }
 
 impl Seen {
-    /// Of the last attempt at `part`.
+    /// The heartbeat of the last attempt at `part`.
     pub fn last<R>(attempts: &[Attempt<R>], part: Option<Part>) -> Option<Seen> {
         let of_it = attempts.iter().filter_map(|attempt| Some((attempt, attempt.info.as_ref()?)));
-        let (attempt, how) =
+        let (attempt, info) =
             of_it.filter(|(_, info)| info.part == part).max_by_key(|(_, info)| info.started)?;
         let beat = last_beat(&attempt.folder);
         let state = AttemptState::of(beat.as_ref());
-        Some(Seen { host: how.host.clone(), state, heard: beat.map(|(_, ago)| ago.as_secs_f64()) })
+        Some(Seen { host: info.host.clone(), state, heard: beat.map(|(_, ago)| ago.as_secs_f64()) })
     }
 }
 
-/// One attempt.
+/// The status of one attempt.
 #[derive(Clone, Debug, Serialize)]
 pub struct AttemptStatus {
-    /// Which part; absent for all that was missing.
+    /// Which part; `None` for everything that was missing.
     pub part: Option<Part>,
     /// The machine.
     pub host: Option<String>,
-    /// The process there.
+    /// The process ID there.
     pub process: Option<u32>,
     /// When it began, in seconds since 1970 by its machine's clock.
     pub started: Option<u64>,
-    /// What it seems to be at.
+    /// Its apparent state.
     pub state: AttemptState,
-    /// The error that it met.
+    /// The error with which it failed.
     pub error: Option<String>,
-    /// How long ago it gave a sign of life, in seconds.
+    /// Age of its last heartbeat in seconds.
     pub heard: Option<f64>,
-    /// Units that it has finished, by its journal, comparisons aside.
+    /// Units that it has finished according to its journal, without comparisons.
     pub modules: usize,
-    /// What it had to do when it began.
+    /// The work ahead of it when it began.
     pub ahead: Option<Work>,
-    /// Bytes of tensors it had read at its last sign of life.
+    /// Bytes of tensors it had read at its last heartbeat.
     pub read_bytes: u64,
-    /// How long it had worked by then, in seconds.
+    /// Its running time at its last heartbeat, in seconds.
     pub seconds: f64,
-    /// How long it will take if it goes on so, in seconds: an estimate, by the cost of what is done.
+    /// Estimated time left in seconds, extrapolated from the cost of the finished units.
     pub seconds_left: Option<f64>,
 }
 
-/// A run.
+/// The status of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
     /// Its output folder.
     pub out: PathBuf,
-    /// What it is at.
+    /// Its state.
     pub state: RunState,
     /// The command, where it is known.
     pub command: Option<String>,
     /// What is counted as modules: `module` or `file`.
     pub unit: UnitKind,
-    /// Units that are done, each once.
+    /// Units that are done, each counted once.
     pub modules: usize,
     /// Comparisons that are done.
     pub compared: usize,
@@ -148,22 +148,22 @@ pub struct Status {
     pub total: Option<Work>,
     /// Bytes of the shards of the finished modules.
     pub shard_bytes: u64,
-    /// Bytes of tensors that all attempts have read, as they told; what was read for work that was lost counts too.
+    /// Bytes of tensors that all attempts have read by their heartbeats, including those for work that was lost.
     pub read_bytes: u64,
-    /// How many parts it was split into last.
+    /// The number of parts of the latest split.
     pub parts: Option<usize>,
-    /// Those of them that have not begun any work.
+    /// Those of the parts that have not started.
     pub not_begun: Vec<usize>,
-    /// The longest that any attempt at work will take, an estimate; work that no one is at is not in it.
+    /// Estimated time left of the slowest running attempt; work that no attempt is doing is not included.
     pub seconds_left: Option<f64>,
-    /// Who works or has worked on it.
+    /// All attempts, running or not.
     pub attempts: Vec<AttemptStatus>,
 }
 
-/// Reads how far the run in `out` is.
+/// Reads the status of the run in `out`.
 ///
 /// # Errors
-/// A folder that holds no run; what cannot be read.
+/// A folder that holds no run; a file that cannot be read.
 pub fn status(out: &Path) -> Result<Status> {
     if is_finished(out) {
         return assembled(out);
@@ -184,12 +184,12 @@ pub fn status(out: &Path) -> Result<Status> {
         .collect();
     status.not_begun = (1..=status.parts.unwrap_or(0)).filter(|part| !begun.contains(part)).collect();
     status.count(&attempts);
-    let running = || status.attempts.iter().filter(|attempt| attempt.state == AttemptState::RunOptions);
+    let running = || status.attempts.iter().filter(|attempt| attempt.state == AttemptState::Running);
     let complete =
         status.total.is_some_and(|all| (all.modules, all.compared) == (status.modules, status.compared));
     status.state = match running().next() {
         _ if complete => RunState::Complete,
-        Some(_) => RunState::RunOptions,
+        Some(_) => RunState::Running,
         None => RunState::Idle,
     };
     let left: Option<Vec<f64>> = running().map(|attempt| attempt.seconds_left).collect();
@@ -197,7 +197,7 @@ pub fn status(out: &Path) -> Result<Status> {
     Ok(status)
 }
 
-/// A folder that is whole, by the record in it.
+/// The status of a complete folder, from its record.
 fn assembled(out: &Path) -> Result<Status> {
     let Some(name) = RECORDS.into_iter().find(|record| out.join(record).is_file()) else {
         return Err(Error::decide("the folder holds checksums, but no run's")
@@ -241,7 +241,7 @@ impl Status {
         }
     }
 
-    /// What the journals say is done, each unit once.
+    /// Counts the units that the journals report as done, each once.
     fn count(&mut self, attempts: &[Attempt<AnyRecord>]) {
         let done: HashSet<&UnitId> =
             attempts.iter().flat_map(|attempt| &attempt.units).map(|unit| &unit.id).collect();
@@ -264,7 +264,7 @@ fn one(attempt: &Attempt<AnyRecord>) -> AttemptStatus {
     let left = info.zip(last.as_ref()).and_then(|(info, (beat, ago))| {
         let share = beat.cost as f64 / info.ahead.cost.max(1) as f64;
         let left = beat.seconds * (1.0 / share - 1.0) - ago.as_secs_f64();
-        (state == AttemptState::RunOptions && beat.cost > 0).then_some(left.max(0.0))
+        (state == AttemptState::Running && beat.cost > 0).then_some(left.max(0.0))
     });
     let done: HashSet<&UnitId> = attempt.units.iter().map(|unit| &unit.id).collect();
     AttemptStatus {
@@ -288,11 +288,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn silence_is_loss_only_for_who_was_at_work() {
+    fn only_a_running_attempt_counts_as_lost_when_silent() {
         let beat = |condition| Beat { condition, error: None, seconds: 1.0, modules: 0, bytes: 0, cost: 0 };
         let state = |condition, ago| AttemptState::of(Some(&(beat(condition), Duration::from_secs(ago))));
-        assert_eq!(state(Condition::RunOptions, 20), AttemptState::RunOptions);
-        assert_eq!(state(Condition::RunOptions, 91), AttemptState::Lost);
+        assert_eq!(state(Condition::Running, 20), AttemptState::Running);
+        assert_eq!(state(Condition::Running, 91), AttemptState::Lost);
         assert_eq!(state(Condition::Done, 1_000_000), AttemptState::Done);
         assert_eq!(state(Condition::Stopped, 91), AttemptState::Stopped);
         assert_eq!(AttemptState::of(None), AttemptState::Lost);

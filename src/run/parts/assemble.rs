@@ -1,4 +1,4 @@
-//! From the parts of a run to its output: every unit exactly once, all of one run, or a list of what is missing.
+//! Assembly of a split run: checks that every unit is there exactly once and from one run, or lists what is missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -31,25 +31,25 @@ use crate::{Error, Result};
 pub struct Assembly {
     /// The output folder of the run.
     pub out: PathBuf,
-    /// Do here what is missing.
+    /// Whether to do the missing work here.
     pub finish: bool,
-    /// Where inputs lie, if not where the parts found them.
+    /// Locations of inputs that differ from those of the parts.
     pub places: BTreeMap<Side, String>,
-    /// How the work is run.
+    /// Threads, memory and the other options that do not change the output.
     pub running: RunOptions,
 }
 
-/// What came of it. `O` is the end of the command's run.
+/// The outcome of an assembly. `O` is the outcome of the command's run.
 #[derive(Debug)]
 pub enum Assembled<O> {
-    /// The output is whole.
+    /// The output is complete.
     Done(O),
     /// Something is missing; nothing was changed.
     Missing(Missing),
 }
 
 impl<O> Assembled<O> {
-    /// The same with another end.
+    /// Maps the outcome of the command's run.
     pub fn map<P>(self, end: impl FnOnce(O) -> P) -> Assembled<P> {
         match self {
             Assembled::Done(done) => Assembled::Done(end(done)),
@@ -58,7 +58,7 @@ impl<O> Assembled<O> {
     }
 }
 
-/// What no one has done.
+/// The missing work.
 #[derive(Clone, Debug, Serialize)]
 pub struct Missing {
     /// The output folder.
@@ -69,38 +69,38 @@ pub struct Missing {
     pub run_modules: usize,
     /// The missing ones.
     pub modules: Vec<String>,
-    /// Tensors that were to be compared.
+    /// Tensors whose comparison is missing.
     pub compared: Vec<String>,
-    /// Whose they are.
+    /// The parts that they belong to.
     pub parts: Vec<MissingPart>,
 }
 
 /// A part that is not finished.
 #[derive(Clone, Debug, Serialize)]
 pub struct MissingPart {
-    /// Which; `None` for a run that was not split.
+    /// Which part; `None` for a run that was not split.
     pub part: Option<Part>,
     /// How many units of its share are missing.
     pub modules: usize,
-    /// How many comparisons.
+    /// How many comparisons of its share are missing.
     pub compared: usize,
-    /// Its last sign of life.
+    /// Its last heartbeat.
     pub seen: Option<Seen>,
-    /// The command that does what is missing.
+    /// The command that does the missing work.
     pub command: String,
 }
 
-/// What is recorded of the run in a folder.
+/// The state of a run, as recorded in its folder.
 #[derive(Debug)]
 pub enum Recorded {
-    /// The output is whole, and this is the name of its record.
+    /// The output is complete; this is the name of its record.
     Finished(&'static str),
     /// Work is left to do or to assemble.
     Begun(Box<Begun>),
 }
 
 impl Recorded {
-    /// The command whose run it is.
+    /// The command of the run.
     pub fn command(&self) -> &str {
         match self {
             Recorded::Begun(begun) => &begun.identity.command,
@@ -113,16 +113,16 @@ impl Recorded {
     }
 }
 
-/// A run that has begun, as its attempts have recorded it.
+/// A run that has begun, as recorded by its attempts.
 #[derive(Clone, Debug)]
 pub struct Begun {
     /// Its identity, with the SIMD levels of all attempts.
     pub identity: RunIdentity,
-    /// How the last attempt is run, where that can be read.
+    /// How and where the latest attempt ran, where that can be read.
     pub info: Option<AttemptInfo>,
 }
 
-/// Reads which run `assembly` is about.
+/// Reads the run that `assembly` names.
 ///
 /// # Errors
 /// A folder without a run; attempts at different runs.
@@ -151,7 +151,7 @@ pub fn recorded(assembly: &Assembly) -> Result<Recorded> {
     Ok(Recorded::Begun(Box::new(Begun { identity, info })))
 }
 
-/// Checks a folder that is whole already, and removes what an unfinished run has left in it.
+/// Checks a folder that is complete already, and removes what an unfinished run has left in it.
 ///
 /// # Errors
 /// A file that was removed or damaged since.
@@ -170,24 +170,24 @@ pub fn finished<O: RunOutput>(
             run_folder::tidy(lock, out, log, assembly.running.keep_shards)?;
             Ok(output)
         }
-        // The folder is to be as it was.
+        // Leave the folder as it was.
         Err(error) => lock.remove().and(Err(error)),
     }
 }
 
 impl Begun {
-    /// Where an input lies: as given to the assembly, or as recorded.
+    /// The location of an input: as given to the assembly, or as recorded.
     ///
     /// # Errors
-    /// Neither.
+    /// A location that is neither given nor recorded.
     pub fn place(&self, assembly: &Assembly, side: Side) -> Result<String> {
         self.places(assembly, side)?.into_iter().next().ok_or_else(|| unknown(assembly, side))
     }
 
-    /// Where an input lies that the run may do without.
+    /// The location of an optional input; `None` where the run does not have it.
     ///
     /// # Errors
-    /// The run has it, and its place is not known.
+    /// The run has the input, and its location is neither given nor recorded.
     pub fn place_if_any(&self, assembly: &Assembly, side: Side) -> Result<Option<String>> {
         let is_read = self.identity.inputs.contains_key(&side) || assembly.places.contains_key(&side);
         is_read.then(|| self.place(assembly, side)).transpose()
@@ -204,32 +204,32 @@ impl Begun {
     /// The options of the run.
     ///
     /// # Errors
-    /// Options that this version does not know.
+    /// Options that this version cannot read.
     pub fn options<T: serde::de::DeserializeOwned>(&self, assembly: &Assembly) -> Result<T> {
         serde_json::from_value(Value::Object(self.identity.options.clone()))
             .map_err(|e| Error::input("the options of the run cannot be read").path(&assembly.out).because(e))
     }
 
-    /// How the work is run here.
+    /// The run options for this machine.
     pub fn running(&self, assembly: &Assembly) -> RunOptions {
-        // Nothing is held in memory where nothing is computed.
+        // An assembly that computes nothing needs no memory budget.
         let memory = if assembly.finish { assembly.running.memory } else { u64::MAX / 2 };
         RunOptions { memory, overwrite: false, ..assembly.running.clone() }
     }
 }
 
 fn unknown(assembly: &Assembly, side: Side) -> Error {
-    Error::decide(format!("where the {} lies was not recorded, or cannot be read", side.phrase()))
+    Error::decide(format!("the location of the {} was not recorded, or cannot be read", side.phrase()))
         .path(&assembly.out)
         .hint(format!("give --{}", side.flag()))
 }
 
 impl<J: Job> Engine<'_, J> {
-    /// Assembles the output of a run whose parts have finished their work. The bytes are those of an unsplit run. `defaults`
-    /// are the command's options where nothing is said.
+    /// Assembles the output of a run whose parts have finished. The bytes are those of an unsplit run. `defaults` are
+    /// the command's default options.
     ///
     /// # Errors
-    /// Units that two parts came to different bytes of; inputs that were changed; a result that was damaged meanwhile; a
+    /// Two parts with different bytes for a unit; inputs that have changed; a result that was damaged meanwhile; a
     /// failing disk.
     pub fn assemble(
         &self,
@@ -265,7 +265,7 @@ impl<J: Job> Engine<'_, J> {
         Ok(Assembled::Done(Ended { output, times: BTreeMap::new(), was_done: false }))
     }
 
-    /// What this machine's own journal begins with, where it does work of the run.
+    /// The identity with which this machine's own journal begins, where it does work of the run.
     fn identity_here(&self, identity: &RunIdentity) -> Result<RunIdentity> {
         let simd = identity.simd.as_ref().map(|_| simd_level().to_owned());
         let here = RunIdentity { simd, ..identity.clone() };
@@ -275,7 +275,7 @@ impl<J: Job> Engine<'_, J> {
         }
     }
 
-    /// What of the job is not in `done`, by the part whose share it is.
+    /// The units of the job that are not in `done`, grouped by the part that they belong to.
     fn missing(
         &self,
         done: &Completed<J::Done>,
@@ -283,11 +283,11 @@ impl<J: Job> Engine<'_, J> {
         begun: &Begun,
         defaults: &Map<String, Value>,
     ) -> Result<Missing> {
-        // As it was split last, if it was ever split otherwise.
+        // Use the latest split: the run may have been split in different ways.
         let infos = attempts.iter().filter_map(|attempt| attempt.info.as_ref());
         let latest = infos.filter(|info| info.part.is_some()).max_by_key(|info| info.started);
-        let of = latest.and_then(|info| info.part).map(Part::of);
-        let partition = Partition::of(self.job.units(), of.unwrap_or(1));
+        let parts = latest.and_then(|info| info.part).map(Part::of);
+        let partition = Partition::of(self.job.units(), parts.unwrap_or(1));
         let mut by_part: BTreeMap<usize, Vec<&PlannedUnit>> = BTreeMap::new();
         let missing = || self.job.units().iter().filter(|unit| !done.contains(&unit.id));
         for unit in missing() {
@@ -298,7 +298,7 @@ impl<J: Job> Engine<'_, J> {
             chosen.map(|unit| self.job.unit_title(&unit.id)).collect()
         };
         let part = |(index, units): (usize, Vec<&PlannedUnit>)| {
-            let part = of.map(|of| Part::new(index, of)).transpose()?;
+            let part = parts.map(|parts| Part::new(index, parts)).transpose()?;
             let Work { modules, compared, .. } = Work::of(units);
             let command = begun.info.as_ref();
             let command = command.map(|info| rerun_command(&begun.identity, info, defaults, self.out, part));
@@ -316,8 +316,8 @@ impl<J: Job> Engine<'_, J> {
     }
 }
 
-/// The attempts that count: those that have finished anything. One that has not, and then is of a different run, is as if
-/// it were not there. Remarks on such come with them.
+/// The attempts that count, and notes on the others. An attempt that has finished nothing and belongs to a different
+/// run is ignored.
 fn with_work<R>(attempts: Vec<Attempt<R>>) -> (Vec<Attempt<R>>, Vec<String>) {
     let (worked, idle): (Vec<_>, Vec<_>) =
         attempts.into_iter().partition(|attempt| !attempt.units.is_empty());
@@ -330,24 +330,27 @@ fn with_work<R>(attempts: Vec<Attempt<R>>) -> (Vec<Attempt<R>>, Vec<String>) {
     };
     let (same, other): (Vec<_>, Vec<_>) = idle.into_iter().partition(is_of_it);
     let note = |attempt: &Attempt<R>| {
-        format!("{} is of another run and has done nothing: it is passed over", attempt.name())
+        format!("{} belongs to a different run and has done nothing: it is ignored", attempt.name())
     };
     let notes = other.iter().map(note).collect();
     (worked.into_iter().chain(same).collect(), notes)
 }
 
 /// The identity that all attempts share.
+///
+/// # Errors
+/// No attempt; attempts at different runs, or with different instruction sets where that is not allowed.
 fn check_one_run<R>(attempts: &[Attempt<R>], assembly: &Assembly) -> Result<RunIdentity> {
     let begun = || attempts.iter().filter_map(|attempt| Some((attempt, attempt.identity.as_ref()?)));
-    let Some((first, of)) = begun().next() else {
-        return Err(Error::found("no part has begun, or what it wrote cannot be read")
+    let Some((first, expected)) = begun().next() else {
+        return Err(Error::found("no part has begun, or its journal cannot be read")
             .path(&assembly.out)
-            .hint("do the parts first: the command with --part I/N"));
+            .hint("run the parts first: the command with --part I/N"));
     };
-    let mut levels: BTreeSet<&str> = of.simd.as_deref().into_iter().collect();
+    let mut levels: BTreeSet<&str> = expected.simd.as_deref().into_iter().collect();
     for (other, identity) in begun().skip(1) {
-        if let Some(text) = identity.difference(of, true) {
-            let what = format!("{} and {} are not of one run: {text}", first.name(), other.name());
+        if let Some(text) = identity.difference(expected, true) {
+            let what = format!("{} and {} belong to different runs: {text}", first.name(), other.name());
             let hint = format!(
                 "remove the folder of the wrong one, {} or {}",
                 first.folder.display(),
@@ -355,18 +358,18 @@ fn check_one_run<R>(attempts: &[Attempt<R>], assembly: &Assembly) -> Result<RunI
             );
             return Err(Error::decide(what).path(&assembly.out).hint(hint));
         }
-        if identity.simd != of.simd && !assembly.running.other_simd {
-            let [a, b] = [(first, of), (other, identity)].map(|(attempt, identity)| {
+        if identity.simd != expected.simd && !assembly.running.other_simd {
+            let [a, b] = [(first, expected), (other, identity)].map(|(attempt, identity)| {
                 format!("{} with {}", attempt.name(), identity.simd.as_deref().unwrap_or("none"))
             });
-            let what = format!("the parts ran on different vector instructions: {a}, {b}");
-            let hint = "--other-simd goes on, but the bytes may differ from those of one machine";
+            let what = format!("the parts ran with different vector instructions: {a}, {b}");
+            let hint = "--other-simd continues, but the bytes may differ from those of one machine";
             return Err(Error::decide(what).path(&assembly.out).hint(hint));
         }
         levels.extend(identity.simd.as_deref());
     }
     let simd = (!levels.is_empty()).then(|| simd_levels(levels));
-    Ok(RunIdentity { simd, ..of.clone() })
+    Ok(RunIdentity { simd, ..expected.clone() })
 }
 
 /// Whether `path` is the folder of a run, finished or not.

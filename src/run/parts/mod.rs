@@ -1,4 +1,4 @@
-//! One run in several parts: who does what, and how the parts become one output.
+//! Split runs: which part does which unit, and how the parts become one output.
 
 pub mod assemble;
 pub(crate) mod part_id;

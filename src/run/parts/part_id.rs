@@ -1,4 +1,4 @@
-//! One of several parts of a run, as `3/16`: which of them this process is to do, and how a cluster says so.
+//! The identifier of a part of a run, for example `3/16`, given by the user or by a cluster's environment.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// The most parts that a run is split into.
+/// The largest number of parts of a run.
 const MOST: usize = 100_000;
 
 /// One part of a run, counted from 1.
@@ -18,12 +18,12 @@ pub struct Part {
     of: usize,
 }
 
-/// What `--part` may say.
+/// The values of `--part`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PartChoice {
     /// `3/16`.
     Given(Part),
-    /// `auto`, or `auto/16`: as the cluster's environment says.
+    /// `auto` or `auto/16`: from the cluster's environment.
     Auto(Option<usize>),
 }
 
@@ -31,11 +31,11 @@ impl Part {
     /// Part `index` (from 1) of `of`.
     ///
     /// # Errors
-    /// There is no such part.
+    /// An index out of range, or too many parts.
     pub fn new(index: usize, of: usize) -> Result<Part> {
         let hint = "--part 1/16 is the first of sixteen, --part 16/16 the last";
         if of > MOST {
-            return Err(Error::decide(format!("{of} parts are too many, {MOST} are the most")));
+            return Err(Error::decide(format!("{of} parts are too many: the limit is {MOST}")));
         }
         if index == 0 || index > of {
             return Err(Error::decide(format!("there is no part {index} of {of}")).hint(hint));
@@ -43,25 +43,25 @@ impl Part {
         Ok(Part { index, of })
     }
 
-    /// Which one, from 1.
+    /// The index of the part, from 1.
     pub fn index(self) -> usize {
         self.index
     }
 
-    /// Of how many.
+    /// The number of parts.
     pub fn of(self) -> usize {
         self.of
     }
 
-    /// The part that the environment of a Slurm array task, or of a pod of a Kubernetes indexed Job, names; `of` where
-    /// the user has said how many there are. `variable` looks up an environment variable.
+    /// The part of a Slurm array task, or of a pod of a Kubernetes indexed Job, from its environment. `of` is the
+    /// number of parts, where the user gave it; `variable` looks up an environment variable.
     ///
     /// # Errors
-    /// No such environment, or one that does not tell how many parts there are.
+    /// An environment without a part, or without the number of parts.
     pub fn from_cluster(of: Option<usize>, variable: impl Fn(&str) -> Option<String>) -> Result<Part> {
         let number = |name: &str| -> Result<Option<usize>> {
             let Some(text) = variable(name) else { return Ok(None) };
-            let bad = |_| Error::decide(format!("{name} is '{text}', which is no number"));
+            let bad = |_| Error::decide(format!("{name} is '{text}', which is not a number"));
             text.trim().parse().map(Some).map_err(bad)
         };
         if let Some(id) = number("SLURM_ARRAY_TASK_ID")? {
@@ -73,21 +73,21 @@ impl Part {
         match (number("JOB_COMPLETION_INDEX")?, of) {
             (Some(index), Some(of)) => Part::new(index.saturating_add(1), of),
             (Some(_), None) => {
-                Err(Error::decide("JOB_COMPLETION_INDEX tells which part, but not of how many")
+                Err(Error::decide("JOB_COMPLETION_INDEX says which part this is, but not of how many")
                     .hint("give --part auto/N with the Job's number of completions"))
             }
-            (None, _) => {
-                Err(Error::decide("--part auto: this is neither a task of a Slurm array nor an indexed Job")
-                    .hint("give --part I/N, as 3/16"))
-            }
+            (None, _) => Err(Error::decide(
+                "--part auto: this is neither a Slurm array task nor a pod of an indexed Job",
+            )
+            .hint("give --part I/N, for example --part 3/16")),
         }
     }
 }
 
-/// Any base and step: the first id of the array is part 1. A list that is shorter than `of` is a few tasks of an array
-/// over 1 to `of` that are run again.
+/// The part of a Slurm array task. The first ID of the array is part 1, for any base and step. An array with fewer
+/// tasks than `of` reruns a few tasks of an array over 1 to `of`.
 fn of_array(id: usize, least: usize, step: usize, count: Option<usize>, of: Option<usize>) -> Result<Part> {
-    let hint = "give --part I/N, or an array as 1-16";
+    let hint = "give --part I/N, or an array such as 1-16";
     let Some(of) = of.or(count) else {
         return Err(Error::decide("SLURM_ARRAY_TASK_COUNT is not set").hint(hint));
     };
@@ -98,7 +98,7 @@ fn of_array(id: usize, least: usize, step: usize, count: Option<usize>, of: Opti
     match steps {
         Some(steps) if steps < of => Part::new(steps + 1, of),
         _ => Err(Error::decide(format!(
-            "the array's ids are not evenly spaced: {id} is not among {of} from {least}"
+            "the array's IDs are not evenly spaced: {id} is not one of {of} IDs from {least}"
         ))
         .hint(hint)),
     }
@@ -122,7 +122,7 @@ impl FromStr for Part {
     fn from_str(text: &str) -> Result<Part> {
         let numbers = text.split_once('/').and_then(|(index, of)| index.parse().ok().zip(of.parse().ok()));
         let (index, of) = numbers.ok_or_else(|| {
-            Error::decide(format!("'{text}' is no part of a run")).hint("write it as 3/16, or as auto")
+            Error::decide(format!("'{text}' is not a part of a run")).hint("write it as 3/16, or as auto")
         })?;
         Part::new(index, of)
     }
@@ -145,7 +145,7 @@ impl FromStr for PartChoice {
             Some(rest) => {
                 let of = rest.strip_prefix('/').and_then(|of| of.parse().ok()).filter(|of| *of > 0);
                 let wrong = || {
-                    Error::decide(format!("'{text}' is no part of a run"))
+                    Error::decide(format!("'{text}' is not a part of a run"))
                         .hint("write it as auto, or as auto/16")
                 };
                 of.map(|of| PartChoice::Auto(Some(of))).ok_or_else(wrong)
@@ -156,7 +156,7 @@ impl FromStr for PartChoice {
 }
 
 impl PartChoice {
-    /// The part that is meant, in this process's environment.
+    /// The part itself, for `auto` from this process's environment.
     ///
     /// # Errors
     /// See [`Part::from_cluster`].
@@ -172,7 +172,7 @@ impl PartChoice {
 mod tests {
     use super::*;
 
-    /// The part that an environment of `NAME=VALUE` words names, or the error.
+    /// The part from an environment given as `NAME=VALUE` words, or the error.
     fn part(of: Option<usize>, environment: &str) -> std::result::Result<String, String> {
         let variable = |name: &str| {
             let mut pairs = environment.split_whitespace().filter_map(|pair| pair.split_once('='));
@@ -213,7 +213,7 @@ mod tests {
         assert!(part(Some(3), "JOB_COMPLETION_INDEX=3").unwrap_err().contains("no part 4 of 3"));
         assert!(part(None, "JOB_COMPLETION_INDEX=2").unwrap_err().contains("not of how many"));
         assert!(part(Some(3), "").unwrap_err().contains("neither"));
-        assert!(part(None, "SLURM_ARRAY_TASK_ID=x").unwrap_err().contains("is 'x', which is no number"));
+        assert!(part(None, "SLURM_ARRAY_TASK_ID=x").unwrap_err().contains("is 'x', which is not a number"));
         assert!(
             part(None, "SLURM_ARRAY_TASK_ID=1").unwrap_err().contains("SLURM_ARRAY_TASK_COUNT is not set")
         );

@@ -1,5 +1,5 @@
-//! How a run is split into parts: from the costs of its units alone, so that every node comes to the same split by itself,
-//! whatever its threads and its memory.
+//! The split of a run into parts. It depends on the costs of the units alone, so every node computes the same split by
+//! itself, whatever its number of threads and its memory.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
@@ -7,7 +7,7 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 use crate::run::parts::part_id::Part;
 use crate::run::unit::{PlannedUnit, UnitId};
 
-/// Which part does which unit.
+/// The assignment of units to parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Partition {
     of: usize,
@@ -16,10 +16,10 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// Splits `units` into `of` parts: the dearest unit first, each to the part that has the least so far (Graham 1969,
-    /// longest processing time first: at most 4/3 of the best there is).
+    /// Splits `units` into `of` parts: the most expensive unit first, each to the part with the least load so far
+    /// (Graham 1969, longest processing time first: at most 4/3 of the optimum).
     pub fn of(units: &[PlannedUnit], of: usize) -> Partition {
-        // Comparisons after modules, then by name: equal costs are told apart without regard to the plan's order.
+        // Equal costs: comparisons after modules, then by name, so the plan's order does not matter.
         let mut units: Vec<_> = units.iter().map(|unit| (Reverse(unit.cost), unit.id.clone())).collect();
         units.sort_unstable();
         let mut least: BinaryHeap<Reverse<(u64, usize)>> = (0..of).map(|part| Reverse((0, part))).collect();
@@ -38,12 +38,12 @@ impl Partition {
         self.owners.get(id).copied()
     }
 
-    /// The cost of each part, the first one's first.
+    /// The cost of each part, in the order of the parts.
     pub fn loads(&self) -> &[u64] {
         &self.loads
     }
 
-    /// The dearest part over the mean of all; 1 is a perfect balance.
+    /// The largest cost of a part divided by the mean; 1 is perfect balance.
     pub fn imbalance(&self) -> f64 {
         let total: u64 = self.loads.iter().sum();
         let most = self.loads.iter().max().copied().unwrap_or(0);
@@ -51,7 +51,7 @@ impl Partition {
     }
 }
 
-/// Some of a run's units: those that one attempt is to finish.
+/// The share of a run's units that one attempt has to finish.
 #[derive(Clone, Debug)]
 pub struct Share(HashSet<UnitId>);
 

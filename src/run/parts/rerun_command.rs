@@ -1,4 +1,4 @@
-//! The command line that does what is missing, made of what a run has recorded.
+//! The command line that does the missing work of a run, built from the run's records.
 
 use std::path::Path;
 
@@ -9,8 +9,8 @@ use crate::run::attempts::attempt::AttemptInfo;
 use crate::run::identity::RunIdentity;
 use crate::run::parts::part_id::Part;
 
-/// The recorded command on the recorded inputs, with those of its options that are not among `defaults`, for `part` or for
-/// all.
+/// The recorded command on the recorded inputs, with those of its options that differ from `defaults`, for `part` or
+/// for the whole run.
 pub fn rerun_command(
     identity: &RunIdentity,
     info: &AttemptInfo,
@@ -34,7 +34,7 @@ pub fn rerun_command(
     shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "))
 }
 
-/// Those of `options` that are not the defaults: they bear the names of their flags.
+/// The `options` that differ from the defaults, as flags: each option is named like its flag.
 fn flags(options: &Map<String, Value>, defaults: &Map<String, Value>) -> Vec<String> {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let mut words = Vec::new();
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_not_the_default_is_said() {
+    fn only_options_that_differ_from_the_defaults_become_flags() {
         let map = |value: Value| value.as_object().cloned().unwrap_or_default();
         let defaults =
             map(json!({"rank": 128, "energy": null, "include": [], "trim_vocab": false, "name": "base"}));

@@ -1,4 +1,4 @@
-//! Tables with chosen numbers, as `analyze`, `fidelity` and `autopsy` write them.
+//! Tables with chosen numbers, in the form that `analyze`, `fidelity` and `autopsy` write.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,14 +17,20 @@ use trephine::commands::fidelity::{
     Distances, FIDELITY, FIDELITY_VERSION, Fidelity, FidelityAdapter, FidelityModule,
 };
 use trephine::delta::{Side, Source};
+use trephine::quant::SchemeKind;
 
 pub const KINDS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 fn source(name: &str) -> Source {
-    Source { name: name.into(), model_type: Some("qwen3".into()), scheme: "dense".into() }
+    Source {
+        name: name.into(),
+        model_type: Some("qwen3".into()),
+        scheme: "dense".into(),
+        kind: SchemeKind::Dense,
+    }
 }
 
-/// A cosine that is significant where it is beyond four of its errors.
+/// A cosine that is significant if it exceeds four of its errors.
 fn cosine(value: f64, standard_error: f64) -> Cosine {
     let z = value / standard_error;
     Cosine { value, standard_error, z, p_value: (-z * z / 2.0).exp(), significant: z.abs() > 4.0 }
@@ -86,7 +92,7 @@ fn module(layer: u32, at: usize) -> ModuleAnalysis {
     }
 }
 
-/// An analysis of so many layers.
+/// An analysis of this many layers.
 pub fn analysis(layers: u32) -> Analysis {
     let modules: Vec<ModuleAnalysis> =
         (0..layers).flat_map(|layer| (0..KINDS.len()).map(move |at| module(layer, at))).collect();
@@ -132,7 +138,7 @@ pub fn analysis(layers: u32) -> Analysis {
     }
 }
 
-/// How far two adapters leave the weights of two modules.
+/// The distances that two adapters leave for two modules.
 pub fn fidelity(inputs: [Identity; 2]) -> Fidelity {
     let adapter =
         |name: &str| FidelityAdapter { name: name.into(), blake3: "00".into(), modules: 2, ranks: [8, 8] };
@@ -185,7 +191,7 @@ pub fn measured(home: &Path, name: &str, inputs: [Identity; 2]) -> PathBuf {
     written(home, name, FIDELITY, &fidelity(inputs))
 }
 
-/// An autopsy of two layers: the second `q_proj` has a finding, norms have no hill.
+/// An autopsy of two layers: the second `q_proj` has a finding, and norms have no histogram.
 pub fn autopsy() -> Autopsy {
     let tensor = |name: String, role: Role| TensorAutopsy {
         role,

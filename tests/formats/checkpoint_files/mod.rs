@@ -1,4 +1,4 @@
-//! Checkpoints made by hand, so that they can be wrong in any way.
+//! Checkpoints built byte by byte, so that they can be wrong in any way.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::fs;
@@ -29,7 +29,7 @@ pub fn safetensors(tensors: &[Entry]) -> Vec<u8> {
     with_header(&Value::Object(header).to_string(), &data)
 }
 
-/// A file with whatever header.
+/// A file with any header.
 pub fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
 }
@@ -65,7 +65,7 @@ impl Folder {
         Checkpoint::open(self.path().to_str().unwrap())
     }
 
-    /// The message and the cure of what must be refused as bad input, the folder's own path left out.
+    /// The message and hint of a result that must be refused as bad input, with the folder's own path replaced.
     pub fn refusal<T: std::fmt::Debug>(&self, result: Result<T>) -> String {
         let error = result.unwrap_err();
         assert_eq!(error.kind(), Kind::Input, "{error}");

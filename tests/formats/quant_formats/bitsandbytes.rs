@@ -11,7 +11,7 @@ fn config() -> Option<Value> {
     Some(json!({"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4"}))
 }
 
-/// The refusal of an NF4 weight of 64 bytes, [4, 32] by right, whose JSON is `state`.
+/// The refusal of an NF4 weight of 64 bytes, correctly [4, 32], whose JSON is `state`.
 fn nf4(state: &Value, config: Option<Value>, absmax: (Dtype, usize)) -> String {
     let tensors = [
         ("w.weight", Dtype::U8, [64, 1].as_slice()),

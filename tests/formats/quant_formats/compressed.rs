@@ -7,7 +7,7 @@ use trephine::quant::FoundWeight;
 
 use crate::quant::{Shelf, declared, refusal};
 
-/// A config of one group of all linear layers.
+/// A config with one group for all linear layers.
 fn config(format: &str, weights: Value) -> Value {
     groups(format, json!({"group_0": {"targets": ["Linear"], "weights": weights}}))
 }
@@ -94,7 +94,7 @@ fn configs_that_make_no_sense() {
     "#);
 }
 
-/// The modules that are found, and whether they are quantized.
+/// The modules that were found, and whether they are quantized.
 fn names(found: Result<Vec<FoundWeight>>) -> Vec<(String, bool)> {
     found.unwrap().into_iter().map(|f| (f.module, f.quantized)).collect()
 }

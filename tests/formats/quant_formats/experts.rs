@@ -1,4 +1,4 @@
-//! Stacks of experts: what is refused, and how slices are cut.
+//! Stacks of experts: what is refused, and how they are sliced.
 
 use safetensors::Dtype;
 use serde_json::{Value, json};
@@ -78,7 +78,7 @@ fn a_transposed_stack_needs_a_format_that_is_read_by_columns() {
     assert_eq!(found[1].module, "l.experts.1.down_proj");
 }
 
-/// Every number of the stack is its own place, so that a slice tells where it was cut.
+/// Every value of the stack is its own position, so that a slice shows where it was taken.
 fn stack(experts: usize, rows: usize, columns: usize) -> (Vec<u8>, impl Fn(usize, usize, usize) -> f32) {
     let at =
         move |expert: usize, row: usize, column: usize| ((expert * rows + row) * columns + column) as f32;
@@ -110,17 +110,22 @@ fn gate_and_up_are_cut_apart_for_models_of_single_experts() {
 
 #[test]
 fn every_wrapper_of_an_f64_weight_decodes_it_in_f64() {
-    // 1/3 and its neighbours are not f32 numbers: whatever passes through f32 comes out changed.
+    // 1/3 and its neighbours are not f32 values: everything that passes through f32 changes.
     let value = |i: usize| (i as f64 + 1.0) / 3.0;
     let bytes: Vec<u8> = (0..2 * 4 * 6).flat_map(|i| value(i).to_le_bytes()).collect();
     let tensors = [("l.experts.gate_up_proj", Dtype::F64, [2, 4, 6].as_slice())];
-    // Cut in gate and up; a whole stack; a stack that is stored transposed.
+    // Split into gate and up; a whole stack; a stack that is stored transposed.
     for (model, hidden, module) in
         [("qwen3_moe", 6, 1), ("qwen3_vl_moe", 6, 0), ("gpt_oss", 4, 1), ("gpt_oss", 4, 0)]
     {
         let experts = || Experts::of(&[model], Some(hidden));
         let found = Shelf::new(&tensors).weights_of(None, experts()).unwrap();
-        let stack = found[module].weight.stack().map(|stack| stack.weight);
+        let stack = found[module]
+            .weight
+            .capabilities()
+            .slice
+            .and_then(|slice| slice.stack())
+            .map(|stack| stack.weight);
         for weight in [Some(found[module].weight.clone()), stack].into_iter().flatten() {
             assert!(weight.is_wide(), "{model}: {} is not known to be wide", found[module].module);
             let [rows, columns] = weight.shape();
@@ -139,7 +144,7 @@ fn every_wrapper_of_an_f64_weight_decodes_it_in_f64() {
 
 #[test]
 fn transposed_stacks_of_every_dense_type() {
-    // 37 and 21 are no multiple of a tile.
+    // 37 and 21 are not multiples of a tile.
     let (bytes, at) = stack(2, 37, 21);
     let tensors = [("l.experts.gate_up_proj", Dtype::F32, [2, 37, 21].as_slice())];
     let found = Shelf::new(&tensors).weights_of(None, Experts::of(&["gpt_oss"], Some(37))).unwrap();

@@ -1,4 +1,5 @@
-//! GGUF: a file of gguf-py's for each type and shape, opened as a checkpoint, with the reference's values beside the weight.
+//! GGUF: a file by gguf-py for each type and shape, opened as a checkpoint, with the reference values beside
+//! the weight.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use trephine::checkpoint::{Checkpoint, Module, Tensor};
 
 use crate::quant::{assert_bits, conforms, numbers};
 
-/// The files of a folder of fixtures with that ending.
+/// The files in a folder of fixtures with that extension.
 fn files(folder: &str, end: &str) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(folder);
     let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
@@ -52,7 +53,7 @@ fn every_type_comes_out_bit_for_bit() {
     }
 }
 
-/// Names and values are those of transformers, which undoes the permutation of llama's Q and K, in whatever panels.
+/// Names and values are those of transformers, which undoes the permutation of llama's Q and K, in any panels.
 #[test]
 fn models_are_what_transformers_makes_of_them() {
     let files = files("gguf_models", "gguf");

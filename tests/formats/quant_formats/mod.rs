@@ -1,4 +1,4 @@
-//! What each family of formats reads from its config, and what it refuses, by name.
+//! Each family of formats: what it reads from its config, and what it refuses by name.
 
 mod bitsandbytes;
 mod columns;

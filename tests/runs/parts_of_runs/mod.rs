@@ -1,6 +1,6 @@
-//! Runs in parts, and what they leave in the output folder.
+//! Helpers for split runs and what they leave in the output folder.
 
-// Each test file takes what it needs.
+// Each test binary uses only a part of this.
 #![allow(dead_code)]
 
 use std::fs;
@@ -14,7 +14,7 @@ use trephine::durable::journal::Journal;
 use super::common::runs::Reference;
 use super::common::{Ended, run, trephine};
 
-/// The command for one part of the reference's run.
+/// The command for one part of the reference run.
 pub fn part(reference: &Reference, out: &Path, index: usize, of: usize) -> Command {
     let mut command = trephine();
     command.args(["extract", "--quiet", "--base", &reference.job.base, "--tuned", &reference.job.tuned]);
@@ -48,7 +48,7 @@ pub fn shards_of(attempt: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// Writes the journal of a part anew, each record changed.
+/// Rewrites the journal of a part with each record changed.
 pub fn rewrite(attempt: &Path, change: impl Fn(&mut Value)) {
     let path = attempt.join("journal");
     let mut entries: Vec<Value> = trephine::durable::journal::replay(&path).unwrap();
@@ -58,7 +58,7 @@ pub fn rewrite(attempt: &Path, change: impl Fn(&mut Value)) {
     entries.iter().for_each(|entry| journal.append(entry).unwrap());
 }
 
-/// Makes the last sign of life of a part two minutes old.
+/// Makes the last heartbeat of a part two minutes old.
 pub fn age(attempt: &Path) {
     let file = fs::File::options().append(true).open(attempt.join("heartbeat.json")).unwrap();
     file.set_modified(SystemTime::now() - Duration::from_secs(120)).unwrap();

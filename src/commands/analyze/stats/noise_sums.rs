@@ -1,17 +1,17 @@
-//! Sums over the elements of one module, and the statistics that follow from them. Everything is in f64, in lanes of a fixed
-//! number, so that the order of additions depends on lengths alone.
+//! Sums over the elements of one module, and the statistics that follow from them. Sums are in f64, in a fixed number
+//! of lanes, so that the order of additions depends only on lengths.
 
 use crate::commands::analyze::record::{Cosine, Norms};
 
 const LANES: usize = 16;
 
-/// Sums over elements of the base `B`, the change `D`, the noises `N_b` and `N_t`, and `C = T - dequant(Q)`. Those of several
-/// modules may be added up: they are the sums of all.
+/// Sums over elements of the base `B`, the change `D`, the noises `N_b` and `N_t`, and `C = T - dequant(Q)`. Those of
+/// several modules can be added to give the sums over all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sums {
     /// Number of elements.
     pub elements: f64,
-    /// Elements of `D` that are exactly zero.
+    /// Number of elements of `D` that are exactly zero.
     pub unchanged: f64,
     /// `sum B^2`.
     pub base2: f64,
@@ -34,7 +34,7 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// Adds some elements of one module, all slices of one length.
+    /// Adds elements of one module, in slices of equal length.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -69,13 +69,13 @@ impl Sums {
         *self += parts;
     }
 
-    /// Whether every sum is a number.
+    /// Whether every sum is finite.
     pub fn is_finite(&self) -> bool {
         let sums = [self.base2, self.change2, self.base_noise2, self.tuned_noise2, self.corrective2];
         sums.iter().all(|sum| sum.is_finite())
     }
 
-    /// Norms.
+    /// The norms.
     pub fn norms(&self) -> Norms {
         let noise = self.base_noise2.sqrt();
         Norms {
@@ -100,7 +100,7 @@ impl Sums {
         Cosine::of(product, squares, self.base_noise2, self.tuned_noise2)
     }
 
-    /// Pearson's correlation of `|N_b|` and `|N_t|`; `None` where one of them does not vary beyond rounding.
+    /// Pearson's correlation of `|N_b|` and `|N_t|`; `None` if one of them does not vary beyond rounding.
     pub fn magnitude_correlation(&self) -> Option<f64> {
         let [base, tuned] = self.magnitudes.map(|sum| sum / self.elements.max(1.0));
         let variance = |squares: f64, mean: f64| {

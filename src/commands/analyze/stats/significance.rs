@@ -1,18 +1,18 @@
-//! Whether a cosine is more than chance: its standard error given the magnitudes, two-sided p, and Benjamini and Hochberg's
-//! decision over many modules.
+//! Whether a cosine exceeds chance: its standard error given the magnitudes, its two-sided p, and Benjamini and
+//! Hochberg's decision over many modules.
 
 use crate::commands::analyze::record::Cosine;
 
-/// Share of false discoveries among the modules that are called significant.
+/// Share of false discoveries among the modules that count as significant.
 pub const FALSE_DISCOVERY_RATE: f64 = 0.05;
 
 impl Cosine {
-    /// The cosine of `a` and `b` from the sums over their elements `product` = `sum a b`, `squares` = `sum a^2 b^2`, and
-    /// their squared norms. Not yet significant.
+    /// The cosine of `a` and `b` from the sums over their elements `product` = `sum a b`, `squares` = `sum a^2 b^2`,
+    /// and their squared norms. `significant` is not decided yet.
     ///
-    /// With the magnitudes given and the signs of `a b` independent fair coins, `sum a b` has mean 0 and variance `sum a^2 b^2`;
-    /// a sum of many such terms is normal, so that `z = sum a b / sqrt(sum a^2 b^2)` (for a bound on how far from normal see
-    /// Berry and Esseen; a module has 10^4 elements or more).
+    /// With the magnitudes given and the signs of `a b` independent fair coins, `sum a b` has mean 0 and variance
+    /// `sum a^2 b^2`; a sum of many such terms is normal, so that `z = sum a b / sqrt(sum a^2 b^2)` (for a bound on how
+    /// far from normal see Berry and Esseen; a module has 10^4 elements or more).
     pub fn of(product: f64, squares: f64, a_norm2: f64, b_norm2: f64) -> Cosine {
         let norms = (a_norm2 * b_norm2).sqrt();
         if !(norms > 0.0 && squares > 0.0) {
@@ -35,9 +35,9 @@ pub fn two_sided(z: f64) -> f64 {
     libm::erfc(z.abs() * std::f64::consts::FRAC_1_SQRT_2)
 }
 
-/// Which of the null hypotheses with these p-values are rejected, so that of all rejections no more than the share `rate` is
-/// false in the mean (Benjamini and Hochberg, *Controlling the false discovery rate*, 1995): those up to the largest `p(i)`, in
-/// ascending order, with `p(i) <= rate i / count`.
+/// Which of the null hypotheses with these p-values are rejected, such that on average at most the share `rate` of all
+/// rejections is false (Benjamini and Hochberg, *Controlling the false discovery rate*, 1995): those up to the largest
+/// `p(i)`, in ascending order, with `p(i) <= rate i / count`.
 pub fn benjamini_hochberg(p_values: &[f64], rate: f64) -> Vec<bool> {
     let mut ascending = p_values.to_vec();
     ascending.sort_by(f64::total_cmp);
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
     use crate::commands::analyze::stats::noise_sums::Sums;
 
-    /// Noises of one module: the same magnitudes, widely spread, and signs of which the share `shared` is the same.
+    /// Noises of one module: the same widely spread magnitudes, and signs of which a share `shared` is the same.
     fn noises(random: &mut ChaCha8Rng, shared: f64) -> [Vec<f32>; 2] {
         let sizes = LogNormal::new(0.0, 0.5).unwrap();
         let sign = |random: &mut ChaCha8Rng| if random.random::<bool>() { 1f32 } else { -1.0 };
@@ -92,7 +92,7 @@ mod tests {
             discoveries <= 3,
             "{discoveries} of 1000 modules without any correlation are called correlated"
         );
-        // 1/sqrt(m n) would be too narrow by far: magnitudes are shared.
+        // 1/sqrt(m n) would be far too narrow, because magnitudes are shared.
         let naive = found.iter().filter(|c| c.value.abs() * (64f64 * 48.0).sqrt() > 1.96).count();
         assert!(naive > 150, "{naive}");
     }

@@ -1,5 +1,5 @@
-//! Leading singular subspaces: bases that are orthonormal to f32, the angles between them, and the energy that one matrix has in
-//! the span of another's.
+//! Leading singular subspaces: bases that are orthonormal to f32 precision, the angles between them, and the energy
+//! that one matrix has in the span of another's basis.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
@@ -14,16 +14,16 @@ use crate::factorize::kernel::passes;
 use crate::factorize::types::{Factors, Panels};
 use crate::{Error, Result};
 
-/// Columns that are projected on at a time: what bounds the memory.
+/// Number of vectors per projection pass, which bounds the memory.
 const WIDTH: usize = 128;
 
-/// Singular vectors whose values are below this share of the largest are rounding noise in f32, and left out.
+/// Singular vectors with values below this share of the largest are rounding noise in f32 and are left out.
 const NOISE: f64 = 1e-5;
 
-/// Cosines that are listed.
+/// Maximum number of cosines in the record.
 const LISTED: usize = 8;
 
-/// The leading singular vectors of a matrix, as far as they have converged.
+/// The converged leading singular vectors of a matrix.
 #[derive(Clone, Debug)]
 pub struct Basis {
     /// Left singular vectors, `[m, k]`, orthonormal.
@@ -35,10 +35,11 @@ pub struct Basis {
 }
 
 impl Basis {
-    /// From the factors of a matrix `[m, n]`, whose columns and rows are singular vectors times the roots of their values.
+    /// Makes a basis from the factors of a matrix `[m, n]`, whose columns and rows are singular vectors times the
+    /// square roots of their values.
     ///
     /// # Errors
-    /// Factors that do not fit the shape, or that are so far from orthogonal that they are no singular vectors.
+    /// Factors that do not fit the shape, or that are too far from orthogonal to be singular vectors.
     pub fn of(factors: Factors, [m, n]: [usize; 2]) -> Result<Basis> {
         let rank = factors.rank;
         if factors.left.len() != m * rank || factors.right.len() != rank * n {
@@ -58,7 +59,7 @@ impl Basis {
         self.left.ncols()
     }
 
-    /// Whether there is none: the matrix is zero.
+    /// Whether there are none, because the matrix is zero.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -68,15 +69,15 @@ impl Basis {
         self.values.iter().take(k).map(|value| value * value).sum()
     }
 
-    /// `1 - s(k+1) / s(k)`, where both are known.
+    /// `1 - s(k+1) / s(k)`, if both are known.
     pub fn gap(&self, k: usize) -> Option<f64> {
         let (this, next) = (self.values.get(k.checked_sub(1)?)?, self.values.get(k)?);
         (*this > 0.0).then(|| 1.0 - next / this)
     }
 }
 
-/// Unit columns, and orthogonal ones to f32, such that the first `j` of them span what the first `j` of `columns` do, for every
-/// `j`: by the Cholesky factor of their Gram matrix, `Q = X·L^{-T}`. They are nearly orthogonal to begin with.
+/// Makes nearly orthogonal columns orthonormal to f32 precision, such that for every `j` the first `j` span the same
+/// space as before: `Q = X·L^{-T}` with the Cholesky factor `L` of their Gram matrix.
 fn orthonormal(columns: MatRef<'_, f32>) -> Result<Mat<f32>> {
     let (rows, k) = (columns.nrows(), columns.ncols());
     let mut unit = columns.to_owned();
@@ -90,7 +91,7 @@ fn orthonormal(columns: MatRef<'_, f32>) -> Result<Mat<f32>> {
     let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f64>(k, Par::Seq, Spec::default()));
     let stack = MemStack::new(&mut memory);
     cholesky_in_place(lower.as_mut(), Default::default(), Par::Seq, stack, Spec::default())
-        .map_err(|_| Error::unexpected("singular vectors that are not independent"))?;
+        .map_err(|_| Error::unexpected("the singular vectors are not linearly independent"))?;
     let mut inverse = Mat::<f64>::identity(k, k);
     solve_lower_triangular_in_place(lower.as_ref(), inverse.as_mut(), Par::Seq);
     let turn = Mat::from_fn(k, k, |i, j| if i <= j { inverse[(j, i)] as f32 } else { 0.0 });
@@ -99,21 +100,21 @@ fn orthonormal(columns: MatRef<'_, f32>) -> Result<Mat<f32>> {
     Ok(out)
 }
 
-/// The cosines between the first columns of two orthonormal bases of one space, for every number of them.
+/// The cosines between the first `k` columns of two orthonormal bases in one space, for every `k`.
 pub struct Overlap {
     dimension: usize,
     cross: Mat<f64>,
 }
 
 impl Overlap {
-    /// Of `a` and `b`, each `[dimension, at least k]`.
+    /// The overlap of `a` and `b`, each `[dimension, at least k]`.
     pub fn of(a: MatRef<'_, f32>, b: MatRef<'_, f32>) -> Overlap {
         Overlap { dimension: a.nrows(), cross: block_ops::cross_gram(a, b) }
     }
 
-    /// The principal angles between the spans of the first `k` columns of each (Björck and Golub, *Numerical methods for computing
-    /// angles between linear subspaces*, 1973): their cosines are the singular values of `A^T·B`. The shares of energy are given by
-    /// who knows the matrices.
+    /// The principal angles between the spans of the first `k` columns of each (Björck and Golub, *Numerical methods
+    /// for computing angles between linear subspaces*, 1973): their cosines are the singular values of `A^T·B`. The
+    /// shares of energy are passed in by the caller, who knows the matrices.
     ///
     /// # Errors
     /// Values that are not finite.
@@ -134,7 +135,7 @@ impl Overlap {
     }
 }
 
-/// What a matrix `X` has along the singular vectors `u`, `v` of another.
+/// The components of a matrix `X` along the singular vectors `u`, `v` of another.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Projections {
     /// `||X^T·u||^2` for each left vector.
@@ -153,10 +154,10 @@ impl Projections {
     }
 }
 
-/// Projects `x` on the vectors of `basis`, two passes for each 128 of them.
+/// Projects `x` onto the vectors of `basis`, with two passes per 128 of them.
 ///
 /// # Errors
-/// What visiting `x` meets.
+/// Errors of visiting `x`.
 pub fn project(x: &dyn Panels, basis: &Basis) -> Result<Projections> {
     let mut found = Projections::default();
     for start in (0..basis.len()).step_by(WIDTH) {
@@ -176,9 +177,9 @@ fn dot(a: ColRef<'_, f32>, b: ColRef<'_, f32>) -> f64 {
     a.iter().zip(b.iter()).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
-/// An upper bound on the bytes that [`project`] takes, for a matrix `[m, n]` and `k` vectors.
+/// An upper bound on the bytes that [`project`] needs, for a matrix `[m, n]` and `k` vectors.
 pub fn projection_bytes([m, n]: [usize; 2], k: usize) -> u64 {
-    // A sum for each of at most 8 groups of panels.
+    // One sum for each of at most 8 groups of panels.
     (4 * k.min(WIDTH) * (m + 9 * n)) as u64
 }
 
@@ -188,7 +189,7 @@ mod tests {
     use crate::factorize::in_memory::Held;
     use crate::factorize::kernel::block_ops;
 
-    /// `[4, 3]` with known singular vectors: the axes, turned by nothing.
+    /// A basis for shape `[4, 3]` whose singular vectors are coordinate axes.
     fn basis(values: [f64; 2], axes: [usize; 2]) -> Basis {
         let column = |axis: usize, rows| Mat::from_fn(rows, 1, |i, _| f32::from(u8::from(i == axis)));
         let both = |rows| {

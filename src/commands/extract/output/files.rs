@@ -1,7 +1,7 @@
 //! The files of a finished extraction.
 
-/// The files of a finished run, in the order in which they are written; the checksums come last, and only then is the
-/// folder whole.
+/// The files of a finished run, in the order in which they are written. The checksums come last: only they make the
+/// folder complete.
 pub const FILES: [&str; 6] =
     [crate::lora::WEIGHTS, crate::lora::CONFIG, SPECTRA, MANIFEST, CARD, crate::durable::finding::B3SUMS];
 

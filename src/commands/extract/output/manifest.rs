@@ -1,5 +1,5 @@
-//! `extraction.json`: what was read, what was decided, and how good each module is. The same checkpoints and options
-//! give the same bytes: no times, threads or budgets stand here.
+//! `extraction.json`: what was read, with which options, and how good each module is. The same checkpoints and options
+//! give the same bytes: times, threads and budgets are not recorded.
 
 use crate::checkpoint::identity::Identity;
 use crate::delta::module_record::{ModuleRecord, Quality, ServedError};
@@ -14,28 +14,28 @@ use serde_json::{Map, Value};
 pub struct Manifest {
     /// Version of the program.
     pub trephine: String,
-    /// The options that decide the result.
+    /// The options that determine the result.
     pub options: Map<String, Value>,
-    /// Instruction set that the products ran on: another one may round differently.
+    /// Instruction set of the matrix products: another one may round differently.
     pub simd: String,
-    /// The files that were read from, by checkpoint: names, sizes, digests of their headers.
+    /// The files that were read, by checkpoint: names, sizes, and digests of their headers.
     pub inputs: BTreeMap<Side, Identity>,
-    /// What the adapter is added to.
+    /// The checkpoint that the adapter is added to.
     pub base: Source,
-    /// What it should become.
+    /// The checkpoint that base and adapter together approximate.
     pub tuned: Source,
-    /// The one that will serve the adapter, where it was measured.
+    /// The checkpoint that will serve the adapter, if the error on it was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub served: Option<Source>,
     /// The adapter's uniform rank.
     pub rank: usize,
-    /// Over all modules.
+    /// Quality of all modules together.
     pub total: Quality,
-    /// Remarks, as on names that were paired by a prefix.
+    /// Remarks, for example on names that were paired by a prefix.
     pub notes: Vec<String>,
     /// Every module of the adapter, by name.
     pub modules: Vec<ModuleRecord>,
-    /// What the adapter does not hold though it may differ, by name.
+    /// The tensors that may differ but are not in the adapter, by name.
     pub not_represented: Vec<LeftOut>,
     /// Every tensor that was read, by checkpoint and name.
     pub tensors: Vec<TensorRecord>,
@@ -50,7 +50,7 @@ pub struct Spectrum {
     pub shape: [usize; 2],
     /// Frobenius norm of the delta.
     pub delta_norm: f64,
-    /// How many of the values have converged; those behind are lower bounds.
+    /// How many of the singular values have converged; the rest are lower bounds.
     pub converged: usize,
     /// Singular values of the delta, descending.
     pub singular_values: Vec<f64>,

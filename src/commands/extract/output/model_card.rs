@@ -7,34 +7,34 @@ use crate::commands::extract::options::ResultOptions;
 use crate::commands::extract::output::manifest::{Manifest, Spectrum};
 use crate::commands::extract::output::summary::{groups, kinds};
 
-/// The values of `--max-lora-rank` that vLLM knows.
+/// The values of `--max-lora-rank` that vLLM accepts.
 const VLLM_RANKS: [usize; 9] = [1, 8, 16, 32, 64, 128, 256, 320, 512];
 
-/// The least `--max-lora-rank` under which vLLM loads an adapter of rank `r`; `None` above all of them.
+/// The smallest `--max-lora-rank` with which vLLM loads an adapter of rank `r`; `None` if there is none.
 pub fn smallest_vllm_rank(r: usize) -> Option<usize> {
     VLLM_RANKS.into_iter().find(|&known| known >= r)
 }
 
-/// The card's text, in Markdown with the front matter of the hub.
+/// The card's text: Markdown with the front matter of the Hugging Face Hub.
 pub fn write(manifest: &Manifest, deciding: &ResultOptions, spectra: &[Spectrum]) -> String {
     let base = &deciding.base_model_name;
     let mut text =
         format!("---\nlibrary_name: peft\ntags:\n- lora\n- trephine\n{}---\n\n", front_matter(base));
-    let quantized = manifest.base.scheme != "dense";
+    let quantized = manifest.base.is_quantized();
     let method = if quantized {
-        "the corrective way (Method B): base and adapter together approach the tuned model, the base's quantization \
-         error included"
+        "Method B (corrective): base and adapter together approximate the tuned model, so the adapter also corrects \
+         the base's quantization error"
     } else {
-        "the plain difference of two unquantized checkpoints (Method A)"
+        "Method A: the plain difference of two unquantized checkpoints"
     };
     let (tuned, total) = (&manifest.tuned.name, &manifest.total);
-    // A path says nothing to whoever reads the card elsewhere.
+    // A local path means nothing to readers on other machines.
     let on = if front_matter(base).is_empty() { &manifest.base.name } else { base };
     let _ = writeln!(
         text,
         "# {tuned} as a LoRA on {on}\n\nExtracted by Trephine {} from `{tuned}` and `{}` ({}): {method}.\n\n\
-         Rank {}, {} modules, factors in {}. Of the difference's energy {:.2} % is captured; the error that remains \
-         is {:.4} of its norm.",
+         Rank {}, {} modules, factors in {}. The adapter captures {:.2} % of the difference's energy; the remaining \
+         error is {:.4} of its norm.",
         manifest.trephine,
         manifest.base.name,
         manifest.base.scheme,
@@ -49,12 +49,12 @@ pub fn write(manifest: &Manifest, deciding: &ResultOptions, spectra: &[Spectrum]
     lower_ranks(&mut text, manifest, spectra);
     usage(&mut text, manifest, base);
     not_held(&mut text, manifest);
-    text + "\n`extraction.json` has the figures of every module and the digest of every tensor that was read; \
-            `spectra.jsonl.zst` every module's singular values. `b3sum --check B3SUMS` or `trephine verify .` checks \
+    text + "\n`extraction.json` holds the figures of every module and the digest of every tensor that was read; \
+            `spectra.jsonl.zst` holds every module's singular values. `b3sum --check B3SUMS` or `trephine verify .` checks \
             the files.\n"
 }
 
-/// The hub refuses a card whose `base_model` is no name of the hub.
+/// The front matter's `base_model` line. The hub refuses a card whose `base_model` is not a repository name.
 fn front_matter(base: &str) -> String {
     let plain = |part: &str| {
         !part.is_empty()
@@ -72,7 +72,7 @@ fn served(text: &mut String, manifest: &Manifest) {
         let share = 100.0 * error.with_adapter / error.without_adapter.max(f64::MIN_POSITIVE);
         let _ = writeln!(
             text,
-            "\nOn `{}` ({}) the served weights are {:.4} from the tuned ones with this adapter and {:.4} without: \
+            "\nOn `{}` ({}), the served weights are {:.4} from the tuned ones with this adapter and {:.4} without it: \
              {share:.1} % of the distance remains.",
             served.name, served.scheme, error.with_adapter, error.without_adapter
         );
@@ -133,7 +133,7 @@ fn usage(text: &mut String, manifest: &Manifest, base: &str) {
             let most = VLLM_RANKS[VLLM_RANKS.len() - 1];
             let _ = writeln!(
                 text,
-                "vLLM loads adapters of rank {most} at most: this one is of rank {}.",
+                "vLLM loads adapters of rank {most} at most; this one has rank {}.",
                 manifest.rank
             );
         }

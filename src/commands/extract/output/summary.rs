@@ -1,4 +1,4 @@
-//! What a run came to, for tables.
+//! The summary of a run, for tables.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,16 +11,16 @@ use crate::delta::module_record::ModuleRecord;
 use crate::delta::record::Reason;
 use crate::lora::names::{group_of, place_of};
 
-/// The end of a run.
+/// The outcome of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct ExtractionOutcome {
     /// The folder of the adapter.
     pub out: PathBuf,
-    /// Whether an earlier run had done all of it.
+    /// Whether an earlier run had already finished it.
     pub was_done: bool,
     /// Quality by kind of module.
     pub kinds: Vec<KindSummary>,
-    /// What the adapter does not hold, by kind and reason.
+    /// The tensors that are not in the adapter, by kind and reason.
     pub left_out: Vec<LeftOutGroup>,
     /// The manifest.
     #[serde(flatten)]
@@ -28,7 +28,7 @@ pub struct ExtractionOutcome {
 }
 
 impl ExtractionOutcome {
-    /// Sums up `manifest`; `times` are seconds by module, of those that this run has done.
+    /// Summarizes `manifest`; `times` holds the seconds spent on each module that this run has done.
     pub fn new(
         out: PathBuf,
         manifest: Manifest,
@@ -48,19 +48,19 @@ impl ExtractionOutcome {
 /// All modules of one kind.
 #[derive(Clone, Debug, Serialize)]
 pub struct KindSummary {
-    /// As `q_proj`.
+    /// For example `q_proj`.
     pub kind: String,
-    /// How many.
+    /// Number of modules.
     pub modules: usize,
-    /// Least and greatest rank before padding.
+    /// Smallest and largest rank before padding.
     pub ranks: (usize, usize),
     /// Mean of the relative errors.
     pub mean_error: f64,
-    /// The largest of them.
+    /// The largest relative error.
     pub worst_error: f64,
-    /// Of the energy of all their deltas.
+    /// Captured share of the energy of all their deltas.
     pub captured_energy: f64,
-    /// Seconds from the first byte read to the last computed, added up.
+    /// Seconds from the first byte read to the last computed, summed over the modules.
     pub seconds: Option<f64>,
 }
 
@@ -77,15 +77,15 @@ impl KindSummary {
 /// Tensors of one kind that are left out for one reason.
 #[derive(Clone, Debug, Serialize)]
 pub struct LeftOutGroup {
-    /// As `input_layernorm`.
+    /// For example `input_layernorm`.
     pub kind: String,
-    /// Why.
+    /// Why they are left out.
     pub reason: Reason,
-    /// How many.
+    /// Number of tensors.
     pub tensors: usize,
-    /// Their elements together.
+    /// Total number of their elements.
     pub elements: u64,
-    /// The largest relative change; `None` where one of them could not be compared.
+    /// The largest relative change; `None` if one of them could not be compared.
     pub largest_change: Option<f64>,
 }
 
@@ -112,7 +112,7 @@ pub fn kinds(manifest: &Manifest, times: &BTreeMap<String, f64>) -> Vec<KindSumm
     by_kind.into_iter().map(summary).collect()
 }
 
-/// What is not in the adapter though it changed, or may have, by kind and reason.
+/// The tensors that changed, or may have changed, but are not in the adapter, by kind and reason.
 pub fn groups(manifest: &Manifest) -> Vec<LeftOutGroup> {
     let mut groups: BTreeMap<(String, Reason), LeftOutGroup> = BTreeMap::new();
     for tensor in manifest.not_represented.iter().filter(|tensor| tensor.matters()) {

@@ -1,4 +1,5 @@
-//! From finished shards to a folder that is whole: adapter, config, spectra, manifest, card, and checksums last.
+//! Turns finished shards into a complete folder: adapter, config, spectra, manifest, model card, and the checksums
+//! last.
 
 use crate::commands::extract::module::{A, B, ShardRecord};
 use crate::commands::extract::options::Extraction;
@@ -11,15 +12,14 @@ use crate::delta::module_record::{ModuleRecord, Quality};
 use crate::delta::record::{LeftOut, TensorRecord, source};
 use crate::durable::digest::Written;
 use crate::durable::{atomic_file, checksums};
-use crate::lora::config;
-use crate::lora::config::AdapterConfig;
 use crate::lora::names::{Place, place_of};
-use crate::lora::write::peft;
+use crate::lora::write::adapter::{Adapter, AdapterWriter};
+use crate::lora::write::peft::Peft;
 use crate::lora::write::piece::{Piece, ShardNames};
 use crate::lora::write::shard::Shard;
 use crate::run::attempts::completed::Completed;
 use crate::run::identity::RunIdentity;
-use crate::{Error, Result, lora};
+use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::Path;
@@ -30,20 +30,20 @@ pub struct DoneModule<'a> {
     path: &'a Path,
     /// The shard's length and digest.
     written: Written,
-    /// What the shard says.
+    /// The record stored in the shard.
     record: &'a ShardRecord,
 }
 
-/// What is finished.
+/// All finished work.
 pub struct DoneWork<'a> {
     /// Modules by name.
     modules: HashMap<&'a str, DoneModule<'a>>,
-    /// Comparisons by [key](LeftOut::key), with what was read for them.
+    /// Comparisons by [key](LeftOut::key), with the tensors read for them.
     compared: HashMap<&'a str, (&'a LeftOut, &'a [TensorRecord])>,
 }
 
 impl<'a> DoneWork<'a> {
-    /// All of `completed`.
+    /// Indexes `completed` by name.
     pub fn new(completed: &'a Completed<Done>) -> DoneWork<'a> {
         let mut work = DoneWork { modules: HashMap::new(), compared: HashMap::new() };
         for (id, unit) in completed.units() {
@@ -61,10 +61,10 @@ impl<'a> DoneWork<'a> {
     }
 }
 
-/// Assembles the adapter of a run whose every module is done.
+/// Assembles the adapter of a run whose modules are all done.
 ///
 /// # Errors
-/// A shard that is not what the journal said, or a failing disk. The shards stay, so the same command goes on.
+/// A shard that does not match the journal, or a failing disk. The shards are kept, so the same command resumes.
 pub fn finish(
     inputs: &Inputs,
     job: &Extraction,
@@ -78,13 +78,18 @@ pub fn finish(
         Some(_) => done.modules.values().map(|done| done.record.module.rank).max().unwrap_or(0).max(1),
         None => job.deciding.rank,
     };
-    let (weights, digests) = write_weights(job, plan, done, rank)?;
-    files.insert(lora::WEIGHTS.into(), weights.blake3);
-
-    let manifest = manifest(inputs, job, plan, identity, done, rank, &digests);
-    let config = portable(&job.deciding.base_model_name, rank, &manifest, inputs.base.config().task_type());
-    let config = config::write_config(&config).map_err(not_json)?;
-    files.insert(lora::CONFIG.into(), write_text(&out.join(lora::CONFIG), &config)?.blake3);
+    let pieces = pieces(plan, done)?;
+    let adapter = Adapter {
+        base: &job.deciding.base_model_name,
+        task_type: inputs.base.config().task_type(),
+        rank,
+        dtype: job.deciding.dtype.dtype(),
+        pieces: &pieces,
+        names: ShardNames { a: A, b: B },
+    };
+    let written = Peft.write(out, &adapter)?;
+    files.extend(written.files);
+    let manifest = manifest(inputs, job, plan, identity, done, rank, &written.modules);
 
     let spectra = spectra(plan, done);
     files.insert(SPECTRA.into(), write_spectra(&out.join(SPECTRA), &spectra)?.blake3);
@@ -104,12 +109,8 @@ fn write_text(path: &Path, text: &str) -> Result<Written> {
     atomic_file::write(path, |file| file.write_all(text.as_bytes()))
 }
 
-fn write_weights(
-    job: &Extraction,
-    plan: &ExtractionPlan,
-    done: &DoneWork<'_>,
-    rank: usize,
-) -> Result<(Written, BTreeMap<String, blake3::Hash>)> {
+/// The modules of the adapter, the zeros that its siblings need among them.
+fn pieces(plan: &ExtractionPlan, done: &DoneWork<'_>) -> Result<Vec<Piece>> {
     let oriented = |name: &str, [rows, cols]: [usize; 2]| match place_of(name) {
         Place::Embedding => [cols, rows],
         _ => [rows, cols],
@@ -137,8 +138,7 @@ fn write_weights(
         rank: 0,
         shard: None,
     }));
-    let names = ShardNames { a: A, b: B };
-    peft::assemble(&job.out.join(lora::WEIGHTS), rank, job.deciding.dtype.dtype(), &pieces, &names)
+    Ok(pieces)
 }
 
 fn manifest(
@@ -190,12 +190,6 @@ fn manifest(
         not_represented: not_represented.into_iter().cloned().collect(),
         tensors,
     }
-}
-
-fn portable(base: &str, rank: usize, manifest: &Manifest, task_type: Option<&str>) -> AdapterConfig {
-    let modules = manifest.modules.iter().map(|module| module.name.as_str());
-    let task_type = task_type.map(str::to_owned);
-    AdapterConfig { task_type, ..AdapterConfig::for_modules(base, rank, modules) }
 }
 
 fn spectra(plan: &ExtractionPlan, done: &DoneWork<'_>) -> Vec<Spectrum> {
