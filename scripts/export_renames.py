@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Exports what Trephine knows of module trees: src/lora/tree/renames.tsv and kinds.tsv, from the installed transformers.
+"""Exports what Trephine knows of module trees: src/checkpoint/module_tree/renames.tsv and kinds.tsv, from the installed transformers.
 
     PYTHON scripts/export_renames.py --zoo ../shared/tools/zoo [--only CLASS ...]
 
@@ -24,7 +24,7 @@ from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN as PATT
 from transformers.core_model_loading import WeightConverter, revert_weight_conversion
 from transformers.pytorch_utils import Conv1D
 
-OUT = Path(__file__).resolve().parent.parent / "src/lora/tree"
+OUT = Path(__file__).resolve().parent.parent / "src/checkpoint/module_tree"
 warnings.simplefilter("ignore")
 transformers.logging.set_verbosity_error()
 
@@ -72,7 +72,7 @@ def heads(stored, module):
 
 
 def apply(rules, name):
-    """As src/lora/tree/rename.rs does."""
+    """As src/checkpoint/module_tree/renames.rs does."""
     parts = name.split(".")
     numbers = [part for part in parts if part.isdigit()]
     flat = plain(name).split(".")
@@ -150,6 +150,14 @@ def write_renames(seen, file):
         file.write("= " + " ".join(f"{seen[c]['model_type']}:{c}" for c in sorted(classes)) + "\n")
         for a, b in rules: file.write(f"{a}\t{b}\n")
     families = {base: {base} | {k for k, v in PATTERNS.items() if v == base} for base in ("mixtral", "qwen2_moe")}
+    file.write("* " + " ".join(sorted({of["model_type"] for of in seen.values() if "conv1d" in of["kinds"].values()})) + "\n")
+    heads = collections.defaultdict(list)
+    for name, of in seen.items():
+        stored = {module: s for s, module in of["pairs"].items()}
+        for module, what in of["kinds"].items():
+            head = stored.get(module, module).removesuffix(".weight")
+            if what == "head" and not head.endswith("lm_head"): heads[head].append(name)
+    for head, classes in sorted(heads.items()): file.write(f"% {head} " + " ".join(classes) + "\n")
     families["other"] = {of["model_type"] for of in seen.values() if of["experts"]} - families["mixtral"] - families["qwen2_moe"]
     for base, types in families.items():
         file.write(f"@ {base} " + " ".join(sorted(types)) + "\n")

@@ -70,6 +70,11 @@ impl Config {
         Some(if encodes == Some(true) { "SEQ_2_SEQ_LM" } else { "CAUSAL_LM" })
     }
 
+    /// `model_type` of the decoder of an encoder and a decoder that were put together.
+    pub fn decoder_model_type(&self) -> Option<&str> {
+        self.raw.as_ref()?.pointer("/decoder/model_type")?.as_str()
+    }
+
     /// `model_type` of the language model inside a multimodal model (`text_config`).
     pub fn text_model_type(&self) -> Option<&str> {
         self.raw.as_ref()?.pointer("/text_config/model_type")?.as_str()

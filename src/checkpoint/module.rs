@@ -9,9 +9,10 @@ use crate::checkpoint::error_policy::Faults;
 use crate::checkpoint::{Checkpoint, Shelf};
 use crate::quant::format::dense::Dense;
 use crate::quant::packing::row_concat::RowStride;
+use crate::quant::packing::transposed::Transposed;
 use crate::quant::registry::Scheme;
-use crate::quant::weight::{Stack, StackSlice};
 use crate::quant::weight::{Dequantize, FoundWeight, TensorInfo};
+use crate::quant::weight::{Stack, StackSlice};
 use crate::storage::Storage;
 use crate::storage::Window;
 use crate::{Error, Result};
@@ -26,13 +27,16 @@ pub struct Module {
     singles: Vec<Single>,
 }
 
-/// One projection of one expert that the files hold by itself, where the model's adapters hold stacks.
+/// What the files hold of a module that is not simply what they hold: one projection of one expert by itself, where the model's
+/// adapters hold stacks, or the transpose.
 #[derive(Clone, Debug)]
 pub struct Single {
     /// As the files name it.
     pub module: Module,
     /// Its rows in the module of the stack that it is, or is a half of.
     pub rows: RowStride,
+    /// Whether it is the transpose of that: `Conv1D`, which is stored `[in, out]`.
+    pub turned: bool,
 }
 
 impl Module {
@@ -322,7 +326,7 @@ fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<String, Module>) -> Resu
         let joined = match names {
             [Some(name), None] if whole => modules.remove(&name).map(|module| Module {
                 name: place.clone(),
-                singles: vec![Single { module: module.clone(), rows: RowStride::ALL }],
+                singles: vec![Single { module: module.clone(), rows: RowStride::ALL, turned: false }],
                 ..module
             }),
             [Some(gate), Some(up)] => match (modules.remove(&gate), modules.remove(&up)) {
@@ -334,8 +338,8 @@ fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<String, Module>) -> Resu
                         tensors: [gate.tensors.clone(), up.tensors.clone()].concat(),
                         quantized: gate.quantized || up.quantized,
                         singles: vec![
-                            Single { module: gate, rows: rows[0] },
-                            Single { module: up, rows: rows[1] },
+                            Single { module: gate, rows: rows[0], turned: false },
+                            Single { module: up, rows: rows[1], turned: false },
                         ],
                     })
                 }
@@ -354,6 +358,15 @@ fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<String, Module>) -> Resu
         }
     }
     Ok(())
+}
+
+/// Turns the modules whose weights lie as `[in, out]`, where they are stored in a way that can be read by columns.
+pub(crate) fn turn(modules: &mut BTreeMap<String, Module>, is_turned: impl Fn(&str) -> bool) {
+    for module in modules.values_mut().filter(|module| is_turned(&module.name)) {
+        let Some(turned) = Transposed::of(Arc::clone(&module.weight)) else { continue };
+        module.singles = vec![Single { module: module.clone(), rows: RowStride::ALL, turned: true }];
+        module.weight = Arc::new(turned);
+    }
 }
 
 fn assemble(found: FoundWeight, tensors: &Catalogue) -> Result<Module> {

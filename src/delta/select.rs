@@ -112,6 +112,12 @@ impl Selection {
         !matches!(place_of(module), Place::Positions | Place::Parameter) && self.names(module)
     }
 
+    /// Whether an `--include` of its own names `module`, beside the default selection.
+    pub fn asks_for(&self, module: &str) -> bool {
+        let own = |pattern: &&Pattern| !matches!(pattern, Pattern::All | Pattern::Linear);
+        self.takes(module) && self.include.iter().filter(own).any(|pattern| pattern.matches(module))
+    }
+
     /// Whether the patterns match the name of a module or tensor of any kind.
     pub fn names(&self, name: &str) -> bool {
         self.include.iter().any(|pattern| pattern.matches(name))

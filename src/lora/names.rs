@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::lora::tree::kinds::{ModuleKind, kind_of_module};
+use crate::checkpoint::module_tree::kinds::{ModuleKind, kind_of_module};
 
 /// What a module is to a LoRA. It decides the names and the orientation of its factors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

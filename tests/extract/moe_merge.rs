@@ -9,7 +9,7 @@ use crate::common::pair::{Tensor, read_file, values};
 use crate::common::{run, trephine};
 use tempfile::tempdir;
 
-use crate::moe::{Model, ExpertLayout, extracted};
+use crate::moe::{ExpertLayout, Model, extracted};
 
 fn tensors(folder: &Path) -> BTreeMap<String, Tensor> {
     read_file(&folder.join("model.safetensors")).into_iter().map(|t| (t.name.clone(), t)).collect()

@@ -31,7 +31,7 @@ pub(crate) fn changed(base: &Checkpoint, adapter: &PeftAdapter) -> Result<Matche
         let known = match base.module(module.name()) {
             Some(weight) => {
                 fits(module, weight, adapter)?;
-                matched.whole(module, module.name(), weight.shape()[0]);
+                matched.whole(module, weight);
                 true
             }
             None => matched.stack(base, module, adapter)?,
@@ -53,14 +53,17 @@ pub(crate) fn changed(base: &Checkpoint, adapter: &PeftAdapter) -> Result<Matche
 
 impl Matched {
     /// A module that is one weight.
-    fn whole(&mut self, module: &PeftModule, name: &str, rows: usize) {
+    fn whole(&mut self, module: &PeftModule, weight: &Module) {
+        let name = module.name();
         self.changed.insert(name.to_owned());
+        let turned = weight.singles().iter().any(|single| single.turned);
+        let [out, inner] = weight.shape();
         let addend = Addend {
-            module: module.name().to_owned(),
+            module: name.to_owned(),
             expert: 0,
-            rows: 0..rows,
+            rows: 0..if turned { inner } else { out },
             from: RowStride::ALL,
-            turned: false,
+            turned,
         };
         self.addends.insert(name.to_owned(), vec![addend]);
     }
@@ -93,7 +96,7 @@ impl Matched {
             self.addends.entry(written.to_owned()).or_default().push(addend);
         };
         for single in weight.singles() {
-            add(single.module.name(), 0..single.module.shape()[0], single.rows, false);
+            add(single.module.name(), 0..single.module.shape()[0], single.rows, single.turned);
         }
         if let Some((stack, [_, high, _])) = weight.stack() {
             let rows = expert * high..(expert + 1) * high;
@@ -159,7 +162,7 @@ pub(crate) fn untie(
     let head = changed.iter().find(|name| *name != embedding && is_tied(name));
     let other = || {
         let touched = changed.contains(embedding) || replaced.contains_key(&format!("{embedding}.weight"));
-        (touched && is_tied("lm_head")).then(|| "lm_head".to_owned())
+        (touched && is_tied(base.tree().head())).then(|| base.tree().head().to_owned())
     };
     head.cloned().or_else(other)
 }

@@ -20,6 +20,7 @@ use crate::delta::record::Side;
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{ExtraKind, Fault};
+use crate::lora::tree::BaseModules;
 use crate::pipeline::options::RunOptions;
 use crate::quant::encode::fp8::FP8_BLOCK;
 use crate::run::engine::PartOutcome;
@@ -123,6 +124,7 @@ fn planned<T>(
     let base = Checkpoint::open(&job.base)?;
     let adapter = PeftAdapter::open(&job.adapter)?;
     check(&adapter, progress)?;
+    let (adapter, _) = adapter.named_for(&BaseModules::of(&base))?;
     let Matched { changed, addends } = matching::changed(&base, &adapter)?;
     let replaced = matching::replaced(&base, &adapter)?;
     let untie = matching::untie(&base, &changed, &replaced);

@@ -139,8 +139,9 @@ fn check_content(
             return Ok(());
         }
     };
-    check_rules(folder, &BaseModules::of(&inputs.base), &mut verification.content);
-    check_digests(&manifest, &adapter, &mut verification.content);
+    let tree = BaseModules::of(&inputs.base);
+    check_rules(folder, &tree, &mut verification.content);
+    check_digests(&manifest, &adapter, &tree, &mut verification.content);
     let read = plan.modules.iter().map(|module| module.read_bytes).sum();
     progress.begin(plan.modules.len(), read, 0, 0);
     let recorded: BTreeMap<&str, &ModuleRecord> =
@@ -161,8 +162,15 @@ fn check_content(
         match recorded.get(module.name.as_str()) {
             None => verification.content.push(mismatch(&module.name, "is not in the adapter")),
             Some(record) => {
-                let found =
-                    check_module(&inputs, &job, module, record, &tensors, (&adapter, manifest.rank), &count)?;
+                let found = check_module(
+                    &inputs,
+                    &job,
+                    module,
+                    record,
+                    &tensors,
+                    (&adapter, &tree, manifest.rank),
+                    &count,
+                )?;
                 verification.content.extend(found);
                 verification.modules += 1;
             }
@@ -206,9 +214,10 @@ fn check_rules(folder: &Path, base: &BaseModules, found: &mut Vec<Mismatch>) {
 
 /// Checks that the factors, zeros and padding included, match the manifest byte for byte: their error alone would not
 /// show a small change.
-fn check_digests(manifest: &Manifest, adapter: &Shard, found: &mut Vec<Mismatch>) {
+fn check_digests(manifest: &Manifest, adapter: &Shard, tree: &BaseModules, found: &mut Vec<Mismatch>) {
     for module in &manifest.modules {
-        match read_factors(adapter, &module.name, place_of(&module.name), manifest.rank) {
+        let name = tree.name_in_model(&module.name);
+        match read_factors(adapter, &name, place_of(&module.name), manifest.rank) {
             Err(why) => found.push(mismatch(&module.name, format!("cannot be read: {why}"))),
             Ok(ModuleFactors { a, b, .. }) => {
                 let digest = blake3::Hasher::new().update(&a.1).update(&b.1).finalize();
@@ -228,7 +237,7 @@ fn check_module(
     module: &PlannedModule,
     record: &ModuleRecord,
     tensors: &BTreeMap<TensorKey<'_>, &TensorRecord>,
-    (adapter, rank): (&Shard, usize),
+    (adapter, tree, rank): (&Shard, &BaseModules, usize),
     read: &(dyn Fn(u64) + Sync),
 ) -> Result<Vec<Mismatch>> {
     let mut found = Vec::new();
@@ -248,7 +257,7 @@ fn check_module(
             )),
         }
     }
-    let (left, right) = match factors(adapter, module, rank) {
+    let (left, right) = match factors(adapter, tree, module, rank) {
         Ok(factors) => factors,
         Err(why) => {
             found.push(mismatch(&module.name, why.to_string()));
@@ -280,8 +289,14 @@ fn close(a: f64, b: f64) -> bool {
 }
 
 /// The adapter's factors of the weight: `left` `[rows, r]` and `right` `[r, cols]`.
-fn factors(adapter: &Shard, module: &PlannedModule, rank: usize) -> Result<(Vec<f32>, Vec<f32>)> {
-    let stored = read_factors(adapter, &module.name, module.pair.place, rank)?;
+fn factors(
+    adapter: &Shard,
+    tree: &BaseModules,
+    module: &PlannedModule,
+    rank: usize,
+) -> Result<(Vec<f32>, Vec<f32>)> {
+    let name = tree.name_in_model(&module.name);
+    let stored = read_factors(adapter, &name, module.pair.place, rank)?;
     let ((a_shape, a), (b_shape, b)) = (stored.a, stored.b);
     let (a, b) = (to_f32(stored.dtype, &a)?, to_f32(stored.dtype, &b)?);
     let [rows, cols] = module.shape;

@@ -72,7 +72,7 @@ impl<'a> SanitizePlan<'a> {
         let rank = rank(job, adapter, &carried)?;
         let dtype = job.dtype.unwrap_or_else(|| widest(&carried));
         let planned = |module: &&'a PeftModule| Planned {
-            name: module.name().to_owned(),
+            name: known.map_or_else(|| module.name().to_owned(), |base| base.model_name_of(module.name())),
             place: module.place(),
             shape: module.shape(),
             source: Some(*module),
@@ -172,9 +172,9 @@ fn complete<'a>(
     }
     wanted.retain(|name| !names.contains(name.as_str()));
     // A sibling that the base does not have need not be completed.
-    wanted.retain(|name| base.is_none_or(|base| base.module(name).is_some()));
+    wanted.retain(|name| known.is_none_or(|base| base.resolve(name).is_some()));
     let zeros = |name: String| {
-        let shape = shape(&name, adapter, base, carried).ok_or_else(|| {
+        let shape = shape(&name, adapter, known, carried).ok_or_else(|| {
             Error::decide(format!(
                 "{} has to be added as zeros, but nothing in the adapter gives its shape",
                 kind_of(&name)
@@ -183,6 +183,7 @@ fn complete<'a>(
             .path(adapter.root())
             .hint("give the model it belongs to as --base")
         })?;
+        let name = known.map_or_else(|| name.clone(), |base| base.model_name_of(&name));
         Ok(Planned { name, place: Place::Linear, shape, source: None })
     };
     wanted.into_iter().map(zeros).collect()
@@ -217,14 +218,14 @@ fn all_experts(carried: &[&PeftModule], base: Option<&Checkpoint>) -> Vec<String
 fn shape(
     name: &str,
     adapter: &PeftAdapter,
-    base: Option<&Checkpoint>,
+    base: Option<&BaseModules>,
     carried: &[&PeftModule],
 ) -> Option<[usize; 2]> {
     if let Some(module) = adapter.module(name) {
         return Some(module.shape());
     }
-    if let Some(module) = base.and_then(|base| base.module(name)) {
-        return Some(module.shape());
+    if let Some(module) = base.and_then(|base| base.resolve(name)) {
+        return Some(module.shape);
     }
     let kind = kind_of(name);
     let twin = match kind {

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::checkpoint::module_tree::renames::{ExpertConversion, ModuleTree, Origin, expert_conversion};
 use crate::checkpoint::{Checkpoint, Module};
-use crate::lora::tree::renames::{FusedExperts, ModuleTree, Origin, fused_experts};
+use crate::lora::names::expert_stack_of;
 use crate::lora::tree::targets;
 
 /// What may stand before the names of a language model, by itself or inside one that sees or hears, in files and in models of
@@ -48,6 +49,8 @@ struct Known {
     by_stored: BTreeMap<String, usize>,
     /// Every module, containers too, as the model names them.
     paths: BTreeSet<String>,
+    /// Every tensor, by its name in the model and by that in the files.
+    tensors: BTreeMap<String, String>,
 }
 
 impl BaseModules {
@@ -69,14 +72,17 @@ impl BaseModules {
         let by = |name: fn(&BaseModule) -> &String| {
             modules.iter().enumerate().map(|(at, module)| (name(module).clone(), at)).collect()
         };
-        let tensors: Vec<String> =
-            base.tensors().map(|tensor| tree.module_of(tensor.name())).collect();
+        let stored = || base.tensors().map(|tensor| tensor.name().to_owned());
+        let mut tensors: BTreeMap<String, String> = stored().map(|name| (name.clone(), name)).collect();
+        tensors.extend(stored().map(|name| (tree.module_of(&name), name)));
+        let loaded: Vec<String> = stored().map(|name| tree.module_of(&name)).collect();
         let known = Known {
             origin: tree.origin().clone(),
             by_loaded: by(|module| &module.loaded),
             by_stored: by(|module| &module.stored),
-            paths: targets::paths_of(tensors.iter().map(String::as_str)),
+            paths: targets::paths_of(loaded.iter().map(String::as_str)),
             modules,
+            tensors,
         };
         let own = |name: Option<&str>| name.map(str::to_owned);
         BaseModules {
@@ -91,9 +97,9 @@ impl BaseModules {
         self.model_type.as_deref()
     }
 
-    /// The family whose experts PEFT moves into stacks, where it is of one.
-    pub fn fused_experts(&self) -> Option<FusedExperts> {
-        fused_experts(self.outer_type.as_deref()?)
+    /// What PEFT does with single experts, where the model keeps them as stacks.
+    pub fn expert_conversion(&self) -> Option<ExpertConversion> {
+        expert_conversion(self.outer_type.as_deref()?)
     }
 
     /// Where the names of its modules were learned; `None` where they are not known.
@@ -111,10 +117,9 @@ impl BaseModules {
         Some(&self.known.as_ref()?.paths)
     }
 
-    /// Whether it has a module of that name, in the model or in the files; `None` where its modules are not known.
+    /// Whether it has the module that an adapter means by `name`; `None` where its modules are not known.
     pub fn has(&self, name: &str) -> Option<bool> {
-        let known = self.known.as_ref()?;
-        Some(known.by_loaded.contains_key(name) || known.by_stored.contains_key(name))
+        self.known.as_ref().map(|_| self.resolve(name).is_some())
     }
 
     /// The module that the model calls `name`.
@@ -134,13 +139,43 @@ impl BaseModules {
         self.stored(stored).map_or_else(|| stored.to_owned(), |module| module.loaded.clone())
     }
 
+    /// The model's name for what an adapter calls `name`; that itself where the base has no such module.
+    pub fn model_name_of(&self, name: &str) -> String {
+        if let Some(module) = self.resolve(name) {
+            return module.loaded.clone();
+        }
+        let stack = expert_stack_of(name).and_then(|(path, kind)| {
+            let stored = format!("{}.{kind}.0", self.resolve_experts(path)?);
+            let loaded = self.stored(&stored)?.loaded.strip_suffix(&format!(".{kind}.0"))?.to_owned();
+            Some(format!("{loaded}{}", &name[path.len()..]))
+        });
+        stack.unwrap_or_else(|| name.to_owned())
+    }
+
     /// The module that an adapter means by `name`: by the model's names, by the files', or by either with another of the prefixes that
     /// libraries have put before a language model or a tower.
     pub fn resolve(&self, name: &str) -> Option<&BaseModule> {
         let direct = |name: &str| self.loaded(name).or_else(|| self.stored(name));
-        direct(name).or_else(|| {
-            let rests = PREFIXES.iter().filter_map(|prefix| name.strip_prefix(prefix));
-            rests.flat_map(|rest| PREFIXES.iter().map(move |prefix| format!("{prefix}{rest}"))).find_map(|other| direct(&other))
-        })
+        direct(name).or_else(|| spellings(name).find_map(|other| direct(&other)))
     }
+
+    /// The stored name of the tensor that an adapter means by `name`, by the same rules.
+    pub fn resolve_tensor(&self, name: &str) -> Option<&str> {
+        let tensors = &self.known.as_ref()?.tensors;
+        let found = tensors.get(name).or_else(|| spellings(name).find_map(|other| tensors.get(&other)));
+        found.map(String::as_str)
+    }
+
+    /// The stored name, up to and with `experts`, of the experts whose stack an adapter means by `path`.
+    pub fn resolve_experts(&self, path: &str) -> Option<String> {
+        let ends = ["down_proj.0", "0.down_proj", "0.w2"];
+        let found = ends.iter().find_map(|end| Some((self.resolve(&format!("{path}.{end}"))?, end)));
+        found.map(|(module, end)| module.stored[..module.stored.len() - end.len() - 1].to_owned())
+    }
+}
+
+/// `name` with each other prefix in place of its own.
+fn spellings(name: &str) -> impl Iterator<Item = String> {
+    let rests = PREFIXES.iter().filter_map(move |prefix| name.strip_prefix(prefix));
+    rests.flat_map(|rest| PREFIXES.iter().map(move |prefix| format!("{prefix}{rest}")))
 }

@@ -103,7 +103,10 @@ mod tests {
         let adapted: BTreeSet<String> = adapted.into_iter().collect();
         let mut paths = adapted.clone();
         paths.insert("mtp.q_proj".to_owned());
-        assert_eq!(shortest(&adapted, &paths, |name| name.ends_with("q_proj")).into_iter().collect::<Vec<_>>(), ["q_proj"]);
+        assert_eq!(
+            shortest(&adapted, &paths, |name| name.ends_with("q_proj")).into_iter().collect::<Vec<_>>(),
+            ["q_proj"]
+        );
         assert_eq!(shortest(&adapted, &paths, |_| false).len(), 3000);
     }
 }
