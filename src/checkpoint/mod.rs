@@ -21,7 +21,8 @@ pub use self::module::{Module, PackedRows};
 pub use self::reader::{MappedRows, ModuleReader};
 
 use crate::checkpoint::catalogue::Catalogue;
-use crate::checkpoint::module_tree::ModuleTree;
+use crate::checkpoint::module_tree::kinds::kind_of_module;
+use crate::checkpoint::module_tree::{ModuleKind, ModuleTree};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -232,8 +233,12 @@ impl Checkpoint {
     /// The input embedding. If there are several, as in a multimodal model, it is the one with the shallowest name.
     pub fn input_embedding(&self) -> Option<&Module> {
         const NAMES: [&str; 4] = ["embed_tokens", "wte", "word_embeddings", "tok_embeddings"];
-        let named =
-            |module: &&Module| module.name().rsplit('.').next().is_some_and(|last| NAMES.contains(&last));
+        let is_embedding =
+            |name: &str| kind_of_module(name, self.config.model_type()) == Some(ModuleKind::Embedding);
+        let named = |module: &&Module| {
+            let last = module.name().rsplit('.').next();
+            is_embedding(module.name()) || last.is_some_and(|last| NAMES.contains(&last))
+        };
         self.modules.values().filter(named).min_by_key(|module| module.name().split('.').count())
     }
 

@@ -27,8 +27,8 @@ pub struct Module {
     singles: Vec<Single>,
 }
 
-/// What the files hold of a module that is not simply what they hold: one projection of one expert by itself, where the model's
-/// adapters hold stacks, or the transpose.
+/// What the files hold of a module that is not simply what they hold: one projection of one expert by itself, where the
+/// model's adapters hold stacks, or the transpose.
 #[derive(Clone, Debug)]
 pub struct Single {
     /// As the files name it.
@@ -78,7 +78,8 @@ impl Module {
         self.weight.capabilities().slice.and_then(StackSlice::stack).is_some_and(|stack| stack.turned)
     }
 
-    /// The projections of one expert that it is made of, where the files hold them singly and the model's adapters hold stacks.
+    /// The projections of one expert that it is made of, where the files hold them singly and the model's adapters hold
+    /// stacks.
     pub fn singles(&self) -> &[Single] {
         &self.singles
     }

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 use trephine::commands::probe::{
-    AdapterProbe, DescribedTensor, Level, Probe, Probed, ProbedGroup, Showing, probe, probe_adapter,
+    AdapterProbe, DescribedTensor, Level, LoaderMatches, Probe, Probed, ProbedGroup, Showing, probe,
+    probe_adapter,
 };
 use trephine::lora::read::PeftAdapter;
 use trephine::{Error, Result};
@@ -188,6 +189,14 @@ fn show_adapter(found: &AdapterProbe) -> String {
         column.set_cell_alignment(comfy_table::CellAlignment::Left);
     }
     text += &format!("{rows}\n\n");
+    for LoaderMatches { consumer, matched, unmatched } in &found.matches {
+        let all = matched.len() + unmatched.len();
+        text += &format!("{consumer}: {} of {all} modules match the base\n", matched.len());
+        unmatched.iter().for_each(|name| text += &format!("  unmatched: {name}\n"));
+    }
+    if !found.matches.is_empty() {
+        text += "\n";
+    }
     for finding in &found.findings {
         text += &format!("{}: {finding}\n", if finding.is_failure() { "error" } else { "note" });
     }

@@ -12,8 +12,8 @@ pub struct Renaming {
     pub base: String,
     /// The prefix in the tuned checkpoint instead.
     pub tuned: String,
-    /// Names in the base, and those of the same module or tensor in the tuned checkpoint, where the two are stored in different
-    /// layouts of one model: as it is published, and as it is in memory.
+    /// Names in the base, and those of the same module or tensor in the tuned checkpoint, where the two are stored in
+    /// different layouts of one model: as it is published, and as it is in memory.
     pub modules: BTreeMap<String, String>,
 }
 

@@ -107,7 +107,8 @@ impl Selection {
         idle.map(|(_, (flag, text))| format!("--{flag} {text}")).collect()
     }
 
-    /// Whether `module` is to be extracted. Tables of positions and parameters of norms never are: a LoRA has no form for them.
+    /// Whether `module` is to be extracted. Tables of positions and parameters of norms never are: a LoRA has no form
+    /// for them.
     pub fn takes(&self, module: &str) -> bool {
         !matches!(place_of(module), Place::Positions | Place::Parameter) && self.names(module)
     }

@@ -41,7 +41,8 @@ pub struct AdapterConfig {
     /// Null, unless whole weights are kept.
     #[serde(default)]
     pub modules_to_save: Option<Vec<String>>,
-    /// Empty but for single experts of a model that PEFT knows with stacks, whose gate and up have twice the rank together.
+    /// Empty but for single experts of a model that PEFT knows with stacks, whose gate and up have twice the rank
+    /// together.
     #[serde(default)]
     pub rank_pattern: BTreeMap<String, usize>,
     /// The same for `lora_alpha`.

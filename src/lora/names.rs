@@ -58,8 +58,8 @@ pub fn experts_of(module: &str) -> Option<&str> {
     expert_of(module).map(|(path, _, _)| path)
 }
 
-/// What `module` (its name without `.weight`) is, by the names of the modules of transformers' models, and else by the names that
-/// published architectures use.
+/// What `module` (its name without `.weight`) is, by the names of the modules of transformers' models, and else by the
+/// names that published architectures use.
 pub fn place_of(module: &str) -> Place {
     let mut parts = module.rsplit('.');
     let (kind, owner) = (kind_of(module), parts.nth(1));
@@ -98,8 +98,8 @@ pub fn expert_of_stack(module: &str) -> Option<(&str, usize)> {
 /// `down_proj`.
 const STACKS: [&str; 2] = ["gate_up_proj", "down_proj"];
 
-/// The stack of experts whose factors PEFT keeps under this module name (`….experts.base_layer`, `….experts`): its path up to and
-/// with `experts`, and its kind.
+/// The stack of experts whose factors PEFT keeps under this module name (`….experts.base_layer`, `….experts`): its path
+/// up to and with `experts`, and its kind.
 pub fn expert_stack_of(module: &str) -> Option<(&str, &'static str)> {
     let (path, kind) = match module.strip_suffix(".base_layer") {
         Some(path) => (path, STACKS[0]),

@@ -274,8 +274,19 @@ fn everything_that_can_be_mended_is() {
     let mut settings = config(&["q_proj"]);
     settings["bias"] = json!("lora_only");
     settings.as_object_mut().unwrap().remove("task_type");
-    let (_home, adapter, out) = made(&tensors, &settings);
-    sanitize(&adapter, &out, &[]).code(0);
+    let (home, adapter, out) = made(&tensors, &settings);
+    // That there is a gate_proj beside the up_proj is for the base to tell.
+    let shapes =
+        [("self_attn.q_proj", [16, 12]), ("self_attn.k_proj", [8, 12]), ("self_attn.v_proj", [8, 12])];
+    let shapes = shapes.into_iter().chain([("mlp.gate_proj", [20, 12]), ("mlp.up_proj", [20, 12])]);
+    let weight = |name: &str, shape: [usize; 2]| {
+        Tensor::bf16(&format!("{name}.weight"), &shape, &noise(11, shape[0] * shape[1]))
+    };
+    let mut weights: Vec<Tensor> =
+        shapes.map(|(kind, shape)| weight(&format!("{layer}.{kind}"), shape)).collect();
+    weights.extend([weight("lm_head", [30, 12]), weight("model.embed_tokens", [30, 12])]);
+    let base = write(&home.path().join("base"), &weights, &json!({"model_type": "qwen3"}));
+    sanitize(&adapter, &out, &["--base", text(&base)]).code(0);
     crate::common::measure::check_rules(&out);
     assert_eq!(distance(&adapter, &out), 0.0);
     let names: Vec<String> =

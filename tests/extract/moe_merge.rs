@@ -1,5 +1,5 @@
-//! Mixtures of experts through `merge` and `dequantize`: nothing of the base is lost, and an adapter of stacks is merged whichever
-//! way the base stores its experts.
+//! Mixtures of experts through `merge` and `dequantize`: nothing of the base is lost, and an adapter of stacks is
+//! merged whichever way the base stores its experts.
 
 use std::collections::BTreeMap;
 use std::path::Path;

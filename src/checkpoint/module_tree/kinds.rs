@@ -1,4 +1,5 @@
-//! What modules are that are no linear layers, by how their names end: from a table that was exported from transformers.
+//! What modules are that are no linear layers, by how their names end: from a table that was exported from
+//! transformers.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -56,7 +57,8 @@ fn kind(word: &str) -> Option<ModuleKind> {
     })
 }
 
-/// What `module` is, where it is known to be no linear layer. `model_type` tells names apart that mean one thing here and another there.
+/// What `module` is, where it is known to be no linear layer. `model_type` tells names apart that mean one thing here
+/// and another there.
 pub(crate) fn kind_of_module(module: &str, model_type: Option<&str>) -> Option<ModuleKind> {
     let table = table();
     let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());

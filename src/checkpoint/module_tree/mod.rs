@@ -1,5 +1,5 @@
-//! The modules that transformers makes of a checkpoint: what it calls them, and what kind they are of. Both are tables of facts that
-//! `scripts/export_renames.py` exports from a pinned version.
+//! The modules that transformers makes of a checkpoint: what it calls them, and what kind they are of. Both are tables
+//! of facts that `scripts/export_renames.py` exports from a pinned version.
 
 pub(crate) mod kinds;
 pub(crate) mod renames;

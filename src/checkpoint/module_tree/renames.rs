@@ -8,8 +8,8 @@ use crate::checkpoint::module_tree::kinds::{ModuleKind, kind_of_module};
 
 const TABLE: &str = include_str!("renames.tsv");
 
-/// How the names of a class differ in files and in the model: the beginning of a name in a file, numbers as `#`, and what stands
-/// there in the model. The longest that fits counts.
+/// How the names of a class differ in files and in the model: the beginning of a name in a file, numbers as `#`, and
+/// what stands there in the model. The longest that fits counts.
 type Rules = HashMap<&'static str, &'static str>;
 
 /// What the table knows, by class.
@@ -138,7 +138,13 @@ impl ModuleTree {
         self.head
     }
 
-    /// Whether the weight of the module that a file calls `stored` lies there as `[in, out]`: `Conv1D`, of GPT-2 and its kin.
+    /// Whether the model has layers whose weights lie as `[in, out]`.
+    pub fn has_conv1d(&self) -> bool {
+        self.has_conv1d
+    }
+
+    /// Whether the weight of the module that a file calls `stored` lies there as `[in, out]`: `Conv1D`, of GPT-2 and
+    /// its kin.
     pub(crate) fn is_conv1d(&self, stored: &str) -> bool {
         self.has_conv1d && kind_of_module(stored, self.model_type.as_deref()) == Some(ModuleKind::Conv1d)
     }
@@ -148,8 +154,9 @@ impl ModuleTree {
         &self.origin
     }
 
-    /// The name of the module, or tensor, that a file calls `stored`. A name that is the model's own already stays. A single expert
-    /// is no module of the model where that keeps stacks: loaders know it by the file's name, inside of whatever the model is in.
+    /// The name of the module, or tensor, that a file calls `stored`. A name that is the model's own already stays. A
+    /// single expert is no module of the model where that keeps stacks: loaders know it by the file's name, inside of
+    /// whatever the model is in.
     pub fn module_of(&self, stored: &str) -> String {
         let named = self.rules.and_then(|rules| renamed(rules, stored)).unwrap_or_else(|| stored.to_owned());
         if !is_single_expert(stored) {

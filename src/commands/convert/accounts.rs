@@ -10,7 +10,8 @@ use crate::{Error, Result};
 /// Proves that all bytes of all tensors of `base` go into the output, or are named in `dropped`.
 ///
 /// # Errors
-/// A tensor, or a part of one, of which nothing would become: a fault of this program, for the checkpoint has been read.
+/// A tensor, or a part of one, of which nothing would become: a fault of this program, for the checkpoint has been
+/// read.
 pub(crate) fn check(base: &Checkpoint, target: &Target) -> Result<()> {
     let mut used: BTreeMap<&str, BTreeSet<[u64; 2]>> = BTreeMap::new();
     for tensor in target.units.iter().flat_map(|unit| &unit.tensors) {

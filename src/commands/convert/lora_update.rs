@@ -174,7 +174,8 @@ impl Change for Product<'_> {
     }
 }
 
-/// In f64 scale, product and sum are good to its last bit; to f32 they go by rounding to odd where a second rounding follows.
+/// In f64 scale, product and sum are good to its last bit; to f32 they go by rounding to odd where a second rounding
+/// follows.
 fn add_rounded(values: &mut [f32], product: &[f32], scale: f64, dtype: Dtype) {
     let narrow = if dtype == Dtype::F32 { |sum: f64| sum as f32 } else { to_odd };
     for (value, product) in values.iter_mut().zip(product) {
@@ -182,8 +183,9 @@ fn add_rounded(values: &mut [f32], product: &[f32], scale: f64, dtype: Dtype) {
     }
 }
 
-/// Rounds to odd: to the neighbour in f32 whose last bit is one, unless the number is exact. A further rounding to a type of 22 bits
-/// or fewer then gives what one rounding would have given (Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums").
+/// Rounds to odd: to the neighbour in f32 whose last bit is one, unless the number is exact. A further rounding to a
+/// type of 22 bits or fewer then gives what one rounding would have given (Boldo and Melquiond 2008, "Emulation of FMA
+/// and correctly rounded sums").
 fn to_odd(value: f64) -> f32 {
     let nearest = value as f32;
     let back = f64::from(nearest);

@@ -47,7 +47,7 @@ pub(crate) fn changed(base: &Checkpoint, adapter: &PeftAdapter) -> Result<Matche
     let more = if missing.len() > 3 { format!(" and {} more", missing.len() - 3) } else { String::new() };
     let what = format!("the base does not have {} of the adapter's modules: {some}{more}", missing.len());
     Err(Error::input(what).path(adapter.root()).hint(
-        "the adapter belongs to another base, or its names have another prefix: merging would do nothing to these",
+        "the adapter belongs to another base, or its names have another prefix: merging would have no effect on these modules",
     ))
 }
 
@@ -104,7 +104,8 @@ impl Matched {
         }
     }
 
-    /// One expert of a model whose modules are single projections: gate and up are the halves of what the adapter fuses.
+    /// One expert of a model whose modules are single projections: gate and up are the halves of what the adapter
+    /// fuses.
     fn projections(
         &mut self,
         base: &Checkpoint,
@@ -141,13 +142,13 @@ fn fits(module: &PeftModule, weight: &Module, adapter: &PeftAdapter) -> Result<(
 
 fn misfit(module: &PeftModule, asked: [usize; 2], adapter: &PeftAdapter) -> Error {
     let what = format!(
-        "the adapter's factors make a change of shape {:?}, and the base's weight asks for {asked:?}",
+        "the adapter's factors give a change of shape {:?}, but the base's weight needs {asked:?}",
         module.shape()
     );
     Error::input(what)
         .tensor(module.name())
         .path(adapter.root())
-        .hint("the adapter belongs to another base: its config names which")
+        .hint("the adapter belongs to another base, which its config names")
 }
 
 /// The head, where it is the embedding and the adapter changes one of them alone.
@@ -186,18 +187,18 @@ pub(crate) fn replaced(base: &Checkpoint, adapter: &PeftAdapter) -> Result<BTree
             }
             Some(stored) => {
                 let what = format!(
-                    "the adapter holds a parameter whole, as {}, that the base has as {}",
+                    "the adapter holds a whole parameter as {}, but the base has it as {}",
                     extra.tensor.stored.describe(),
                     stored.stored.describe()
                 );
                 return Err(
-                    refuse(what).hint("`trephine sanitize` prunes such parameters and says what is lost")
+                    refuse(what).hint("`trephine sanitize` prunes such parameters and reports what is lost")
                 );
             }
             None => {
-                let what = "the adapter holds a parameter whole that the base does not have".to_owned();
+                let what = "the adapter holds a whole parameter that the base does not have".to_owned();
                 return Err(
-                    refuse(what).hint("`trephine sanitize` prunes such parameters and says what is lost")
+                    refuse(what).hint("`trephine sanitize` prunes such parameters and reports what is lost")
                 );
             }
         }

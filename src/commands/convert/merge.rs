@@ -123,7 +123,7 @@ fn planned<T>(
 ) -> Result<T> {
     let base = Checkpoint::open(&job.base)?;
     let adapter = PeftAdapter::open(&job.adapter)?;
-    check(&adapter, progress)?;
+    check(&adapter, &base, progress)?;
     let (adapter, _) = adapter.named_for(&BaseModules::of(&base))?;
     let Matched { changed, addends } = matching::changed(&base, &adapter)?;
     let replaced = matching::replaced(&base, &adapter)?;
@@ -168,11 +168,13 @@ fn planned<T>(
 }
 
 /// Refuses an adapter that is more than factors, and tells what is odd.
-fn check(adapter: &PeftAdapter, progress: &dyn Progress) -> Result<()> {
+fn check(adapter: &PeftAdapter, base: &Checkpoint, progress: &dyn Progress) -> Result<()> {
     let (config, root) = (adapter.config(), adapter.root());
     let refuse = |what: String| Error::input(what).path(root);
-    for (key, what) in [("use_dora", "DoRA"), ("fan_in_fan_out", "transposed weights (fan_in_fan_out)")] {
-        if config.is(key) {
+    // PEFT says it of every layer that is stored `[in, out]`, as GPT-2's are.
+    let turned = config.is("fan_in_fan_out") && !base.tree().has_conv1d();
+    for (is, what) in [(config.is("use_dora"), "DoRA"), (turned, "transposed weights (fan_in_fan_out)")] {
+        if is {
             return Err(refuse(format!("adapters with {what} cannot be merged")).hint("merge it with PEFT"));
         }
     }

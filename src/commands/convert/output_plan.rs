@@ -258,7 +258,8 @@ fn changed_stacks(base: &Checkpoint, spec: &OutputSpec) -> HashSet<String> {
     changed.filter_map(|module| Some(module.stack()?.0.name().to_owned())).collect()
 }
 
-/// Whether a module is the one that its first tensor is stored for: `X` of `X.weight`, `X.qweight` or `X.weight_packed`.
+/// Whether a module is the one that its first tensor is stored for: `X` of `X.weight`, `X.qweight` or
+/// `X.weight_packed`.
 fn belongs(name: &str, lead: &Tensor) -> bool {
     lead.name()
         .strip_prefix(name)

@@ -116,8 +116,8 @@ impl PeftAdapter {
         Ok(PeftAdapter { root: root.to_owned(), files, config, file, modules, extras, problems })
     }
 
-    /// The same adapter with its modules and whole parameters named as the files of `base` name them, and how many of its modules
-    /// the base has. Those that it does not have keep their names.
+    /// The same adapter with its modules and whole parameters named as the files of `base` name them, and how many of
+    /// its modules the base has. Those that it does not have keep their names.
     ///
     /// # Errors
     /// It has modules, and the base has none of them; two of them are the same one of the base.

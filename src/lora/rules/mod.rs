@@ -9,6 +9,7 @@
 pub(crate) mod settings;
 pub(crate) mod siblings;
 pub(crate) mod tensors;
+pub mod tree;
 
 use std::fmt;
 
@@ -158,8 +159,8 @@ impl Report {
     }
 }
 
-/// Holds `adapter` against every rule. `base` is what is known of the base: whether vLLM takes a LoRA on the embedding or the head
-/// depends on its type, and which modules must come along on those that it has. The worst come first.
+/// Holds `adapter` against every rule. `base` is what is known of the base: whether vLLM takes a LoRA on the embedding
+/// or the head depends on its type, and which modules must come along on those that it has. The worst come first.
 pub fn judge(adapter: &PeftAdapter, base: Option<&BaseModules>) -> Vec<RuleFinding> {
     let mut found = portable(adapter, base);
     let mut report = Report(Vec::new());
@@ -169,12 +170,13 @@ pub fn judge(adapter: &PeftAdapter, base: Option<&BaseModules>) -> Vec<RuleFindi
     found
 }
 
-/// What keeps `adapter` from being the portable one: everything that anybody could object to, but for a LoRA on the vocabulary,
-/// which is for the base's type to decide. The worst come first.
+/// What keeps `adapter` from being the portable one: everything that anybody could object to, but for a LoRA on the
+/// vocabulary, which is for the base's type to decide. The worst come first.
 pub fn portable(adapter: &PeftAdapter, base: Option<&BaseModules>) -> Vec<RuleFinding> {
     let mut report = Report(Vec::new());
     settings::check(adapter, &mut report);
     tensors::check(adapter, base, &mut report);
+    base.iter().for_each(|base| tree::check(adapter, base, &mut report));
     report.0.sort_by_key(|finding| finding.outcome);
     report.0
 }

@@ -1,4 +1,5 @@
-//! Which modules have to come along with one that is adapted: servers fuse `q`, `k`, `v` and `gate`, `up` into one product.
+//! Which modules have to come along with one that is adapted: servers fuse `q`, `k`, `v` and `gate`, `up` into one
+//! product.
 
 use crate::lora::names::{fused_siblings, kind_of};
 use crate::lora::read::PeftAdapter;
@@ -13,14 +14,16 @@ pub(crate) enum Presence {
     Unknown,
 }
 
-/// The siblings of `module` that the adapter lacks and the base has or may have. One that the base does not have is none: many
-/// models have an `up_proj` and no `gate_proj`, or a `q_proj` beside a `k` and `v` that are one.
+/// The siblings of `module` that the adapter lacks and the base has or may have. One that the base does not have is
+/// none: many models have an `up_proj` and no `gate_proj`, or a `q_proj` beside a `k` and `v` that are one.
 pub(crate) fn absent(
     adapter: &PeftAdapter,
     base: Option<&BaseModules>,
     module: &str,
 ) -> Vec<(String, Presence)> {
-    let lacking = fused_siblings(module).into_iter().filter(|sibling| adapter.module(sibling).is_none());
+    // Of rank 0 it is there and adds nothing.
+    let absent = |sibling: &String| adapter.module(sibling).is_none_or(|module| module.rank() == 0);
+    let lacking = fused_siblings(module).into_iter().filter(absent);
     let known = |sibling: String| match base.and_then(|base| base.has(&sibling)) {
         Some(true) => Some((sibling, Presence::Known)),
         Some(false) => None,
@@ -30,7 +33,8 @@ pub(crate) fn absent(
     lacking.filter_map(known).collect()
 }
 
-/// Whether the adapter alone tells that the base has `sibling`: another layer has its like, or the rest of its set asks for it.
+/// Whether the adapter alone tells that the base has `sibling`: another layer has its like, or the rest of its set asks
+/// for it.
 fn is_evident(adapter: &PeftAdapter, sibling: &str) -> bool {
     let parts: Vec<&str> = sibling.rsplit('.').take(2).collect();
     let alike = |name: &str| name.rsplit('.').take(2).eq(parts.iter().copied());
@@ -42,5 +46,5 @@ fn is_evident(adapter: &PeftAdapter, sibling: &str) -> bool {
         "q_proj" => has("k_proj") && has("v_proj"),
         _ => false,
     };
-    asked || adapter.modules().any(|module| alike(module.name()))
+    asked || adapter.module(sibling).is_some() || adapter.modules().any(|module| alike(module.name()))
 }

@@ -127,7 +127,8 @@ fn in_place(adapter: &PeftAdapter, base: Option<&BaseModules>, module: &PeftModu
     if is_target(config, name) == Some(false) && !is_target_parameter(config, name) {
         report.add(&[Peft], name, "is not matched by target_modules", Effect::NoEffect, Fix::Yes);
     }
-    for (sibling, presence) in siblings::absent(adapter, base, name) {
+    let absent = siblings::absent(adapter, base, name).into_iter();
+    for (sibling, presence) in absent.filter(|(sibling, _)| adapter.module(sibling).is_none()) {
         let kind = kind_of(&sibling);
         let (why, outcome) = match presence {
             Presence::Known => (format!("lacks {kind}, which servers fuse with it"), Effect::Refused),

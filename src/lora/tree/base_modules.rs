@@ -7,8 +7,8 @@ use crate::checkpoint::{Checkpoint, Module};
 use crate::lora::names::expert_stack_of;
 use crate::lora::tree::targets;
 
-/// What may stand before the names of a language model, by itself or inside one that sees or hears, in files and in models of
-/// different versions of the libraries. What is longer comes first.
+/// What may stand before the names of a language model, by itself or inside one that sees or hears, in files and in
+/// models of different versions of the libraries. What is longer comes first.
 const PREFIXES: [&str; 9] = [
     "model.language_model.model.",
     "language_model.model.",
@@ -152,8 +152,8 @@ impl BaseModules {
         stack.unwrap_or_else(|| name.to_owned())
     }
 
-    /// The module that an adapter means by `name`: by the model's names, by the files', or by either with another of the prefixes that
-    /// libraries have put before a language model or a tower.
+    /// The module that an adapter means by `name`: by the model's names, by the files', or by either with another of
+    /// the prefixes that libraries have put before a language model or a tower.
     pub fn resolve(&self, name: &str) -> Option<&BaseModule> {
         let direct = |name: &str| self.loaded(name).or_else(|| self.stored(name));
         direct(name).or_else(|| spellings(name).find_map(|other| direct(&other)))

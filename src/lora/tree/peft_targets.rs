@@ -1,9 +1,10 @@
 //! What an adapter's config must name for PEFT to wrap what the adapter holds, and no more.
 //!
-//! transformers 5 keeps the experts of most mixtures as stacks, whatever the files hold. For some types PEFT turns the kinds of
-//! single experts (`gate_proj`, `up_proj`, `down_proj`) in `target_modules` into those stacks wherever it meets them, so that dense
-//! layers and shared experts of the same kinds are not wrapped: these are named as parameters. For others it turns the keys alone,
-//! and the stacks have to be named, with the rank of gate and up together.
+//! transformers 5 keeps the experts of most mixtures as stacks, whatever the files hold. For some types PEFT turns the
+//! kinds of single experts (`gate_proj`, `up_proj`, `down_proj`) in `target_modules` into those stacks wherever it
+//! meets them, so that dense layers and shared experts of the same kinds are not wrapped: these are named as
+//! parameters. For others it turns the keys alone, and the stacks have to be named, with the rank of gate and up
+//! together.
 
 use std::collections::BTreeSet;
 

@@ -1,7 +1,8 @@
 //! `target_modules` that reach what an adapter holds, and nothing else.
 //!
-//! PEFT takes every module whose name is an entry, or ends with a dot and the entry. What it cannot wrap, as a list of layers that
-//! happens to end alike, is an error there; what it can and has no factors for is wrapped for nothing, with a warning.
+//! PEFT takes every module whose name is an entry, or ends with a dot and the entry. What it cannot wrap, as a list of
+//! layers that happens to end alike, is an error there; what it can and has no factors for is wrapped for nothing, with
+//! a warning.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -11,8 +12,8 @@ const VAGUE: [&str; 4] = ["mlp", "head", "layers", "dense"];
 /// Above this many entries a list is no longer written for the sake of linear layers that would be wrapped for nothing.
 const MOST: usize = 2000;
 
-/// The shortest endings of the names of `adapted` that no other of `paths` has; whole names where nothing shorter does. `linear` tells
-/// of the other paths that PEFT could wrap: they are spared only while the list stays short.
+/// The shortest endings of the names of `adapted` that no other of `paths` has; whole names where nothing shorter does.
+/// `linear` tells of the other paths that PEFT could wrap: they are spared only while the list stays short.
 pub(crate) fn shortest(
     adapted: &BTreeSet<String>,
     paths: &BTreeSet<String>,

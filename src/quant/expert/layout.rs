@@ -1,5 +1,5 @@
-//! Mixtures of experts: which stored tensors are stacks of experts `[experts, .., ..]`, how they lie, and what an expert's weights
-//! are called. It goes by `model_type`, as transformers' and PEFT's own tables do.
+//! Mixtures of experts: which stored tensors are stacks of experts `[experts, .., ..]`, how they lie, and what an
+//! expert's weights are called. It goes by `model_type`, as transformers' and PEFT's own tables do.
 //!
 //! | models | an expert's modules | stacks lie as |
 //! |---|---|---|
@@ -8,10 +8,10 @@
 //! | gpt-oss | `experts.gate_up_proj.7`, `experts.down_proj.7` | `[E, H, 2I]`, gate and up by turns; `[E, I, H]`; MXFP4 as `[E, 2I, H]`, `[E, H, I]` |
 //! | Qwen3-VL-MoE, Qwen3.5-MoE, Qwen3-Omni, InternS1-Pro, others whose files hold stacks | the same | `[E, 2I, H]` and `[E, H, I]`, or both transposed: where one side is `hidden_size` tells |
 //!
-//! A module's name does not depend on how a checkpoint stores it, so that a stack pairs with single experts: what adapters for the
-//! model hold decides. Llama 4's stacks are no modules: PEFT takes them for the transpose of what they are, and no program serves
-//! an adapter of them. PEFT and vLLM take three 2-D projections of every expert for the first two rows of the table, one pair of
-//! factors for a whole stack for the others.
+//! A module's name does not depend on how a checkpoint stores it, so that a stack pairs with single experts: what
+//! adapters for the model hold decides. Llama 4's stacks are no modules: PEFT takes them for the transpose of what they
+//! are, and no program serves an adapter of them. PEFT and vLLM take three 2-D projections of every expert for the
+//! first two rows of the table, one pair of factors for a whole stack for the others.
 
 use std::sync::Arc;
 
@@ -31,6 +31,18 @@ pub enum ExpertForm {
     Stacked,
 }
 
+/// What the two stacks of experts are called in files. In transformers' models they are `gate_up_proj` and `down_proj`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Spelling {
+    /// As in the model.
+    #[default]
+    Usual,
+    /// `block_sparse_moe.input_linear` and `.output_linear`.
+    Granite,
+    /// `experts.fc1` and `.fc2`.
+    Aria,
+}
+
 /// How the experts of one kind of model are laid out.
 #[derive(Clone, Debug, Default)]
 pub struct Experts {
@@ -43,6 +55,8 @@ pub struct Experts {
     interleaved: bool,
     /// As Mixtral: other names for a single expert's projections, and another path before them.
     mixtral: bool,
+    /// What the two stacks are called in files.
+    spelling: Spelling,
     /// No stack is a module.
     none: bool,
     hidden: Option<usize>,
@@ -114,6 +128,11 @@ impl Experts {
             turned: is(&["gpt_oss"]),
             interleaved: is(&["gpt_oss"]),
             mixtral,
+            spelling: match () {
+                () if is(&["granitemoe", "granitemoeshared", "granitemoehybrid"]) => Spelling::Granite,
+                () if is(&["aria"]) => Spelling::Aria,
+                () => Spelling::Usual,
+            },
             none: is(&["llama4"]),
             hidden,
         }
@@ -127,9 +146,21 @@ impl Experts {
     /// The stack that a tensor's name, without what a format puts behind it, speaks of.
     pub(crate) fn stack(&self, stem: &str) -> Option<Stack> {
         let (path, last) = stem.rsplit_once('.')?;
-        let projection = [Projection::GateUp, Projection::Down].into_iter().find(|p| p.name() == last)?;
         let inside = path == "experts" || path.ends_with(".experts");
-        (inside && !self.none).then(|| Stack { path: path.to_owned(), projection })
+        let at = |names: [&str; 2]| names.iter().position(|name| *name == last);
+        let usual = at(["gate_up_proj", "down_proj"]).filter(|_| inside);
+        let (path, at) = match self.spelling {
+            _ if usual.is_some() => (path.to_owned(), usual?),
+            Spelling::Usual => return None,
+            Spelling::Aria => (path.to_owned(), at(["fc1", "fc2"]).filter(|_| inside)?),
+            // The module that holds them is called `experts` in transformers alone.
+            Spelling::Granite => {
+                let path = path.ends_with("block_sparse_moe").then(|| format!("{path}.experts"))?;
+                (path, at(["input_linear", "output_linear"])?)
+            }
+        };
+        let projection = [Projection::GateUp, Projection::Down][at];
+        (!self.none).then_some(Stack { path, projection })
     }
 
     /// Whether stacks of these shapes lie as `[in, out]`: the tensor's own shape tells, else that of its `sibling`.
@@ -189,8 +220,8 @@ impl Experts {
         format!("{}.{index}.{}", stem.as_deref().unwrap_or(path), ["w1", "w3", "w2"][projection])
     }
 
-    /// For a module that is a projection of a single expert, of a model whose adapters hold stacks: the module of the stack that
-    /// it is, or is a half of, and which half.
+    /// For a module that is a projection of a single expert, of a model whose adapters hold stacks: the module of the
+    /// stack that it is, or is a half of, and which half.
     pub fn place_in_stack(&self, module: &str) -> Option<(String, Option<usize>)> {
         let (rest, last) = module.rsplit_once('.').filter(|_| self.joins)?;
         let (path, index) = rest.rsplit_once('.')?;
@@ -231,7 +262,7 @@ impl Experts {
 
 #[cfg(test)]
 mod tests {
-    use super::{ExpertForm, Experts};
+    use super::{ExpertForm, Experts, Projection};
 
     #[test]
     fn shapes_tell_how_a_stack_lies_else_its_sibling_else_the_model() {
@@ -248,6 +279,12 @@ mod tests {
         assert!(!turned(&vl, "gate_up_proj", [64, 64], None));
         assert!(turned(&experts("gpt_oss", Some(64)), "down_proj", [64, 64], None));
         assert!(experts("llama4_text", None).stack("a.experts.down_proj").is_none());
+        let granite = experts("granitemoehybrid", Some(64));
+        let stack = granite.stack("l.0.block_sparse_moe.output_linear").unwrap();
+        assert_eq!((&*stack.path, stack.projection), ("l.0.block_sparse_moe.experts", Projection::Down));
+        assert!(granite.stack("l.0.shared_mlp.input_linear").is_none());
+        let stack = experts("aria_text", None).stack("l.0.mlp.experts.fc1").unwrap();
+        assert_eq!((&*stack.path, stack.projection), ("l.0.mlp.experts", Projection::GateUp));
     }
 
     #[test]

@@ -22,8 +22,8 @@ pub(crate) struct ExpertSlice {
 }
 
 impl ExpertSlice {
-    /// ExpertSlice `index` of `tensors`, each of which holds as many as its first dimension says; `inner` decodes one, and `dense` does
-    /// as the dense tensor of the stack has it.
+    /// ExpertSlice `index` of `tensors`, each of which holds as many as its first dimension says; `inner` decodes one,
+    /// and `dense` does as the dense tensor of the stack has it.
     pub(crate) fn of_stack(
         inner: Arc<dyn Dequantize>,
         dense: Arc<dyn Dequantize>,

@@ -1,5 +1,6 @@
-//! Stacks of experts that a format stores as it stores single weights, with one dimension more: dense ones, and FP8 with its scales.
-//! One expert's slice is shown to the format as if it were a tensor `X.weight` with companions of its own.
+//! Stacks of experts that a format stores as it stores single weights, with one dimension more: dense ones, and FP8
+//! with its scales. One expert's slice is shown to the format as if it were a tensor `X.weight` with companions of its
+//! own.
 
 use std::sync::Arc;
 
