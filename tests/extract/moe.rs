@@ -148,7 +148,7 @@ fn transpose<T: Copy>(values: &[T], rows: usize, cols: usize) -> Vec<T> {
     (0..rows * cols).map(|at| values[at % rows * cols + at / rows]).collect()
 }
 
-pub(crate) fn extracted(home: &Path, [base, tuned]: &[String; 2], more: &[&str]) -> PathBuf {
+fn extracted(home: &Path, [base, tuned]: &[String; 2], more: &[&str]) -> PathBuf {
     let out = home.join(format!("out-{}", base.replace('/', "_")));
     let rank = RANK.to_string();
     extract_with(base, tuned, &out, &[&["--rank", &rank], more].concat()).code(0);

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use crate::common::adapter::{config, lora, write_adapter};
 use crate::common::pair::{Tensor, read_file, values};
-use crate::common::{run, trephine};
+use crate::common::{extract_with, run, trephine};
 use tempfile::tempdir;
 
-use crate::moe::{ExpertLayout, Model, extracted};
+use crate::moe::{ExpertLayout, Model};
 
 fn tensors(folder: &Path) -> BTreeMap<String, Tensor> {
     read_file(&folder.join("model.safetensors")).into_iter().map(|t| (t.name.clone(), t)).collect()
@@ -54,7 +54,8 @@ fn comes_to_the_tuned(kind: &'static str, base_layout: ExpertLayout, tuned_layou
     let (model, home) = (Model::new(kind), tempdir().unwrap());
     let what = format!("{kind}, {base_layout:?} and {tuned_layout:?}");
     let pair = model.write(home.path(), base_layout, tuned_layout);
-    let adapter = extracted(home.path(), &pair, &["--dtype", "f32"]);
+    let adapter = home.path().join("adapter");
+    extract_with(&pair[0], &pair[1], &adapter, &["--rank", "16", "--dtype", "f32"]).code(0);
     let got = merged(&pair[0], &adapter, &home.path().join("merged"));
     let from = tensors(Path::new(&pair[0]));
     let mut experts = 0;

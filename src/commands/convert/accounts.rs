@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::checkpoint::Checkpoint;
-use crate::commands::convert::output_plan::Target;
-use crate::commands::convert::sharding::Content;
+use crate::commands::convert::sharding::{Content, Unit};
 use crate::{Error, Result};
 
 /// Proves that all bytes of all tensors of `base` go into the output, or are named in `dropped`.
@@ -12,9 +11,9 @@ use crate::{Error, Result};
 /// # Errors
 /// A tensor, or a part of one, of which nothing would become: a fault of this program, for the checkpoint has been
 /// read.
-pub(crate) fn check(base: &Checkpoint, target: &Target) -> Result<()> {
+pub(crate) fn check(base: &Checkpoint, units: &[Unit], dropped: &[String]) -> Result<()> {
     let mut used: BTreeMap<&str, BTreeSet<[u64; 2]>> = BTreeMap::new();
-    for tensor in target.units.iter().flat_map(|unit| &unit.tensors) {
+    for tensor in units.iter().flat_map(|unit| &unit.tensors) {
         match (&tensor.content, tensor.module()) {
             (_, Some(module)) => module.extents().for_each(|(stored, range)| {
                 used.entry(stored.name()).or_default().insert([range.start, range.end]);
@@ -28,7 +27,7 @@ pub(crate) fn check(base: &Checkpoint, target: &Target) -> Result<()> {
             }
         }
     }
-    let dropped: BTreeSet<&str> = target.dropped.iter().map(String::as_str).collect();
+    let dropped: BTreeSet<&str> = dropped.iter().map(String::as_str).collect();
     let lost = |name: &str, size| used.get(name).map_or(size, |ranges| unused(ranges, size));
     let missing = base.tensors().filter(|tensor| !dropped.contains(tensor.name()));
     let missing: Vec<(&str, u64)> = missing

@@ -100,7 +100,7 @@ impl Target {
         target.units.sort_by_key(|unit| unit.place);
         target.not_converted.sort();
         target.unique(base)?;
-        accounts::check(base, &target)?;
+        accounts::check(base, &target.units, &target.dropped)?;
         Ok(target)
     }
 

@@ -67,18 +67,15 @@ fn standing(config: &PeftConfig, base: &BaseModules, module: &PeftModule) -> Sta
                 "is of a kind that PEFT takes for experts' in this model, and in no entry of target_parameters",
             )
         }
-        (Some(ExpertConversion::Keys), Some((path, ..))) if !names_stack(config, path) => {
+        (Some(ExpertConversion::Keys), Some((path, ..)))
+            if !is_target_parameter(config, base.experts_in_model(name).as_deref().unwrap_or(path)) =>
+        {
             Standing::Unwrapped(
                 "is part of a stack in the model that PEFT wraps, which is in no entry of target_parameters",
             )
         }
         _ => Standing::Wrapped,
     }
-}
-
-/// Whether `target_parameters` has the stacks of the experts at `path`.
-fn names_stack(config: &PeftConfig, path: &str) -> bool {
-    is_target_parameter(config, path)
 }
 
 /// Targets that PEFT finds on what it cannot wrap: it refuses the adapter then.

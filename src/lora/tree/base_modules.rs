@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::checkpoint::module_tree::renames::{ExpertConversion, ModuleTree, Origin, expert_conversion};
 use crate::checkpoint::{Checkpoint, Module};
-use crate::lora::names::expert_stack_of;
+use crate::lora::names::{expert_of, expert_stack_of};
 use crate::lora::tree::targets;
 
 /// What may stand before the names of a language model, by itself or inside one that sees or hears, in files and in
@@ -43,7 +43,7 @@ pub struct BaseModules {
 
 #[derive(Clone, Debug)]
 struct Known {
-    origin: Origin,
+    tree: ModuleTree,
     modules: Vec<BaseModule>,
     by_loaded: BTreeMap<String, usize>,
     by_stored: BTreeMap<String, usize>,
@@ -77,12 +77,12 @@ impl BaseModules {
         tensors.extend(stored().map(|name| (tree.module_of(&name), name)));
         let loaded: Vec<String> = stored().map(|name| tree.module_of(&name)).collect();
         let known = Known {
-            origin: tree.origin().clone(),
             by_loaded: by(|module| &module.loaded),
             by_stored: by(|module| &module.stored),
             paths: targets::paths_of(loaded.iter().map(String::as_str)),
             modules,
             tensors,
+            tree,
         };
         let own = |name: Option<&str>| name.map(str::to_owned);
         BaseModules {
@@ -104,7 +104,7 @@ impl BaseModules {
 
     /// Where the names of its modules were learned; `None` where they are not known.
     pub fn origin(&self) -> Option<&Origin> {
-        Some(&self.known.as_ref()?.origin)
+        Some(self.known.as_ref()?.tree.origin())
     }
 
     /// Its modules, by their names in the files.
@@ -115,6 +115,13 @@ impl BaseModules {
     /// Every path of a module in the model, containers among them.
     pub(crate) fn paths(&self) -> Option<&BTreeSet<String>> {
         Some(&self.known.as_ref()?.paths)
+    }
+
+    /// The path in the model of the experts of which `projection`, by the name that loaders know it by, is one's.
+    pub(crate) fn experts_in_model(&self, projection: &str) -> Option<String> {
+        let stored = &self.resolve(projection)?.stored;
+        let (path, ..) = expert_of(stored)?;
+        Some(self.known.as_ref()?.tree.module_of(path))
     }
 
     /// Whether it has the module that an adapter means by `name`; `None` where its modules are not known.

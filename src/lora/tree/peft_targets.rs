@@ -34,7 +34,7 @@ impl PeftTargets {
                 (Some((stack, _)), _) => drop(targets.parameters.insert(from_owner(stack).to_owned())),
                 (None, Some((path, _, kind))) => {
                     targets.modules.insert(kind.to_owned());
-                    experts.insert(path.to_owned());
+                    experts.insert(base.experts_in_model(name).unwrap_or_else(|| path.to_owned()));
                 }
                 (None, None) => drop(layers.insert(name.to_owned())),
             }
