@@ -9,8 +9,9 @@ use crate::printable::{lines, one_line};
 /// `Result` with [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The kind of a failure. The binary maps it to its exit code.
+/// The kind of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Kind {
     /// The environment failed, for example a full disk or a denied permission. Exit code 1.
     Unexpected,
@@ -20,6 +21,18 @@ pub enum Kind {
     Input,
     /// A check ran and found a problem. Exit code 4.
     Found,
+}
+
+impl Kind {
+    /// The exit code of a program that ends with such a failure.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Kind::Unexpected => 1,
+            Kind::Decide => 2,
+            Kind::Input => 3,
+            Kind::Found => 4,
+        }
+    }
 }
 
 /// A failure: operation, path, tensor, cause and hint.

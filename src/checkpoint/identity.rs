@@ -38,6 +38,7 @@ pub struct Identity {
 
 /// A change of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Change {
     /// It is new.
     Added(String),

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use trephine::printable::one_line;
-use trephine::{Error, Kind, Result};
+use trephine::{Error, Result};
 
 use crate::cli::ui::output;
 use crate::cli::ui::output::tell;
@@ -94,12 +94,7 @@ pub fn fail(error: &Error) -> ExitCode {
     if let Some(hint) = error.cure() {
         tell(&format!("hint: {}", one_line(hint)));
     }
-    ExitCode::from(match error.kind() {
-        Kind::Unexpected => 1,
-        Kind::Decide => 2,
-        Kind::Input => 3,
-        Kind::Found => 4,
-    })
+    ExitCode::from(error.kind().exit_code())
 }
 
 /// The number of compute threads: as requested, or one per processor.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// The place of a module in the model. It determines the names and the orientation of its factors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Place {
     /// A linear layer: `lora_A.weight` `[r, in]`, `lora_B.weight` `[out, r]`.
     Linear,

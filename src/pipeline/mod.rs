@@ -1,4 +1,4 @@
-//! The bounded producer/consumer machinery: byte budgets, buffers that are used again, panels in order, progress.
+//! The bounded producer/consumer machinery: byte budgets, reused buffers, ordered panels, progress.
 
 pub(crate) mod budget;
 pub(crate) mod buffer_pool;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 /// The condition of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Condition {
     /// Running at its last heartbeat.
     Running,

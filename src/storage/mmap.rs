@@ -143,6 +143,10 @@ impl Storage for MappedFile {
 
     fn read_range(&self, range: Range<u64>) -> Result<Window> {
         self.check_unchanged()?;
+        if range.end > self.size {
+            let what = format!("bytes {range:?} of a file of {} bytes", self.size);
+            return Err(Error::unexpected(what).path(&self.path));
+        }
         self.map(range)
     }
 

@@ -75,6 +75,7 @@ pub trait Storage: Debug + Send + Sync {
 /// What tells apart two states of an object of the same length.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
+#[non_exhaustive]
 pub enum Version {
     /// When it was last written, in nanoseconds since 1970.
     Modified(u64),

@@ -11,3 +11,4 @@ mod fuzz_corpus;
 mod quant;
 mod quant_formats;
 mod round_to_nearest;
+mod seams;

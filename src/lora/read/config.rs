@@ -19,6 +19,7 @@ const MOST_KEYS: usize = 200_000;
 
 /// What `target_modules` names.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Targets {
     /// Modules, by name or by the last parts of their names.
     Names(Vec<String>),

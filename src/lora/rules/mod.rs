@@ -17,6 +17,7 @@ use crate::lora::read::PeftAdapter;
 
 /// A program that loads LoRA adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum Loader {
     /// PEFT, with transformers.
     #[serde(rename = "peft")]
@@ -56,6 +57,7 @@ impl fmt::Display for Loader {
 /// The effect of a broken rule, from worst to mildest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Effect {
     /// The program refuses the adapter.
     Refused,
@@ -82,6 +84,7 @@ impl Effect {
 /// Whether `sanitize` can fix a broken rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Fix {
     /// Yes, and what the adapter adds stays the same, except for rounding.
     Yes,

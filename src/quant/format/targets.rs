@@ -1,4 +1,5 @@
-//! Which modules a config speaks of: exact names, `re:` patterns, classes of layers; as compressed-tensors' `utils/match.py` reads them.
+//! Which modules a config refers to: exact names, `re:` patterns, layer classes; interpreted as in compressed-tensors'
+//! `utils/match.py`.
 
 use std::collections::HashSet;
 
@@ -15,7 +16,7 @@ pub(crate) struct Targets {
     patterns: Patterns,
 }
 
-/// How well a list names a module, the better the greater: by its class, by a pattern, by its name.
+/// How closely a list names a module, from loosest to closest: by its class, by a pattern, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fit {
     Class,
@@ -24,10 +25,10 @@ pub(crate) enum Fit {
 }
 
 impl Targets {
-    /// Reads a JSON list of strings; nothing is an empty list.
+    /// Parses a JSON list of strings; a missing or null list is empty.
     ///
     /// # Errors
-    /// Something else than a string, or a pattern that only Python reads (with a look-around).
+    /// An entry that is not a string, or a pattern that only Python supports (with a look-around).
     pub(crate) fn parse(origin: &str, list: Option<&Value>) -> Result<Targets> {
         let entries = match list {
             None | Some(Value::Null) => return Ok(Targets::default()),
@@ -47,8 +48,8 @@ impl Targets {
         Ok(Targets { names, patterns })
     }
 
-    /// How this list names `module`, if it does. A class cannot be seen in a file: `Embedding` is taken for input embeddings
-    /// and any other word that begins with a capital, as `Linear`, for every other module.
+    /// How this list names `module`, if it does. A file does not show a module's class: `Embedding` is taken to mean
+    /// input embeddings, and any other word that begins with a capital, for example `Linear`, every other module.
     pub(crate) fn fit(&self, module: &str) -> Option<Fit> {
         let last = module.rsplit('.').next().unwrap_or(module);
         let embedding = ["embed_tokens", "wte", "word_embeddings", "tok_embeddings"].contains(&last);
@@ -66,7 +67,7 @@ impl Targets {
 
 fn unreadable(origin: &str, entry: &Value) -> Error {
     Error::input(format!("{origin}: {entry} names no modules"))
-        .hint("write it as a name or as `re:` and a pattern without look-around")
+        .hint("write a module name, or `re:` and a pattern without look-around")
 }
 
 #[cfg(test)]
@@ -82,7 +83,7 @@ mod tests {
         assert_eq!(targets.fit("model.layers.0.mlp.up_proj"), Some(Fit::Name));
         assert_eq!(targets.fit("model.layers.0.self_attn.q_proj"), Some(Fit::Pattern));
         assert_eq!(targets.fit("model.layers.0.self_attn.k_proj"), Some(Fit::Class));
-        assert_eq!(targets.fit("model.embed_tokens"), None, "an embedding is no Linear");
+        assert_eq!(targets.fit("model.embed_tokens"), None, "an embedding is not a Linear");
         let start = Targets::parse("config.json", Some(&json!(["re:model"]))).unwrap();
         assert_eq!(start.fit("model.x"), Some(Fit::Pattern));
         assert_eq!(start.fit("a.model.x"), None, "matched at the start only");

@@ -25,6 +25,7 @@ use crate::{Error, Result};
 /// The state of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum RunState {
     /// The output is complete.
     Assembled,
@@ -39,6 +40,7 @@ pub enum RunState {
 /// The apparent state of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum AttemptState {
     /// Its heartbeat is fresh.
     Running,
