@@ -88,7 +88,7 @@ fn headers_that_are_not_json() {
       the file is damaged or was cut short: download or copy it again
     ");
     insta::assert_snapshot!(header(r#"{"__metadata__": {"format": 3}}"#, 0), @"
-    the header is not valid: [folder]/model.safetensors: invalid type: integer `3`, expected a string at line 1 column 29
+    the header is not valid: [folder]/model.safetensors: invalid type: integer `3`, expected a string at line 1 column 30
       the file is damaged or was cut short: download or copy it again
     ");
 }
