@@ -73,6 +73,8 @@
 //!     base: "Qwen/Qwen3-32B-FP8".into(),
 //!     tuned: "biomni/Biomni-R0-32B-Preview".into(),
 //!     served: None,
+//!     calibration: None,
+//!     hybrid: None,
 //!     out: "adapter".into(),
 //!     deciding: ResultOptions { rank: 256, ..ResultOptions::for_base("Qwen/Qwen3-32B-FP8") },
 //!     running: RunOptions::new(8, default_memory()),

@@ -2,11 +2,13 @@
 //! weight matters.
 //!
 //! [`layout`] describes the files, [`Accumulator`] computes the moments from a model's activations, [`FileWriter`]
-//! writes them.
+//! writes them, [`OpenCalibration`] reads them.
 
 mod accumulate;
 pub mod layout;
+mod read;
 mod write;
 
 pub use self::accumulate::{Accumulator, Task};
+pub use self::read::{CalibrationKind, CalibrationSource, KnownInput, OpenCalibration};
 pub use self::write::{Announced, FileWriter};

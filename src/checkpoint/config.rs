@@ -46,6 +46,11 @@ impl Config {
         self.raw.as_ref()
     }
 
+    /// The class of the model, the first of `architectures`.
+    pub fn architecture(&self) -> Option<&str> {
+        self.raw.as_ref()?.pointer("/architectures/0")?.as_str()
+    }
+
     /// `model_type`.
     pub fn model_type(&self) -> Option<&str> {
         self.raw.as_ref()?.get("model_type")?.as_str()
@@ -66,6 +71,11 @@ impl Config {
         }
         let encodes = self.raw.as_ref().and_then(|raw| raw.get("is_encoder_decoder")?.as_bool());
         Some(if encodes == Some(true) { "SEQ_2_SEQ_LM" } else { "CAUSAL_LM" })
+    }
+
+    /// `model_type` of the decoder of an encoder and a decoder that were put together.
+    pub fn decoder_model_type(&self) -> Option<&str> {
+        self.raw.as_ref()?.pointer("/decoder/model_type")?.as_str()
     }
 
     /// `model_type` of the language model inside a multimodal model (`text_config`).

@@ -36,7 +36,7 @@ pub struct AnalyzeArgs {
     #[arg(long, value_name = "CHECKPOINT")]
     tuned: String,
     /// The quantized tuned checkpoint; without it, the tuned one is quantized like the base, by rounding
-    /// to nearest
+    /// to nearest, or, if the base's format cannot be written, left without noise
     #[arg(long, value_name = "CHECKPOINT")]
     tuned_quantized: Option<String>,
     /// The folder to write analysis.json to
@@ -173,7 +173,10 @@ fn groups(analysis: &Analysis) -> Table {
                 .signal_to_noise
                 .map_or("-".into(), |ratio| if ratio < 1e6 { format!("{ratio:.2}") } else { number(ratio) }),
             cosine(&pooled.change_and_noise, pooled.change_and_noise_significant),
-            cosine(&pooled.noise_and_noise, pooled.noise_and_noise_significant),
+            match pooled.norms.tuned_noise {
+                0.0 => "-".to_owned(),
+                _ => cosine(&pooled.noise_and_noise, pooled.noise_and_noise_significant),
+            },
             percent(pooled.remaining.method_a),
             percent(pooled.remaining.method_b),
             percent(pooled.spent_on_noise),

@@ -68,6 +68,12 @@ struct Places {
     /// Where the served checkpoint is now
     #[arg(long, value_name = "CHECKPOINT", help_heading = "Inputs")]
     served: Option<String>,
+    /// Where the calibration is now
+    #[arg(long, value_name = "CALIBRATION", help_heading = "Inputs")]
+    calibration: Option<String>,
+    /// Where the dense base of --hybrid is now
+    #[arg(long, value_name = "CHECKPOINT", help_heading = "Inputs")]
+    hybrid: Option<String>,
     /// Where the checkpoint of `dequantize` is now
     #[arg(long, value_name = "CHECKPOINT", help_heading = "Inputs")]
     checkpoint: Option<String>,
@@ -88,6 +94,8 @@ impl Places {
             (Side::Base, self.base),
             (Side::Tuned, self.tuned),
             (Side::Served, self.served),
+            (Side::Calibration, self.calibration),
+            (Side::Hybrid, self.hybrid),
             (Side::Checkpoint, self.checkpoint),
             (Side::BaseQuantized, self.base_quantized),
             (Side::TunedQuantized, self.tuned_quantized),

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use trephine::Result;
-use trephine::commands::extract::output::ExtractionOutcome;
+use trephine::commands::extract::output::{ExtractionOutcome, Manifest};
 use trephine::commands::extract::{
-    Extraction, ExtractionPlan, ResultOptions, default_memory, extract, extract_part, plan,
+    Extraction, ExtractionPlan, ResultOptions, default_memory, extract, extract_part, mostly_noise, plan,
 };
 use trephine::delta::{NonFinite, RoundBase};
 use trephine::factorize::Method;
@@ -42,6 +42,14 @@ pub struct ExtractArgs {
     /// Also measure the final weights' error on this checkpoint, if it is served in place of the base
     #[arg(long, value_name = "CHECKPOINT")]
     served: Option<String>,
+    /// Make the error of the layers' outputs the least, not that of the weights: a folder of `trephine calibrate`, one
+    /// of its files, or an importance matrix of llama.cpp (.gguf or .dat; it is the weaker one)
+    #[arg(long, value_name = "CALIBRATION", conflicts_with = "hybrid")]
+    calibration: Option<String>,
+    /// The dense checkpoint that a quantized base was made of: a share of the rank goes to the change from it, the
+    /// rest to what is left on the quantized base. For where there is no calibration
+    #[arg(long, value_name = "DENSE_BASE")]
+    hybrid: Option<String>,
 
     /// Rank of the adapter
     #[arg(long, default_value_t = 128, help_heading = "Result")]
@@ -74,6 +82,9 @@ pub struct ExtractArgs {
     /// Leave out modules that match. Can be repeated
     #[arg(long, value_name = "PATTERN", help_heading = "Result")]
     exclude: Vec<String>,
+    /// With --hybrid: the share of the rank that goes to the change [default: 0.5]
+    #[arg(long, value_name = "SHARE", requires = "hybrid", help_heading = "Result")]
+    hybrid_share: Option<f64>,
     /// If the vocabularies differ, use only the common rows
     #[arg(long, help_heading = "Result")]
     trim_vocab: bool,
@@ -132,6 +143,8 @@ impl ExtractArgs {
             base: self.base.clone(),
             tuned: self.tuned.clone(),
             served: self.served.clone(),
+            calibration: self.calibration.clone(),
+            hybrid: self.hybrid.clone(),
             out: self.out.clone(),
             deciding: ResultOptions {
                 rank: self.rank,
@@ -146,6 +159,7 @@ impl ExtractArgs {
                 exclude: self.exclude.clone(),
                 trim_vocab: self.trim_vocab,
                 base_model_name: self.base_model_name.clone().unwrap_or_else(|| name_of(&self.base)),
+                hybrid_share: self.hybrid.as_ref().map(|_| self.hybrid_share.unwrap_or(0.5)),
             },
             running: RunOptions {
                 threads: threads(self.threads)?,
@@ -232,14 +246,20 @@ fn show_plan(plan: &ExtractionPlan, part: Option<Part>) -> String {
 /// The result of a run, formatted for people.
 pub fn show_outcome(outcome: &ExtractionOutcome) -> String {
     let manifest = &outcome.manifest;
-    let headings = ["kind", "modules", "rank", "mean error", "worst error", "captured", "time"];
+    let weighted = manifest.total.outputs.is_some();
+    let headings = ["kind", "modules", "rank", "mean error", "worst error", "captured", "time", "of outputs"];
     let mut rows = table(headings);
+    if !weighted {
+        rows = table(["kind", "modules", "rank", "mean error", "worst error", "captured", "time"]);
+    }
     for kind in &outcome.kinds {
         let rank = kind.ranks_text();
         let time = kind.seconds.map_or("-".into(), |s| format!("{s:.2} s"));
         let [mean, worst] = [kind.mean_error, kind.worst_error].map(number);
         let captured = format!("{:.2} %", 100.0 * kind.captured_energy);
-        rows.add_row([kind.kind.clone(), kind.modules.to_string(), rank, mean, worst, captured, time]);
+        let outputs = kind.outputs.map_or("-".into(), |outputs| number(outputs.relative_error));
+        let cells = [kind.kind.clone(), kind.modules.to_string(), rank, mean, worst, captured, time];
+        rows.add_row(cells.into_iter().chain(weighted.then_some(outputs)));
     }
     let mut text = format!("{rows}\n\n");
     let total = &manifest.total;
@@ -249,13 +269,15 @@ pub fn show_outcome(outcome: &ExtractionOutcome) -> String {
         "{count} modules, rank {}, error {error} of the delta, {captured:.2} % captured\n",
         manifest.rank
     );
+    text += &show_minimized(manifest);
     if let Some(served) = total.served {
         let share = match served.without_adapter > 0.0 {
             true => format!("{:.1} %", 100.0 * served.with_adapter / served.without_adapter),
             false => "they were the tuned ones".to_owned(),
         };
         text += &format!(
-            "served: the weights are {} from the tuned ones with the adapter, {} without ({share})\n",
+            "served: the weights are {} from the tuned ones with the adapter, {} without ({share}); that is a distance of \
+             weights, most of which may be quantization noise, not a loss: `trephine evaluate` measures the loss\n",
             number(served.with_adapter),
             number(served.without_adapter),
         );
@@ -263,11 +285,42 @@ pub fn show_outcome(outcome: &ExtractionOutcome) -> String {
     if let Some(sentence) = manifest.non_finite() {
         text += &format!("warning: {sentence}\n");
     }
+    text += &show_noise(manifest);
     text += &show_left_out(outcome);
     text + &format!(
         "adapter: {}{}\n",
         outcome.out.display(),
         if outcome.was_done { " (was already done)" } else { "" }
+    )
+}
+
+/// Which error is the least, and the other one.
+fn show_minimized(manifest: &Manifest) -> String {
+    if let (Some(calibration), Some(outputs)) = (&manifest.calibration, manifest.total.outputs) {
+        let plain = manifest.modules.iter().filter(|module| module.quality.outputs.is_none()).count();
+        let rest =
+            if plain == 0 { String::new() } else { format!(" ({plain} modules without: of the weights)") };
+        return format!(
+            "minimized: the error of the layers' outputs on {}{rest}: {} of what the delta changes them by, {:.2} % \
+             captured\n",
+            calibration.name,
+            number(outputs.relative_error),
+            100.0 * outputs.captured_energy
+        );
+    }
+    manifest.hybrid.as_ref().map_or(String::new(), |dense| {
+        format!("minimized: the error of the change from {}, then that of the weights\n", dense.name)
+    })
+}
+
+/// Two lines for an adapter that holds mostly the noise of its base.
+fn show_noise(manifest: &Manifest) -> String {
+    let Some(share) = mostly_noise(manifest) else { return String::new() };
+    format!(
+        "note: about {:.0} % of what this adapter holds is quantization noise of the base, not the fine-tune (estimated from \
+         the base's format)\n      better: --calibration DIR, made by `trephine calibrate --model TUNED --text FILE --out DIR`; \
+         or --hybrid DENSE_BASE; or --base DENSE_BASE (Method A)\n",
+        100.0 * share
     )
 }
 

@@ -110,6 +110,8 @@ fn show(measured: &Fidelity, every_module: bool) -> String {
     }
     add("all", measured.modules.len(), &measured.total);
     format!(
-        "distance of the served weights from the tuned ones, by Frobenius norm; below 100 % of the distance without one, an adapter helps\n\n{rows}\n"
+        "distance of the served weights from the tuned ones, by Frobenius norm\n\n{rows}\n\nA distance of weights is not a \
+         loss: where the base's noise is larger than the change, an adapter that holds the change can serve better although more \
+         of the distance remains. `trephine evaluate` measures the loss.\n"
     )
 }

@@ -7,13 +7,54 @@ use serde::{Deserialize, Serialize};
 pub struct Quality {
     /// Frobenius norm of the delta.
     pub delta_norm: f64,
-    /// `||delta - B·A|| / ||delta||`; 0 for a delta of zero.
+    /// `||delta - B·A|| / ||delta||` (Frobenius); 0 for a delta of zero.
     pub relative_error: f64,
     /// `1 - relative_error^2`.
     pub captured_energy: f64,
     /// The error of the weights that will be served, where it was measured.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub served: Option<ServedError>,
+    /// The error of the layer's outputs, where a calibration says what its inputs are like.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub outputs: Option<OutputError>,
+}
+
+/// How near the factors, as stored, come to what a delta changes a layer's outputs by: root mean squares over the
+/// inputs of a calibration. Where the delta's product with the sketch was not formed the norm is an estimate, good to
+/// some 2 %.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OutputError {
+    /// `||delta·C^½||`, `C` the mean of `x·x^T` over the inputs.
+    pub delta_norm: f64,
+    /// `||(delta - B·A)·C^½|| / ||delta·C^½||`; 0 for a delta of zero.
+    pub relative_error: f64,
+    /// `1 - relative_error^2`.
+    pub captured_energy: f64,
+}
+
+impl OutputError {
+    /// From the squares of both norms.
+    pub fn of(norm2: f64, error2: f64) -> OutputError {
+        let Quality { delta_norm, relative_error, captured_energy, .. } = Quality::of(norm2, error2);
+        OutputError { delta_norm, relative_error, captured_energy }
+    }
+
+    /// Square of the error's norm.
+    pub fn error2(&self) -> f64 {
+        (self.relative_error * self.delta_norm).powi(2)
+    }
+}
+
+/// Which error the factors of a module are the least in, among all of their rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Minimized {
+    /// That of the layer's outputs.
+    Outputs,
+    /// That of the weights.
+    Weights,
+    /// First that of the change on the dense base, then that of the weights.
+    Hybrid,
 }
 
 impl Quality {
@@ -25,6 +66,7 @@ impl Quality {
             relative_error: share.sqrt(),
             captured_energy: 1.0 - share,
             served: None,
+            outputs: None,
         }
     }
 
@@ -58,11 +100,17 @@ pub struct ModuleRecord {
     pub basis: usize,
     /// Number of passes over the delta.
     pub passes: usize,
+    /// The error that is minimized; absent if the run knows only that of the weights.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub minimized: Option<Minimized>,
     /// How well the stored factors approximate the delta.
     #[serde(flatten)]
     pub quality: Quality,
-    /// Estimated upper bound of error / optimal error - 1.
+    /// Estimated upper bound of error / optimal error - 1, in the norm that is minimized.
     pub estimated_excess: f64,
+    /// The norm of the base's rounding errors that is to be expected of its format, where it is quantized.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expected_noise: Option<f64>,
     /// Elements where a weight was NaN or infinite, treated as unchanged.
     #[serde(skip_serializing_if = "is_zero", default)]
     pub non_finite: u64,

@@ -18,8 +18,12 @@ pub enum Side {
     Base,
     /// The base, quantized.
     BaseQuantized,
+    /// Second moments of the layers' inputs.
+    Calibration,
     /// The only checkpoint of the run.
     Checkpoint,
+    /// The dense base that the change is taken from.
+    Hybrid,
     /// The checkpoint that base and adapter together should become.
     Tuned,
     /// The tuned checkpoint, quantized.
@@ -39,6 +43,8 @@ impl Side {
             Side::BaseQuantized => "base_quantized",
             Side::TunedQuantized => "tuned_quantized",
             Side::Adapter => "adapter",
+            Side::Calibration => "calibration",
+            Side::Hybrid => "hybrid",
         }
     }
 
@@ -50,7 +56,8 @@ impl Side {
     /// The phrase for it in a sentence, without an article.
     pub fn phrase(self) -> String {
         match self {
-            Side::Checkpoint | Side::Adapter => self.word().to_owned(),
+            Side::Checkpoint | Side::Adapter | Side::Calibration => self.word().to_owned(),
+            Side::Hybrid => "dense base of --hybrid".to_owned(),
             _ => format!("{} checkpoint", self.flag()),
         }
     }

@@ -10,10 +10,11 @@
 //!   large, computed in f32 with block Krylov on the square, until the estimated error is within 1e-5 of the optimal
 //!   one.
 //!
-//! Each way is a [`Backend`] in `backend`: it says what it costs, and does it; `choose` takes the cheapest. In `kernel`,
-//! `tiling` cuts a matrix into groups and panels; `passes` and `gram_matrix` are the only files that visit the delta for
-//! products; `block_ops`, `orthonormalize` and `ritz` are the numerics on tall thin blocks and small squares; `convergence`
-//! judges the basis. `residual` judges what was stored, `truncate` lowers the rank of finished factors.
+//! Each way is a [`Backend`] in `backend`: it says what it costs, and does it; `choose` takes the cheapest. In
+//! `kernel`, `tiling` cuts a matrix into groups and panels; `passes` and `gram_matrix` are the only files that visit
+//! the delta for products; `block_ops`, `orthonormalize` and `ritz` are the numerics on tall thin blocks and small
+//! squares; `convergence` judges the basis. `residual` judges what was stored, `truncate` lowers the rank of finished
+//! factors.
 //!
 //! Nothing here depends on the number of threads or on memory: how a matrix is cut follows from its shape, partial sums
 //! are added in a fixed order, and products inside a task run on one thread.
@@ -22,14 +23,19 @@ pub mod backend;
 pub(crate) mod choose;
 pub(crate) mod in_memory;
 pub mod kernel;
+pub(crate) mod remainder;
 pub(crate) mod residual;
 pub(crate) mod truncate;
 pub(crate) mod types;
+pub mod weighted;
+pub(crate) mod white_noise;
 pub use self::choose::{BACKENDS, choose, flops, trial_product, workspace};
 pub use self::in_memory::Held;
+pub use self::remainder::{Remainder, subtract};
 pub use self::residual::{Residual, residual, stored_error};
 pub use self::truncate::{Recompressed, product_norm2, recompress};
 pub use self::types::{Backend, Cost, Factors, Method, Panels, Request};
+pub use self::white_noise::leading_noise_energy;
 
 use crate::{Error, Result};
 
@@ -59,7 +65,7 @@ pub fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &Request
     backend.factorize(delta, norm2, module, request).map_err(|e| e.tensor(module))
 }
 
-fn check(norm2: f64, module: &str, request: &Request) -> Result<()> {
+pub(crate) fn check(norm2: f64, module: &str, request: &Request) -> Result<()> {
     if request.rank == 0 {
         return Err(Error::decide("a LoRA of rank 0 holds nothing").hint("ask for a rank of at least 1"));
     }

@@ -4,7 +4,9 @@ use serde::Serialize;
 
 use crate::commands::analyze::record::Analysis;
 use crate::commands::autopsy::record::Autopsy;
+use crate::commands::extract::noise::mostly_noise;
 use crate::commands::extract::output::manifest::Manifest;
+use crate::delta::module_record::OutputError;
 use crate::report::served::Served;
 use crate::report::tables::{Adapter, Labelled, Tables};
 use crate::report::words::{clean, clean_text, count, number, percent};
@@ -41,6 +43,9 @@ pub struct AdapterSummary {
     pub relative_error: f64,
     /// Captured share of the energy over all of them.
     pub captured_energy: f64,
+    /// The error of the layers' outputs, if a calibration was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outputs: Option<OutputError>,
     /// The module with the largest relative error.
     pub worst_module: Option<String>,
     /// Its error.
@@ -146,6 +151,7 @@ impl AdapterSummary {
             delta_norm: manifest.total.delta_norm,
             relative_error: manifest.total.relative_error,
             captured_energy: manifest.total.captured_energy,
+            outputs: manifest.total.outputs,
             worst_module: worst.map(|module| clean(&module.name)),
             worst_error: worst.map(|module| module.quality.relative_error),
             not_held: manifest.not_represented.iter().filter(|tensor| tensor.matters()).count(),
@@ -175,6 +181,23 @@ impl AdapterSummary {
             sentence += &format!(" The worst is {worst}, with a relative error of {}.", number(error));
         }
         let mut sentences = vec![sentence];
+        if let (Some(calibration), Some(outputs)) = (&manifest.calibration, manifest.total.outputs) {
+            sentences.push(format!(
+                "{} minimizes the error of the layers' outputs on the calibration {}, not that of the weights: it captures {} of \
+                 what the difference changes them by.",
+                self.name,
+                clean(&calibration.name),
+                percent(outputs.captured_energy)
+            ));
+        }
+        if let Some(share) = mostly_noise(manifest) {
+            sentences.push(format!(
+                "About {} of what {} holds is quantization noise of the base, not the fine-tune (estimated from the base's \
+                 format): a calibration, --hybrid or Method A is likely to serve better.",
+                percent(share),
+                self.name
+            ));
+        }
         if self.not_held > 0 {
             sentences.push(format!(
                 "Not in {}: {} that changed or may have changed, for example norms, biases and unselected weights.",
@@ -205,7 +228,8 @@ impl ServedSummary {
             None => format!("nothing to correct with {}", remaining.adapter),
         });
         format!(
-            "When {} is served, the weights' remaining distance from {} is {}; without an adapter it is 100 %.",
+            "When {} is served, the weights' remaining distance from {} is {}; without an adapter it is 100 %. (A distance of \
+             weights, not a loss: most of it may be quantization noise.)",
             self.served,
             self.tuned,
             with.collect::<Vec<_>>().join(", "),

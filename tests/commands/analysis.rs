@@ -11,7 +11,7 @@ use trephine::pipeline::RunOptions;
 use trephine::quant::encode::encode_int4;
 use trephine::run::{Progress, Silent};
 
-use crate::common::pair::{Tensor, read_file, values, write_file};
+use crate::common::pair::{Tensor, changed, read_file, values, write_file};
 use crate::common::{contents, data, run, trephine};
 
 fn job(out: &Path) -> Analyzing {
@@ -226,8 +226,13 @@ fn the_figures_of_the_docs_are_those_of_the_pair() {
         );
         assert_eq!((total.noise_and_noise_significant, total.change_and_noise_significant), (3, 0));
         assert_eq!(format!("{:.2}", total.magnitude_correlation.unwrap()), "0.52");
-        let begins = if rank == 64 { "Method B pays" } else { "Method A is enough" };
-        assert!(analysis.verdict[0].text.starts_with(begins), "{}", analysis.verdict[0].text);
+        let text = &analysis.verdict[0].text;
+        assert!(text.starts_with(&format!("At rank {rank}, ")), "{text}");
+        assert!(
+            text.contains("(signal to noise 3.50). Method B holds the change as Method A does"),
+            "{text}"
+        );
+        assert!(!text.contains("pays: "), "a distance of weights is no verdict: {text}");
     }
 }
 
@@ -267,7 +272,7 @@ fn int4(of: &str, folder: &Path) {
 }
 
 #[test]
-fn with_4_bits_method_b_pays_from_a_low_rank_on() {
+fn with_4_bits_method_b_spends_part_of_its_rank_on_noise() {
     let home = tempfile::tempdir().unwrap();
     let folder = |name: &str| home.path().join(name);
     int4("base", &folder("base"));
@@ -289,5 +294,46 @@ fn with_4_bits_method_b_pays_from_a_low_rank_on() {
         (format!("{:.2}", total.noise_and_noise.value), total.noise_and_noise_significant),
         ("0.17".into(), 21)
     );
-    assert_eq!((stored.verdict[0].about, &stored.verdict[0].text[..14]), (About::Method, "Method B pays:"));
+    let method = &stored.verdict[0];
+    assert_eq!(method.about, About::Method);
+    let spent = method.figures["spent_on_noise"];
+    assert!(
+        (0.1..0.5).contains(&spent) && method.text.contains("Part of the rank corrects noise"),
+        "{}",
+        method.text
+    );
+}
+
+#[test]
+fn a_change_below_the_noise_is_no_case_for_plain_method_b() {
+    // The base's own NF4 copy, and a tuned model that differs from the base by little.
+    let home = tempfile::tempdir().unwrap();
+    let tuned = home.path().join("tuned");
+    fs::create_dir(&tuned).unwrap();
+    fs::copy(format!("{}/config.json", data("base")), tuned.join("config.json")).unwrap();
+    let mut tensors = read_file(&Path::new(&data("base")).join("model.safetensors"));
+    for (at, tensor) in
+        tensors.iter_mut().enumerate().filter(|(_, tensor)| tensor.name.ends_with("_proj.weight"))
+    {
+        let weights: Vec<f32> = values(tensor).into_iter().map(|v| v as f32).collect();
+        let shape: [usize; 2] = tensor.shape[..].try_into().unwrap();
+        *tensor = Tensor::bf16(&tensor.name, &shape, &changed(&weights, shape, 2, 0.001, at as u64));
+    }
+    write_file(&tuned.join("model.safetensors"), &tensors);
+    let mut job = job(&home.path().join("out"));
+    job.tuned = tuned.to_str().unwrap().into();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/quantized/bitsandbytes_nf4");
+    job.base_quantized = fixture.to_str().unwrap().into();
+    // Without a quantized copy of the tuned checkpoint: only the questions about its noise stay open.
+    let (analysis, _) = analyze(&job, &Silent).unwrap();
+    assert!(analysis.tuned_noise.starts_with("not known: "), "{}", analysis.tuned_noise);
+    assert!(analysis.verdict.iter().all(|statement| statement.about != About::SameNoise));
+    let method = &analysis.verdict[0];
+    assert!(method.figures["signal_to_noise"] < 0.3 && method.figures["spent_on_noise"] > 0.5, "{method:?}");
+    assert!(
+        method.text.contains("Plain Method B holds little of the fine-tune here. Take Method A"),
+        "{}",
+        method.text
+    );
+    assert_eq!(analysis.total.norms.tuned_noise, 0.0);
 }

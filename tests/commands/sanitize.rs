@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 use trephine::lora::read::{Factors, PeftAdapter};
 use trephine::lora::rules::{Loader, judge};
+use trephine::lora::tree::BaseModules;
 
 const TARGETS: [(&str, Loader); 4] = [
     ("peft", Loader::Peft),
@@ -89,7 +90,8 @@ fn settings(out: &Path) -> Value {
 
 /// Asserts that nothing keeps the program from loading it, and that the folder is complete.
 fn check(out: &Path, consumer: Loader) {
-    let found = judge(&PeftAdapter::open_folder(out).unwrap(), Some("qwen3"));
+    let base = BaseModules::of_type("qwen3").with_tied(Some(false));
+    let found = judge(&PeftAdapter::open_folder(out).unwrap(), Some(&base));
     let failures: Vec<_> = found.iter().filter(|f| f.is_failure() && f.concerns(&[consumer])).collect();
     assert!(failures.is_empty(), "{failures:#?}");
     run(trephine().args(["verify", "--quiet", text(out)])).code(0);
@@ -273,8 +275,19 @@ fn everything_that_can_be_mended_is() {
     let mut settings = config(&["q_proj"]);
     settings["bias"] = json!("lora_only");
     settings.as_object_mut().unwrap().remove("task_type");
-    let (_home, adapter, out) = made(&tensors, &settings);
-    sanitize(&adapter, &out, &[]).code(0);
+    let (home, adapter, out) = made(&tensors, &settings);
+    // That there is a gate_proj beside the up_proj is for the base to tell.
+    let shapes =
+        [("self_attn.q_proj", [16, 12]), ("self_attn.k_proj", [8, 12]), ("self_attn.v_proj", [8, 12])];
+    let shapes = shapes.into_iter().chain([("mlp.gate_proj", [20, 12]), ("mlp.up_proj", [20, 12])]);
+    let weight = |name: &str, shape: [usize; 2]| {
+        Tensor::bf16(&format!("{name}.weight"), &shape, &noise(11, shape[0] * shape[1]))
+    };
+    let mut weights: Vec<Tensor> =
+        shapes.map(|(kind, shape)| weight(&format!("{layer}.{kind}"), shape)).collect();
+    weights.extend([weight("lm_head", [30, 12]), weight("model.embed_tokens", [30, 12])]);
+    let base = write(&home.path().join("base"), &weights, &json!({"model_type": "qwen3"}));
+    sanitize(&adapter, &out, &["--base", text(&base)]).code(0);
     crate::common::measure::check_rules(&out);
     assert_eq!(distance(&adapter, &out), 0.0);
     let names: Vec<String> =
@@ -399,6 +412,40 @@ fn a_vocabulary_goes_where_the_base_does_not_take_it() {
     assert!((pruned["norm"].as_f64().unwrap() / expected - 1.0).abs() < 1e-6);
     sanitize(&adapter, &out, &["--for", "peft", "--base", text(&base), "--overwrite"]).code(0);
     assert_eq!(distance(&adapter, &out), 0.0);
+}
+
+#[test]
+fn llama_cpp_takes_no_lora_on_a_head_that_is_the_embedding() {
+    let mut tensors = lora("model.layers.0.self_attn.o_proj", [8, 6], 4, 1);
+    tensors.extend(lora("lm_head", [10, 6], 4, 5));
+    let (home, adapter, out) = made(&tensors, &config(&["o_proj", "lm_head"]));
+    let weights = [
+        Tensor::bf16("model.layers.0.self_attn.o_proj.weight", &[8, 6], &noise(8, 48)),
+        Tensor::bf16("model.embed_tokens.weight", &[10, 6], &noise(9, 60)),
+    ];
+    let base = |tied: bool| {
+        let settings = json!({"model_type": "llama", "tie_word_embeddings": tied});
+        write(&home.path().join(format!("base-{tied}")), &weights, &settings)
+    };
+    let check = |base: &Path, loader: &str| {
+        run(trephine().args(["sanitize", "--check", text(&adapter), "--for", loader, "--base", text(base)]))
+    };
+    let (tied, untied) = (base(true), base(false));
+    let ended = check(&tied, "llama.cpp").code(4);
+    assert!(
+        ended.stdout.contains("lm_head is a LoRA on a head or embedding that are tied"),
+        "{}",
+        ended.stdout
+    );
+    check(&tied, "peft").code(0);
+    check(&untied, "llama.cpp").code(0);
+    let probe = |base: &Path| run(trephine().args(["probe", text(&adapter), "--base", text(base)]));
+    let ended = probe(&tied).code(4);
+    assert!(ended.stdout.contains("that are tied in the base (llama.cpp: refused)"), "{}", ended.stdout);
+    probe(&untied).code(0);
+    // Made for llama.cpp it goes, with its norm in the record.
+    sanitize(&adapter, &out, &["--for", "llama.cpp", "--base", text(&tied)]).code(0);
+    assert_eq!(record(&out)["pruned"][0]["name"], json!("lm_head"));
 }
 
 #[test]

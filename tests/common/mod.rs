@@ -155,6 +155,8 @@ pub fn job(base: &str, tuned: &str, out: &Path) -> Extraction {
         base: base.into(),
         tuned: tuned.into(),
         served: None,
+        calibration: None,
+        hybrid: None,
         out: out.to_owned(),
         deciding: ResultOptions { rank: 8, ..ResultOptions::for_base(base) },
         running: running(),

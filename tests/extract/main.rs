@@ -7,6 +7,9 @@ mod common;
 
 mod adapter;
 mod bad_input;
+mod calibrated;
 mod gguf;
+mod module_trees;
 mod moe;
+mod moe_merge;
 mod quantized;

@@ -3,3 +3,4 @@
 mod backends;
 mod quality;
 mod spectra;
+mod weighted;

@@ -66,7 +66,8 @@ fn run(base: &str, out: &Path, rank: usize, method: Method, dtype: FactorType) -
     let deciding = ResultOptions { rank, method, dtype, ..ResultOptions::for_base("base") };
     let running = RunOptions::new(2, 512 << 20);
     let [base, tuned] = [base, "tuned"].map(|name| data(name).display().to_string());
-    let job = Extraction { base, tuned, served: None, out: out.to_owned(), deciding, running };
+    let (served, calibration, hybrid) = (None, None, None);
+    let job = Extraction { base, tuned, served, calibration, hybrid, out: out.to_owned(), deciding, running };
     extract(&job, &Silent).unwrap()
 }
 

@@ -51,7 +51,8 @@ pub struct Analyzing {
     pub base_quantized: String,
     /// Path or hub name of `T`.
     pub tuned: String,
-    /// Path or hub name of `P`; without it, `T` is quantized like `Q`, by rounding to nearest.
+    /// Path or hub name of `P`; without it, `T` is quantized like `Q`, by rounding to nearest, if this program can do
+    /// that; if not, there are no figures of the tuned noise.
     pub tuned_quantized: Option<String>,
     /// The output folder.
     pub out: PathBuf,
@@ -83,6 +84,8 @@ pub enum TunedNoise<'a> {
     Rounded(RoundToNearest),
     /// `Q` does not quantize this module, so `P` does not either.
     None,
+    /// `Q` quantizes it in a format that this program cannot quantize to: `N_t` is not known, and taken as zero.
+    Unknown,
 }
 
 /// One module in all its checkpoints; only the common rows, if the vocabularies differ.
@@ -215,8 +218,10 @@ impl Checkpoints {
         for pair in pairing.pairs {
             match self.quartet(pair)? {
                 Ok(quartet) => {
-                    if let TunedNoise::Rounded(how) = quartet.tuned_noise {
-                        *words.entry(how.label()).or_default() += 1;
+                    match quartet.tuned_noise {
+                        TunedNoise::Rounded(how) => *words.entry(how.label()).or_default() += 1,
+                        TunedNoise::Unknown => *words.entry(self.unknown_noise()).or_default() += 1,
+                        _ => {}
                     }
                     modules.push(quartet);
                 }
@@ -260,19 +265,17 @@ impl Checkpoints {
             None if !base_quantized.is_quantized() => TunedNoise::None,
             None => match base_quantized.weight().capabilities().round_to_nearest {
                 Some(how) => TunedNoise::Rounded(how),
-                None => {
-                    let what = format!(
-                        "the tuned checkpoint cannot be quantized here in the format of this one: {}",
-                        self.base_quantized.scheme().label()
-                    );
-                    return Err(Error::decide(what)
-                        .tensor(&pair.name)
-                        .path(self.base_quantized.root())
-                        .hint("give a quantized copy of the tuned checkpoint with --tuned-quantized"));
-                }
+                None => TunedNoise::Unknown,
             },
         };
         Ok(Ok(Quartet { pair, base, base_quantized, tuned, tuned_noise }))
+    }
+
+    fn unknown_noise(&self) -> String {
+        format!(
+            "not known: this program cannot quantize to {} (a quantized copy given with --tuned-quantized adds it)",
+            self.base_quantized.scheme().label()
+        )
     }
 
     fn difference<'a>(

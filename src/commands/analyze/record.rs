@@ -82,7 +82,7 @@ pub struct Statement {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum About {
-    /// Whether Method A is enough or Method B pays.
+    /// What Method B keeps of change and noise, and what follows for the choice between the methods.
     Method,
     /// How large the change is compared with the noise.
     Size,

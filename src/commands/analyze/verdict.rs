@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use crate::commands::analyze::record::{About, Cosine, ModuleAnalysis, Pooled, Statement, Subspaces};
 
-/// Method B pays if it leaves this much less than Method A, as a share of what Method A leaves.
-const PAYS: f64 = 0.05;
+/// From this share of noise on, Method B keeps less of the change than of the noise.
+const MOSTLY: f64 = 0.5;
 
-/// If noise alone is this share of the distance, Method A can hardly shorten it.
-const FLOOR: f64 = 0.85;
+/// Below this share of noise, Method B gives up next to nothing of the change.
+const LITTLE: f64 = 0.1;
 
 /// From this cosine on, two matrices are nearly the same up to scale; half of the energy is shared at 0.71.
 const SAME: f64 = 0.9;
@@ -28,14 +28,13 @@ pub fn verdict(total: &Pooled, modules: &[ModuleAnalysis], rank: usize) -> Vec<S
                     correct the noise.";
         return vec![statement(About::Method, text.to_owned(), &[("change", 0.0)])];
     }
-    vec![
-        method(total, rank),
-        size(total),
-        same_noise(total),
-        orthogonality(total),
-        subspaces(modules, rank),
-        suggested(total, rank),
-    ]
+    let mut verdict = vec![method(total, rank), size(total)];
+    // Zero where the tuned checkpoint could not be quantized.
+    if total.norms.tuned_noise > 0.0 {
+        verdict.push(same_noise(total));
+    }
+    verdict.extend([orthogonality(total), subspaces(modules, rank), suggested(total, rank)]);
+    verdict
 }
 
 fn statement(about: About, text: String, figures: &[(&str, f64)]) -> Statement {
@@ -56,30 +55,33 @@ fn percent(share: f64) -> String {
     format!("{percent:.digits$} %")
 }
 
+/// What is measured and what follows. Which method serves better is a question of loss: a fine-tune lowers the loss to
+/// first order, less noise to second, so a shorter distance of weights is no verdict.
 fn method(total: &Pooled, rank: usize) -> Statement {
-    let left = total.remaining;
-    let gain = if left.method_a > 0.0 { 1.0 - left.method_b / left.method_a } else { 0.0 };
-    let (a, b, noise) = (percent(left.method_a), percent(left.method_b), percent(left.noise));
-    let beginning = if gain >= PAYS {
-        format!("Method B pays: it leaves {} less than Method A", percent(gain))
-    } else if left.noise >= FLOOR {
-        let gain = percent(gain.max(0.0));
-        format!(
-            "The noise outweighs what a LoRA of this rank can hold: Method B leaves only {gain} less than Method A"
-        )
+    let (left, spent) = (total.remaining, total.spent_on_noise);
+    let ratio = total.norms.signal_to_noise.unwrap_or(0.0);
+    let follows = if spent >= MOSTLY {
+        "Plain Method B holds little of the fine-tune here. Take Method A (extract with the dense base), or give extract a \
+         --calibration, with which Method B corrects the noise where it matters to the outputs, or --hybrid with the dense base"
+    } else if spent >= LITTLE {
+        "Part of the rank corrects noise in place of the fine-tune. Compare the losses of Method A and Method B \
+         (trephine evaluate); a --calibration improves Method B"
     } else {
-        format!("Method A is enough: Method B would leave only {} less", percent(gain.max(0.0)))
+        "Method B holds the change as Method A does, and pays little for correcting noise"
     };
+    let [a, b, floor, kept] = [left.method_a, left.method_b, left.noise, spent].map(percent);
     let text = format!(
-        "{beginning}. At rank {rank}, the served weights stay {a} (Method A) or {b} (Method B) as far from the tuned ones \
-         as without an adapter; without correcting noise, no rank goes below {noise}."
+        "At rank {rank}, {kept} of what Method B keeps is noise of the base, not change (signal to noise {ratio:.2}). {follows}. \
+         The served weights would stay {a} (Method A) or {b} (Method B) as far from the tuned ones as without an adapter, \
+         {floor} with the whole change: a distance of weights, not a loss."
     );
     let figures = [
         ("rank", rank as f64),
         ("method_a", left.method_a),
         ("method_b", left.method_b),
         ("noise", left.noise),
-        ("gain", gain),
+        ("spent_on_noise", spent),
+        ("signal_to_noise", ratio),
     ];
     statement(About::Method, text, &figures)
 }

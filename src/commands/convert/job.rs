@@ -13,7 +13,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
 use crate::commands::convert::record::{CONVERSION, Conversion, ConversionOutcome};
-use crate::commands::convert::sharding::{Content, Shard, element, height, mapped};
+use crate::commands::convert::sharding::{Content, OutTensor, Shard, element, height, mapped};
 use crate::commands::convert::sidecar_files;
 use crate::commands::convert::sidecar_files::{CONFIG, Copies, Copy, Edits, INDEX};
 use crate::commands::convert::write_shard::{Change, Producer};
@@ -148,7 +148,7 @@ impl<'a> ConvertJob<'a> {
             let mut add = |tensor, range: Range<u64>| {
                 read.insert((Tensor::name(tensor), range.start), (tensor, range));
             };
-            match (&out.content, out.module(self.parts.base)) {
+            match (&out.content, out.module()) {
                 (_, Some(module)) => module.extents().for_each(|(tensor, range)| add(tensor, range)),
                 (Content::Base(tensor), None) => add(tensor, 0..tensor.size()),
                 (_, None) => {}
@@ -340,12 +340,8 @@ fn layout(shards: &[Shard], copies: &[Copy], config: bool) -> Layout {
 
 /// How many threads fit within the memory limit.
 fn threads(job: &Parts<'_>) -> Result<usize> {
-    let computed: Vec<&Module> = job
-        .shards
-        .iter()
-        .flat_map(|shard| &shard.tensors)
-        .filter_map(|tensor| tensor.module(job.base))
-        .collect();
+    let computed: Vec<&Module> =
+        job.shards.iter().flat_map(|shard| &shard.tensors).filter_map(OutTensor::module).collect();
     let size = |module: &&Module| {
         let [rows, columns] = module.shape();
         (height(columns).min(rows) * columns) as u64

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::checkpoint::Checkpoint;
+use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::options::{Extraction, ResultOptions};
 use crate::commands::extract::output::files::{FILES, MANIFEST};
 use crate::commands::extract::output::manifest::Manifest;
 use crate::commands::extract::output::summary::ExtractionOutcome;
 use crate::commands::extract::output::write;
 use crate::commands::extract::output::write::DoneWork;
-use crate::commands::extract::plan::{ExtractionPlan, Inputs};
+use crate::commands::extract::plan::ExtractionPlan;
 use crate::commands::extract::record::{Done, Record};
 use crate::commands::extract::stages;
 use crate::delta::record::{Side, TensorRecord};
@@ -53,9 +54,14 @@ impl<'a> ExtractJob<'a> {
             (Side::Base, Some(&inputs.base)),
             (Side::Tuned, Some(&inputs.tuned)),
             (Side::Served, inputs.served.as_ref()),
+            (Side::Hybrid, inputs.dense.as_ref()),
         ];
         let sides = sides.into_iter().filter_map(|(side, open)| Some((side, open?.identity().clone())));
-        let identity = RunIdentity::new("extract", &extraction.deciding, true, sides.collect())?;
+        let mut sides: BTreeMap<_, _> = sides.collect();
+        if let Some(calibration) = &inputs.calibration {
+            sides.insert(Side::Calibration, calibration.identity()?);
+        }
+        let identity = RunIdentity::new("extract", &extraction.deciding, true, sides)?;
         let layout = Layout { log: Some(LOG), ..Layout::new(MANIFEST, FILES[..5].iter().copied()) };
         Ok(ExtractJob { extraction, inputs, plan, identity, layout, units: plan.units() })
     }
@@ -99,7 +105,7 @@ pub fn assemble(
         }
     };
     let extraction = recorded_extraction(assembly, begun)?;
-    let inputs = Inputs::open(&extraction.base, &extraction.tuned, extraction.served.as_deref())?;
+    let inputs = Inputs::open(&extraction)?;
     let plan = ExtractionPlan::make(&inputs, &extraction)?;
     let job = ExtractJob::new(&extraction, &inputs, &plan)?;
     let defaults = option_map(&ResultOptions::for_base(&extraction.base))?;
@@ -115,6 +121,8 @@ fn recorded_extraction(assembly: &Assembly, begun: &Begun) -> Result<Extraction>
         base: begun.place(assembly, Side::Base)?,
         tuned: begun.place(assembly, Side::Tuned)?,
         served: begun.place_if_any(assembly, Side::Served)?,
+        calibration: begun.place_if_any(assembly, Side::Calibration)?,
+        hybrid: begun.place_if_any(assembly, Side::Hybrid)?,
         out: assembly.out.clone(),
         deciding: begun.options(assembly)?,
         running: begun.running(assembly),
@@ -139,9 +147,11 @@ impl Job for ExtractJob<'_> {
     }
 
     fn places(&self) -> Vec<(Side, String)> {
-        let Extraction { base, tuned, served, .. } = self.extraction;
+        let Extraction { base, tuned, served, calibration, hybrid, .. } = self.extraction;
         let two = [(Side::Base, base.clone()), (Side::Tuned, tuned.clone())];
-        two.into_iter().chain(served.clone().map(|served| (Side::Served, served))).collect()
+        let more = [(Side::Served, served), (Side::Calibration, calibration), (Side::Hybrid, hybrid)];
+        let more = more.into_iter().filter_map(|(side, place)| Some((side, place.clone()?)));
+        two.into_iter().chain(more).collect()
     }
 
     fn checkpoint(&self, side: Side) -> Option<&Checkpoint> {
@@ -149,6 +159,7 @@ impl Job for ExtractJob<'_> {
             Side::Base => Some(&self.inputs.base),
             Side::Tuned => Some(&self.inputs.tuned),
             Side::Served => self.inputs.served.as_ref(),
+            Side::Hybrid => self.inputs.dense.as_ref(),
             _ => None,
         }
     }

@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::module::Module;
-use crate::commands::extract::plan::Inputs;
+use crate::commands::extract::inputs::Inputs;
 use crate::delta::difference::{Difference, Survey};
 use crate::delta::operand::Operand;
 use crate::delta::options::{NonFinite, RoundBase};

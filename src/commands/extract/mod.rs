@@ -1,8 +1,12 @@
 //! Extracts an adapter from two checkpoints: pair, plan, read, factorize, write, assemble.
 
+pub(crate) mod factors;
+pub(crate) mod inputs;
 pub(crate) mod job;
 pub(crate) mod leftover;
 pub(crate) mod module;
+pub(crate) mod noise;
+pub(crate) mod norm;
 pub(crate) mod options;
 pub mod output;
 pub(crate) mod plan;
@@ -10,9 +14,11 @@ pub(crate) mod record;
 pub(crate) mod stages;
 pub(crate) mod units;
 pub(crate) mod verify;
+pub use self::inputs::Inputs;
 pub use self::job::assemble;
+pub use self::noise::{kept_noise, mostly_noise};
 pub use self::options::{Extraction, ResultOptions};
-pub use self::plan::{ExtractionPlan, Inputs, PlannedLeftover, PlannedModule, kind};
+pub use self::plan::{ExtractionPlan, PlannedLeftover, PlannedModule, kind};
 pub use self::verify::{AdapterVerification, Content, verify};
 
 use crate::Result;
@@ -37,7 +43,7 @@ pub fn default_memory() -> u64 {
 /// # Errors
 /// See [`ExtractionPlan::make`] and [`Checkpoint::open`](crate::checkpoint::Checkpoint::open).
 pub fn plan(job: &Extraction) -> Result<ExtractionPlan> {
-    let inputs = Inputs::open(&job.base, &job.tuned, job.served.as_deref())?;
+    let inputs = Inputs::open(job)?;
     ExtractionPlan::make(&inputs, job)
 }
 
@@ -47,7 +53,7 @@ pub fn plan(job: &Extraction) -> Result<ExtractionPlan> {
 /// Bad input, options that need a decision, a failing disk: see [`Kind`](crate::Kind). Finished work is kept, and the
 /// same call resumes from there.
 pub fn extract(job: &Extraction, progress: &dyn Progress) -> Result<ExtractionOutcome> {
-    let inputs = Inputs::open(&job.base, &job.tuned, job.served.as_deref())?;
+    let inputs = Inputs::open(job)?;
     let plan = ExtractionPlan::make(&inputs, job)?;
     plan.notes.iter().for_each(|note| progress.note(note));
     ExtractJob::new(job, &inputs, &plan)?.run(progress)
@@ -58,7 +64,7 @@ pub fn extract(job: &Extraction, progress: &dyn Progress) -> Result<ExtractionOu
 /// # Errors
 /// See [`extract`]; also a folder with parts of a different run.
 pub fn extract_part(job: &Extraction, part: Part, progress: &dyn Progress) -> Result<PartOutcome> {
-    let inputs = Inputs::open(&job.base, &job.tuned, job.served.as_deref())?;
+    let inputs = Inputs::open(job)?;
     let plan = ExtractionPlan::make(&inputs, job)?;
     plan.notes.iter().for_each(|note| progress.note(note));
     ExtractJob::new(job, &inputs, &plan)?.part(part, progress)

@@ -2,25 +2,26 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::commands::extract::factors::hybrid::Hybrid;
+use crate::commands::extract::factors::{Made, StoredFactors, plain, weighted};
+use crate::commands::extract::inputs::Inputs;
+use crate::commands::extract::noise::expected_noise;
 use crate::commands::extract::options::Extraction;
 use crate::commands::extract::output::manifest::Spectrum;
-use crate::commands::extract::plan::{Inputs, PlannedModule, request};
+use crate::commands::extract::plan::{PlannedModule, request};
 use crate::delta::difference::{Difference, Recomputed, Survey};
-use crate::delta::module_record::{ModuleRecord, Quality, ServedError};
+use crate::delta::module_record::{ModuleRecord, ServedError};
 use crate::delta::operand::Operand;
+use crate::delta::options::RoundBase;
 use crate::delta::record::{Side, TensorRecord};
 use crate::delta::tensor_digests::digests;
 use crate::factorize::in_memory::Held;
 use crate::factorize::residual;
-use crate::factorize::types::{Factors, Panels};
+use crate::factorize::types::Panels;
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::names::Place;
 use crate::pipeline::buffer_pool::HugeBuffer;
-use crate::{Error, Result, factorize};
-
-/// The relative error below which one more pass measures the error: the difference of the two norms, which gives it for
-/// free, has then lost its digits to cancellation.
-const MEASURE_BELOW: f64 = 3e-3;
+use crate::{Error, Result};
 
 /// The name of `lora_A` in a shard.
 pub const A: &str = "lora_A";
@@ -146,87 +147,82 @@ pub fn finish(
     spent: &dyn Fn(HugeBuffer),
 ) -> Result<FinishedModule> {
     let Loaded { held, mut survey } = loaded;
-    let recompute = || Ok(Recomputed::new(difference(inputs, module, job)?, module.visitors));
-    let mut recomputed = None;
-    let delta: &dyn Panels = match &held {
-        Some(held) => held,
-        None => recomputed.insert(recompute()?),
-    };
-    let factors = factorize::factorize(delta, survey.norm2, &module.name, &request(job))?;
-    let spectrum = Spectrum {
-        module: module.name.clone(),
-        shape: module.shape,
-        delta_norm: survey.norm2.sqrt(),
-        converged: factors.converged,
-        singular_values: factors.singular_values.clone(),
-    };
-    let (stored, quality) = store(delta, &factors, survey.norm2, job.deciding.dtype, &module.name)?;
-    let mut record = ModuleRecord {
-        name: module.name.clone(),
-        shape: module.shape,
-        rank: factors.rank,
-        method: if factors.rank == 0 { "none".into() } else { factors.method.name().into() },
-        basis: factors.basis,
-        passes: factors.passes,
-        quality,
-        estimated_excess: factors.estimated_excess,
-        non_finite: survey.non_finite,
-        blake3: String::new(),
-    };
-    drop((factors, recomputed));
-    if let Some(held) = held {
-        spent(held.into_inner());
-    }
+    let Made { stored, rank, mut quality, method, basis, passes, estimated_excess, spectrum, tensors } =
+        made(inputs, module, job, held, survey.norm2, spent)?;
+    survey.tensors.extend(tensors);
     if let Some(served) = &inputs.served {
         let served = operand(Side::Served, served, &module.pair.name)?;
         survey.tensors.extend(digests(served, &|_| ())?);
-        record.quality.served = Some(measure_served(inputs, module, job, served, &stored)?);
+        quality.served = Some(measure_served(inputs, module, job, served, &stored)?);
     }
-    let (a, b) = lay_out(module, record.rank, stored, job.deciding.dtype);
+    let record = ModuleRecord {
+        name: module.name.clone(),
+        shape: module.shape,
+        rank,
+        method,
+        basis,
+        passes,
+        minimized: module.minimizes,
+        quality,
+        estimated_excess,
+        expected_noise: inputs
+            .base
+            .module(&module.pair.name)
+            .and_then(|base| expected_noise(base, survey.base_norm2.sqrt())),
+        non_finite: survey.non_finite,
+        blake3: String::new(),
+    };
+    let (a, b) = lay_out(module, rank, stored, job.deciding.dtype);
+    let spectrum = Spectrum { shape: module.shape, ..spectrum };
     Ok(FinishedModule { record: ShardRecord { module: record, spectrum, tensors: survey.tensors }, a, b })
 }
 
-/// Rounded factors: `left` `[rows, rank]`, `right` `[rank, cols]`, row-major.
-struct StoredFactors {
-    left: Vec<f32>,
-    right: Vec<f32>,
-    left_bytes: Vec<u8>,
-    right_bytes: Vec<u8>,
-}
-
-/// The share of a delta's energy that rounding the factors may cost: far more than any rounding does but that of numbers too small
-/// for their type.
-const MOST_LOST: f64 = 0.01;
-
-fn store(
-    delta: &dyn Panels,
-    factors: &Factors,
+/// The factors of a delta that is held, or else computed anew at every visit, by the way that the plan has for it.
+fn made(
+    inputs: &Inputs,
+    module: &PlannedModule,
+    job: &Extraction,
+    held: Option<Held<HugeBuffer>>,
     norm2: f64,
-    dtype: FactorType,
-    name: &str,
-) -> Result<(StoredFactors, Quality)> {
-    let (mut left, mut right) = (factors.left.clone(), factors.right.clone());
-    let (left_bytes, right_bytes) = (dtype.round(&mut left), dtype.round(&mut right));
-    if left.iter().chain(&right).any(|v| !v.is_finite()) {
-        let what = "a factor is out of range for the type that it is stored in";
-        return Err(Error::input(what)
-            .tensor(name)
-            .hint("--dtype bf16 and --dtype f32 have a wider range than f16"));
+    spent: &dyn Fn(HugeBuffer),
+) -> Result<Made> {
+    let (request, dtype) = (request(job), job.deciding.dtype);
+    let recompute = || Ok(Recomputed::new(difference(inputs, module, job)?, module.visitors));
+    if let (Some(dense), Some(share)) = (&inputs.dense, job.deciding.hybrid_share) {
+        let dense = operand(Side::Hybrid, dense, &module.pair.name)?;
+        let tuned = operand(Side::Tuned, &inputs.tuned, &module.pair.tuned)?;
+        let change =
+            Difference::new(dense, tuned, module.pair.rows, RoundBase::None, job.deciding.non_finite)?;
+        // The tuned side's digests are among the delta's own.
+        let Survey { norm2: change2, mut tensors, .. } = change.survey(None, &|_| ())?;
+        tensors.retain(|tensor| tensor.checkpoint == Side::Hybrid);
+        let change = Recomputed::new(change, job.running.threads);
+        let name = module.name.as_str();
+        let hybrid = Hybrid { module: name, change: (&change, change2), norm2, request, share, dtype };
+        let made = match held {
+            None => hybrid.of_recomputed(&recompute()?)?,
+            Some(held) => {
+                let (made, rest) = hybrid.of_held(held)?;
+                spent(rest.into_inner());
+                made
+            }
+        };
+        return Ok(Made { tensors, ..made });
     }
-    let mut error2 = residual::stored_error(factors, &left, &right, norm2)?;
-    if error2 < MEASURE_BELOW * MEASURE_BELOW * norm2 {
-        error2 = residual::residual(delta, &left, &right)?.residual2;
+    let make = |delta: &dyn Panels| match (&inputs.calibration, &module.calibrated) {
+        (Some(calibration), Some(known)) => {
+            weighted::make(delta, norm2, &calibration.load(known)?, &module.name, &request, dtype)
+        }
+        _ => plain::make(delta, norm2, &module.name, &request, dtype, None),
+    };
+    match held {
+        None => make(&recompute()?),
+        Some(held) => {
+            let made = make(&held);
+            spent(held.into_inner());
+            made
+        }
     }
-    let kept: f64 = factors.singular_values.iter().take(factors.rank).map(|value| value * value).sum();
-    if error2 > (norm2 - kept).max(0.0) + MOST_LOST * norm2 {
-        let lost = 100.0 * (error2 - (norm2 - kept).max(0.0)) / norm2;
-        let what =
-            format!("storing the factors as {} costs {lost:.1} % of the difference's energy", dtype.dtype());
-        return Err(Error::input(what)
-            .tensor(name)
-            .hint("--dtype bf16 or f32 holds smaller numbers than f16"));
-    }
-    Ok((StoredFactors { left, right, left_bytes, right_bytes }, Quality::of(norm2, error2)))
 }
 
 fn measure_served(
@@ -238,7 +234,7 @@ fn measure_served(
 ) -> Result<ServedError> {
     let tuned = operand(Side::Tuned, &inputs.tuned, &module.pair.tuned)?;
     // Whatever the base is rounded to, the served checkpoint is used as stored.
-    let unrounded = crate::delta::options::RoundBase::None;
+    let unrounded = RoundBase::None;
     let difference = Difference::new(served, tuned, module.pair.rows, unrounded, job.deciding.non_finite)?;
     let delta = Recomputed::new(difference, module.visitors);
     let measured = residual::residual(&delta, &stored.left, &stored.right)?;

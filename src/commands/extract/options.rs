@@ -37,6 +37,9 @@ pub struct ResultOptions {
     pub trim_vocab: bool,
     /// `base_model_name_or_path` of the adapter.
     pub base_model_name: String,
+    /// With a dense base beside the quantized one: the share of the rank that the change alone gets, in (0, 1).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hybrid_share: Option<f64>,
 }
 
 impl ResultOptions {
@@ -55,6 +58,7 @@ impl ResultOptions {
             exclude: Vec::new(),
             trim_vocab: false,
             base_model_name: name.to_owned(),
+            hybrid_share: None,
         }
     }
 
@@ -74,6 +78,18 @@ impl ResultOptions {
             let hint = "--energy is a share, for example 0.9";
             return Err(Error::decide("the energy to capture is outside (0, 1]").hint(hint));
         }
+        let Some(share) = self.hybrid_share else { return Ok(()) };
+        if !(share > 0.0 && share < 1.0) {
+            return Err(Error::decide(format!("a share of {share} of the rank is outside (0, 1)"))
+                .hint("--hybrid-share 0.5 gives half of the rank to the change"));
+        }
+        if self.rank < 2 {
+            return Err(Error::decide("a hybrid of rank 1 has no two parts").hint("give --rank 2 or more"));
+        }
+        if self.energy.is_some() {
+            return Err(Error::decide("--energy chooses one rank, and a hybrid has two")
+                .hint("give --rank and --hybrid-share"));
+        }
         Ok(())
     }
 }
@@ -87,6 +103,11 @@ pub struct Extraction {
     pub tuned: String,
     /// Path or hub name of the checkpoint that will serve the adapter, if the error on it is to be measured.
     pub served: Option<String>,
+    /// The calibration in whose norm the error is to be the least: a folder, a file, an importance matrix.
+    pub calibration: Option<String>,
+    /// Path or hub name of the dense base that a quantized one was made of: the change from it gets a share of the
+    /// rank for itself ([`ResultOptions::hybrid_share`]).
+    pub hybrid: Option<String>,
     /// The output folder.
     pub out: PathBuf,
     /// The options that determine the result.

@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use safetensors::Dtype;
 
+use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::leftover::compare;
 use crate::commands::extract::module::{A, B, FinishedModule, Loaded, finish, load};
 use crate::commands::extract::options::Extraction;
-use crate::commands::extract::plan::{ExtractionPlan, Inputs, PlannedLeftover, PlannedModule};
+use crate::commands::extract::plan::{ExtractionPlan, PlannedLeftover, PlannedModule};
 use crate::commands::extract::record::{self, Record};
 use crate::delta::record::{LeftOut, TensorRecord};
 use crate::lora::write::shard;

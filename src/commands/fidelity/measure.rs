@@ -25,6 +25,7 @@ use crate::factorize::residual;
 use crate::lora::names::{Place, kind_of, place_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{ExtraKind, PeftModule};
+use crate::lora::tree::BaseModules;
 use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD, mapped};
 use crate::pipeline::options::RunOptions;
 use crate::run::identity::RunIdentity;
@@ -67,7 +68,9 @@ impl<'a> Measurement<'a> {
     pub fn plan(job: &'a Measuring, progress: &dyn Progress) -> Result<Measurement<'a>> {
         let served = Checkpoint::open(&job.served)?;
         let tuned = Checkpoint::open(&job.tuned)?;
-        let adapters = job.adapters.iter().map(|spec| PeftAdapter::open(spec)).collect::<Result<Vec<_>>>()?;
+        let tree = BaseModules::of(&served);
+        let open = |spec: &String| Ok(PeftAdapter::open(spec)?.named_for(&tree)?.0);
+        let adapters = job.adapters.iter().map(open).collect::<Result<Vec<_>>>()?;
         adapters.iter().try_for_each(refuse_more_than_lora)?;
         let (pairs, notes) = pairs(&served, &tuned, &adapters)?;
         notes.iter().for_each(|note| progress.note(note));

@@ -26,29 +26,26 @@ use crate::commands::sanitize::job::SanitizeJob;
 use crate::commands::sanitize::plan::SanitizePlan;
 use crate::lora::read::PeftAdapter;
 use crate::lora::rules::{Fix, Loader, RuleFinding};
+use crate::lora::tree::BaseModules;
 use crate::lora::{CONFIG, rules};
 use crate::run::progress::Progress;
 use crate::{Error, Result};
 
-/// Checks an adapter against the rules of `consumers`, and writes nothing. `base`, if given, provides the model type.
+/// Checks an adapter against the rules of `consumers`, and writes nothing. `base`, if given, tells the model type, and
+/// whether the head is the embedding.
 ///
 /// # Errors
 /// The adapter or the base cannot be read.
 pub fn check(adapter: &str, base: Option<&str>, consumers: &[Loader]) -> Result<Vec<RuleFinding>> {
     let adapter = PeftAdapter::open(adapter)?;
     let base = base.map(Checkpoint::open).transpose()?;
-    Ok(concerning(&adapter, base.as_ref(), consumers))
+    Ok(concerning(&adapter, base.as_ref().map(BaseModules::of).as_ref(), consumers))
 }
 
-fn concerning(adapter: &PeftAdapter, base: Option<&Checkpoint>, consumers: &[Loader]) -> Vec<RuleFinding> {
-    let mut found = rules::judge(adapter, base.and_then(model_type));
+fn concerning(adapter: &PeftAdapter, base: Option<&BaseModules>, consumers: &[Loader]) -> Vec<RuleFinding> {
+    let mut found = rules::judge(adapter, base);
     found.retain(|finding| finding.concerns(consumers));
     found
-}
-
-/// The model type of the base's language model.
-fn model_type(base: &Checkpoint) -> Option<&str> {
-    base.config().text_model_type().or(base.config().model_type())
 }
 
 /// Sanitizes, or continues a run that was stopped.
@@ -60,7 +57,8 @@ fn model_type(base: &Checkpoint) -> Option<&str> {
 pub fn sanitize(job: &Sanitizing, progress: &dyn Progress) -> Result<Sanitized> {
     let adapter = PeftAdapter::open(&job.adapter)?;
     let base = job.base.as_deref().map(Checkpoint::open).transpose()?;
-    let judged = rules::judge(&adapter, base.as_ref().and_then(model_type));
+    let modules = base.as_ref().map(BaseModules::of);
+    let judged = rules::judge(&adapter, modules.as_ref());
     if let Some(hopeless) = judged.iter().find(|finding| finding.mend == Fix::No) {
         let is_another_method =
             hopeless.at.starts_with(CONFIG) || hopeless.at.contains("lora_magnitude_vector");
@@ -74,9 +72,9 @@ pub fn sanitize(job: &Sanitizing, progress: &dyn Progress) -> Result<Sanitized> 
     }
     let found: Vec<RuleFinding> =
         judged.into_iter().filter(|finding| finding.concerns(&job.consumers)).collect();
-    let plan = SanitizePlan::make(job, &adapter, base.as_ref(), &found)?;
+    let plan = SanitizePlan::make(job, &adapter, base.as_ref(), modules.as_ref(), &found)?;
     let record = SanitizeJob::new(job, &adapter, base.as_ref(), &plan, &found)?.run(progress)?;
-    let left = concerning(&PeftAdapter::open_folder(&job.out)?, base.as_ref(), &job.consumers);
+    let left = concerning(&PeftAdapter::open_folder(&job.out)?, modules.as_ref(), &job.consumers);
     match left.iter().find(|finding| finding.is_failure()) {
         None => Ok(record),
         Some(left) => {

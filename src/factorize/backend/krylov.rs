@@ -9,12 +9,13 @@ use faer::Accum;
 use faer::prelude::*;
 
 use crate::Result;
+use crate::factorize::backend::operator::{Norm, Operator, Plain};
 use crate::factorize::kernel::block_ops::{
     append, cross_gram, eigen_bytes, eigen_flops, eigenvalues, eigenvalues_bytes, multiply, narrow,
 };
 use crate::factorize::kernel::convergence::{Estimate, History};
 use crate::factorize::kernel::orthonormalize::{orthogonal_bytes, orthonormalize};
-use crate::factorize::kernel::passes::{Scratch, sweep};
+use crate::factorize::kernel::passes::Scratch;
 use crate::factorize::kernel::ritz;
 use crate::factorize::kernel::ritz::{Coefficients, Left, flat_enough};
 use crate::factorize::kernel::rng::Stream;
@@ -52,6 +53,8 @@ struct End {
     rank: usize,
     estimate: Estimate,
     left: Option<Left>,
+    /// The matrix's squared norm, as far as it is known.
+    total: f64,
 }
 
 /// Randomized block Krylov on the delta itself.
@@ -80,25 +83,40 @@ pub(crate) fn factorize(
     request: &Request,
     plan: BasisPlan,
 ) -> Result<Factors> {
-    let (m, n) = (delta.rows(), delta.cols());
-    let scale = unit_scale(norm2);
-    let total = norm2 * scale * scale;
+    Ok(iterate(&Plain(delta), &Norm::Known(norm2), module, request, plan)?.0)
+}
+
+/// Factors of the matrix `operator`, in the basis that `plan` allows, and its squared norm, estimated where it was
+/// only probed.
+pub(crate) fn iterate(
+    operator: &dyn Operator,
+    norm: &Norm,
+    module: &str,
+    request: &Request,
+    plan: BasisPlan,
+) -> Result<(Factors, f64)> {
+    let (m, n) = (operator.rows(), operator.cols());
+    let scale = match norm {
+        Norm::Known(norm2) => unit_scale(*norm2),
+        Norm::Probed(probe) => unit_scale(probe.norm2()),
+    };
     let mut fresh = Stream::new(request.seed, module);
     let mut basis = Basis::start(m, n, &plan, &mut fresh)?;
     let mut history = History::default();
     let end = loop {
         let was_closed = basis.closed;
-        basis.step(delta, scale as f32, &plan, &mut fresh)?;
+        basis.step(operator, scale as f32, &plan, &mut fresh)?;
         // A restart from random directions begins a new history, unless the random block itself is invariant: then the
         // matrix is a multiple of an isometry as far as can be seen.
         if basis.closed && !was_closed {
             history.clear();
         }
-        if let Some(end) = basis.judge(total, &mut history, &plan, request)? {
+        if let Some(end) = basis.judge((norm, scale), &mut history, &plan, request)? {
             break end;
         }
     };
-    basis.finish(end, scale)
+    let norm2 = end.total / (scale * scale);
+    Ok((basis.finish(end, scale)?, norm2))
 }
 
 impl Basis {
@@ -125,16 +143,22 @@ impl Basis {
     }
 
     /// Multiplies the newest block and adds the next one.
-    fn step(&mut self, delta: &dyn Panels, scale: f32, plan: &BasisPlan, fresh: &mut Stream) -> Result<()> {
-        let (m, n, old) = (delta.rows(), delta.cols(), self.size());
+    fn step(
+        &mut self,
+        operator: &dyn Operator,
+        scale: f32,
+        plan: &BasisPlan,
+        fresh: &mut Stream,
+    ) -> Result<()> {
+        let (m, n, old) = (operator.rows(), operator.cols(), self.size());
         let b = self.v.ncols() - old;
         self.w.resize_with(m, old + b, |_, _| 0.0);
         let newest = self.v.as_ref().subcols(old, b);
-        let z = sweep(delta, newest, self.w.as_mut().subcols_mut(old, b), scale, &mut self.scratch)?;
+        let z = operator.step(newest, self.w.as_mut().subcols_mut(old, b), scale, &mut self.scratch)?;
         self.passes += 1;
         self.extend_gram(old, b);
         let d = old + b;
-        self.flops += 2 * ((2 * m * n * b) + (m * d * b) + 4 * n * d * b) as u64;
+        self.flops += 2 * ((2 * operator.multiplications() * b) + (m * d * b) + 4 * n * d * b) as u64;
         let next = plan.block.min(n - d);
         if next == 0 {
             self.link = Mat::zeros(0, b);
@@ -169,7 +193,7 @@ impl Basis {
     /// Decides whether the basis is good enough.
     fn judge(
         &self,
-        total: f64,
+        (norm, scale): (&Norm, f64),
         history: &mut History,
         plan: &BasisPlan,
         request: &Request,
@@ -182,11 +206,18 @@ impl Basis {
         // Two squares, one thread each; the left one may turn out to be useless.
         let (values, further) = rayon::join(|| eigenvalues(self.gram.as_ref()), || self.left(plan.rank));
         let (values, further) = (values?, further?);
-        let outside = total - values.iter().sum::<f64>();
+        let inside = values.iter().sum::<f64>();
+        let (outside, total) = match norm {
+            Norm::Known(norm2) => (norm2 * scale * scale - inside, norm2 * scale * scale),
+            Norm::Probed(probe) => {
+                let outside = probe.outside(self.v.as_ref().subcols(0, d), self.w.as_ref(), scale as f32);
+                (outside, inside + outside)
+            }
+        };
         if full || (self.closed && outside <= ROUNDING * total) {
             let rank = kept_rank(&values, plan.rank, request.energy, total);
             let captured = values[..rank].iter().sum();
-            return Ok(Some(End { rank, estimate: Estimate::of(0.0, captured, total), left: None }));
+            return Ok(Some(End { rank, estimate: Estimate::of(0.0, captured, total), left: None, total }));
         }
         if d < plan.rank {
             return Ok(None);
@@ -199,14 +230,15 @@ impl Basis {
         let estimate = history.estimate(rank, total, outside);
         let tolerance = MARGIN * request.tolerance;
         let enough = |e: &Estimate| e.excess <= tolerance && e.share <= 10.0 * tolerance;
-        let out_of_room = d + plan.block > plan.most;
+        // A basis that may grow to all columns ends there, whatever is left of its last block.
+        let out_of_room = d + plan.block > plan.most && plan.most < self.v.nrows();
         if !out_of_room && !estimate.as_ref().is_some_and(enough) {
             return Ok(None);
         }
         // Without an estimate, everything outside the basis may be missing.
         let captured = best[..rank].iter().sum();
         let estimate = estimate.unwrap_or_else(|| Estimate::of(outside.max(0.0), captured, total));
-        Ok(Some(End { rank, estimate, left }))
+        Ok(Some(End { rank, estimate, left, total }))
     }
 
     /// The left projection and its eigenvalues, if the basis has room for `rank` and the Gram matrix allows it.
@@ -274,7 +306,8 @@ fn narrowness(block: usize) -> f64 {
 /// An upper bound on the bytes of a run of these sizes, beyond the delta and the buffers its panels are decoded into.
 pub(crate) fn bytes(m: usize, n: usize, BasisPlan { rank, block, most }: BasisPlan) -> usize {
     let basis = 4 * (n * (most + block) + m * most) + 8 * most * most;
-    // The groups' sums, the packed block and the result, the first two in whole strips; what groups pack of their panels.
+    // The groups' sums, the packed block and the result, the first two in whole strips; what groups pack of their
+    // panels.
     let (strips, height) = (4 * block.next_multiple_of(32), panel_rows(m, n).1);
     let sweep =
         (groups(n) + 1) * n * strips + 4 * n * block + groups(n) * (height * strips + packed_bytes(height));

@@ -3,3 +3,4 @@
 pub(crate) mod block_lanczos;
 pub(crate) mod gram;
 pub(crate) mod krylov;
+pub(crate) mod operator;

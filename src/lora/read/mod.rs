@@ -32,7 +32,9 @@ use crate::checkpoint::identity::{FileIdentity, Identity};
 use crate::checkpoint::module::Module;
 use crate::durable::digest::hash_file;
 use crate::durable::folder;
+use crate::lora::names::expert_stack_of;
 use crate::lora::read::classify::sort;
+use crate::lora::tree::BaseModules;
 use crate::lora::{CONFIG, WEIGHTS};
 use crate::storage::Window;
 use crate::storage::regular_file;
@@ -117,6 +119,39 @@ impl PeftAdapter {
         let sorted = sort(file.tensors(), &config).map_err(|e| e.path(&weights))?;
         let classify::Sorted { modules, extras, problems } = sorted;
         Ok(PeftAdapter { root: root.to_owned(), files, config, file, modules, extras, problems })
+    }
+
+    /// The same adapter with its modules and whole parameters named as the files of `base` name them, and how many of
+    /// its modules the base has. Those that it does not have keep their names.
+    ///
+    /// # Errors
+    /// It has modules, and the base has none of them; two of them are the same one of the base.
+    pub fn named_for(mut self, base: &BaseModules) -> Result<(PeftAdapter, usize)> {
+        let (all, mut matched) = (self.modules.len(), 0);
+        let mut modules = BTreeMap::new();
+        for (name, module) in std::mem::take(&mut self.modules) {
+            let stored = stored_name(&name, base);
+            matched += usize::from(stored.is_some());
+            let renamed = stored.unwrap_or(name);
+            if let Some(other) = modules.insert(renamed.clone(), module.renamed(renamed)) {
+                return Err(Error::input("two modules of the adapter are the same one of the base")
+                    .tensor(other.name())
+                    .path(&self.root));
+            }
+        }
+        if matched == 0 && all > 0 {
+            return Err(Error::input(format!("0 of {all} modules match the base"))
+                .tensor(modules.keys().next().map_or("", String::as_str))
+                .path(&self.root)
+                .hint("the adapter belongs to another base: its config names which"));
+        }
+        self.modules = modules;
+        for extra in &mut self.extras {
+            if let Some(stored) = base.resolve_tensor(&extra.target) {
+                extra.target = stored.to_owned();
+            }
+        }
+        Ok((self, matched))
     }
 
     /// The folder it was opened from.
@@ -254,6 +289,16 @@ impl PeftAdapter {
         };
         Ok(Factors { a: whole(module.a())?, b: whole(module.b())? })
     }
+}
+
+/// The name in the base's files of an adapter's module; for the factors of a stack of experts by PEFT's name for them.
+fn stored_name(name: &str, base: &BaseModules) -> Option<String> {
+    if let Some(module) = base.resolve(name) {
+        return Some(module.stored.clone());
+    }
+    let (path, _) = expert_stack_of(name)?;
+    let end = &name[path.len()..];
+    base.resolve_experts(path).map(|stored| format!("{stored}{end}"))
 }
 
 /// The names of everything in `root`, sorted.

@@ -106,7 +106,8 @@ fn axes(most: usize) -> (Axis, Axis) {
 /// The mark of the adapter as stored.
 fn stored(adapter: &Adapter, colour: palette::Colour) -> Option<Mark> {
     let manifest = adapter.manifest.as_ref()?;
-    let points = vec![(manifest.rank.max(1) as f64, manifest.total.captured_energy)];
+    let captured = manifest.total.outputs.map_or(manifest.total.captured_energy, |o| o.captured_energy);
+    let points = vec![(manifest.rank.max(1) as f64, captured)];
     Some(Mark::Dots { points, colour, hollow: true })
 }
 
@@ -207,7 +208,14 @@ mod tests {
     use super::*;
 
     fn spectrum(values: &[f64], norm: f64, converged: usize, shape: [usize; 2]) -> Spectrum {
-        Spectrum { module: "m".into(), shape, delta_norm: norm, converged, singular_values: values.into() }
+        Spectrum {
+            module: "m".into(),
+            shape,
+            of: None,
+            delta_norm: norm,
+            converged,
+            singular_values: values.into(),
+        }
     }
 
     #[test]

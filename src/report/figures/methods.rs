@@ -1,5 +1,4 @@
-//! Method A and Method B compared before any adapter is made: the distance that each would leave at
-//! the analysis's rank.
+//! The distance of weights that Method A and Method B would leave at the analysis's rank, before any adapter is made.
 
 use std::collections::BTreeMap;
 
@@ -19,8 +18,9 @@ pub fn figure(tables: &Tables) -> Option<Figure> {
     Some(Figure {
         id: "methods".into(),
         title: "Method A and Method B at the same rank, before storage".into(),
-        see: "Method B pays where its marks are well left of Method A's; where even the whole change, at any rank, would \
-              leave as much, the noise is the limit, and Method A cannot go below it."
+        see: "How far the served weights would be from the tuned ones. With the whole change, at any rank, the noise remains. \
+              Which method serves better does not follow from this distance: see how much of what Method B keeps is noise, and \
+              measure the loss."
             .into(),
         plots: methods.iter().enumerate().map(|(at, served)| plot("methods", at, served)).collect(),
         notes: Vec::new(),

@@ -21,7 +21,9 @@ pub fn figure(tables: &Tables) -> Option<Figure> {
     Some(Figure {
         id: "served".into(),
         title: "Fidelity: the served weights with each adapter and with none".into(),
-        see: "Left is better: 0 is the tuned model itself, the line at 100 % is the served base without any adapter."
+        see: "0 is the tuned model itself, the line at 100 % is the served base without any adapter. This is a distance of \
+              weights, not a loss: where the base's noise is larger than the change, most of it is noise, and an adapter that \
+              holds the change can serve better although more remains."
             .into(),
         plots: served.iter().enumerate().map(|(at, served)| plot("served", at, served)).collect(),
         notes,

@@ -1,8 +1,9 @@
 //! `extraction.json`: what was read, with which options, and how good each module is. The same checkpoints and options
 //! give the same bytes: times, threads and budgets are not recorded.
 
+use crate::calibration::CalibrationSource;
 use crate::checkpoint::identity::Identity;
-use crate::delta::module_record::{ModuleRecord, Quality, ServedError};
+use crate::delta::module_record::{ModuleRecord, OutputError, Quality, ServedError};
 use crate::delta::record::{LeftOut, Side, Source, TensorRecord};
 use std::collections::BTreeMap;
 
@@ -27,6 +28,12 @@ pub struct Manifest {
     /// The checkpoint that will serve the adapter, if the error on it was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub served: Option<Source>,
+    /// The calibration in whose norm the error is the least, where there was one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub calibration: Option<CalibrationSource>,
+    /// The dense base from which the change had a share of the rank for itself.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hybrid: Option<Source>,
     /// The adapter's uniform rank.
     pub rank: usize,
     /// Quality of all modules together.
@@ -48,7 +55,10 @@ pub struct Spectrum {
     pub module: String,
     /// `[out, in]`.
     pub shape: [usize; 2],
-    /// Frobenius norm of the delta.
+    /// What the values are of, where that is not the delta.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub of: Option<SpectrumOf>,
+    /// Frobenius norm of the delta, or of what else the values are of.
     pub delta_norm: f64,
     /// How many of the singular values have converged; the rest are lower bounds.
     pub converged: usize,
@@ -71,10 +81,20 @@ impl Manifest {
     }
 }
 
+/// What singular values are of, if not of the delta.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SpectrumOf {
+    /// Of the delta times a root of the second moments of the layer's inputs: of what its outputs change by.
+    Outputs,
+    /// Of what the first factors of a hybrid leave of the delta.
+    Rest,
+}
+
 /// The quality of all `modules` together.
 pub fn total<'a>(modules: impl Iterator<Item = &'a ModuleRecord>) -> Quality {
     let (mut norm2, mut error2) = (0.0, 0.0);
-    let mut served: Option<(f64, f64)> = None;
+    let (mut served, mut outputs): (Option<(f64, f64)>, Option<(f64, f64)>) = (None, None);
     for module in modules {
         let quality = &module.quality;
         norm2 += quality.delta_norm.powi(2);
@@ -84,9 +104,15 @@ pub fn total<'a>(modules: impl Iterator<Item = &'a ModuleRecord>) -> Quality {
             *without += error.without_adapter.powi(2);
             *with += error.with_adapter.powi(2);
         }
+        if let Some(error) = quality.outputs {
+            let (norm2, error2) = outputs.get_or_insert_default();
+            *norm2 += error.delta_norm.powi(2);
+            *error2 += error.error2();
+        }
     }
     let mut quality = Quality::of(norm2, error2);
     quality.served = served
         .map(|(without, with)| ServedError { without_adapter: without.sqrt(), with_adapter: with.sqrt() });
+    quality.outputs = outputs.map(|(norm2, error2)| OutputError::of(norm2, error2));
     quality
 }

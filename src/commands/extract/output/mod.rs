@@ -7,6 +7,6 @@ pub(crate) mod quoting;
 pub(crate) mod summary;
 pub(crate) mod write;
 pub use self::files::{CARD, MANIFEST, SPECTRA};
-pub use self::manifest::{Manifest, Spectrum};
+pub use self::manifest::{Manifest, Spectrum, SpectrumOf};
 pub use self::model_card::smallest_vllm_rank;
 pub use self::summary::{ExtractionOutcome, KindSummary, LeftOutGroup};

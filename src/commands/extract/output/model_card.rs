@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use crate::calibration::CalibrationKind;
+use crate::commands::extract::noise::mostly_noise;
 use crate::commands::extract::options::ResultOptions;
-use crate::commands::extract::output::manifest::{Manifest, Spectrum};
+use crate::commands::extract::output::manifest::{Manifest, Spectrum, SpectrumOf};
 use crate::commands::extract::output::quoting::{
     code, is_hub_name, loadable, prose, python_text, shell_word,
 };
@@ -50,6 +52,8 @@ pub fn write(manifest: &Manifest, deciding: &ResultOptions, spectra: &[Spectrum]
         100.0 * total.captured_energy,
         total.relative_error,
     );
+    minimized(&mut text, manifest);
+    noise(&mut text, manifest);
     served(&mut text, manifest);
     quality(&mut text, manifest);
     lower_ranks(&mut text, manifest, spectra);
@@ -65,6 +69,52 @@ fn front_matter(base: &str) -> String {
     if is_hub_name(base) { format!("base_model: {base}\n") } else { String::new() }
 }
 
+/// Which error is the least among all factors of this rank, if not that of the weights.
+fn minimized(text: &mut String, manifest: &Manifest) {
+    if let (Some(calibration), Some(outputs)) = (&manifest.calibration, manifest.total.outputs) {
+        let tokens = calibration.tokens.map_or(String::new(), |tokens| format!(", {tokens} tokens"));
+        let kind = match calibration.kind {
+            CalibrationKind::SecondMoments => "second moments",
+            CalibrationKind::Diagonal => "mean squares",
+        };
+        let _ = writeln!(
+            text,
+            "\nThe factors minimize the error of the layers' outputs, not that of the weights, over the {kind} of the layers' \
+             inputs (calibration {}{tokens}): {:.2} % of what the difference changes the outputs by is captured, the \
+             remaining error is {:.4} of it.",
+            code(&calibration.name),
+            100.0 * outputs.captured_energy,
+            outputs.relative_error
+        );
+        let plain = manifest.modules.iter().filter(|module| module.quality.outputs.is_none()).count();
+        if plain > 0 {
+            let _ = writeln!(
+                text,
+                "For {plain} modules the calibration has no inputs; there the error of the weights is minimized."
+            );
+        }
+    }
+    if let Some(dense) = &manifest.hybrid {
+        let _ = writeln!(
+            text,
+            "\nA part of the rank holds the change from {} alone, the rest what is left on the quantized base.",
+            code(&dense.name)
+        );
+    }
+}
+
+/// What the adapter holds of the base's noise.
+fn noise(text: &mut String, manifest: &Manifest) {
+    if let Some(share) = mostly_noise(manifest) {
+        let _ = writeln!(
+            text,
+            "\nAbout {:.0} % of what the adapter holds is quantization noise of the base, not the fine-tune (estimated from the \
+             base's format). An adapter of the change alone, or one made with a calibration, is likely to serve better.",
+            100.0 * share
+        );
+    }
+}
+
 fn served(text: &mut String, manifest: &Manifest) {
     if let (Some(served), Some(error)) = (&manifest.served, manifest.total.served) {
         let remains = match error.without_adapter > 0.0 {
@@ -76,7 +126,8 @@ fn served(text: &mut String, manifest: &Manifest) {
         let _ = writeln!(
             text,
             "\nOn {} ({}), the served weights are {:.4} from the tuned ones with this adapter and {:.4} without it: \
-             {remains}.",
+             {remains}. This is a distance of weights, most of which may be quantization noise; what the adapter does for \
+             the model is measured by its loss (`trephine evaluate`).",
             code(&served.name),
             prose(&served.scheme),
             error.with_adapter,
@@ -86,37 +137,56 @@ fn served(text: &mut String, manifest: &Manifest) {
 }
 
 fn quality(text: &mut String, manifest: &Manifest) {
+    let weighted = manifest.total.outputs.is_some();
     let _ = writeln!(
         text,
-        "\n## Quality by kind of module\n\n| kind | modules | rank | mean error | worst error | captured |\n\
-         |---|---:|---:|---:|---:|---:|"
+        "\n## Quality by kind of module\n\n| kind | modules | rank | mean error | worst error | captured |{}\n\
+         |---|---:|---:|---:|---:|---:|{}",
+        if weighted { " of outputs |" } else { "" },
+        if weighted { "---:|" } else { "" }
     );
     for kind in kinds(manifest, &BTreeMap::new()) {
         let rank = kind.ranks_text();
         let _ = writeln!(
             text,
-            "| {} | {} | {rank} | {:.4} | {:.4} | {:.2} % |",
+            "| {} | {} | {rank} | {:.4} | {:.4} | {:.2} % |{}",
             prose(&kind.kind),
             kind.modules,
             kind.mean_error,
             kind.worst_error,
-            100.0 * kind.captured_energy
+            100.0 * kind.captured_energy,
+            match kind.outputs {
+                Some(outputs) => format!(" {:.4} |", outputs.relative_error),
+                None if weighted => " - |".to_owned(),
+                None => String::new(),
+            }
         );
     }
     text.push_str("\nErrors are `||delta - B·A|| / ||delta||` (Frobenius) of the factors as stored.\n");
     if let Some(sentence) = manifest.non_finite() {
         let _ = writeln!(text, "\n{sentence}");
     }
+    if weighted {
+        text.push_str("Those of outputs are `||(delta - B·A)·C^½|| / ||delta·C^½||`, `C` the second moments of the inputs.\n");
+    }
 }
 
 /// What each lower rank would have given, from the singular values.
 fn lower_ranks(text: &mut String, manifest: &Manifest, spectra: &[Spectrum]) {
     let ranks: Vec<usize> = (3..).map(|power| 1 << power).take_while(|&rank| rank < manifest.rank).collect();
+    // Of a hybrid the values are of its second part alone.
+    let outputs = manifest.total.outputs.is_some();
+    let spectra: Vec<&Spectrum> =
+        spectra.iter().filter(|s| s.of == outputs.then_some(SpectrumOf::Outputs)).collect();
     let norm2: f64 = spectra.iter().map(|spectrum| spectrum.delta_norm.powi(2)).sum();
     if ranks.is_empty() || norm2 == 0.0 {
         return;
     }
-    text.push_str("\n## What another rank would give\n\n| rank | error | captured |\n|---:|---:|---:|\n");
+    let of = if outputs { " of outputs" } else { "" };
+    let _ = writeln!(
+        text,
+        "\n## What another rank would give\n\n| rank | error{of} | captured |\n|---:|---:|---:|"
+    );
     for rank in ranks {
         let values = |s: &Spectrum| s.singular_values.iter().take(rank).map(|v| v * v).sum::<f64>();
         let error2: f64 = spectra.iter().map(|s| (s.delta_norm.powi(2) - values(s)).max(0.0)).sum();
@@ -124,7 +194,10 @@ fn lower_ranks(text: &mut String, manifest: &Manifest, spectra: &[Spectrum]) {
         let _ = writeln!(text, "| {rank} | {error:.4} | {captured:.2} % |");
     }
     let total = &manifest.total;
-    let (error, captured) = (total.relative_error, 100.0 * total.captured_energy);
+    let (error, captured) = match total.outputs {
+        Some(outputs) => (outputs.relative_error, 100.0 * outputs.captured_energy),
+        None => (total.relative_error, 100.0 * total.captured_energy),
+    };
     let _ = writeln!(text, "| **{}** | {error:.4} | {captured:.2} % |", manifest.rank);
 }
 

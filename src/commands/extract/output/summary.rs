@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::commands::extract::output::manifest::{Manifest, total};
 use crate::commands::extract::plan::kind;
-use crate::delta::module_record::ModuleRecord;
+use crate::delta::module_record::{ModuleRecord, OutputError};
 use crate::delta::record::Reason;
 use crate::lora::names::{group_of, place_of};
 
@@ -60,6 +60,9 @@ pub struct KindSummary {
     pub worst_error: f64,
     /// Captured share of the energy of all their deltas.
     pub captured_energy: f64,
+    /// The error of the layers' outputs, over the modules that a calibration knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outputs: Option<OutputError>,
     /// Seconds from the first byte read to the last computed, summed over the modules.
     pub seconds: Option<f64>,
 }
@@ -99,13 +102,15 @@ pub fn kinds(manifest: &Manifest, times: &BTreeMap<String, f64>) -> Vec<KindSumm
         let errors = modules.iter().map(|module| module.quality.relative_error);
         let ranks = modules.iter().map(|module| module.rank);
         let seconds: Vec<f64> = modules.iter().filter_map(|m| times.get(&m.name)).copied().collect();
+        let together = total(modules.iter().copied());
         KindSummary {
             kind,
             modules: modules.len(),
             ranks: (ranks.clone().min().unwrap_or(0), ranks.max().unwrap_or(0)),
             mean_error: errors.clone().sum::<f64>() / modules.len() as f64,
             worst_error: errors.fold(0.0, f64::max),
-            captured_energy: total(modules.iter().copied()).captured_energy,
+            captured_energy: together.captured_energy,
+            outputs: together.outputs,
             seconds: (!seconds.is_empty()).then(|| seconds.iter().sum()),
         }
     };

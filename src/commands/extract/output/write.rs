@@ -1,18 +1,20 @@
 //! Turns finished shards into a complete folder: adapter, config, spectra, manifest, model card, and the checksums
 //! last.
 
+use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::module::{A, B, ShardRecord};
 use crate::commands::extract::options::Extraction;
 use crate::commands::extract::output::files::{CARD, MANIFEST, SPECTRA};
 use crate::commands::extract::output::manifest::{Manifest, Spectrum, total};
 use crate::commands::extract::output::model_card;
-use crate::commands::extract::plan::{ExtractionPlan, Inputs};
+use crate::commands::extract::plan::ExtractionPlan;
 use crate::commands::extract::record::Done;
 use crate::delta::module_record::{ModuleRecord, Quality};
 use crate::delta::record::{LeftOut, TensorRecord, source};
 use crate::durable::digest::Written;
 use crate::durable::{atomic_file, checksums};
 use crate::lora::names::{Place, place_of};
+use crate::lora::tree::BaseModules;
 use crate::lora::write::adapter::{Adapter, AdapterWriter};
 use crate::lora::write::peft::Peft;
 use crate::lora::write::piece::{Piece, ShardNames};
@@ -81,6 +83,7 @@ pub fn finish(
     let pieces = pieces(plan, done)?;
     let adapter = Adapter {
         base: &job.deciding.base_model_name,
+        modules: &BaseModules::of(&inputs.base),
         task_type: inputs.base.config().task_type(),
         rank,
         dtype: job.deciding.dtype.dtype(),
@@ -159,8 +162,10 @@ fn manifest(
         method: "none".into(),
         basis: 0,
         passes: 0,
+        minimized: None,
         quality: Quality::of(0.0, 0.0),
         estimated_excess: 0.0,
+        expected_noise: None,
         non_finite: 0,
         blake3: String::new(),
     }));
@@ -183,6 +188,8 @@ fn manifest(
         base: source(&job.base, &inputs.base),
         tuned: source(&job.tuned, &inputs.tuned),
         served: inputs.served.as_ref().zip(job.served.as_ref()).map(|(served, name)| source(name, served)),
+        calibration: inputs.calibration.as_ref().map(|calibration| calibration.source().clone()),
+        hybrid: inputs.dense.as_ref().zip(job.hybrid.as_ref()).map(|(dense, name)| source(name, dense)),
         rank,
         total: total(modules.iter()),
         notes: plan.notes.clone(),

@@ -1,0 +1,38 @@
+//! What an extraction reads.
+
+use crate::Result;
+use crate::calibration::OpenCalibration;
+use crate::checkpoint::Checkpoint;
+use crate::commands::extract::options::Extraction;
+
+/// The checkpoints of an extraction, opened.
+#[derive(Debug)]
+pub struct Inputs {
+    /// What the adapter is added to.
+    pub base: Checkpoint,
+    /// What it should become.
+    pub tuned: Checkpoint,
+    /// What will serve it, where that is measured.
+    pub served: Option<Checkpoint>,
+    /// What the layers' inputs are like, where the outputs' error is to be the least.
+    pub calibration: Option<OpenCalibration>,
+    /// The dense base, where the change gets a share of the rank for itself.
+    pub dense: Option<Checkpoint>,
+}
+
+impl Inputs {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// See [`Checkpoint::open`] and [`OpenCalibration::open`].
+    pub fn open(job: &Extraction) -> Result<Inputs> {
+        let open = |place: &Option<String>| place.as_deref().map(Checkpoint::open).transpose();
+        Ok(Inputs {
+            base: Checkpoint::open(&job.base)?,
+            tuned: Checkpoint::open(&job.tuned)?,
+            served: open(&job.served)?,
+            calibration: job.calibration.as_deref().map(OpenCalibration::open).transpose()?,
+            dense: open(&job.hybrid)?,
+        })
+    }
+}
