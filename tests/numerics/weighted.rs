@@ -117,7 +117,7 @@ fn weighted(delta: &Mat<f64>, root: &Root, request: &Request, rounded: bool) -> 
 }
 
 const SHAPES: [(usize, usize, usize, usize); 4] =
-    [(300, 200, 500, 8), (200, 300, 260, 16), (900, 160, 640, 4), (64, 400, 700, 4)];
+    [(150, 120, 260, 8), (120, 160, 140, 16), (400, 90, 320, 4), (40, 200, 300, 4)];
 
 #[test]
 fn factors_are_the_best_of_their_rank_for_the_outputs() {

@@ -57,7 +57,6 @@ pub fn mostly_noise(manifest: &Manifest) -> Option<f64> {
 mod tests {
     use super::*;
     use crate::checkpoint::Checkpoint;
-    use crate::delta::module_record::Quality;
 
     #[test]
     fn the_expected_noise_is_near_that_of_the_repositorys_pair() {
