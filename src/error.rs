@@ -4,6 +4,8 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::printable::{lines, one_line};
+
 /// `Result` with [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -110,15 +112,17 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)?;
+        // Names of anybody's are in it: none begins a line of its own, or does anything else to a terminal.
+        f.write_str(&one_line(&self.what))?;
         if let Some(tensor) = &self.tensor {
-            write!(f, ": tensor '{tensor}'")?;
+            write!(f, ": tensor '{}'", one_line(tensor))?;
         }
         if let Some(path) = &self.path {
-            write!(f, ": {}", path.display())?;
+            write!(f, ": {}", one_line(&path.to_string_lossy()))?;
         }
         if let Some(source) = &self.source {
-            write!(f, ": {source}")?;
+            // Some causes have several lines, as that of a pattern with a mark below it.
+            write!(f, ": {}", lines(&source.to_string()))?;
         }
         Ok(())
     }

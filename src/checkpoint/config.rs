@@ -8,6 +8,9 @@ use crate::Result;
 use crate::checkpoint::json::read_json;
 use crate::quant::declared::Declared;
 
+/// The longest config. A quantization that names every module may take some megabytes.
+const LONGEST: u64 = 16 << 20;
+
 /// A `config.json`, empty where there is none.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
@@ -22,11 +25,11 @@ impl Config {
     /// # Errors
     /// A file that is not JSON or cannot be read.
     pub fn load(folder: &Path) -> Result<Config> {
-        let raw = read_json(&folder.join("config.json"))?;
+        let raw: Option<Value> = read_json(&folder.join("config.json"), LONGEST)?;
         let mut quantization = raw.as_ref().and_then(declared);
         for origin in ["hf_quant_config.json", "quantize_config.json"] {
             if quantization.is_none() {
-                let raw = read_json(&folder.join(origin))?;
+                let raw: Option<Value> = read_json(&folder.join(origin), LONGEST)?;
                 quantization = raw.map(|raw| Declared { origin: origin.to_owned(), raw });
             }
         }
@@ -41,6 +44,11 @@ impl Config {
     /// The unchanged JSON.
     pub fn raw(&self) -> Option<&Value> {
         self.raw.as_ref()
+    }
+
+    /// The class of the model, the first of `architectures`.
+    pub fn architecture(&self) -> Option<&str> {
+        self.raw.as_ref()?.pointer("/architectures/0")?.as_str()
     }
 
     /// `model_type`.
@@ -63,6 +71,11 @@ impl Config {
         }
         let encodes = self.raw.as_ref().and_then(|raw| raw.get("is_encoder_decoder")?.as_bool());
         Some(if encodes == Some(true) { "SEQ_2_SEQ_LM" } else { "CAUSAL_LM" })
+    }
+
+    /// `model_type` of the decoder of an encoder and a decoder that were put together.
+    pub fn decoder_model_type(&self) -> Option<&str> {
+        self.raw.as_ref()?.pointer("/decoder/model_type")?.as_str()
     }
 
     /// `model_type` of the language model inside a multimodal model (`text_config`).

@@ -12,6 +12,7 @@ pub(crate) mod index;
 pub(crate) mod json;
 pub(crate) mod locate;
 pub(crate) mod module;
+pub mod module_tree;
 pub(crate) mod reader;
 pub use self::catalogue::{FileId, Tensor};
 pub use self::config::Config;
@@ -20,6 +21,8 @@ pub use self::module::{Module, PackedRows};
 pub use self::reader::{MappedRows, ModuleReader};
 
 use crate::checkpoint::catalogue::Catalogue;
+use crate::checkpoint::module_tree::kinds::kind_of_module;
+use crate::checkpoint::module_tree::{ModuleKind, ModuleTree};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -120,6 +123,8 @@ impl Checkpoint {
         let mut ignored = Faults::Keep(Vec::new());
         let faults = if unknown { &mut ignored } else { faults };
         opened.modules = module::catalogue(&opened.scheme, &opened.tensors, &opened.files, faults)?;
+        let tree = opened.tree();
+        module::turn(&mut opened.modules, |name| tree.is_conv1d(name));
         Ok(opened)
     }
 
@@ -214,15 +219,26 @@ impl Checkpoint {
         self.modules.get(name).or_else(tied)
     }
 
+    /// What transformers makes of its modules.
+    pub fn tree(&self) -> ModuleTree {
+        ModuleTree::of(&self.config)
+    }
+
     fn is_tied_head(&self, name: &str) -> bool {
-        name.rsplit('.').next() == Some("lm_head") && self.config.tie_word_embeddings()
+        let head = self.tree().head();
+        let is_head = name == head || head == "lm_head" && name.rsplit('.').next() == Some("lm_head");
+        is_head && self.config.tie_word_embeddings()
     }
 
     /// The input embedding. If there are several, as in a multimodal model, it is the one with the shallowest name.
     pub fn input_embedding(&self) -> Option<&Module> {
         const NAMES: [&str; 4] = ["embed_tokens", "wte", "word_embeddings", "tok_embeddings"];
-        let named =
-            |module: &&Module| module.name().rsplit('.').next().is_some_and(|last| NAMES.contains(&last));
+        let is_embedding =
+            |name: &str| kind_of_module(name, self.config.model_type()) == Some(ModuleKind::Embedding);
+        let named = |module: &&Module| {
+            let last = module.name().rsplit('.').next();
+            is_embedding(module.name()) || last.is_some_and(|last| NAMES.contains(&last))
+        };
         self.modules.values().filter(named).min_by_key(|module| module.name().split('.').count())
     }
 
@@ -263,6 +279,15 @@ impl Checkpoint {
     /// If the range is not within the tensor.
     pub fn read(&self, tensor: &Tensor, range: Range<u64>) -> Result<Window> {
         self.files[tensor.file.0].read_range(within(tensor, range)).map_err(|e| e.tensor(tensor.name()))
+    }
+
+    /// Looks whether every file is as it was when the checkpoint was opened, by size and time. What was read is to be trusted only
+    /// if this holds afterwards.
+    ///
+    /// # Errors
+    /// [`Kind::Input`](crate::Kind::Input) with the first file that was written to since.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(|file| file.check_unchanged())
     }
 
     /// Asks the system to read a range of a tensor ahead. This is best effort: a failure is ignored.

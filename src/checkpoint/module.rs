@@ -8,9 +8,11 @@ use crate::checkpoint::catalogue::{Catalogue, Tensor};
 use crate::checkpoint::error_policy::Faults;
 use crate::checkpoint::{Checkpoint, Shelf};
 use crate::quant::format::dense::Dense;
+use crate::quant::packing::row_concat::RowStride;
+use crate::quant::packing::transposed::Transposed;
 use crate::quant::registry::Scheme;
-use crate::quant::weight::Stack;
 use crate::quant::weight::{Dequantize, FoundWeight, TensorInfo};
+use crate::quant::weight::{Stack, StackSlice};
 use crate::storage::Storage;
 use crate::storage::Window;
 use crate::{Error, Result};
@@ -22,6 +24,19 @@ pub struct Module {
     weight: Arc<dyn Dequantize>,
     tensors: Vec<Tensor>,
     quantized: bool,
+    singles: Vec<Single>,
+}
+
+/// What the files hold of a module that is not simply what they hold: one projection of one expert by itself, where the
+/// model's adapters hold stacks, or the transpose.
+#[derive(Clone, Debug)]
+pub struct Single {
+    /// As the files name it.
+    pub module: Module,
+    /// Its rows in the module of the stack that it is, or is a half of.
+    pub rows: RowStride,
+    /// Whether it is the transpose of that: `Conv1D`, which is stored `[in, out]`.
+    pub turned: bool,
 }
 
 impl Module {
@@ -47,14 +62,26 @@ impl Module {
             weight,
             tensors: vec![tensor.clone()],
             quantized: false,
+            singles: Vec::new(),
         })
     }
 
     /// The stack of experts that it is a slice of: one matrix with the rows of all experts, under the name of the dense
     /// tensor, and that tensor's shape.
     pub fn stack(&self) -> Option<(Module, [usize; 3])> {
-        let Stack { name, shape, weight } = self.weight.capabilities().slice?.stack()?;
+        let Stack { name, shape, weight, .. } = self.weight.capabilities().slice?.stack()?;
         Some((Module { name, weight, ..self.clone() }, shape))
+    }
+
+    /// Whether the dense tensor of its stack holds it as `[in, out]`.
+    pub fn is_turned_in_stack(&self) -> bool {
+        self.weight.capabilities().slice.and_then(StackSlice::stack).is_some_and(|stack| stack.turned)
+    }
+
+    /// The projections of one expert that it is made of, where the files hold them singly and the model's adapters hold
+    /// stacks.
+    pub fn singles(&self) -> &[Single] {
+        &self.singles
     }
 
     /// Its name, without `.weight`.
@@ -298,16 +325,25 @@ fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<String, Module>) -> Resu
         let whole =
             experts.place_in_stack(names[0].as_deref().unwrap_or_default()).is_some_and(|(_, h)| h.is_none());
         let joined = match names {
-            [Some(name), None] if whole => {
-                modules.remove(&name).map(|module| Module { name: place.clone(), ..module })
-            }
+            [Some(name), None] if whole => modules.remove(&name).map(|module| Module {
+                name: place.clone(),
+                singles: vec![Single { module: module.clone(), rows: RowStride::ALL, turned: false }],
+                ..module
+            }),
             [Some(gate), Some(up)] => match (modules.remove(&gate), modules.remove(&up)) {
-                (Some(gate), Some(up)) => Some(Module {
-                    name: place.clone(),
-                    weight: experts.join([gate.weight, up.weight])?,
-                    tensors: [gate.tensors, up.tensors].concat(),
-                    quantized: gate.quantized || up.quantized,
-                }),
+                (Some(gate), Some(up)) => {
+                    let rows = [0, 1].map(|half| experts.rows_of(half, gate.shape()[0]));
+                    Some(Module {
+                        name: place.clone(),
+                        weight: experts.join([Arc::clone(&gate.weight), Arc::clone(&up.weight)])?,
+                        tensors: [gate.tensors.clone(), up.tensors.clone()].concat(),
+                        quantized: gate.quantized || up.quantized,
+                        singles: vec![
+                            Single { module: gate, rows: rows[0], turned: false },
+                            Single { module: up, rows: rows[1], turned: false },
+                        ],
+                    })
+                }
                 _ => None,
             },
             // A half without the other stays unchanged.
@@ -325,10 +361,19 @@ fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<String, Module>) -> Resu
     Ok(())
 }
 
+/// Turns the modules whose weights lie as `[in, out]`, where they are stored in a way that can be read by columns.
+pub(crate) fn turn(modules: &mut BTreeMap<String, Module>, is_turned: impl Fn(&str) -> bool) {
+    for module in modules.values_mut().filter(|module| is_turned(&module.name)) {
+        let Some(turned) = Transposed::of(Arc::clone(&module.weight)) else { continue };
+        module.singles = vec![Single { module: module.clone(), rows: RowStride::ALL, turned: true }];
+        module.weight = Arc::new(turned);
+    }
+}
+
 fn assemble(found: FoundWeight, tensors: &Catalogue) -> Result<Module> {
     let FoundWeight { module: name, weight, quantized } = found;
     let stored = weight.tensors().iter().map(|stored| tensors.0.get(&stored.name).cloned());
     let tensors = stored.collect::<Option<_>>();
     let tensors = tensors.ok_or_else(|| Error::input("a tensor of this module is missing").tensor(&name))?;
-    Ok(Module { name, weight, tensors, quantized })
+    Ok(Module { name, weight, tensors, quantized, singles: Vec::new() })
 }

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 use trephine::commands::probe::{
-    AdapterProbe, DescribedTensor, Level, Probe, Probed, ProbedGroup, Showing, probe, probe_adapter,
+    AdapterProbe, DescribedTensor, Level, LoaderMatches, Probe, Probed, ProbedGroup, Showing, probe,
+    probe_adapter,
 };
 use trephine::lora::read::PeftAdapter;
 use trephine::{Error, Result};
@@ -30,7 +31,7 @@ pub struct ProbeArgs {
     /// Also show the first N values of the first N rows of each listed tensor, after dequantization
     #[arg(long, value_name = "N", requires = "tensor", value_parser = clap::value_parser!(u16).range(1..=1024))]
     values: Option<u16>,
-    /// The checkpoint that the adapter is for: what programs accept on the embedding and the head depends on it
+    /// The checkpoint that the adapter is for: its modules are matched, and rules depend on it (folder, file, or cached name)
     #[arg(long, value_name = "CHECKPOINT")]
     base: Option<String>,
     /// Print everything as JSON to stdout
@@ -188,6 +189,14 @@ fn show_adapter(found: &AdapterProbe) -> String {
         column.set_cell_alignment(comfy_table::CellAlignment::Left);
     }
     text += &format!("{rows}\n\n");
+    for LoaderMatches { consumer, matched, unmatched } in &found.matches {
+        let all = matched.len() + unmatched.len();
+        text += &format!("{consumer}: {} of {all} modules match the base\n", matched.len());
+        unmatched.iter().for_each(|name| text += &format!("  unmatched: {name}\n"));
+    }
+    if !found.matches.is_empty() {
+        text += "\n";
+    }
     for finding in &found.findings {
         text += &format!("{}: {finding}\n", if finding.is_failure() { "error" } else { "note" });
     }

@@ -6,6 +6,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde_json::Value as Json;
 
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
 /// A chat template and the special tokens that it uses.
@@ -23,13 +24,12 @@ impl Chat {
                 .hint("give the folder of a model that has one (--tokenizer DIR), or plain text")
         };
         let path = folder.join("tokenizer_config.json");
-        let config: Json = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
+        let config: Json = match regular_file::read_if_any(&path)? {
+            Some(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|e| Error::input("the file is not valid JSON").path(&path).because(e))?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Json::Null,
-            Err(e) => return Err(Error::unexpected("cannot read").path(&path).because(e)),
+            None => Json::Null,
         };
-        let own = std::fs::read_to_string(folder.join("chat_template.jinja")).ok();
+        let own = regular_file::read_text(&folder.join("chat_template.jinja")).ok();
         let template = own.or_else(|| named(config.get("chat_template")?)).ok_or_else(missing)?;
         // Markers for training that print nothing and that only transformers' own Jinja knows.
         let template =

@@ -1,11 +1,11 @@
 //! Text files as documents.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use serde_json::Value;
 
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
 /// The text that is used if no file is given: a few thousand tokens in several languages, and code.
@@ -32,9 +32,10 @@ pub(super) fn documents(source: Option<&Path>, tokens: usize) -> Result<Vec<Docu
         std::io::ErrorKind::InvalidData => Error::input("the file is not UTF-8 text")
             .path(path)
             .hint("give a text file, or .jsonl with one object per line"),
+        std::io::ErrorKind::InvalidInput => regular_file::cannot_read(path, e),
         _ => Error::unexpected("cannot read the text").path(path).because(e),
     };
-    let file = File::open(path).map_err(failed)?;
+    let file = regular_file::open(path).map_err(failed)?;
     let limit = (tokens as u64).saturating_mul(BYTES_PER_TOKEN);
     if path.extension().is_some_and(|end| end == "jsonl") {
         return lines(BufReader::new(file), limit, path, failed);

@@ -4,7 +4,11 @@ use std::path::Path;
 
 use tokenizers::Tokenizer;
 
+use crate::storage::regular_file;
 use crate::{Error, Result};
+
+/// The longest `tokenizer.json`; those of large vocabularies have some tens of megabytes.
+const LONGEST: u64 = 256 << 20;
 
 /// A tokenizer, and the tokens that it begins every text with.
 pub(super) struct ModelTokenizer {
@@ -16,11 +20,11 @@ impl ModelTokenizer {
     /// Reads `tokenizer.json` in `folder`.
     pub fn open(folder: &Path) -> Result<ModelTokenizer> {
         let path = folder.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|e| match e.kind() {
+        let bytes = regular_file::read_within(&path, LONGEST).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::input("the model has no tokenizer.json")
                 .path(&path)
                 .hint("give the folder of a model with the same tokenizer: --tokenizer DIR"),
-            _ => Error::unexpected("cannot read the tokenizer").path(&path).because(e),
+            _ => regular_file::cannot_read(&path, e),
         })?;
         let bad = |e| {
             Error::input("the tokenizer cannot be used")

@@ -89,15 +89,18 @@ pub fn pair(
     trim_vocab: bool,
 ) -> Result<Pairing> {
     same_architecture(base, tuned)?;
-    no_transposed_weights(base)?;
-    let mut names = Renaming::default();
     let mut pairing = Pairing::default();
-    if let Some(found) = Renaming::detect(base, tuned) {
-        let (b, t) = (&found.base, &found.tuned);
+    let names = Renaming::detect(base, tuned);
+    if let Some((b, t)) = names.modules.iter().next() {
+        pairing.notes.push(format!(
+            "base and tuned are stored in different layouts: names are paired by the model's modules, for example '{b}' with '{t}'"
+        ));
+    }
+    if names.base != names.tuned {
+        let (b, t) = (&names.base, &names.tuned);
         pairing
             .notes
             .push(format!("names are paired by prefix: '{b}' in the base is '{t}' in the tuned checkpoint"));
-        names = found;
     }
     vocabulary(base, tuned, &names, trim_vocab, &mut pairing.notes)?;
     let (mut taken, modules) = (BTreeSet::new(), base_names(base, selection));
@@ -108,6 +111,17 @@ pub fn pair(
         pair_module(base, tuned, &names, selection, name, &mut taken, &mut pairing);
     }
     others(base, tuned, &names, &mut taken, &mut pairing);
+    pairing.notes.extend(twice(base, &pairing.pairs));
+    if pairing
+        .leftovers
+        .iter()
+        .any(|leftover| leftover.reason == Reason::NotSelected && peft_refuses(base, &leftover.name))
+    {
+        let kind = base.config().model_type().unwrap_or_default();
+        pairing.notes.push(format!(
+            "PEFT refuses adapters with out_proj in models of type '{kind}': left out; --include out_proj takes it, for other programs"
+        ));
+    }
     pairing.zeros = complete_fused(base, &pairing.pairs);
     pairing.leftovers.sort_by(|a, b| a.name.cmp(&b.name));
     belong_together(base, tuned, selection, &pairing)?;
@@ -117,8 +131,9 @@ pub fn pair(
 /// The base's modules, and the head if it is selected but tied to the embedding.
 fn base_names(base: &Checkpoint, selection: &Selection) -> BTreeSet<String> {
     let mut names: BTreeSet<String> = base.modules().map(|module| module.name().to_owned()).collect();
-    if selection.takes("lm_head") && base.module("lm_head").is_some() {
-        names.insert("lm_head".into());
+    let head = base.tree().head();
+    if selection.takes(head) && base.module(head).is_some() {
+        names.insert(head.into());
     }
     names
 }
@@ -150,7 +165,7 @@ fn pair_module(
     if tuned_shape != shape && !trimmed {
         return leave(Reason::ShapeDiffers, Some(tuned_name), 0);
     }
-    if !selection.takes(name) {
+    if !selection.takes(name) || peft_refuses(base, name) && !selection.asks_for(name) {
         return leave(Reason::NotSelected, Some(tuned_name), 0);
     }
     let rows = shape[0].min(tuned_shape[0]);
@@ -239,19 +254,26 @@ fn same_architecture(base: &Checkpoint, tuned: &Checkpoint) -> Result<()> {
     Err(Error::input(what).path(tuned.root()).hint("give the model that the tuned one was trained from"))
 }
 
-/// Refuses GPT-2 and related models, which store `[in, out]`: a LoRA for `[out, in]` would not fit.
-fn no_transposed_weights(base: &Checkpoint) -> Result<()> {
-    const TRANSPOSED: [&str; 4] = ["gpt2", "imagegpt", "openai-gpt", "decision_transformer"];
-    match base.config().model_type().filter(|model| TRANSPOSED.contains(model)) {
-        None => Ok(()),
-        Some(model) => {
-            let what =
-                format!("models of type '{model}' store their weights transposed, which is not supported");
-            Err(Error::input(what)
-                .path(base.root())
-                .hint("give a model with linear layers stored as [out, in]"))
-        }
-    }
+/// `out_proj` in models of a state space: PEFT refuses an adapter that holds one.
+fn peft_refuses(base: &Checkpoint, name: &str) -> bool {
+    const STATE_SPACE: [&str; 5] = ["falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"];
+    kind_of(name) == "out_proj" && base.config().model_type().is_some_and(|kind| STATE_SPACE.contains(&kind))
+}
+
+/// What to say where both the embedding and a head that is the same weight are adapted.
+fn twice(base: &Checkpoint, pairs: &[Pair]) -> Option<String> {
+    let embedding = base.input_embedding()?.name();
+    let is_paired = |name: &str| pairs.iter().any(|pair| pair.name == name);
+    let head = pairs.iter().find(|pair| {
+        pair.name != embedding && base.module(&pair.name).is_some_and(|module| module.name() == embedding)
+    })?;
+    is_paired(embedding).then(|| {
+        format!(
+            "'{}' and '{embedding}' are one weight in the base: PEFT adds both adapters to it, and the sum is not the tuned \
+             weight; leave one of them out, with --exclude",
+            head.name
+        )
+    })
 }
 
 /// Reports vocabularies that differ, before any work is done.

@@ -1,8 +1,9 @@
 //! Names that differ by a prefix, for example `model.layers.0` and `model.language_model.layers.0`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::module_tree::ModuleTree;
 
 /// The mapping from names in the base to names in the tuned checkpoint.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -11,12 +12,16 @@ pub struct Renaming {
     pub base: String,
     /// The prefix in the tuned checkpoint instead.
     pub tuned: String,
+    /// Names in the base, and those of the same module or tensor in the tuned checkpoint, where the two are stored in
+    /// different layouts of one model: as it is published, and as it is in memory.
+    pub modules: BTreeMap<String, String>,
 }
 
 impl Renaming {
     /// The names under which the tuned checkpoint may have `name`, best first.
     pub fn candidates(&self, name: &str) -> Vec<String> {
-        let mut names = Vec::with_capacity(3);
+        let mut names = Vec::with_capacity(4);
+        names.extend(self.modules.get(name).cloned());
         if let Some(rest) = name.strip_prefix(&self.base).filter(|_| self.base != self.tuned) {
             names.push(format!("{}{rest}", self.tuned));
         }
@@ -31,27 +36,47 @@ impl Renaming {
         names
     }
 
-    /// The two prefixes before `layers.` that pair the most modules; `None` if the names pair best unchanged.
-    pub fn detect(base: &Checkpoint, tuned: &Checkpoint) -> Option<Renaming> {
+    /// The mapping that pairs the most modules: by what both are in the model, and by two prefixes before `layers.`.
+    pub fn detect(base: &Checkpoint, tuned: &Checkpoint) -> Renaming {
+        let modules = by_modules(base, tuned);
         let matches = |names: &Renaming| {
             let same = |name: &str, shape| {
                 names.candidates(name).iter().any(|n| tuned.module(n).is_some_and(|m| m.shape() == shape))
             };
             base.modules().filter(|module| same(module.name(), module.shape())).count()
         };
-        let plain = matches(&Renaming::default());
-        let mut best = (plain, None);
+        let plain = Renaming { modules: modules.clone(), ..Renaming::default() };
+        let mut best = (matches(&plain), plain);
         for base_prefix in prefixes(base) {
             for tuned_prefix in prefixes(tuned).into_iter().filter(|p| *p != base_prefix) {
-                let names = Renaming { base: base_prefix.clone(), tuned: tuned_prefix };
+                let (base, modules) = (base_prefix.clone(), modules.clone());
+                let names = Renaming { base, tuned: tuned_prefix, modules };
                 let count = matches(&names);
                 if count > best.0 {
-                    best = (count, Some(names));
+                    best = (count, names);
                 }
             }
         }
         best.1
     }
+}
+
+/// Names in the base that the tuned checkpoint does not have, with the name there of what is the same in the model.
+fn by_modules(base: &Checkpoint, tuned: &Checkpoint) -> BTreeMap<String, String> {
+    let names = |checkpoint: &Checkpoint| -> BTreeSet<String> {
+        let modules = checkpoint.modules().map(|module| module.name().to_owned());
+        modules.chain(checkpoint.tensors().map(|tensor| tensor.name().to_owned())).collect()
+    };
+    let (ours, theirs) = (names(base), names(tuned));
+    if ours.is_subset(&theirs) {
+        return BTreeMap::new();
+    }
+    let [our_tree, their_tree] = [base, tuned].map(|checkpoint| ModuleTree::of(checkpoint.config()));
+    let by_module: BTreeMap<String, &String> =
+        theirs.iter().map(|name| (their_tree.module_of(name), name)).collect();
+    let lone = ours.iter().filter(|name| !theirs.contains(*name));
+    let partner = |name: &String| Some((name.clone(), (*by_module.get(&our_tree.module_of(name))?).clone()));
+    lone.filter_map(partner).collect()
 }
 
 fn prefixes(checkpoint: &Checkpoint) -> BTreeSet<String> {

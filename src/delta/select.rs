@@ -107,9 +107,16 @@ impl Selection {
         idle.map(|(_, (flag, text))| format!("--{flag} {text}")).collect()
     }
 
-    /// Whether `module` is extracted. Position embeddings never are: LoRA cannot represent them.
+    /// Whether `module` is to be extracted. Tables of positions and parameters of norms never are: a LoRA has no form
+    /// for them.
     pub fn takes(&self, module: &str) -> bool {
-        place_of(module) != Place::Positions && self.names(module)
+        !matches!(place_of(module), Place::Positions | Place::Parameter) && self.names(module)
+    }
+
+    /// Whether an `--include` of its own names `module`, beside the default selection.
+    pub fn asks_for(&self, module: &str) -> bool {
+        let own = |pattern: &&Pattern| !matches!(pattern, Pattern::All | Pattern::Linear);
+        self.takes(module) && self.include.iter().filter(own).any(|pattern| pattern.matches(module))
     }
 
     /// Whether the patterns match the name of a module or tensor of any kind.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::lora::names::{expert_of_stack, kind_of};
+use crate::lora::tree::{BaseModules, PeftTargets};
 
 /// The part of PEFT's `LoraConfig` that the portable adapter needs. `lora_alpha == r`, so that the scale is one and
 /// multiplying it into `lora_B` costs no rounding.
@@ -41,10 +41,11 @@ pub struct AdapterConfig {
     /// Null, unless whole weights are kept.
     #[serde(default)]
     pub modules_to_save: Option<Vec<String>>,
-    /// Always empty: the rank is uniform.
+    /// Empty but for single experts of a model that PEFT knows with stacks, whose gate and up have twice the rank
+    /// together.
     #[serde(default)]
     pub rank_pattern: BTreeMap<String, usize>,
-    /// Always empty.
+    /// The same for `lora_alpha`.
     #[serde(default)]
     pub alpha_pattern: BTreeMap<String, f64>,
     /// Always false.
@@ -56,22 +57,22 @@ pub struct AdapterConfig {
 }
 
 impl AdapterConfig {
-    /// The portable config of rank `r` for an adapter of these modules.
-    pub fn for_modules<'a>(base: &str, r: usize, modules: impl Iterator<Item = &'a str>) -> AdapterConfig {
-        let (mut kinds, mut stacks) = (BTreeSet::new(), BTreeSet::new());
-        for module in modules {
-            match expert_of_stack(module) {
-                None => drop(kinds.insert(kind_of(module).to_owned())),
-                // The name from the part before `experts` on, without the layer.
-                Some((stack, _)) => {
-                    let tail =
-                        stack.rmatch_indices('.').nth(2).map_or(stack, |(index, _)| &stack[index + 1..]);
-                    stacks.insert(tail.to_owned());
-                }
-            }
+    /// The portable config of rank `r` for an adapter of these modules, by their names in the model.
+    pub fn for_modules<'a>(
+        base: &str,
+        r: usize,
+        modules: impl Iterator<Item = &'a str>,
+        tree: &BaseModules,
+    ) -> AdapterConfig {
+        let PeftTargets { modules, parameters, doubled } = PeftTargets::of(modules, tree);
+        let mut config = AdapterConfig::portable(base, r, modules);
+        config.target_parameters = (!parameters.is_empty()).then_some(parameters);
+        if doubled {
+            const FUSED: &str = r".*\.gate_up_proj";
+            config.rank_pattern.insert(FUSED.to_owned(), 2 * r);
+            config.alpha_pattern.insert(FUSED.to_owned(), 2.0 * config.lora_alpha);
         }
-        let target_parameters = (!stacks.is_empty()).then_some(stacks);
-        AdapterConfig { target_parameters, ..AdapterConfig::portable(base, r, kinds) }
+        config
     }
 
     /// The portable config of rank `r` for these kinds of module.

@@ -9,6 +9,7 @@ pub(crate) mod factor_dtype;
 pub(crate) mod names;
 pub mod read;
 pub mod rules;
+pub mod tree;
 pub mod write;
 pub use self::config::{AdapterConfig, write_config};
 pub use self::factor_dtype::FactorType;

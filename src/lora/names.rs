@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The place of a module in the model. It determines the names and the orientation of its factors.
+use crate::checkpoint::module_tree::kinds::{ModuleKind, kind_of_module};
+
+/// What a module is to a LoRA. It decides the names and the orientation of its factors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -18,8 +20,10 @@ pub enum Place {
     Router,
     /// One expert of a stack `[experts, .., ..]`: its factors are a part of the stack's own.
     Stacked,
-    /// A position embedding.
+    /// A table that is looked up, but for the input embedding: of positions, of token types, of a codebook.
     Positions,
+    /// A matrix of a module that no LoRA wraps, as a norm's.
+    Parameter,
 }
 
 impl Place {
@@ -55,22 +59,29 @@ pub fn experts_of(module: &str) -> Option<&str> {
     expert_of(module).map(|(path, _, _)| path)
 }
 
-/// The place of `module` (its name without `.weight`), by the names that published architectures use.
+/// What `module` (its name without `.weight`) is, by the names of the modules of transformers' models, and else by the
+/// names that published architectures use.
 pub fn place_of(module: &str) -> Place {
-    let kind = kind_of(module);
+    let mut parts = module.rsplit('.');
+    let (kind, owner) = (kind_of(module), parts.nth(1));
     if expert_of_stack(module).is_some() {
         return Place::Stacked;
     }
+    if matches!(kind, "gate" | "router" | "shared_expert_gate") || owner == Some("router") {
+        return Place::Router;
+    }
+    match kind_of_module(module, None) {
+        Some(ModuleKind::Embedding) => return Place::Embedding,
+        Some(ModuleKind::Table) => return Place::Positions,
+        Some(ModuleKind::Head) => return Place::Head,
+        Some(ModuleKind::Parameter) => return Place::Parameter,
+        Some(ModuleKind::Conv1d | ModuleKind::Linear) => return Place::Linear,
+        None => {}
+    }
     match kind {
-        "embed_tokens" | "wte" | "word_embeddings" | "tok_embeddings" | "embed_in" | "embeddings" => {
-            Place::Embedding
-        }
-        "lm_head" | "embed_out" | "output_layer" => Place::Head,
+        "output_layer" => Place::Head,
         "output" if !module.contains('.') || module.ends_with("model.output") => Place::Head,
-        "gate" | "router" | "shared_expert_gate" => Place::Router,
-        "wpe" | "pos_embed" | "embed_positions" | "relative_attention_bias" => Place::Positions,
         _ if kind.contains("position_embedding") || kind.contains("token_type_embedding") => Place::Positions,
-        _ if module.ends_with("router.classifier") => Place::Router,
         _ => Place::Linear,
     }
 }
@@ -87,6 +98,16 @@ pub fn expert_of_stack(module: &str) -> Option<(&str, usize)> {
 /// The two stacks of a layer's experts. PEFT wraps `gate_up_proj` first, so its factors are inside those of
 /// `down_proj`.
 const STACKS: [&str; 2] = ["gate_up_proj", "down_proj"];
+
+/// The stack of experts whose factors PEFT keeps under this module name (`….experts.base_layer`, `….experts`): its path
+/// up to and with `experts`, and its kind.
+pub fn expert_stack_of(module: &str) -> Option<(&str, &'static str)> {
+    let (path, kind) = match module.strip_suffix(".base_layer") {
+        Some(path) => (path, STACKS[0]),
+        None => (module, STACKS[1]),
+    };
+    (path == "experts" || path.ends_with(".experts")).then_some((path, kind))
+}
 
 /// The names of one module's two tensors in an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,6 +181,20 @@ mod tests {
             ("bert.embeddings.position_embeddings", Place::Positions),
             ("lm_head", Place::Head),
             ("model.layers.3.attention.output", Place::Linear),
+            // Gemma 3n and 4, T5, DeBERTa, CLIP, Whisper, BERT, ModernBERT, Chameleon, Granite-MoE.
+            ("model.embed_tokens_per_layer", Place::Positions),
+            ("shared", Place::Embedding),
+            ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias", Place::Positions),
+            ("vision_tower.embeddings.position_embedding", Place::Positions),
+            ("text_model.embeddings.token_embedding", Place::Embedding),
+            ("encoder.layer.0.attention.self.distance_embedding", Place::Positions),
+            ("proj_out", Place::Head),
+            ("model.visual.blocks.0.attn.proj_out", Place::Linear),
+            ("cls.predictions.decoder", Place::Head),
+            ("decoder", Place::Head),
+            ("model.layers.0.self_attn.q_norm", Place::Parameter),
+            ("model.layers.0.block_sparse_moe.router.layer", Place::Router),
+            ("image_embedder.row_embedder", Place::Positions),
         ] {
             assert_eq!(place_of(name), place, "{name}");
         }

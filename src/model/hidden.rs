@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::kernel::Activations;
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
 /// One matrix `[features, tokens]` per group.
@@ -163,7 +164,7 @@ impl Hidden {
     /// A file that cannot be read or has another length.
     pub fn load(&mut self, path: &Path) -> Result<()> {
         let cannot = |e: io::Error| Error::unexpected("cannot read the hidden states").path(path).because(e);
-        let mut file = File::open(path).map_err(cannot)?;
+        let mut file = regular_file::open(path).map_err(cannot)?;
         if file.metadata().map_err(cannot)?.len() != self.bytes() {
             return Err(Error::input("these hidden states belong to another text").path(path));
         }

@@ -2,6 +2,7 @@
 
 pub(crate) mod budget;
 pub(crate) mod buffer_pool;
+pub(crate) mod cgroup;
 pub(crate) mod memory;
 pub(crate) mod options;
 pub mod ordered_panels;

@@ -11,6 +11,7 @@ pub mod expert;
 pub mod format;
 pub mod number;
 pub mod packing;
+pub(crate) mod patterns;
 pub(crate) mod registry;
 pub(crate) mod weight;
 pub use self::declared::Declared;

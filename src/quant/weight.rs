@@ -248,4 +248,6 @@ pub struct Stack {
     pub shape: [usize; 3],
     /// All experts, one below the other.
     pub weight: Arc<dyn Dequantize>,
+    /// Whether a slice of the dense tensor is `[in, out]`.
+    pub turned: bool,
 }

@@ -4,14 +4,17 @@ use std::fs;
 use std::path::Path;
 
 use crate::common::adapter::{config, lora, write_adapter};
-use crate::common::pair::{Tensor, noise};
+use crate::common::pair::{Tensor, noise, write};
 use serde_json::{Value, json};
 use tempfile::tempdir;
+use trephine::commands::sanitize::{Sanitizing, check, sanitize};
 use trephine::lora::read::PeftAdapter;
 use trephine::lora::rules::Effect::{self, Caution, NoEffect, Refused, Wrong};
 use trephine::lora::rules::Fix::{ByMaxRank, ByPruning, No, Yes};
 use trephine::lora::rules::Loader::{self, LlamaCpp, Peft, Sglang, Vllm};
-use trephine::lora::rules::{Fix, KnownBase, RuleFinding, judge, portable};
+use trephine::lora::rules::{Fix, RuleFinding, judge, portable};
+use trephine::lora::tree::BaseModules;
+use trephine::run::Silent;
 
 const O: &str = "model.layers.0.self_attn.o_proj";
 
@@ -32,8 +35,8 @@ fn tensor(name: &str, shape: &[usize]) -> Tensor {
 }
 
 fn found(folder: &Path, model: Option<&str>) -> Vec<RuleFinding> {
-    let base = KnownBase { model_type: model, tied: Some(false) };
-    judge(&PeftAdapter::open_folder(folder).unwrap(), base)
+    let base = model.map_or_else(BaseModules::default, BaseModules::of_type).with_tied(Some(false));
+    judge(&PeftAdapter::open_folder(folder).unwrap(), Some(&base))
 }
 
 /// The loader that a finding concerns, where it is, its consequence, and whether it can be fixed.
@@ -237,7 +240,7 @@ fn fused_sets_must_be_whole() {
             settings["target_modules"] = json!(["o_proj", "up_proj"]);
             tensors.extend(lora("model.layers.0.mlp.up_proj", [8, 6], 4, 5));
         },
-        &[(&[Sglang], "up_proj", Refused, Yes)],
+        &[(&[Sglang], "up_proj", Caution, Yes)],
     );
     breaks(
         |settings, tensors| {
@@ -248,6 +251,53 @@ fn fused_sets_must_be_whole() {
         },
         &[(&[Sglang], "q_proj", Refused, Yes), (&[Sglang], "v_proj", Refused, Yes)],
     );
+}
+
+/// Nemotron, Apertus and others have an `up_proj` and no `gate_proj`; Kimi's `q_proj` has neither `k_proj` nor `v_proj` beside it.
+#[test]
+fn a_sibling_counts_only_if_the_base_has_it() {
+    let home = tempdir().unwrap();
+    let (mut settings, mut factors) = good();
+    settings["target_modules"] = json!(["o_proj", "up_proj", "q_proj"]);
+    let up = "model.layers.0.mlp.up_proj";
+    factors.extend(lora(up, [8, 6], 4, 5));
+    factors.extend(lora("model.layers.0.self_attn.q_proj", [8, 6], 4, 5));
+    let adapter = write_adapter(&home.path().join("adapter"), &factors, &settings);
+    let base = |more: &[&str]| {
+        let names = ["model.layers.0.self_attn.q_proj", O, up].into_iter().chain(more.iter().copied());
+        let weights: Vec<Tensor> =
+            names.map(|name| Tensor::bf16(&format!("{name}.weight"), &[8, 6], &noise(3, 48))).collect();
+        let config = json!({"model_type": "nemotron", "tie_word_embeddings": false});
+        write(&home.path().join("base"), &weights, &config).to_str().unwrap().to_owned()
+    };
+    let adapter = adapter.to_str().unwrap();
+    let verdicts = |base: Option<&str>| {
+        let found = check(adapter, base, &Loader::ALL).unwrap();
+        found.into_iter().map(|f| (f.at, f.outcome)).collect::<Vec<_>>()
+    };
+    assert_eq!(verdicts(Some(&base(&[]))), []);
+    let gated = base(&["model.layers.0.mlp.gate_proj"]);
+    assert_eq!(verdicts(Some(&gated)), [(up.to_owned(), Refused)]);
+    assert!(verdicts(None).iter().all(|(_, outcome)| *outcome == Caution), "nothing tells");
+
+    let clean = |name: &str, base: Option<&str>| {
+        let out = home.path().join(name);
+        let job = Sanitizing {
+            adapter: adapter.to_owned(),
+            out: out.clone(),
+            consumers: Loader::ALL.to_vec(),
+            max_rank: None,
+            base: base.map(str::to_owned),
+            dtype: None,
+            memory: 1 << 30,
+            overwrite: false,
+            other_simd: false,
+        };
+        sanitize(&job, &Silent).unwrap();
+        PeftAdapter::open_folder(&out).unwrap().modules().len()
+    };
+    assert_eq!(clean("alone", None), 3, "a module is not made up");
+    assert_eq!(clean("gated", Some(&gated)), 4);
 }
 
 #[test]
@@ -289,9 +339,9 @@ fn the_vocabulary_depends_on_the_base() {
     }
     let unknown = found(&folder, None);
     assert!(unknown.len() == 2 && unknown.iter().all(|f| f.outcome == Caution), "{unknown:?}");
-    assert_eq!(portable(&PeftAdapter::open_folder(&folder).unwrap()), []);
+    assert_eq!(portable(&PeftAdapter::open_folder(&folder).unwrap(), None), []);
     let adapter = PeftAdapter::open_folder(&folder).unwrap();
-    let on = |tied: Option<bool>| judge(&adapter, KnownBase { model_type: Some("qwen3"), tied });
+    let on = |tied: Option<bool>| judge(&adapter, Some(&BaseModules::of_type("qwen3").with_tied(tied)));
     let tied = on(Some(true));
     let of_llama = |f: &RuleFinding| f.consumers == [LlamaCpp] && f.mend == ByPruning;
     assert!(tied.len() == 2 && tied.iter().all(|f| of_llama(f) && f.outcome == Refused), "{tied:?}");

@@ -11,7 +11,8 @@ use crate::common::{Ended, contents, data, run, trephine};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 use trephine::lora::read::{Factors, PeftAdapter};
-use trephine::lora::rules::{KnownBase, Loader, judge};
+use trephine::lora::rules::{Loader, judge};
+use trephine::lora::tree::BaseModules;
 
 const TARGETS: [(&str, Loader); 4] = [
     ("peft", Loader::Peft),
@@ -89,8 +90,8 @@ fn settings(out: &Path) -> Value {
 
 /// Asserts that nothing keeps the program from loading it, and that the folder is complete.
 fn check(out: &Path, consumer: Loader) {
-    let base = KnownBase { model_type: Some("qwen3"), tied: Some(false) };
-    let found = judge(&PeftAdapter::open_folder(out).unwrap(), base);
+    let base = BaseModules::of_type("qwen3").with_tied(Some(false));
+    let found = judge(&PeftAdapter::open_folder(out).unwrap(), Some(&base));
     let failures: Vec<_> = found.iter().filter(|f| f.is_failure() && f.concerns(&[consumer])).collect();
     assert!(failures.is_empty(), "{failures:#?}");
     run(trephine().args(["verify", "--quiet", text(out)])).code(0);
@@ -274,8 +275,19 @@ fn everything_that_can_be_mended_is() {
     let mut settings = config(&["q_proj"]);
     settings["bias"] = json!("lora_only");
     settings.as_object_mut().unwrap().remove("task_type");
-    let (_home, adapter, out) = made(&tensors, &settings);
-    sanitize(&adapter, &out, &[]).code(0);
+    let (home, adapter, out) = made(&tensors, &settings);
+    // That there is a gate_proj beside the up_proj is for the base to tell.
+    let shapes =
+        [("self_attn.q_proj", [16, 12]), ("self_attn.k_proj", [8, 12]), ("self_attn.v_proj", [8, 12])];
+    let shapes = shapes.into_iter().chain([("mlp.gate_proj", [20, 12]), ("mlp.up_proj", [20, 12])]);
+    let weight = |name: &str, shape: [usize; 2]| {
+        Tensor::bf16(&format!("{name}.weight"), &shape, &noise(11, shape[0] * shape[1]))
+    };
+    let mut weights: Vec<Tensor> =
+        shapes.map(|(kind, shape)| weight(&format!("{layer}.{kind}"), shape)).collect();
+    weights.extend([weight("lm_head", [30, 12]), weight("model.embed_tokens", [30, 12])]);
+    let base = write(&home.path().join("base"), &weights, &json!({"model_type": "qwen3"}));
+    sanitize(&adapter, &out, &["--base", text(&base)]).code(0);
     crate::common::measure::check_rules(&out);
     assert_eq!(distance(&adapter, &out), 0.0);
     let names: Vec<String> =

@@ -136,8 +136,9 @@ fn what_the_user_must_decide() {
     fails(
         "shape_unknown",
         |settings, tensors| {
-            settings["target_modules"] = json!(["k_proj"]);
+            settings["target_modules"] = json!(["k_proj", "v_proj"]);
             *tensors = lora("model.layers.0.self_attn.k_proj", [8, 6], 4, 1);
+            tensors.extend(lora("model.layers.0.self_attn.v_proj", [8, 6], 4, 3));
         },
         &["--for", "sglang"],
     );

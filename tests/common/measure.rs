@@ -110,7 +110,7 @@ fn product(out: &Path, module: &str) -> Vec<f64> {
 
 /// Asserts that the rules of every loader find nothing in `out`.
 pub fn check_rules(out: &Path) {
-    assert_eq!(rules::portable(&PeftAdapter::open_folder(out).unwrap()), []);
+    assert_eq!(rules::portable(&PeftAdapter::open_folder(out).unwrap(), None), []);
 }
 
 /// Asserts that the rules hold, that every module's error and norm are as recorded, and that modules which only

@@ -9,5 +9,7 @@ mod adapter;
 mod bad_input;
 mod calibrated;
 mod gguf;
+mod module_trees;
 mod moe;
+mod moe_merge;
 mod quantized;

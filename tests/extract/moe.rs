@@ -14,21 +14,21 @@ use tempfile::{TempDir, tempdir};
 use trephine::commands::extract::{Content, verify};
 use trephine::run::Silent;
 
-const EXPERTS: usize = 3;
-const HIDDEN: usize = 64;
+pub(crate) const EXPERTS: usize = 3;
+pub(crate) const HIDDEN: usize = 64;
 const INNER: usize = 32;
 const RANK: usize = 2;
 /// The expert that training did not change.
 const IDLE: usize = 1;
 
 /// gate, up `[INNER, HIDDEN]` and down `[HIDDEN, INNER]` of one expert.
-type Expert = [Vec<f32>; 3];
+pub(crate) type Expert = [Vec<f32>; 3];
 
 const SHAPES: [[usize; 2]; 3] = [[INNER, HIDDEN], [INNER, HIDDEN], [HIDDEN, INNER]];
 
 /// How a checkpoint stores its experts.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum ExpertLayout {
+pub(crate) enum ExpertLayout {
     /// `experts.0.gate_proj.weight`, or Mixtral's names.
     Singly,
     /// `[E, 2I, H]` and `[E, H, I]`.
@@ -40,14 +40,14 @@ enum ExpertLayout {
 }
 
 /// Two layers of a model in which the experts and one projection change.
-struct Model {
+pub(crate) struct Model {
     kind: &'static str,
     base: Vec<Vec<Expert>>,
-    tuned: Vec<Vec<Expert>>,
+    pub(crate) tuned: Vec<Vec<Expert>>,
 }
 
 impl Model {
-    fn new(kind: &'static str) -> Model {
+    pub(crate) fn new(kind: &'static str) -> Model {
         let bf16 =
             |values: Vec<f32>| values.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect::<Vec<f32>>();
         let seed = |layer: usize, expert: usize, part: usize| (100 * layer + 10 * expert + part) as u64;
@@ -75,7 +75,7 @@ impl Model {
         if self.kind == "mixtral" { ["w1", "w3", "w2"] } else { ["gate_proj", "up_proj", "down_proj"] }
     }
 
-    fn tensors(&self, layers: &[Vec<Expert>], stored: ExpertLayout, scale: f32) -> Vec<Tensor> {
+    pub(crate) fn tensors(&self, layers: &[Vec<Expert>], stored: ExpertLayout, scale: f32) -> Vec<Tensor> {
         let mut tensors = Vec::new();
         for (l, experts) in layers.iter().enumerate() {
             let path = self.path(l, stored);
@@ -98,7 +98,7 @@ impl Model {
     }
 
     /// Writes both sides, the base first.
-    fn write(&self, home: &Path, base: ExpertLayout, tuned: ExpertLayout) -> [String; 2] {
+    pub(crate) fn write(&self, home: &Path, base: ExpertLayout, tuned: ExpertLayout) -> [String; 2] {
         let config = json!({"model_type": self.kind, "hidden_size": HIDDEN, "tie_word_embeddings": false});
         let folder = home.join(format!("{base:?}-{tuned:?}"));
         let mut sides = [self.tensors(&self.base, base, 1.0), self.tensors(&self.tuned, tuned, 1.5)];

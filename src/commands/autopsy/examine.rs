@@ -64,11 +64,11 @@ pub fn autopsy(job: &Examination, running: &RunOptions, progress: &dyn Progress)
     let ours = open(&job.checkpoint)?;
     let theirs = job.against.as_deref().map(open).transpose()?;
     let mut notes = Vec::new();
-    let renaming = theirs.as_ref().and_then(|theirs| Renaming::detect(&ours, theirs));
-    if let Some(Renaming { base, tuned }) = &renaming {
+    let names = theirs.as_ref().map(|theirs| Renaming::detect(&ours, theirs)).unwrap_or_default();
+    let Renaming { base, tuned, .. } = &names;
+    if base != tuned {
         notes.push(format!("names are paired by prefix: '{base}' here is '{tuned}' in the other checkpoint"));
     }
-    let names = renaming.unwrap_or_default();
     let (mut items, mut left_out) = items(&ours, &selection);
     if let Some(theirs) = &theirs {
         pair(&mut items, theirs, &names, &selection, &mut left_out);

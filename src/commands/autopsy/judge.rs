@@ -14,6 +14,7 @@ pub fn role_of_module(name: &str) -> Role {
     match place_of(name) {
         _ if name.contains(".lora_") => Role::Factor,
         Place::Linear | Place::Stacked => Role::Linear,
+        Place::Parameter => Role::Other,
         Place::Embedding | Place::Head | Place::Router | Place::Positions => Role::Table,
     }
 }

@@ -1,15 +1,16 @@
 //! Merges an adapter into a checkpoint: `W + scale · B·A`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::catalogue::Tensor;
 use crate::commands::convert::job::{ConvertJob, Parts};
 use crate::commands::convert::lora_update::Product;
+use crate::commands::convert::matching;
+use crate::commands::convert::matching::Matched;
 use crate::commands::convert::output_plan::{OutputSpec, Target};
 use crate::commands::convert::record::{Conversion, ConversionOutcome};
 use crate::commands::convert::sharding;
@@ -17,9 +18,9 @@ use crate::commands::convert::sharding::DEFAULT_SHARD_SIZE;
 use crate::commands::convert::sidecar_files::Edits;
 use crate::delta::record::Side;
 use crate::lora::factor_dtype::FactorType;
-use crate::lora::names::Place;
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{ExtraKind, Fault};
+use crate::lora::tree::BaseModules;
 use crate::pipeline::options::RunOptions;
 use crate::quant::encode::fp8::FP8_BLOCK;
 use crate::run::engine::PartOutcome;
@@ -122,13 +123,14 @@ fn planned<T>(
 ) -> Result<T> {
     let base = Checkpoint::open(&job.base)?;
     let adapter = PeftAdapter::open(&job.adapter)?;
-    check(&adapter, progress)?;
-    let changed = changed(&base, &adapter)?;
-    let replaced = replaced(&base, &adapter)?;
-    let untie = untie(&base, &changed, &replaced);
+    check(&adapter, &base, progress)?;
+    let (adapter, _) = adapter.named_for(&BaseModules::of(&base))?;
+    let Matched { changed, addends } = matching::changed(&base, &adapter)?;
+    let replaced = matching::replaced(&base, &adapter)?;
+    let untie = matching::untie(&base, &changed, &replaced);
     let spec = OutputSpec { dtype: job.dtype.dtype(), fp8: job.fp8, changed, replaced, untie };
     let target = Target::of(&base, &spec)?;
-    let product = Product::new(&base, &adapter, &spec.changed);
+    let product = Product::new(&adapter, addends);
     let held = product.held();
     let inputs =
         BTreeMap::from([(Side::Base, base.identity().clone()), (Side::Adapter, adapter.identity()?)]);
@@ -165,29 +167,14 @@ fn planned<T>(
     act(&ConvertJob::new(parts, Side::Base, identity)?)
 }
 
-/// The head, if it is tied to the embedding and the adapter changes only one of the two.
-fn untie(
-    base: &Checkpoint,
-    changed: &BTreeSet<String>,
-    replaced: &BTreeMap<String, Tensor>,
-) -> Option<String> {
-    let embedding = base.input_embedding()?.name();
-    // If the head is not stored, the base's lookup returns the embedding.
-    let is_tied = |name: &str| base.module(name).is_some_and(|module| module.name() == embedding);
-    let head = changed.iter().find(|name| *name != embedding && is_tied(name));
-    let other = || {
-        let touched = changed.contains(embedding) || replaced.contains_key(&format!("{embedding}.weight"));
-        (touched && is_tied("lm_head")).then(|| "lm_head".to_owned())
-    };
-    head.cloned().or_else(other)
-}
-
-/// Refuses an adapter that holds more than factors, and notes what is unusual.
-fn check(adapter: &PeftAdapter, progress: &dyn Progress) -> Result<()> {
+/// Refuses an adapter that is more than factors, and tells what is odd.
+fn check(adapter: &PeftAdapter, base: &Checkpoint, progress: &dyn Progress) -> Result<()> {
     let (config, root) = (adapter.config(), adapter.root());
     let refuse = |what: String| Error::input(what).path(root);
-    for (key, what) in [("use_dora", "DoRA"), ("fan_in_fan_out", "transposed weights (fan_in_fan_out)")] {
-        if config.is(key) {
+    // PEFT says it of every layer that is stored `[in, out]`, as GPT-2's are.
+    let turned = config.is("fan_in_fan_out") && !base.tree().has_conv1d();
+    for (is, what) in [(config.is("use_dora"), "DoRA"), (turned, "transposed weights (fan_in_fan_out)")] {
+        if is {
             return Err(refuse(format!("adapters with {what} cannot be merged")).hint("merge it with PEFT"));
         }
     }
@@ -223,76 +210,4 @@ fn check(adapter: &PeftAdapter, progress: &dyn Progress) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The modules that the adapter changes, each checked against the base.
-fn changed(base: &Checkpoint, adapter: &PeftAdapter) -> Result<BTreeSet<String>> {
-    let (mut changed, mut missing) = (BTreeSet::new(), Vec::new());
-    for module in adapter.modules() {
-        let name = module.name();
-        let Some(weight) = base.module(name) else {
-            missing.push(name);
-            continue;
-        };
-        if module.experts() > 1 {
-            return Err(Error::input("a LoRA of a stack of experts cannot be merged yet")
-                .tensor(name)
-                .path(adapter.root())
-                .hint("merge it with PEFT"));
-        }
-        let [rows, columns] = weight.shape();
-        let expected = if module.place() == Place::Embedding { [columns, rows] } else { [rows, columns] };
-        if module.shape() != expected {
-            let what = format!(
-                "the adapter's factors give a change of shape {:?}, but the base's weight needs {expected:?}",
-                module.shape()
-            );
-            let hint = "the adapter belongs to another base, which its config names";
-            return Err(Error::input(what).tensor(name).path(adapter.root()).hint(hint));
-        }
-        changed.insert(name.to_owned());
-    }
-    if missing.is_empty() {
-        return Ok(changed);
-    }
-    let examples = missing.iter().take(3).map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
-    let more = if missing.len() > 3 { format!(" and {} more", missing.len() - 3) } else { String::new() };
-    Err(Error::input(format!("the base does not have {} of the adapter's modules: {examples}{more}", missing.len()))
-        .path(adapter.root())
-        .hint("the adapter belongs to another base, or its names have another prefix: merging would have no effect on these modules"))
-}
-
-/// Parameters that the adapter holds whole, by the base's names.
-fn replaced(base: &Checkpoint, adapter: &PeftAdapter) -> Result<BTreeMap<String, Tensor>> {
-    let whole = |kind: &ExtraKind| matches!(kind, ExtraKind::Norm | ExtraKind::Bias | ExtraKind::FullWeight);
-    let mut replaced = BTreeMap::new();
-    for extra in adapter.extras().iter().filter(|extra| whole(&extra.kind)) {
-        let refuse = |what: String| Error::input(what).tensor(&extra.target).path(adapter.root());
-        let stored = base.tensor(&extra.target);
-        let quantized = base
-            .module(extra.target.strip_suffix(".weight").unwrap_or_default())
-            .is_some_and(|module| module.is_quantized());
-        match stored {
-            Some(stored) if stored.stored.shape == extra.tensor.stored.shape && !quantized => {
-                replaced.insert(extra.target.clone(), extra.tensor.clone());
-            }
-            Some(stored) => {
-                let what = format!(
-                    "the adapter holds a whole parameter as {}, but the base has it as {}",
-                    extra.tensor.stored.describe(),
-                    stored.stored.describe()
-                );
-                return Err(
-                    refuse(what).hint("`trephine sanitize` prunes such parameters and reports what is lost")
-                );
-            }
-            None => {
-                let what = "the adapter holds a whole parameter that the base does not have".to_owned();
-                return Err(
-                    refuse(what).hint("`trephine sanitize` prunes such parameters and reports what is lost")
-                );
-            }
-        }
-    }
-    Ok(replaced)
 }

@@ -11,9 +11,11 @@
 //! computed. Converters that work on files do the same, compressed-tensors' among them. (transformers casts the whole
 //! model to one dtype when it loads it.)
 
+pub(crate) mod accounts;
 pub(crate) mod dequantize;
 pub(crate) mod job;
 pub(crate) mod lora_update;
+pub(crate) mod matching;
 pub(crate) mod merge;
 pub(crate) mod output_plan;
 pub(crate) mod record;

@@ -7,7 +7,8 @@ use safetensors::Dtype;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
-use crate::commands::convert::sharding::{Content, OutTensor, Unit};
+use crate::commands::convert::accounts;
+use crate::commands::convert::sharding::{Computed, Content, OutTensor, Unit};
 use crate::lora::names::{Place, kind_of, place_of};
 use crate::quant::encode::fp8::FP8_BLOCK;
 use crate::quant::expert::layout::ExpertForm;
@@ -52,10 +53,9 @@ impl Target {
     /// Plans every tensor of `base`.
     ///
     /// # Errors
-    /// A GGUF checkpoint; a stack of experts that the adapter changes, in a model that only exists with stacks; two
-    /// weights of the same name.
+    /// GGUF; two weights of one name; a tensor of which nothing became.
     pub fn of(base: &Checkpoint, spec: &OutputSpec) -> Result<Target> {
-        // GGUF metadata is not a complete config, and some of its dense weights are stored permuted.
+        // Its metadata are no whole config, and some of its dense weights lie permuted.
         if base.scheme().kind() == SchemeKind::Gguf {
             let hint =
                 "convert it with transformers: from_pretrained(.., gguf_file=..), then save_pretrained";
@@ -67,17 +67,20 @@ impl Target {
         let is_block_fp8 =
             base.scheme().kind() == SchemeKind::BlockFp8 { rows: FP8_BLOCK[0], columns: FP8_BLOCK[1] };
         let singly = stacks_to_split(base, spec, is_block_fp8);
+        let changed_stacks = changed_stacks(base, spec);
         for module in base.modules() {
+            let changed = spec.changed.contains(module.name());
             match module.stack() {
                 Some((stack, shape)) if !singly.contains(module.tensors()[0].name()) => {
-                    if spec.changed.contains(module.name()) {
-                        let what = "a single expert of a stack cannot be changed";
-                        let error = Error::input(what).tensor(module.name()).path(base.root());
-                        return Err(error.hint("merge it with PEFT"));
-                    }
-                    target.stack(stack, shape, spec, is_block_fp8);
+                    let changed = changed_stacks.contains(stack.name());
+                    target.stack(stack, shape, changed, spec, is_block_fp8);
                 }
-                _ => target.module(module, spec, is_block_fp8)?,
+                _ if module.singles().is_empty() => target.module(module, changed, spec, is_block_fp8)?,
+                _ => {
+                    for single in module.singles() {
+                        target.module(&single.module, changed, spec, is_block_fp8)?;
+                    }
+                }
             }
         }
         if let Some(head) = &spec.untie
@@ -97,17 +100,25 @@ impl Target {
         target.units.sort_by_key(|unit| unit.place);
         target.not_converted.sort();
         target.unique(base)?;
+        accounts::check(base, &target.units, &target.dropped)?;
         Ok(target)
     }
 
-    fn module(&mut self, module: &Module, spec: &OutputSpec, is_block_fp8: bool) -> Result<()> {
+    fn module(
+        &mut self,
+        module: &Module,
+        changed: bool,
+        spec: &OutputSpec,
+        is_block_fp8: bool,
+    ) -> Result<()> {
         let (name, lead) = (module.name(), &module.tensors()[0]);
         let weight = format!("{name}.weight");
         if spec.replaced.contains_key(&weight) && !module.is_quantized() {
             self.copy(lead, spec);
             return Ok(());
         }
-        let (changed, sliced) = (spec.changed.contains(name), module.stack().is_some());
+        let sliced = module.stack().is_some();
+        let computed = || Computed { name: name.to_owned(), module: module.clone() };
         if module.is_quantized() && !sliced && !belongs(name, lead) {
             let what = "this quantized expert is stored under another name, and has no dense form to write";
             return Err(Error::input(what)
@@ -130,8 +141,8 @@ impl Target {
             let codes = TensorInfo { dtype: Dtype::F8_E4M3, ..whole };
             let scales = TensorInfo { name: format!("{weight}_scale_inv"), dtype: Dtype::F32, shape: grid };
             let tensors = vec![
-                OutTensor { stored: codes, content: Content::Codes(name.to_owned()) },
-                OutTensor { stored: scales, content: Content::Scales(name.to_owned()) },
+                OutTensor { stored: codes, content: Content::Codes(computed()) },
+                OutTensor { stored: scales, content: Content::Scales(computed()) },
             ];
             self.units.push(Unit { place, tensors });
         } else {
@@ -143,7 +154,7 @@ impl Target {
                 // An unchanged slice keeps its dtype.
                 let dtype = if changed || module.is_quantized() { spec.dtype } else { lead.stored.dtype };
                 let stored = TensorInfo { dtype, ..whole };
-                let tensors = vec![OutTensor { stored, content: Content::Weight(name.to_owned()) }];
+                let tensors = vec![OutTensor { stored, content: Content::Weight(computed()) }];
                 self.units.push(Unit { place, tensors });
             } else {
                 self.copy(lead, spec);
@@ -152,14 +163,21 @@ impl Target {
         Ok(())
     }
 
-    /// Plans a stack of experts, once for all of its modules.
-    fn stack(&mut self, stack: Module, shape: [usize; 3], spec: &OutputSpec, is_block_fp8: bool) {
+    /// A stack of experts, once for all of its modules.
+    fn stack(
+        &mut self,
+        stack: Module,
+        shape: [usize; 3],
+        changed: bool,
+        spec: &OutputSpec,
+        is_block_fp8: bool,
+    ) {
         let lead = stack.tensors()[0].clone();
         if !self.stacks.insert(lead.name().to_owned()) {
             return;
         }
         let place = (lead.file, lead.bytes.start);
-        if spec.fp8 && stack.is_quantized() && is_block_fp8 {
+        if spec.fp8 && stack.is_quantized() && is_block_fp8 && !changed {
             self.fp8 = true;
             self.copied += stack.tensors().len();
             let tensors = stack.tensors().iter().map(OutTensor::copy).collect();
@@ -169,7 +187,7 @@ impl Target {
         if spec.fp8 {
             self.not_converted.push(stack.name().to_owned());
         }
-        if !stack.is_quantized() {
+        if !stack.is_quantized() && !changed {
             return self.copy(&lead, spec);
         }
         self.computed += 1;
@@ -181,7 +199,8 @@ impl Target {
     fn head(&mut self, head: &str, embedding: &Module, spec: &OutputSpec) {
         let lead = &embedding.tensors()[0];
         let (dtype, content) = if spec.changed.contains(head) || embedding.is_quantized() {
-            (spec.dtype, Content::Weight(head.to_owned()))
+            let module = embedding.clone();
+            (spec.dtype, Content::Weight(Computed { name: head.to_owned(), module }))
         } else {
             (lead.stored.dtype, Content::Base(lead.clone()))
         };
@@ -233,7 +252,13 @@ fn stacks_to_split(base: &Checkpoint, spec: &OutputSpec, is_block_fp8: bool) -> 
     split.map(|module| module.tensors()[0].name().to_owned()).collect()
 }
 
-/// Whether a module has the name that its first tensor is stored under: `X` for `X.weight`, `X.qweight` or
+/// The stacks that stay stacks of which an adapter changes an expert, by the names of their dense tensors.
+fn changed_stacks(base: &Checkpoint, spec: &OutputSpec) -> HashSet<String> {
+    let changed = base.modules().filter(|module| spec.changed.contains(module.name()));
+    changed.filter_map(|module| Some(module.stack()?.0.name().to_owned())).collect()
+}
+
+/// Whether a module is the one that its first tensor is stored for: `X` of `X.weight`, `X.qweight` or
 /// `X.weight_packed`.
 fn belongs(name: &str, lead: &Tensor) -> bool {
     lead.name()

@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::{FileId, Tensor};
 use crate::checkpoint::module::Module;
 use crate::quant::encode::fp8::FP8_BLOCK;
@@ -30,11 +29,20 @@ pub(crate) enum Content {
     /// The dense form of a stack of experts, computed and rounded.
     Stack(Module),
     /// The weight of a module, computed and rounded.
-    Weight(String),
+    Weight(Computed),
     /// The same as e4m3 codes.
-    Codes(String),
+    Codes(Computed),
     /// The scales of these codes.
-    Scales(String),
+    Scales(Computed),
+}
+
+/// A module whose weight is computed.
+#[derive(Clone, Debug)]
+pub(crate) struct Computed {
+    /// Its name in the output: that of the head where a head is made from the embedding.
+    pub name: String,
+    /// Where its values come from.
+    pub module: Module,
 }
 
 /// One tensor of the output.
@@ -52,11 +60,11 @@ impl OutTensor {
         OutTensor { stored: tensor.stored.clone(), content: Content::Base(tensor.clone()) }
     }
 
-    /// The module that it is computed from, if it is computed.
-    pub fn module<'a>(&'a self, base: &'a Checkpoint) -> Option<&'a Module> {
+    /// The module that it is computed from, if it is.
+    pub fn module(&self) -> Option<&Module> {
         match &self.content {
             Content::Stack(stack) => Some(stack),
-            Content::Weight(name) | Content::Codes(name) | Content::Scales(name) => base.module(name),
+            Content::Weight(of) | Content::Codes(of) | Content::Scales(of) => Some(&of.module),
             Content::Base(_) | Content::Adapter(_) => None,
         }
     }

@@ -104,9 +104,7 @@ impl<'a> Producer<'a> {
         let planned: Vec<(&OutTensor, ShardPiece)> = shard
             .tensors
             .iter()
-            .flat_map(|tensor| {
-                pieces(tensor, tensor.module(self.base)).into_iter().map(move |piece| (tensor, piece))
-            })
+            .flat_map(|tensor| pieces(tensor, tensor.module()).into_iter().map(move |piece| (tensor, piece)))
             .collect();
         planned.iter().take(AHEAD).for_each(|(tensor, piece)| self.prefetch(tensor, piece));
         let mut scales: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
@@ -128,8 +126,8 @@ impl<'a> Producer<'a> {
                 Made::Computed(mut buffer) => {
                     writer.put(name, &buffer.bytes)?;
                     progress.written(buffer.bytes.len() as u64);
-                    if let Content::Codes(module) = &tensor.content {
-                        scales.entry(module).or_default().append(&mut buffer.scales);
+                    if let Content::Codes(of) = &tensor.content {
+                        scales.entry(&of.name).or_default().append(&mut buffer.scales);
                     }
                     if buffer.non_finite > 0 {
                         *non_finite.entry(name.trim_end_matches(".weight").to_owned()).or_default() +=
@@ -138,8 +136,8 @@ impl<'a> Producer<'a> {
                     self.give_back(buffer);
                 }
                 Made::Scales => {
-                    let Content::Scales(module) = &tensor.content else { return Ok(()) };
-                    let mine = scales.remove(module.as_str()).unwrap_or_default();
+                    let Content::Scales(of) = &tensor.content else { return Ok(()) };
+                    let mine = scales.remove(of.name.as_str()).unwrap_or_default();
                     let bytes: Vec<u8> = mine.iter().flat_map(|scale| scale.to_le_bytes()).collect();
                     writer.put(name, &bytes)?;
                     progress.written(bytes.len() as u64);
@@ -151,7 +149,7 @@ impl<'a> Producer<'a> {
     }
 
     fn prefetch(&self, tensor: &OutTensor, piece: &ShardPiece) {
-        match (piece, &tensor.content, tensor.module(self.base)) {
+        match (piece, &tensor.content, tensor.module()) {
             (ShardPiece::Bytes(range), Content::Base(from), _) => self.base.prefetch(from, range.clone()),
             // A module that is mapped whole is read when it is mapped.
             (ShardPiece::Rows(rows), _, Some(module)) if !module.is_whole() => {
@@ -171,13 +169,13 @@ impl<'a> Producer<'a> {
             }
             (ShardPiece::Scales, ..) => Ok(Made::Scales),
             (ShardPiece::Rows(rows), content, _) => {
-                let missing = || Error::unexpected("a planned module is missing").tensor(&tensor.stored.name);
-                let module = tensor.module(self.base).ok_or_else(missing)?;
+                let missing = || Error::unexpected("the module is gone").tensor(&tensor.stored.name);
+                let module = tensor.module().ok_or_else(missing)?;
                 let mut buffer =
                     self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
                 let name = match content {
-                    // For a tied head this is the head's name, not the embedding's.
-                    Content::Weight(name) | Content::Codes(name) => name,
+                    // Of a head that is the embedding, the head.
+                    Content::Weight(of) | Content::Codes(of) => &of.name,
                     _ => module.name(),
                 };
                 let encoded = matches!(content, Content::Codes(_));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::checkpoint::Checkpoint;
 use crate::lora::read::{ExtraKind, PeftAdapter, PeftModule};
+use crate::lora::tree::BaseModules;
 use crate::model::{LowRank, Updates};
 use crate::{Error, Result};
 
@@ -16,7 +17,9 @@ pub(super) struct Adapters {
 
 impl Adapters {
     pub fn open(specs: &[String], checkpoint: &Checkpoint) -> Result<Adapters> {
-        let adapters = specs.iter().map(|spec| PeftAdapter::open(spec)).collect::<Result<Vec<_>>>()?;
+        let tree = BaseModules::of(checkpoint);
+        let open = |spec: &String| Ok(PeftAdapter::open(spec)?.named_for(&tree)?.0);
+        let adapters = specs.iter().map(open).collect::<Result<Vec<_>>>()?;
         adapters.iter().try_for_each(refuse_more_than_lora)?;
         let modules = adapters.iter().map(|adapter| paired(adapter, checkpoint)).collect::<Result<_>>()?;
         Ok(Adapters { adapters, modules })

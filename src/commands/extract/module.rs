@@ -100,11 +100,38 @@ pub fn load(
     let difference = difference(inputs, module, job)?;
     let (m, n) = (difference.rows(), difference.cols());
     if !module.held {
-        return Ok(Loaded { held: None, survey: difference.survey(None, read)? });
+        let survey = difference.survey(None, read)?;
+        check_values(&survey, m * n, &module.name)?;
+        return Ok(Loaded { held: None, survey });
     }
     let mut values = slab(m * n)?;
     let survey = difference.survey(Some(&mut values), read)?;
+    check_values(&survey, m * n, &module.name)?;
     Ok(Loaded { held: Some(Held::new(m, n, values)?), survey })
+}
+
+/// The largest share of a weight's elements that `--non-finite zero` takes as unchanged: some stray values, not a weight that is lost.
+const MOST_NON_FINITE: f64 = 0.01;
+
+/// Refuses a delta of which too little is left to speak of quality.
+fn check_values(survey: &Survey, elements: usize, name: &str) -> Result<()> {
+    let share = survey.non_finite as f64 / elements.max(1) as f64;
+    if share > MOST_NON_FINITE {
+        let what = format!(
+            "{} of {elements} elements of a weight are NaN or infinite ({:.1} %), which is too much to take as unchanged",
+            survey.non_finite,
+            100.0 * share
+        );
+        let hint = "the checkpoint is damaged: fetch it again, or leave the module out with --exclude";
+        return Err(Error::input(what).tensor(name).hint(hint));
+    }
+    if survey.norm2 == 0.0 && survey.vanished > 0 {
+        let what =
+            format!("all of a weight's change ({} elements) is below what f32 can hold", survey.vanished);
+        let hint = "leave the module out with --exclude: no adapter can hold such a change";
+        return Err(Error::input(what).tensor(name).hint(hint));
+    }
+    Ok(())
 }
 
 /// Factorizes a loaded module, rounds its factors, and measures them. The delta's buffer goes to `spent` when it is no

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs;
 use std::path::Path;
 
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::checkpoint::module_tree::ExpertConversion;
 use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::module::difference;
 use crate::commands::extract::options::Extraction;
@@ -24,12 +24,15 @@ use crate::factorize::residual;
 use crate::lora::names::{Place, place_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::rules;
+use crate::lora::rules::RuleFinding;
+use crate::lora::tree::BaseModules;
 use crate::lora::write::expert_stacks::{ModuleFactors, read_factors};
 use crate::lora::write::shard::Shard;
 use crate::pipeline::options::RunOptions;
 use crate::quant::format::dense::to_f32;
-use crate::run::layout::LOG;
+use crate::run::layout::{LOG, LONGEST_RECORD};
 use crate::run::progress::Progress;
+use crate::storage::regular_file;
 use crate::{Error, Result, lora};
 
 /// The checkpoints that an adapter's content is checked against.
@@ -147,8 +150,9 @@ fn check_content(
             return Ok(());
         }
     };
-    check_rules(folder, &mut verification.content);
-    check_digests(&manifest, &adapter, &mut verification.content);
+    let tree = BaseModules::of(&inputs.base);
+    check_rules(folder, &tree, &mut verification.content);
+    check_digests(&manifest, &adapter, &tree, &mut verification.content);
     let read = plan.modules.iter().map(|module| module.read_bytes).sum();
     progress.begin(plan.modules.len(), read, 0, 0);
     let recorded: BTreeMap<&str, &ModuleRecord> =
@@ -169,8 +173,15 @@ fn check_content(
         match recorded.get(module.name.as_str()) {
             None => verification.content.push(mismatch(&module.name, "is not in the adapter")),
             Some(record) => {
-                let found =
-                    check_module(&inputs, &job, module, record, &tensors, (&adapter, manifest.rank), &count)?;
+                let found = check_module(
+                    &inputs,
+                    &job,
+                    module,
+                    record,
+                    &tensors,
+                    (&adapter, &tree, manifest.rank),
+                    &count,
+                )?;
                 verification.content.extend(found);
                 verification.modules += 1;
             }
@@ -192,31 +203,36 @@ fn mismatch(at: &str, why: impl Into<String>) -> Mismatch {
 
 fn read_manifest(folder: &Path) -> Result<Manifest> {
     let path = folder.join(MANIFEST);
-    let text = fs::read_to_string(&path).map_err(|e| {
+    let text = regular_file::read_within(&path, LONGEST_RECORD).map_err(|e| {
         let hint = "--base and --tuned only work for an adapter that Trephine extracted";
         Error::input("the folder has no manifest").path(&path).because(e).hint(hint)
     })?;
-    serde_json::from_str(&text).map_err(|e| {
+    serde_json::from_slice(&text).map_err(|e| {
         let hint = "run verify without --base and --tuned to see which files are damaged";
         Error::input("the manifest cannot be read").path(&path).because(e).hint(hint)
     })
 }
 
-fn check_rules(folder: &Path, found: &mut Vec<Mismatch>) {
+fn check_rules(folder: &Path, base: &BaseModules, found: &mut Vec<Mismatch>) {
     match PeftAdapter::open_folder(folder) {
         Err(why) => found.push(mismatch(lora::CONFIG, why.to_string())),
         Ok(adapter) => {
-            let broken = rules::portable(&adapter);
-            found.extend(broken.iter().map(|finding| mismatch(&finding.at, &*finding.why)));
+            // The rank of fused experts has to be said for PEFT; the tensors are of one rank.
+            let said = |finding: &RuleFinding| {
+                base.expert_conversion() == Some(ExpertConversion::Keys) && finding.at.ends_with("_pattern")
+            };
+            let broken = rules::portable(&adapter, Some(base)).into_iter().filter(|finding| !said(finding));
+            found.extend(broken.map(|finding| mismatch(&finding.at, &*finding.why)));
         }
     }
 }
 
 /// Checks that the factors, zeros and padding included, match the manifest byte for byte: their error alone would not
 /// show a small change.
-fn check_digests(manifest: &Manifest, adapter: &Shard, found: &mut Vec<Mismatch>) {
+fn check_digests(manifest: &Manifest, adapter: &Shard, tree: &BaseModules, found: &mut Vec<Mismatch>) {
     for module in &manifest.modules {
-        match read_factors(adapter, &module.name, place_of(&module.name), manifest.rank) {
+        let name = tree.name_in_model(&module.name);
+        match read_factors(adapter, &name, place_of(&module.name), manifest.rank) {
             Err(why) => found.push(mismatch(&module.name, format!("cannot be read: {why}"))),
             Ok(ModuleFactors { a, b, .. }) => {
                 let digest = blake3::Hasher::new().update(&a.1).update(&b.1).finalize();
@@ -236,7 +252,7 @@ fn check_module(
     module: &PlannedModule,
     record: &ModuleRecord,
     tensors: &BTreeMap<TensorKey<'_>, &TensorRecord>,
-    (adapter, rank): (&Shard, usize),
+    (adapter, tree, rank): (&Shard, &BaseModules, usize),
     read: &(dyn Fn(u64) + Sync),
 ) -> Result<Vec<Mismatch>> {
     let mut found = Vec::new();
@@ -256,7 +272,7 @@ fn check_module(
             )),
         }
     }
-    let (left, right) = match factors(adapter, module, rank) {
+    let (left, right) = match factors(adapter, tree, module, rank) {
         Ok(factors) => factors,
         Err(why) => {
             found.push(mismatch(&module.name, why.to_string()));
@@ -288,8 +304,14 @@ fn close(a: f64, b: f64) -> bool {
 }
 
 /// The adapter's factors of the weight: `left` `[rows, r]` and `right` `[r, cols]`.
-fn factors(adapter: &Shard, module: &PlannedModule, rank: usize) -> Result<(Vec<f32>, Vec<f32>)> {
-    let stored = read_factors(adapter, &module.name, module.pair.place, rank)?;
+fn factors(
+    adapter: &Shard,
+    tree: &BaseModules,
+    module: &PlannedModule,
+    rank: usize,
+) -> Result<(Vec<f32>, Vec<f32>)> {
+    let name = tree.name_in_model(&module.name);
+    let stored = read_factors(adapter, &name, module.pair.place, rank)?;
     let ((a_shape, a), (b_shape, b)) = (stored.a, stored.b);
     let (a, b) = (to_f32(stored.dtype, &a)?, to_f32(stored.dtype, &b)?);
     let [rows, cols] = module.shape;

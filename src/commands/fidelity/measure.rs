@@ -25,6 +25,7 @@ use crate::factorize::residual;
 use crate::lora::names::{Place, kind_of, place_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{ExtraKind, PeftModule};
+use crate::lora::tree::BaseModules;
 use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD, mapped};
 use crate::pipeline::options::RunOptions;
 use crate::run::identity::RunIdentity;
@@ -67,7 +68,9 @@ impl<'a> Measurement<'a> {
     pub fn plan(job: &'a Measuring, progress: &dyn Progress) -> Result<Measurement<'a>> {
         let served = Checkpoint::open(&job.served)?;
         let tuned = Checkpoint::open(&job.tuned)?;
-        let adapters = job.adapters.iter().map(|spec| PeftAdapter::open(spec)).collect::<Result<Vec<_>>>()?;
+        let tree = BaseModules::of(&served);
+        let open = |spec: &String| Ok(PeftAdapter::open(spec)?.named_for(&tree)?.0);
+        let adapters = job.adapters.iter().map(open).collect::<Result<Vec<_>>>()?;
         adapters.iter().try_for_each(refuse_more_than_lora)?;
         let (pairs, notes) = pairs(&served, &tuned, &adapters)?;
         notes.iter().for_each(|note| progress.note(note));
@@ -282,7 +285,17 @@ fn measure(
             continue;
         };
         let (left, right) = factors(adapter, module, pair)?;
+        let not_finite = |what: &str| {
+            let hint = "`trephine autopsy` tells what is wrong with an adapter";
+            Error::input(what).tensor(module.name()).path(adapter.root()).hint(hint)
+        };
+        if left.iter().chain(&right).any(|value| !value.is_finite()) {
+            return Err(not_finite("a factor of the adapter, with its scale, is NaN or infinite"));
+        }
         let measured = residual::residual(&delta, &left, &right)?;
+        if !measured.norm2.is_finite() || !measured.residual2.is_finite() {
+            return Err(not_finite("the adapter's change is too large to be measured"));
+        }
         without = Some(measured.norm2);
         with.push(Some(measured.residual2));
         ranks.push(module.rank());

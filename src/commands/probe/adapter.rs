@@ -12,7 +12,9 @@ use crate::lora::names::kind_of;
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::PeftModule;
 use crate::lora::read::config::Targets;
-use crate::lora::rules::{Effect, KnownBase, Loader, RuleFinding, judge};
+use crate::lora::rules::tree;
+use crate::lora::rules::{Effect, Loader, RuleFinding, judge};
+use crate::lora::tree::BaseModules;
 
 /// What a probe found in an adapter.
 #[derive(Clone, Debug, Serialize)]
@@ -39,10 +41,24 @@ pub struct AdapterProbe {
     pub bytes: u64,
     /// Tensors that are not factors: for each name, what it is.
     pub extras: BTreeMap<String, String>,
+    /// For each program, which modules it matches with the base's, where the base is given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub matches: Vec<LoaderMatches>,
     /// For each program, whether it would load the adapter.
     pub consumers: Vec<LoaderVerdict>,
     /// Everything that a program objects to, the most severe first.
     pub findings: Vec<RuleFinding>,
+}
+
+/// Which modules of an adapter one program matches with those of the base.
+#[derive(Clone, Debug, Serialize)]
+pub struct LoaderMatches {
+    /// The program.
+    pub consumer: Loader,
+    /// The modules that it finds, as the adapter names them.
+    pub matched: Vec<String>,
+    /// The modules that would do nothing.
+    pub unmatched: Vec<String>,
 }
 
 /// What one program would do with an adapter.
@@ -58,15 +74,23 @@ pub struct LoaderVerdict {
     pub why: Option<String>,
 }
 
-/// Probes an adapter. `base` is the checkpoint that it is for, if known: whether vLLM and llama.cpp accept a LoRA on
-/// the embedding or the head depends on it.
+/// Probes an adapter. `base` is the checkpoint that it is for, if known: the adapter's modules are matched against it, and
+/// whether vLLM and llama.cpp accept a LoRA on the embedding or the head depends on it.
 ///
 /// # Errors
 /// See [`PeftAdapter::open`] and [`Checkpoint::open`].
 pub fn probe_adapter(spec: &str, base: Option<&str>) -> Result<AdapterProbe> {
     let adapter = PeftAdapter::open(spec)?;
-    let base = base.map(Checkpoint::open).transpose()?;
-    let findings = judge(&adapter, base.as_ref().map_or_else(KnownBase::default, KnownBase::of));
+    let base = base.map(Checkpoint::open).transpose()?.as_ref().map(BaseModules::of);
+    let findings = judge(&adapter, base.as_ref());
+    let matches = |base: &BaseModules| {
+        let of = |consumer| {
+            let (matched, unmatched) = tree::matches(consumer, &adapter, base);
+            LoaderMatches { consumer, matched, unmatched }
+        };
+        Loader::ALL.map(of).to_vec()
+    };
+    let matches = base.as_ref().map(matches).unwrap_or_default();
     let (mut ranks, mut kinds) = (BTreeMap::new(), BTreeMap::new());
     for module in adapter.modules() {
         *ranks.entry(module.rank()).or_insert(0) += 1;
@@ -96,6 +120,7 @@ pub fn probe_adapter(spec: &str, base: Option<&str>) -> Result<AdapterProbe> {
         kinds,
         bytes: adapter.tensors().map(Tensor::size).sum(),
         extras: adapter.extras().iter().map(extra).collect(),
+        matches,
         consumers: Loader::ALL.map(|consumer| verdict(consumer, &findings)).to_vec(),
         findings,
     })

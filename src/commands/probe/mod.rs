@@ -4,7 +4,7 @@ pub(crate) mod adapter;
 pub(crate) mod checkpoint;
 pub(crate) mod described;
 pub(crate) mod groups;
-pub use self::adapter::{AdapterProbe, probe_adapter};
+pub use self::adapter::{AdapterProbe, LoaderMatches, probe_adapter};
 pub use self::checkpoint::{Level, Probe, ProbeFinding, Showing, WeightKind, probe};
 pub use self::described::DescribedTensor;
 pub use self::described::Probed;

@@ -25,7 +25,8 @@ use crate::checkpoint::Checkpoint;
 use crate::commands::sanitize::job::SanitizeJob;
 use crate::commands::sanitize::plan::SanitizePlan;
 use crate::lora::read::PeftAdapter;
-use crate::lora::rules::{Fix, KnownBase, Loader, RuleFinding};
+use crate::lora::rules::{Fix, Loader, RuleFinding};
+use crate::lora::tree::BaseModules;
 use crate::lora::{CONFIG, rules};
 use crate::run::progress::Progress;
 use crate::{Error, Result};
@@ -38,18 +39,13 @@ use crate::{Error, Result};
 pub fn check(adapter: &str, base: Option<&str>, consumers: &[Loader]) -> Result<Vec<RuleFinding>> {
     let adapter = PeftAdapter::open(adapter)?;
     let base = base.map(Checkpoint::open).transpose()?;
-    Ok(concerning(&adapter, base.as_ref(), consumers))
+    Ok(concerning(&adapter, base.as_ref().map(BaseModules::of).as_ref(), consumers))
 }
 
-fn concerning(adapter: &PeftAdapter, base: Option<&Checkpoint>, consumers: &[Loader]) -> Vec<RuleFinding> {
-    let mut found = rules::judge(adapter, known(base));
+fn concerning(adapter: &PeftAdapter, base: Option<&BaseModules>, consumers: &[Loader]) -> Vec<RuleFinding> {
+    let mut found = rules::judge(adapter, base);
     found.retain(|finding| finding.concerns(consumers));
     found
-}
-
-/// What is known of the base.
-fn known(base: Option<&Checkpoint>) -> KnownBase<'_> {
-    base.map_or_else(KnownBase::default, KnownBase::of)
 }
 
 /// Sanitizes, or continues a run that was stopped.
@@ -61,7 +57,8 @@ fn known(base: Option<&Checkpoint>) -> KnownBase<'_> {
 pub fn sanitize(job: &Sanitizing, progress: &dyn Progress) -> Result<Sanitized> {
     let adapter = PeftAdapter::open(&job.adapter)?;
     let base = job.base.as_deref().map(Checkpoint::open).transpose()?;
-    let judged = rules::judge(&adapter, known(base.as_ref()));
+    let modules = base.as_ref().map(BaseModules::of);
+    let judged = rules::judge(&adapter, modules.as_ref());
     if let Some(hopeless) = judged.iter().find(|finding| finding.mend == Fix::No) {
         let is_another_method =
             hopeless.at.starts_with(CONFIG) || hopeless.at.contains("lora_magnitude_vector");
@@ -75,9 +72,9 @@ pub fn sanitize(job: &Sanitizing, progress: &dyn Progress) -> Result<Sanitized> 
     }
     let found: Vec<RuleFinding> =
         judged.into_iter().filter(|finding| finding.concerns(&job.consumers)).collect();
-    let plan = SanitizePlan::make(job, &adapter, base.as_ref(), &found)?;
+    let plan = SanitizePlan::make(job, &adapter, base.as_ref(), modules.as_ref(), &found)?;
     let record = SanitizeJob::new(job, &adapter, base.as_ref(), &plan, &found)?.run(progress)?;
-    let left = concerning(&PeftAdapter::open_folder(&job.out)?, base.as_ref(), &job.consumers);
+    let left = concerning(&PeftAdapter::open_folder(&job.out)?, modules.as_ref(), &job.consumers);
     match left.iter().find(|finding| finding.is_failure()) {
         None => Ok(record),
         Some(left) => {

@@ -9,11 +9,14 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::commands::sanitize::options::Sanitizing;
 use crate::lora::factor_dtype::FactorType;
-use crate::lora::names::{Place, expert_of, fused_siblings, kind_of};
+use crate::lora::names::{Place, expert_of, kind_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{Extra, ExtraKind, PeftModule};
+use crate::lora::rules::siblings;
+use crate::lora::rules::siblings::Presence;
 use crate::lora::rules::tensors::takes;
 use crate::lora::rules::{Effect, Fix, Loader, RuleFinding};
+use crate::lora::tree::BaseModules;
 use crate::{Error, Result};
 
 /// Bytes that the process needs besides one module's factors.
@@ -56,6 +59,7 @@ impl<'a> SanitizePlan<'a> {
         job: &Sanitizing,
         adapter: &'a PeftAdapter,
         base: Option<&Checkpoint>,
+        known: Option<&BaseModules>,
         found: &[RuleFinding],
     ) -> Result<SanitizePlan<'a>> {
         let refused = |module: &&PeftModule| {
@@ -68,13 +72,13 @@ impl<'a> SanitizePlan<'a> {
         let rank = rank(job, adapter, &carried)?;
         let dtype = job.dtype.unwrap_or_else(|| widest(&carried));
         let planned = |module: &&'a PeftModule| Planned {
-            name: module.name().to_owned(),
+            name: known.map_or_else(|| module.name().to_owned(), |base| base.model_name_of(module.name())),
             place: module.place(),
             shape: module.shape(),
             source: Some(*module),
         };
         let mut modules: Vec<Planned<'a>> = carried.iter().map(planned).collect();
-        modules.extend(complete(job, adapter, base, &carried)?);
+        modules.extend(complete(job, adapter, base, known, &carried)?);
         modules.sort_by(|a, b| a.name.cmp(&b.name));
         let all_take = |extra: &&Extra| job.consumers.iter().all(|consumer| takes(*consumer, adapter, extra));
         let (kept, pruned): (Vec<_>, Vec<_>) = adapter.extras().iter().partition(all_take);
@@ -153,21 +157,24 @@ fn complete<'a>(
     job: &Sanitizing,
     adapter: &PeftAdapter,
     base: Option<&Checkpoint>,
+    known: Option<&BaseModules>,
     carried: &[&'a PeftModule],
 ) -> Result<Vec<Planned<'a>>> {
     let names: BTreeSet<&str> = carried.iter().map(|module| module.name()).collect();
     let mut wanted = BTreeSet::new();
     if job.consumers.contains(&Loader::Sglang) {
-        wanted.extend(carried.iter().flat_map(|module| fused_siblings(module.name())));
+        // One that only may be there is not made up: where it is not, vLLM refuses what names it.
+        let absent = carried.iter().flat_map(|module| siblings::absent(adapter, known, module.name()));
+        wanted.extend(absent.filter(|(_, presence)| *presence == Presence::Known).map(|(name, _)| name));
     }
     if job.consumers.contains(&Loader::Vllm) {
         wanted.extend(all_experts(carried, base));
     }
     wanted.retain(|name| !names.contains(name.as_str()));
     // A sibling that the base does not have need not be completed.
-    wanted.retain(|name| base.is_none_or(|base| base.module(name).is_some()));
+    wanted.retain(|name| known.is_none_or(|base| base.resolve(name).is_some()));
     let zeros = |name: String| {
-        let shape = shape(&name, adapter, base, carried).ok_or_else(|| {
+        let shape = shape(&name, adapter, known, carried).ok_or_else(|| {
             Error::decide(format!(
                 "{} has to be added as zeros, but nothing in the adapter gives its shape",
                 kind_of(&name)
@@ -176,6 +183,7 @@ fn complete<'a>(
             .path(adapter.root())
             .hint("give the model it belongs to as --base")
         })?;
+        let name = known.map_or_else(|| name.clone(), |base| base.model_name_of(&name));
         Ok(Planned { name, place: Place::Linear, shape, source: None })
     };
     wanted.into_iter().map(zeros).collect()
@@ -210,14 +218,14 @@ fn all_experts(carried: &[&PeftModule], base: Option<&Checkpoint>) -> Vec<String
 fn shape(
     name: &str,
     adapter: &PeftAdapter,
-    base: Option<&Checkpoint>,
+    base: Option<&BaseModules>,
     carried: &[&PeftModule],
 ) -> Option<[usize; 2]> {
     if let Some(module) = adapter.module(name) {
         return Some(module.shape());
     }
-    if let Some(module) = base.and_then(|base| base.module(name)) {
-        return Some(module.shape());
+    if let Some(module) = base.and_then(|base| base.resolve(name)) {
+        return Some(module.shape);
     }
     let kind = kind_of(name);
     let twin = match kind {

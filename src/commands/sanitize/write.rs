@@ -16,10 +16,11 @@ use crate::durable::digest::Written;
 use crate::durable::{atomic_file, checksums};
 use crate::lora::config::{AdapterConfig, write_config};
 use crate::lora::factor_dtype::FactorType;
-use crate::lora::names::{Keys, Place, kind_of};
+use crate::lora::names::{Keys, Place};
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{Extra, ExtraKind, PeftModule};
 use crate::lora::rules::{Loader, RuleFinding};
+use crate::lora::tree::BaseModules;
 use crate::lora::write::shard::Shard;
 use crate::lora::{CONFIG, WEIGHTS};
 use crate::quant::weight::TensorInfo;
@@ -80,7 +81,7 @@ pub(crate) fn write(
     record.truncation_error = total(&record.modules, |module| module.truncation_error);
     record.rounding_error = total(&record.modules, |module| module.rounding_error);
     let failed = |e| Error::unexpected("cannot write the record as JSON").path(out).because(e);
-    let config = config(job, adapter, plan).map_err(failed)?;
+    let config = config(job, adapter, base, plan).map_err(failed)?;
     let text = serde_json::to_string_pretty(&record).map_err(failed)? + "\n";
     let mut files = BTreeMap::from([(WEIGHTS.to_owned(), written.blake3)]);
     for (name, text) in [(CONFIG, config), (RECORD, text), (CARD, card(&record))] {
@@ -197,16 +198,22 @@ fn total(modules: &[Refitted], error: impl Fn(&Refitted) -> f64) -> f64 {
 }
 
 /// The portable config, and the settings that the kept whole weights need.
-fn config(job: &Sanitizing, adapter: &PeftAdapter, plan: &SanitizePlan<'_>) -> serde_json::Result<String> {
+fn config(
+    job: &Sanitizing,
+    adapter: &PeftAdapter,
+    base: Option<&Checkpoint>,
+    plan: &SanitizePlan<'_>,
+) -> serde_json::Result<String> {
     let old = adapter.config();
     let fused = |module: &&Planned<'_>| module.source.is_some_and(|source| source.experts() > 1);
-    let kinds: BTreeSet<String> = plan
-        .modules
-        .iter()
-        .filter(|module| !fused(module))
-        .map(|module| kind_of(&module.name).to_owned())
-        .collect();
-    let mut new = AdapterConfig::portable(old.base().unwrap_or_default(), plan.rank, kinds);
+    let names = plan.modules.iter().filter(|module| !fused(module)).map(|module| module.name.as_str());
+    let base_name = old.base().unwrap_or_default();
+    let tree = base.map(BaseModules::of).unwrap_or_default();
+    let mut new = AdapterConfig::for_modules(base_name, plan.rank, names, &tree);
+    // SGLang takes one rank and no pattern. Without them PEFT does not adapt single experts of some models.
+    if job.consumers.contains(&Loader::Sglang) || !job.consumers.contains(&Loader::Peft) {
+        (new.rank_pattern, new.alpha_pattern) = (BTreeMap::new(), BTreeMap::new());
+    }
     new.base_model_name_or_path = old.base().map(str::to_owned).or_else(|| job.base.clone());
     // The adapter's task type is kept, even if it is null, for example for a classifier or an embedding model.
     if let Some(task_type) = old.raw().get("task_type") {
@@ -232,7 +239,9 @@ fn config(job: &Sanitizing, adapter: &PeftAdapter, plan: &SanitizePlan<'_>) -> s
         value["lora_bias"] = json!(true);
     }
     if plan.modules.iter().any(|module| fused(&module)) {
-        value["target_parameters"] = old.raw().get("target_parameters").cloned().unwrap_or_default();
+        let own = old.raw().get("target_parameters").and_then(Value::as_array).cloned().unwrap_or_default();
+        let added = new.target_parameters.iter().flatten().map(|name| json!(name));
+        value["target_parameters"] = own.into_iter().chain(added).collect();
     }
     serde_json::to_string_pretty(&value).map(|text| text + "\n")
 }

@@ -27,6 +27,11 @@ pub struct PeftModule {
 }
 
 impl PeftModule {
+    /// The same under another name.
+    pub(crate) fn renamed(self, name: String) -> PeftModule {
+        PeftModule { name, ..self }
+    }
+
     /// Its name in the base, without `.weight`.
     pub fn name(&self) -> &str {
         &self.name

@@ -32,10 +32,16 @@ use crate::checkpoint::identity::{FileIdentity, Identity};
 use crate::checkpoint::module::Module;
 use crate::durable::digest::hash_file;
 use crate::durable::folder;
+use crate::lora::names::expert_stack_of;
 use crate::lora::read::classify::sort;
+use crate::lora::tree::BaseModules;
 use crate::lora::{CONFIG, WEIGHTS};
 use crate::storage::Window;
+use crate::storage::regular_file;
 use crate::{Error, Result, checkpoint};
+
+/// The longest `adapter_config.json`. One that gives every module a rank of its own may have some megabytes.
+const LONGEST_CONFIG: u64 = 16 << 20;
 
 /// How many bytes of a factor are mapped and decoded at once.
 const WINDOW: u64 = 4 << 20;
@@ -100,18 +106,52 @@ impl PeftAdapter {
         let files = names(root)?;
         let weights = weights(root, &files)?;
         let path = root.join(CONFIG);
-        let text = std::fs::read_to_string(&path).map_err(|e| match e.kind() {
+        let text = regular_file::read_within(&path, LONGEST_CONFIG).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::input("the adapter has no config")
                 .path(&path)
                 .hint("it holds the rank and lora_alpha: download the complete adapter again"),
-            std::io::ErrorKind::InvalidData => Error::input("the adapter's config is not text").path(&path),
-            _ => Error::unexpected("cannot read the adapter's config").path(&path).because(e),
+            _ => regular_file::cannot_read(&path, e),
         })?;
+        let text = String::from_utf8(text)
+            .map_err(|_| Error::input("the adapter's config is no text").path(&path))?;
         let config = PeftConfig::parse(&text, &path)?;
         let file = Checkpoint::open_file(&weights)?;
         let sorted = sort(file.tensors(), &config).map_err(|e| e.path(&weights))?;
         let classify::Sorted { modules, extras, problems } = sorted;
         Ok(PeftAdapter { root: root.to_owned(), files, config, file, modules, extras, problems })
+    }
+
+    /// The same adapter with its modules and whole parameters named as the files of `base` name them, and how many of
+    /// its modules the base has. Those that it does not have keep their names.
+    ///
+    /// # Errors
+    /// It has modules, and the base has none of them; two of them are the same one of the base.
+    pub fn named_for(mut self, base: &BaseModules) -> Result<(PeftAdapter, usize)> {
+        let (all, mut matched) = (self.modules.len(), 0);
+        let mut modules = BTreeMap::new();
+        for (name, module) in std::mem::take(&mut self.modules) {
+            let stored = stored_name(&name, base);
+            matched += usize::from(stored.is_some());
+            let renamed = stored.unwrap_or(name);
+            if let Some(other) = modules.insert(renamed.clone(), module.renamed(renamed)) {
+                return Err(Error::input("two modules of the adapter are the same one of the base")
+                    .tensor(other.name())
+                    .path(&self.root));
+            }
+        }
+        if matched == 0 && all > 0 {
+            return Err(Error::input(format!("0 of {all} modules match the base"))
+                .tensor(modules.keys().next().map_or("", String::as_str))
+                .path(&self.root)
+                .hint("the adapter belongs to another base: its config names which"));
+        }
+        self.modules = modules;
+        for extra in &mut self.extras {
+            if let Some(stored) = base.resolve_tensor(&extra.target) {
+                extra.target = stored.to_owned();
+            }
+        }
+        Ok((self, matched))
     }
 
     /// The folder it was opened from.
@@ -157,6 +197,14 @@ impl PeftAdapter {
     /// The largest rank of a module; zero if there is no module.
     pub fn rank(&self) -> usize {
         self.modules.values().map(PeftModule::rank).max().unwrap_or(0)
+    }
+
+    /// Looks whether its weights are as they were when it was opened, as [`Checkpoint::check_unchanged`] does.
+    ///
+    /// # Errors
+    /// A file that was written to since.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.file.check_unchanged()
     }
 
     /// Maps a range of the bytes of a tensor of this adapter.
@@ -241,6 +289,16 @@ impl PeftAdapter {
         };
         Ok(Factors { a: whole(module.a())?, b: whole(module.b())? })
     }
+}
+
+/// The name in the base's files of an adapter's module; for the factors of a stack of experts by PEFT's name for them.
+fn stored_name(name: &str, base: &BaseModules) -> Option<String> {
+    if let Some(module) = base.resolve(name) {
+        return Some(module.stored.clone());
+    }
+    let (path, _) = expert_stack_of(name)?;
+    let end = &name[path.len()..];
+    base.resolve_experts(path).map(|stored| format!("{stored}{end}"))
 }
 
 /// The names of everything in `root`, sorted.

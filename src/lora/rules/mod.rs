@@ -7,14 +7,16 @@
 //! `convert_lora_to_gguf.py`).
 
 pub(crate) mod settings;
+pub(crate) mod siblings;
 pub(crate) mod tensors;
+pub mod tree;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::Checkpoint;
 use crate::lora::read::PeftAdapter;
+use crate::lora::tree::BaseModules;
 
 /// A program that loads LoRA adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -160,43 +162,25 @@ impl Report {
     }
 }
 
-/// What is known of the base that an adapter is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KnownBase<'a> {
-    /// Its `model_type` (for example `qwen3`): whether vLLM accepts a LoRA on the embedding or the head depends on it.
-    pub model_type: Option<&'a str>,
-    /// Whether its head is its embedding: llama.cpp then has no LoRA on either.
-    pub tied: Option<bool>,
-}
-
-impl<'a> KnownBase<'a> {
-    /// What a checkpoint's config says.
-    pub fn of(base: &'a Checkpoint) -> KnownBase<'a> {
-        let config = base.config();
-        KnownBase {
-            model_type: config.text_model_type().or(config.model_type()),
-            tied: Some(config.tie_word_embeddings()),
-        }
-    }
-}
-
-/// Checks `adapter` against every rule, for this base. The worst findings come first.
-pub fn judge(adapter: &PeftAdapter, base: KnownBase<'_>) -> Vec<RuleFinding> {
-    let mut found = portable(adapter);
+/// Holds `adapter` against every rule. `base` is what is known of the base: whether vLLM takes a LoRA on the embedding
+/// or the head depends on its type, and which modules must come along on those that it has. The worst come first.
+pub fn judge(adapter: &PeftAdapter, base: Option<&BaseModules>) -> Vec<RuleFinding> {
+    let mut found = portable(adapter, base);
     let mut report = Report(Vec::new());
-    tensors::vocabulary(adapter, base.model_type, &mut report);
-    tensors::tied(adapter, base.tied, &mut report);
+    tensors::vocabulary(adapter, base.and_then(BaseModules::model_type), &mut report);
+    tensors::tied(adapter, base.and_then(BaseModules::tied), &mut report);
     found.extend(report.0);
     found.sort_by_key(|finding| finding.outcome);
     found
 }
 
-/// What keeps `adapter` from being portable: everything that any program could object to, except what depends only on
-/// the base. The worst findings come first.
-pub fn portable(adapter: &PeftAdapter) -> Vec<RuleFinding> {
+/// What keeps `adapter` from being the portable one: everything that anybody could object to, but for a LoRA on the
+/// vocabulary, which is for the base's type to decide. The worst come first.
+pub fn portable(adapter: &PeftAdapter, base: Option<&BaseModules>) -> Vec<RuleFinding> {
     let mut report = Report(Vec::new());
     settings::check(adapter, &mut report);
-    tensors::check(adapter, &mut report);
+    tensors::check(adapter, base, &mut report);
+    base.iter().for_each(|base| tree::check(adapter, base, &mut report));
     report.0.sort_by_key(|finding| finding.outcome);
     report.0
 }

@@ -3,19 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::lora::WEIGHTS;
-use crate::lora::names::{expert_of, fused_siblings, kind_of};
+use crate::lora::names::{expert_of, kind_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{Extra, ExtraKind, Fault, PeftModule};
 use crate::lora::rules::Loader::{LlamaCpp, Peft, Sglang, Vllm};
 use crate::lora::rules::settings::{is_target, is_target_parameter};
+use crate::lora::rules::siblings;
+use crate::lora::rules::siblings::Presence;
 use crate::lora::rules::{Effect, Fix, Loader, Report};
+use crate::lora::tree::BaseModules;
 
 /// Base models (`model_type`) on whose embedding and head vLLM accepts a LoRA, and those on which it does not.
 const VOCABULARY_TAKEN: [&str; 5] = ["llama", "mixtral", "qwen3", "qwen3_moe", "granite"];
 const VOCABULARY_REFUSED: [&str; 9] =
     ["mistral", "qwen2", "gemma", "gemma2", "gemma3", "gemma3_text", "deepseek_v2", "deepseek_v3", "gpt_oss"];
 
-pub(crate) fn check(adapter: &PeftAdapter, report: &mut Report) {
+pub(crate) fn check(adapter: &PeftAdapter, base: Option<&BaseModules>, report: &mut Report) {
     for problem in adapter.problems() {
         fault(&problem.at, &problem.fault, report);
     }
@@ -23,7 +26,7 @@ pub(crate) fn check(adapter: &PeftAdapter, report: &mut Report) {
         beside(adapter, extra, report);
     }
     for module in adapter.modules() {
-        in_place(adapter, module, report);
+        in_place(adapter, base, module, report);
     }
     experts(adapter, report);
     stacks(adapter, report);
@@ -119,15 +122,22 @@ pub fn takes(consumer: Loader, adapter: &PeftAdapter, extra: &Extra) -> bool {
     }
 }
 
-fn in_place(adapter: &PeftAdapter, module: &PeftModule, report: &mut Report) {
+fn in_place(adapter: &PeftAdapter, base: Option<&BaseModules>, module: &PeftModule, report: &mut Report) {
     let (config, name) = (adapter.config(), module.name());
     if is_target(config, name) == Some(false) && !is_target_parameter(config, name) {
         report.add(&[Peft], name, "is not matched by target_modules", Effect::NoEffect, Fix::Yes);
     }
-    let absent = |sibling: &&String| adapter.module(sibling).is_none();
-    for sibling in fused_siblings(name).iter().filter(absent) {
-        let why = format!("lacks {}, which servers fuse with it", kind_of(sibling));
-        report.add(&[Sglang], name, why, Effect::Refused, Fix::Yes);
+    let absent = siblings::absent(adapter, base, name).into_iter();
+    for (sibling, presence) in absent.filter(|(sibling, _)| adapter.module(sibling).is_none()) {
+        let kind = kind_of(&sibling);
+        let (why, outcome) = match presence {
+            Presence::Known => (format!("lacks {kind}, which servers fuse with it"), Effect::Refused),
+            Presence::Unknown => (
+                format!("lacks {kind}, which matters only if the base has one (--base tells)"),
+                Effect::Caution,
+            ),
+        };
+        report.add(&[Sglang], name, why, outcome, Fix::Yes);
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use safetensors::Dtype;
 
 use crate::Result;
+use crate::lora::tree::BaseModules;
 use crate::lora::write::piece::{Piece, ShardNames};
 
 /// A format of adapters, [`Peft`](super::Peft) for example. An implementation passes the conformance suite in
@@ -26,6 +27,8 @@ pub trait AdapterWriter {
 pub struct Adapter<'a> {
     /// The base as the adapter's config names it.
     pub base: &'a str,
+    /// The base's modules, as the program that loads the adapter names them.
+    pub modules: &'a BaseModules,
     /// PEFT's task type, where the base is of one.
     pub task_type: Option<&'a str>,
     /// The rank that every module is padded to.

@@ -42,12 +42,11 @@ pub(crate) fn copy(
     writer: &mut SafetensorsWriter,
     r: usize,
     dtype: Dtype,
-    pieces: &[&Piece],
+    (pieces, keys): (&[&Piece], &Keys),
     names: &ShardNames<'_>,
     digests: &mut BTreeMap<String, blake3::Hash>,
 ) -> Result<()> {
     let ([out, inner], size) = (pieces[0].shape, dtype.bitsize() / 8);
-    let keys = Keys::of(&pieces[0].module, Place::Stacked);
     let mut hashers = vec![blake3::Hasher::new(); pieces.len()];
     let mut shards: Vec<Option<Shard>> = Vec::new();
     for (piece, hasher) in pieces.iter().zip(&mut hashers) {

@@ -29,13 +29,14 @@ impl AdapterWriter for Peft {
     }
 
     fn write(&self, out: &Path, adapter: &Adapter<'_>) -> Result<WrittenAdapter> {
-        let Adapter { rank, dtype, pieces, names, .. } = adapter;
-        let (weights, modules) = assemble(&out.join(WEIGHTS), *rank, *dtype, pieces, names)?;
-        let mut targets: Vec<&str> = pieces.iter().map(|piece| piece.module.as_str()).collect();
-        targets.sort_unstable();
+        let (weights, modules) = assemble(&out.join(WEIGHTS), adapter)?;
+        let tree = adapter.modules;
+        let targets: Vec<String> =
+            adapter.pieces.iter().map(|piece| tree.name_in_model(&piece.module)).collect();
+        let targets = targets.iter().map(String::as_str);
         let config = AdapterConfig {
             task_type: adapter.task_type.map(str::to_owned),
-            ..AdapterConfig::for_modules(adapter.base, *rank, targets.into_iter())
+            ..AdapterConfig::for_modules(adapter.base, adapter.rank, targets, tree)
         };
         let text = write_config(&config).map_err(|e| Error::unexpected("cannot write JSON").because(e))?;
         let config = atomic_file::write(&out.join(CONFIG), |file| file.write_all(text.as_bytes()))?;
@@ -52,17 +53,14 @@ impl AdapterWriter for Peft {
 ///
 /// # Errors
 /// A shard that does not match the journal, or a failing disk.
-fn assemble(
-    path: &Path,
-    r: usize,
-    dtype: Dtype,
-    pieces: &[Piece],
-    names: &ShardNames<'_>,
-) -> Result<(Written, BTreeMap<String, blake3::Hash>)> {
+fn assemble(path: &Path, adapter: &Adapter<'_>) -> Result<(Written, BTreeMap<String, blake3::Hash>)> {
+    let Adapter { rank: r, dtype, pieces, names, modules, .. } = adapter;
+    let (r, dtype) = (*r, *dtype);
+    let keys_of = |piece: &Piece| Keys::of(&modules.name_in_model(&piece.module), piece.place);
     // Experts of one stack share their tensors.
     let mut order: BTreeMap<String, Vec<&Piece>> = BTreeMap::new();
-    for piece in pieces {
-        order.entry(Keys::of(&piece.module, piece.place).a).or_default().push(piece);
+    for piece in *pieces {
+        order.entry(keys_of(piece).a).or_default().push(piece);
     }
     let mut layout = Vec::new();
     for (name, pieces) in &mut order {
@@ -70,7 +68,7 @@ fn assemble(
         if stacked {
             *pieces = expert_stacks::stack(name, std::mem::take(pieces))?;
         }
-        let ([out, inner], keys) = (first.shape, Keys::of(&first.module, first.place));
+        let ([out, inner], keys) = (first.shape, keys_of(first));
         let width = r * if stacked { pieces.len() } else { 1 };
         let stored = |name, shape| TensorInfo { name, dtype, shape };
         layout.extend([stored(keys.a, vec![width, inner]), stored(keys.b, vec![out, width])]);
@@ -79,11 +77,11 @@ fn assemble(
     let mut digests = BTreeMap::new();
     for pieces in order.values() {
         if pieces[0].place == Place::Stacked {
-            expert_stacks::copy(&mut writer, r, dtype, pieces, names, &mut digests)?;
+            expert_stacks::copy(&mut writer, r, dtype, (pieces, &keys_of(pieces[0])), names, &mut digests)?;
             continue;
         }
         for piece in pieces {
-            let digest = copy(&mut writer, r, dtype, piece, names)?;
+            let digest = copy(&mut writer, r, dtype, (piece, &keys_of(piece)), names)?;
             digests.insert(piece.module.clone(), digest);
         }
     }
@@ -94,11 +92,10 @@ fn copy(
     writer: &mut SafetensorsWriter,
     r: usize,
     dtype: Dtype,
-    piece: &Piece,
+    (piece, keys): (&Piece, &Keys),
     names: &ShardNames<'_>,
 ) -> Result<blake3::Hash> {
     let ([out, inner], size) = (piece.shape, dtype.bitsize() / 8);
-    let keys = Keys::of(&piece.module, piece.place);
     let mut hasher = blake3::Hasher::new();
     let mut put = |key: &str, bytes: &[u8]| {
         hasher.update(bytes);

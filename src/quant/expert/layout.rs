@@ -17,7 +17,7 @@
 use std::sync::Arc;
 
 use crate::quant::expert::slice::ExpertSlice;
-use crate::quant::packing::row_concat::RowConcat;
+use crate::quant::packing::row_concat::{RowConcat, RowStride};
 use crate::quant::packing::transposed::Transposed;
 use crate::quant::weight::{Dequantize, FoundWeight};
 use crate::{Error, Result};
@@ -33,6 +33,18 @@ pub enum ExpertForm {
     Stacked,
 }
 
+/// What the two stacks of experts are called in files. In transformers' models they are `gate_up_proj` and `down_proj`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Spelling {
+    /// As in the model.
+    #[default]
+    Usual,
+    /// `block_sparse_moe.input_linear` and `.output_linear`.
+    Granite,
+    /// `experts.fc1` and `.fc2`.
+    Aria,
+}
+
 /// How the experts of one model type are laid out.
 #[derive(Clone, Debug, Default)]
 pub struct Experts {
@@ -45,6 +57,8 @@ pub struct Experts {
     interleaved: bool,
     /// As in Mixtral: other names for a single expert's projections, under another path.
     mixtral: bool,
+    /// What the two stacks are called in files.
+    spelling: Spelling,
     /// No stack is a module.
     none: bool,
     hidden: Option<usize>,
@@ -116,6 +130,11 @@ impl Experts {
             turned: is(&["gpt_oss"]),
             interleaved: is(&["gpt_oss"]),
             mixtral,
+            spelling: match () {
+                () if is(&["granitemoe", "granitemoeshared", "granitemoehybrid"]) => Spelling::Granite,
+                () if is(&["aria"]) => Spelling::Aria,
+                () => Spelling::Usual,
+            },
             none: is(&["llama4"]),
             hidden,
         }
@@ -129,9 +148,21 @@ impl Experts {
     /// The stack that a tensor belongs to, by its name without the suffix that a format appends.
     pub(crate) fn stack(&self, stem: &str) -> Option<Stack> {
         let (path, last) = stem.rsplit_once('.')?;
-        let projection = [Projection::GateUp, Projection::Down].into_iter().find(|p| p.name() == last)?;
         let inside = path == "experts" || path.ends_with(".experts");
-        (inside && !self.none).then(|| Stack { path: path.to_owned(), projection })
+        let at = |names: [&str; 2]| names.iter().position(|name| *name == last);
+        let usual = at(["gate_up_proj", "down_proj"]).filter(|_| inside);
+        let (path, at) = match self.spelling {
+            _ if usual.is_some() => (path.to_owned(), usual?),
+            Spelling::Usual => return None,
+            Spelling::Aria => (path.to_owned(), at(["fc1", "fc2"]).filter(|_| inside)?),
+            // The module that holds them is called `experts` in transformers alone.
+            Spelling::Granite => {
+                let path = path.ends_with("block_sparse_moe").then(|| format!("{path}.experts"))?;
+                (path, at(["input_linear", "output_linear"])?)
+            }
+        };
+        let projection = [Projection::GateUp, Projection::Down][at];
+        (!self.none).then_some(Stack { path, projection })
     }
 
     /// Whether a stack with slices of this shape is `[in, out]`: determined by its own shape, else by that of its
@@ -184,7 +215,7 @@ impl Experts {
     }
 
     /// The module name of one expert's gate (0), up (1) or down (2) projection.
-    fn single(&self, path: &str, index: usize, projection: usize) -> String {
+    pub fn single(&self, path: &str, index: usize, projection: usize) -> String {
         if !self.mixtral {
             return format!("{path}.{index}.{}", ["gate_proj", "up_proj", "down_proj"][projection]);
         }
@@ -217,6 +248,15 @@ impl Experts {
         Ok(Arc::new(RowConcat::new(gate_and_up, self.interleaved)?))
     }
 
+    /// Which rows of the joined weight are those of gate (0) or up (1), where each has `rows` of them.
+    pub fn rows_of(&self, half: usize, rows: usize) -> RowStride {
+        if self.interleaved {
+            RowStride { first: half, step: 2 }
+        } else {
+            RowStride { first: half * rows, step: 1 }
+        }
+    }
+
     /// The transpose of one slice, if its format can be read by columns.
     pub(crate) fn turn(&self, slice: Arc<dyn Dequantize>) -> Option<Arc<dyn Dequantize>> {
         Some(Arc::new(Transposed::of(slice)?))
@@ -225,7 +265,7 @@ impl Experts {
 
 #[cfg(test)]
 mod tests {
-    use super::{ExpertForm, Experts};
+    use super::{ExpertForm, Experts, Projection};
 
     #[test]
     fn shapes_tell_how_a_stack_lies_else_its_sibling_else_the_model() {
@@ -242,6 +282,12 @@ mod tests {
         assert!(!turned(&vl, "gate_up_proj", [64, 64], None));
         assert!(turned(&experts("gpt_oss", Some(64)), "down_proj", [64, 64], None));
         assert!(experts("llama4_text", None).stack("a.experts.down_proj").is_none());
+        let granite = experts("granitemoehybrid", Some(64));
+        let stack = granite.stack("l.0.block_sparse_moe.output_linear").unwrap();
+        assert_eq!((&*stack.path, stack.projection), ("l.0.block_sparse_moe.experts", Projection::Down));
+        assert!(granite.stack("l.0.shared_mlp.input_linear").is_none());
+        let stack = experts("aria_text", None).stack("l.0.mlp.experts.fc1").unwrap();
+        assert_eq!((&*stack.path, stack.projection), ("l.0.mlp.experts", Projection::GateUp));
     }
 
     #[test]

@@ -22,8 +22,8 @@ pub(crate) struct ExpertSlice {
 }
 
 impl ExpertSlice {
-    /// ExpertSlice `index` of `tensors`, each of which holds as many as its first dimension says; `inner` decodes one, and `dense` does
-    /// as the dense tensor of the stack has it.
+    /// ExpertSlice `index` of `tensors`, each of which holds as many as its first dimension says; `inner` decodes one,
+    /// and `dense` does as the dense tensor of the stack has it.
     pub(crate) fn of_stack(
         inner: Arc<dyn Dequantize>,
         dense: Arc<dyn Dequantize>,
@@ -111,6 +111,7 @@ impl StackSlice for ExpertSlice {
         let name = lead.name.strip_suffix("_blocks").unwrap_or(&lead.name).to_owned();
         let shape = [lead.shape.first().copied()?, rows, columns];
         let weight = Arc::new(WholeStack::new(Arc::clone(&self.dense), self.tensors.clone()));
-        Some(Stack { name, shape, weight })
+        let turned = !Arc::ptr_eq(&self.inner, &self.dense);
+        Some(Stack { name, shape, weight, turned })
     }
 }

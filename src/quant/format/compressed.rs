@@ -76,6 +76,9 @@ struct Compressed {
     ignore: Targets,
 }
 
+/// The most groups of weights; models of mixed precision have a handful.
+const MOST_GROUPS: usize = 64;
+
 /// The format of `quant_method: "compressed-tensors"`.
 ///
 /// # Errors
@@ -94,7 +97,14 @@ pub(crate) fn from_config(declared: &Declared) -> Result<Box<dyn Format>> {
     }
     let top = declared.text("format");
     let mut groups = Vec::new();
-    for (name, group) in declared.raw.get("config_groups").and_then(Value::as_object).into_iter().flatten() {
+    let named = declared.raw.get("config_groups").and_then(Value::as_object);
+    if let Some(count) = named.map(serde_json::Map::len).filter(|count| *count > MOST_GROUPS) {
+        return Err(Error::input(format!(
+            "{}: {count} config_groups; at most {MOST_GROUPS} are read",
+            declared.origin
+        )));
+    }
+    for (name, group) in named.into_iter().flatten() {
         let origin = format!("{}: config_groups.{name}", declared.origin);
         // A group of activations or of a cache alone does not concern weights.
         let Some(weights) = group.get("weights").filter(|weights| !weights.is_null()) else { continue };
@@ -120,7 +130,13 @@ fn weights_of(origin: &str, format: Option<&str>, raw: &Value) -> Result<Weights
     let format = format.ok_or_else(|| bad("the format is missing".to_owned()))?;
     let bits = raw.get("num_bits").map_or(Some(8), Value::as_u64).unwrap_or(0);
     let kind = raw.get("type").and_then(Value::as_str).unwrap_or("int").to_lowercase();
-    let symmetric = raw.get("symmetric").and_then(Value::as_bool).unwrap_or(true);
+    let symmetric = match raw.get("symmetric") {
+        None | Some(Value::Null) => true,
+        Some(Value::Bool(symmetric)) => *symmetric,
+        Some(other) => {
+            return Err(Error::input(format!("{origin}: symmetric is {other}, neither true nor false")));
+        }
+    };
     let (codes, scales) = match (format, kind.as_str(), bits) {
         ("float-quantized" | "naive-quantized", "float", 8) => (Codes::E4m3, Scales::Float),
         ("int-quantized" | "naive-quantized", "int", 8) => (Codes::Int8, Scales::Float),

@@ -6,6 +6,25 @@ use std::sync::Arc;
 use crate::quant::weight::{Capabilities, Dequantize, Double, Saturation, Stack, StackSlice, TensorInfo};
 use crate::{Error, Result};
 
+/// Which rows of a joined weight are those of one of its parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowStride {
+    /// The first.
+    pub first: usize,
+    /// From one to the next.
+    pub step: usize,
+}
+
+impl RowStride {
+    /// Every row.
+    pub const ALL: RowStride = RowStride { first: 0, step: 1 };
+
+    /// The row of the whole that is row `row` of the part.
+    pub fn of(self, row: usize) -> usize {
+        self.first + self.step * row
+    }
+}
+
 /// The rows of two weights, one behind the other or by turns.
 #[derive(Clone, Debug)]
 pub struct RowConcat {

@@ -7,6 +7,7 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::tempdir;
 use trephine::Result;
+use trephine::lora::tree::BaseModules;
 use trephine::lora::write::{Adapter, AdapterWriter, Peft, Piece, Shard, ShardNames, WrittenAdapter, shard};
 use trephine::lora::{Keys, Place};
 use trephine::quant::TensorInfo;
@@ -57,9 +58,16 @@ fn conforms(writer: &dyn AdapterWriter, read: Read) {
     let pieces: Vec<Piece> =
         modules.iter().map(|&(module, shape, rank)| piece(home.path(), module, shape, rank)).collect();
     let names = || ShardNames { a: "a", b: "b" };
-    let (base, dtype) = ("owner/base", Dtype::F32);
-    let adapter =
-        Adapter { base, task_type: Some("CAUSAL_LM"), rank: RANK, dtype, pieces: &pieces, names: names() };
+    let (base, bare, dtype) = ("owner/base", BaseModules::default(), Dtype::F32);
+    let adapter = Adapter {
+        base,
+        modules: &bare,
+        task_type: Some("CAUSAL_LM"),
+        rank: RANK,
+        dtype,
+        pieces: &pieces,
+        names: names(),
+    };
     let written = ["first", "second"].map(|name| {
         let out = home.path().join(name);
         fs::create_dir(&out).unwrap();

@@ -1,6 +1,5 @@
 //! Factors whose error of the weights is the least.
 
-use crate::Result;
 use crate::commands::extract::factors::{MEASURE_BELOW, Made, StoredFactors, round};
 use crate::commands::extract::output::manifest::{Spectrum, SpectrumOf};
 use crate::delta::module_record::Quality;
@@ -8,6 +7,11 @@ use crate::factorize;
 use crate::factorize::residual;
 use crate::factorize::types::{Factors, Panels, Request};
 use crate::lora::factor_dtype::FactorType;
+use crate::{Error, Result};
+
+/// The share of a delta's energy that rounding the factors may cost: far more than any rounding does but that of numbers
+/// too small for their type.
+const MOST_LOST: f64 = 0.01;
 
 /// Factorizes `delta` of squared norm `norm2`.
 ///
@@ -61,6 +65,16 @@ fn store(
     let mut error2 = residual::stored_error(factors, &left, &right, norm2)?;
     if error2 < MEASURE_BELOW * MEASURE_BELOW * norm2 {
         error2 = residual::residual(delta, &left, &right)?.residual2;
+    }
+    let kept: f64 = factors.singular_values.iter().take(factors.rank).map(|value| value * value).sum();
+    let unavoidable = (norm2 - kept).max(0.0);
+    if error2 > unavoidable + MOST_LOST * norm2 {
+        let lost = 100.0 * (error2 - unavoidable) / norm2;
+        let what =
+            format!("storing the factors as {} costs {lost:.1} % of the difference's energy", dtype.dtype());
+        return Err(Error::input(what)
+            .tensor(name)
+            .hint("--dtype bf16 or f32 holds smaller numbers than f16"));
     }
     Ok((StoredFactors { left, right, left_bytes, right_bytes }, Quality::of(norm2, error2)))
 }

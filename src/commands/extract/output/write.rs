@@ -14,6 +14,7 @@ use crate::delta::record::{LeftOut, TensorRecord, source};
 use crate::durable::digest::Written;
 use crate::durable::{atomic_file, checksums};
 use crate::lora::names::{Place, place_of};
+use crate::lora::tree::BaseModules;
 use crate::lora::write::adapter::{Adapter, AdapterWriter};
 use crate::lora::write::peft::Peft;
 use crate::lora::write::piece::{Piece, ShardNames};
@@ -82,6 +83,7 @@ pub fn finish(
     let pieces = pieces(plan, done)?;
     let adapter = Adapter {
         base: &job.deciding.base_model_name,
+        modules: &BaseModules::of(&inputs.base),
         task_type: inputs.base.config().task_type(),
         rank,
         dtype: job.deciding.dtype.dtype(),

@@ -1,0 +1,7 @@
+//! The modules that transformers makes of a checkpoint: what it calls them, and what kind they are of. Both are tables
+//! of facts that `scripts/export_renames.py` exports from a pinned version.
+
+pub(crate) mod kinds;
+pub(crate) mod renames;
+pub use self::kinds::ModuleKind;
+pub use self::renames::{ExpertConversion, FusedExperts, ModuleTree, Origin};

@@ -1,0 +1,262 @@
+//! The names that transformers gives to the modules of a published checkpoint, from a table that was exported from it.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+use crate::checkpoint::config::Config;
+use crate::checkpoint::module_tree::kinds::{ModuleKind, kind_of_module};
+
+const TABLE: &str = include_str!("renames.tsv");
+
+/// How the names of a class differ in files and in the model: the beginning of a name in a file, numbers as `#`, and
+/// what stands there in the model. The longest that fits counts.
+type Rules = HashMap<&'static str, &'static str>;
+
+/// What the table knows, by class.
+struct Table {
+    classes: HashMap<&'static str, usize>,
+    /// The class of a type that is taken where a config names none.
+    types: HashMap<&'static str, usize>,
+    rules: Vec<Rules>,
+    /// Output heads that are not called `lm_head`, by class.
+    heads: HashMap<&'static str, &'static str>,
+    /// Types with layers that are stored `[in, out]`.
+    conv1d: Vec<&'static str>,
+    /// Types of which transformers turns single experts into stacks, by what PEFT does about it.
+    experts: HashMap<&'static str, ExpertConversion>,
+}
+
+/// What PEFT does with an adapter of single experts where transformers 5 keeps these as stacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertConversion {
+    /// It turns the config's targets and the keys.
+    Config(FusedExperts),
+    /// It turns the keys alone.
+    Keys,
+}
+
+/// A family of models by the names of an expert's projections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FusedExperts {
+    /// `gate_proj`, `up_proj` and `down_proj`.
+    Qwen,
+    /// `w1`, `w3` and `w2`.
+    Mixtral,
+}
+
+impl FusedExperts {
+    /// The kinds that PEFT takes for experts wherever they are in the model: gate, up, down, router.
+    pub fn kinds(self) -> [&'static str; 4] {
+        match self {
+            FusedExperts::Qwen => ["gate_proj", "up_proj", "down_proj", "gate"],
+            FusedExperts::Mixtral => ["w1", "w3", "w2", "gate"],
+        }
+    }
+}
+
+fn table() -> &'static Table {
+    static PARSED: OnceLock<Table> = OnceLock::new();
+    PARSED.get_or_init(|| parse(TABLE))
+}
+
+fn parse(text: &'static str) -> Table {
+    let (mut classes, mut types, mut rules) = (HashMap::new(), HashMap::new(), Vec::<Rules>::new());
+    let (mut heads, mut conv1d, mut experts) = (HashMap::new(), Vec::new(), HashMap::new());
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        if let Some(names) = line.strip_prefix("= ") {
+            rules.push(Rules::new());
+            for (kind, class) in names.split(' ').filter_map(|name| name.split_once(':')) {
+                classes.insert(class, rules.len() - 1);
+                // The class that generates text, of several.
+                if class.ends_with("ForConditionalGeneration") || class.ends_with("ForCausalLM") {
+                    types.insert(kind, rules.len() - 1);
+                } else {
+                    types.entry(kind).or_insert(rules.len() - 1);
+                }
+            }
+        } else if let Some(types) = line.strip_prefix("* ") {
+            conv1d.extend(types.split(' '));
+        } else if let Some((head, names)) = line.strip_prefix("% ").and_then(|line| line.split_once(' ')) {
+            heads.extend(names.split(' ').map(|class| (class, head)));
+        } else if let Some(names) = line.strip_prefix("@ ") {
+            let mut names = names.split(' ');
+            let conversion = match names.next() {
+                Some("mixtral") => ExpertConversion::Config(FusedExperts::Mixtral),
+                Some("qwen2_moe") => ExpertConversion::Config(FusedExperts::Qwen),
+                _ => ExpertConversion::Keys,
+            };
+            experts.extend(names.map(|name| (name, conversion)));
+        } else if let (Some((from, to)), Some(rules)) = (line.split_once('\t'), rules.last_mut()) {
+            rules.insert(from, to);
+        }
+    }
+    Table { classes, types, rules, heads, conv1d, experts }
+}
+
+/// Where the names of a model's modules were learned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// From the table: the class.
+    Table(String),
+    /// The table does not know the model: modules are named as the files are.
+    Unknown,
+}
+
+/// The names of one model's modules, in its files and as transformers loads it.
+#[derive(Clone, Debug)]
+pub struct ModuleTree {
+    rules: Option<&'static Rules>,
+    origin: Origin,
+    head: &'static str,
+    model_type: Option<String>,
+    has_conv1d: bool,
+}
+
+impl ModuleTree {
+    /// The tree of a model with this config: by the class that the config names, else by its type.
+    pub fn of(config: &Config) -> ModuleTree {
+        let table = table();
+        let class = config.architecture();
+        let known = match class {
+            Some(class) => table.classes.get(class),
+            None => config.model_type().and_then(|kind| table.types.get(kind)),
+        };
+        let name = class.or(config.model_type()).unwrap_or_default().to_owned();
+        let origin = if known.is_some() { Origin::Table(name) } else { Origin::Unknown };
+        let types = [config.model_type(), config.decoder_model_type()];
+        ModuleTree {
+            rules: known.map(|at| &table.rules[*at]),
+            origin,
+            head: class.and_then(|class| table.heads.get(class)).unwrap_or(&"lm_head"),
+            model_type: config.model_type().map(str::to_owned),
+            has_conv1d: types.into_iter().flatten().any(|kind| table.conv1d.contains(&kind)),
+        }
+    }
+
+    /// The output head by its name in files.
+    pub fn head(&self) -> &'static str {
+        self.head
+    }
+
+    /// Whether the model has layers whose weights lie as `[in, out]`.
+    pub fn has_conv1d(&self) -> bool {
+        self.has_conv1d
+    }
+
+    /// Whether the weight of the module that a file calls `stored` lies there as `[in, out]`: `Conv1D`, of GPT-2 and
+    /// its kin.
+    pub(crate) fn is_conv1d(&self, stored: &str) -> bool {
+        self.has_conv1d && kind_of_module(stored, self.model_type.as_deref()) == Some(ModuleKind::Conv1d)
+    }
+
+    /// Where the names come from.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// The name of the module, or tensor, that a file calls `stored`. A name that is the model's own already stays. A
+    /// single expert is no module of the model where that keeps stacks: loaders know it by the file's name, inside of
+    /// whatever the model is in.
+    pub fn module_of(&self, stored: &str) -> String {
+        let named = self.rules.and_then(|rules| renamed(rules, stored)).unwrap_or_else(|| stored.to_owned());
+        if !is_single_expert(stored) {
+            return named;
+        }
+        match (named.find("layers."), stored.find("layers.")) {
+            (Some(to), Some(from)) => format!("{}{}", &named[..to], &stored[from..]),
+            _ => stored.to_owned(),
+        }
+    }
+}
+
+/// What PEFT does with single experts of a model of this type, where transformers keeps them as stacks.
+pub(crate) fn expert_conversion(model_type: &str) -> Option<ExpertConversion> {
+    table().experts.get(model_type).copied()
+}
+
+/// Whether a name is that of one expert's projection, or of a tensor of it: `experts.7.up_proj`.
+fn is_single_expert(name: &str) -> bool {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let mut parts = name.split('.').skip_while(|part| *part != "experts").skip(1);
+    parts.next().is_some_and(is_number) && parts.next().is_some()
+}
+
+/// `stored` by the rule with the longest beginning.
+fn renamed(rules: &Rules, stored: &str) -> Option<String> {
+    let parts: Vec<&str> = stored.split('.').collect();
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let flat: Vec<&str> = parts.iter().map(|part| if is_number(part) { "#" } else { part }).collect();
+    (1..=parts.len()).rev().find_map(|count| {
+        // With its numbers as they are, else whatever they are.
+        let literal = rules.get(parts[..count].join(".").as_str());
+        let to = literal.or_else(|| rules.get(flat[..count].join(".").as_str()))?;
+        let mut numbers = parts[..count].iter().filter(|part| is_number(part));
+        let head = to.split('.').filter(|part| !part.is_empty());
+        let head = head.map(|part| if part == "#" { numbers.next().copied().unwrap_or(part) } else { part });
+        Some(head.chain(parts[count..].iter().copied()).collect::<Vec<_>>().join("."))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{ExpertConversion, FusedExperts, ModuleTree, Origin, expert_conversion};
+    use crate::checkpoint::Config;
+
+    fn tree(class: &str, kind: &str) -> ModuleTree {
+        ModuleTree::of(&Config::of(json!({"architectures": [class], "model_type": kind})))
+    }
+
+    #[test]
+    fn names_of_files_become_those_of_the_model() {
+        for (class, kind, stored, module) in [
+            (
+                "LlavaForConditionalGeneration",
+                "llava",
+                "language_model.model.layers.3.mlp.up_proj",
+                "model.language_model.layers.3.mlp.up_proj",
+            ),
+            (
+                "LlavaForConditionalGeneration",
+                "llava",
+                "multi_modal_projector.linear_1",
+                "model.multi_modal_projector.linear_1",
+            ),
+            (
+                "Qwen2_5_VLForConditionalGeneration",
+                "qwen2_5_vl",
+                "visual.blocks.0.attn.proj",
+                "model.visual.blocks.0.attn.proj",
+            ),
+            (
+                "Qwen2_5_VLForConditionalGeneration",
+                "qwen2_5_vl",
+                "model.layers.11.self_attn.q_proj",
+                "model.language_model.layers.11.self_attn.q_proj",
+            ),
+            (
+                "Qwen3ForCausalLM",
+                "qwen3",
+                "model.layers.0.self_attn.q_proj",
+                "model.layers.0.self_attn.q_proj",
+            ),
+            ("ANewOne", "qwen2_5_vl", "visual.blocks.0.attn.proj", "visual.blocks.0.attn.proj"),
+        ] {
+            let tree = tree(class, kind);
+            assert_eq!(tree.module_of(stored), module, "{class}");
+            assert_eq!(tree.module_of(module), module, "{class}: its own names stay");
+            assert_eq!(*tree.origin() == Origin::Unknown, class == "ANewOne");
+        }
+        let nameless = ModuleTree::of(&Config::of(json!({"model_type": "llava"})));
+        assert_eq!(nameless.module_of("vision_tower.a.b"), "model.vision_tower.a.b");
+    }
+
+    #[test]
+    fn families_of_experts() {
+        assert_eq!(expert_conversion("deepseek_v3"), Some(ExpertConversion::Config(FusedExperts::Qwen)));
+        assert_eq!(expert_conversion("mixtral"), Some(ExpertConversion::Config(FusedExperts::Mixtral)));
+        assert_eq!(expert_conversion("jamba"), Some(ExpertConversion::Keys));
+        assert_eq!(expert_conversion("llama"), None);
+    }
+}

@@ -1,0 +1,207 @@
+//! Which weights of the base an adapter changes, and which rows of which product go where.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::catalogue::Tensor;
+use crate::checkpoint::module::Module;
+use crate::commands::convert::lora_update::{Addend, Addends};
+use crate::lora::names::{Place, expert_stack_of};
+use crate::lora::read::PeftAdapter;
+use crate::lora::read::classify::{ExtraKind, PeftModule};
+use crate::quant::packing::row_concat::RowStride;
+use crate::{Error, Result};
+
+/// What an adapter changes.
+#[derive(Debug, Default)]
+pub(crate) struct Matched {
+    /// Modules of the base, each expert of a stack by itself.
+    pub changed: BTreeSet<String>,
+    /// What is added to each weight that is written.
+    pub addends: Addends,
+}
+
+/// The modules that the adapter changes, each of them one of the base.
+///
+/// # Errors
+/// Modules that the base does not have, or whose shape is another one.
+pub(crate) fn changed(base: &Checkpoint, adapter: &PeftAdapter) -> Result<Matched> {
+    let (mut matched, mut missing) = (Matched::default(), Vec::new());
+    for module in adapter.modules() {
+        let known = match base.module(module.name()) {
+            Some(weight) => {
+                fits(module, weight, adapter)?;
+                matched.whole(module, weight);
+                true
+            }
+            None => matched.stack(base, module, adapter)?,
+        };
+        if !known {
+            missing.push(module.name());
+        }
+    }
+    if missing.is_empty() {
+        return Ok(matched);
+    }
+    let some = missing.iter().take(3).map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
+    let more = if missing.len() > 3 { format!(" and {} more", missing.len() - 3) } else { String::new() };
+    let what = format!("the base does not have {} of the adapter's modules: {some}{more}", missing.len());
+    Err(Error::input(what).path(adapter.root()).hint(
+        "the adapter belongs to another base, or its names have another prefix: merging would have no effect on these modules",
+    ))
+}
+
+impl Matched {
+    /// A module that is one weight.
+    fn whole(&mut self, module: &PeftModule, weight: &Module) {
+        let name = module.name();
+        self.changed.insert(name.to_owned());
+        let turned = weight.singles().iter().any(|single| single.turned);
+        let [out, inner] = weight.shape();
+        let addend = Addend {
+            module: name.to_owned(),
+            expert: 0,
+            rows: 0..if turned { inner } else { out },
+            from: RowStride::ALL,
+            turned,
+        };
+        self.addends.insert(name.to_owned(), vec![addend]);
+    }
+
+    /// A module that holds the factors of all experts of a stack. Whether the base has these experts.
+    fn stack(&mut self, base: &Checkpoint, module: &PeftModule, adapter: &PeftAdapter) -> Result<bool> {
+        let Some((path, kind)) = expert_stack_of(module.name()) else { return Ok(false) };
+        for expert in 0..module.experts() {
+            let name = format!("{path}.{kind}.{expert}");
+            let known = match base.module(&name) {
+                Some(weight) => {
+                    fits(module, weight, adapter)?;
+                    self.changed.insert(name);
+                    self.of_stack(module, expert, weight);
+                    true
+                }
+                None => self.projections(base, module, expert, adapter)?,
+            };
+            if !known {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// One expert whose weight is a slice of a stack, or is made of projections that the base stores singly.
+    fn of_stack(&mut self, module: &PeftModule, expert: usize, weight: &Module) {
+        let mut add = |written: &str, rows, from, turned| {
+            let addend = Addend { module: module.name().to_owned(), expert, rows, from, turned };
+            self.addends.entry(written.to_owned()).or_default().push(addend);
+        };
+        for single in weight.singles() {
+            add(single.module.name(), 0..single.module.shape()[0], single.rows, single.turned);
+        }
+        if let Some((stack, [_, high, _])) = weight.stack() {
+            let rows = expert * high..(expert + 1) * high;
+            add(stack.name(), rows, RowStride::ALL, weight.is_turned_in_stack());
+        }
+    }
+
+    /// One expert of a model whose modules are single projections: gate and up are the halves of what the adapter
+    /// fuses.
+    fn projections(
+        &mut self,
+        base: &Checkpoint,
+        module: &PeftModule,
+        expert: usize,
+        adapter: &PeftAdapter,
+    ) -> Result<bool> {
+        let Some((path, kind)) = expert_stack_of(module.name()) else { return Ok(false) };
+        let experts = base.scheme().experts();
+        let parts: &[usize] = if kind == "down_proj" { &[2] } else { &[0, 1] };
+        let [out, inner] = module.shape();
+        let rows = out / parts.len();
+        for (half, projection) in parts.iter().enumerate() {
+            let name = experts.single(path, expert, *projection);
+            let Some(weight) = base.module(&name) else { return Ok(false) };
+            if weight.shape() != [rows, inner] || rows * parts.len() != out {
+                return Err(misfit(module, [rows * parts.len(), weight.shape()[1]], adapter));
+            }
+            self.changed.insert(name.clone());
+            let from = RowStride { first: half * rows, step: 1 };
+            let addend =
+                Addend { module: module.name().to_owned(), expert, rows: 0..rows, from, turned: false };
+            self.addends.insert(name, vec![addend]);
+        }
+        Ok(true)
+    }
+}
+
+fn fits(module: &PeftModule, weight: &Module, adapter: &PeftAdapter) -> Result<()> {
+    let [rows, columns] = weight.shape();
+    let asked = if module.place() == Place::Embedding { [columns, rows] } else { [rows, columns] };
+    if module.shape() == asked { Ok(()) } else { Err(misfit(module, asked, adapter)) }
+}
+
+fn misfit(module: &PeftModule, asked: [usize; 2], adapter: &PeftAdapter) -> Error {
+    let what = format!(
+        "the adapter's factors give a change of shape {:?}, but the base's weight needs {asked:?}",
+        module.shape()
+    );
+    Error::input(what)
+        .tensor(module.name())
+        .path(adapter.root())
+        .hint("the adapter belongs to another base, which its config names")
+}
+
+/// The head, where it is the embedding and the adapter changes one of them alone.
+pub(crate) fn untie(
+    base: &Checkpoint,
+    changed: &BTreeSet<String>,
+    replaced: &BTreeMap<String, Tensor>,
+) -> Option<String> {
+    let embedding = base.input_embedding()?.name();
+    // The base finds a head that is not stored under the name of its embedding.
+    let is_tied = |name: &str| base.module(name).is_some_and(|module| module.name() == embedding);
+    let head = changed.iter().find(|name| *name != embedding && is_tied(name));
+    let other = || {
+        let touched = changed.contains(embedding) || replaced.contains_key(&format!("{embedding}.weight"));
+        (touched && is_tied(base.tree().head())).then(|| base.tree().head().to_owned())
+    };
+    head.cloned().or_else(other)
+}
+
+/// Parameters that the adapter holds whole, by the base's names.
+///
+/// # Errors
+/// One that the base does not have, or has in another shape or quantized.
+pub(crate) fn replaced(base: &Checkpoint, adapter: &PeftAdapter) -> Result<BTreeMap<String, Tensor>> {
+    let whole = |kind: &ExtraKind| matches!(kind, ExtraKind::Norm | ExtraKind::Bias | ExtraKind::FullWeight);
+    let mut replaced = BTreeMap::new();
+    for extra in adapter.extras().iter().filter(|extra| whole(&extra.kind)) {
+        let refuse = |what: String| Error::input(what).tensor(&extra.target).path(adapter.root());
+        let stored = base.tensor(&extra.target);
+        let quantized = base
+            .module(extra.target.strip_suffix(".weight").unwrap_or_default())
+            .is_some_and(|module| module.is_quantized());
+        match stored {
+            Some(stored) if stored.stored.shape == extra.tensor.stored.shape && !quantized => {
+                replaced.insert(extra.target.clone(), extra.tensor.clone());
+            }
+            Some(stored) => {
+                let what = format!(
+                    "the adapter holds a whole parameter as {}, but the base has it as {}",
+                    extra.tensor.stored.describe(),
+                    stored.stored.describe()
+                );
+                return Err(
+                    refuse(what).hint("`trephine sanitize` prunes such parameters and reports what is lost")
+                );
+            }
+            None => {
+                let what = "the adapter holds a whole parameter that the base does not have".to_owned();
+                return Err(
+                    refuse(what).hint("`trephine sanitize` prunes such parameters and reports what is lost")
+                );
+            }
+        }
+    }
+    Ok(replaced)
+}

@@ -1,0 +1,112 @@
+//! The rules on an adapter's names, against the modules of its base.
+
+use crate::checkpoint::module_tree::{ExpertConversion, Origin};
+use crate::lora::names::{expert_of, expert_stack_of, kind_of};
+use crate::lora::read::config::{PeftConfig, Targets};
+use crate::lora::read::{PeftAdapter, PeftModule};
+use crate::lora::rules::Loader::{self, Peft};
+use crate::lora::rules::settings::is_target_parameter;
+use crate::lora::rules::{Effect, Fix, Report};
+use crate::lora::tree::BaseModules;
+
+pub(crate) fn check(adapter: &PeftAdapter, base: &BaseModules, report: &mut Report) {
+    if base.modules().is_empty() {
+        return;
+    }
+    for module in adapter.modules() {
+        match standing(adapter.config(), base, module) {
+            Standing::Wrapped => {}
+            Standing::Elsewhere(name) => {
+                let why = format!("is '{name}' in the model that PEFT wraps");
+                report.add(&[Peft], module.name(), why, Effect::NoEffect, Fix::Yes);
+            }
+            Standing::Unwrapped(why) => {
+                report.add(&[Peft], module.name(), why, Effect::NoEffect, Fix::Yes);
+            }
+            Standing::Absent => {
+                let why = "is no module of the base";
+                report.add(&Loader::ALL, module.name(), why, Effect::NoEffect, Fix::No);
+            }
+        }
+    }
+    strays(adapter, base, report);
+}
+
+/// What a module of an adapter is in the base, for PEFT.
+enum Standing {
+    /// PEFT wraps it.
+    Wrapped,
+    /// The base has it, under this name.
+    Elsewhere(String),
+    /// The base has it, and PEFT does not wrap it.
+    Unwrapped(&'static str),
+    /// The base does not have it.
+    Absent,
+}
+
+fn standing(config: &PeftConfig, base: &BaseModules, module: &PeftModule) -> Standing {
+    let name = module.name();
+    if let Some((path, _)) = expert_stack_of(name).filter(|_| module.experts() > 1) {
+        return match base.resolve_experts(path) {
+            None => Standing::Absent,
+            Some(_) if base.model_name_of(name) != name => Standing::Elsewhere(base.model_name_of(name)),
+            Some(_) => Standing::Wrapped,
+        };
+    }
+    let Some(known) = base.resolve(name) else { return Standing::Absent };
+    if known.loaded != name && base.origin() != Some(&Origin::Unknown) {
+        return Standing::Elsewhere(known.loaded.clone());
+    }
+    let by_parameter = || is_target_parameter(config, name);
+    match (base.expert_conversion(), expert_of(name)) {
+        // PEFT takes these kinds out of target_modules, wherever they are.
+        (Some(ExpertConversion::Config(family)), None)
+            if family.kinds().contains(&kind_of(name)) && !by_parameter() =>
+        {
+            Standing::Unwrapped(
+                "is of a kind that PEFT takes for experts' in this model, and in no entry of target_parameters",
+            )
+        }
+        (Some(ExpertConversion::Keys), Some((path, ..)))
+            if !is_target_parameter(config, base.experts_in_model(name).as_deref().unwrap_or(path)) =>
+        {
+            Standing::Unwrapped(
+                "is part of a stack in the model that PEFT wraps, which is in no entry of target_parameters",
+            )
+        }
+        _ => Standing::Wrapped,
+    }
+}
+
+/// Targets that PEFT finds on what it cannot wrap: it refuses the adapter then.
+fn strays(adapter: &PeftAdapter, base: &BaseModules, report: &mut Report) {
+    let (Targets::Names(names), Some(paths)) = (adapter.config().targets(), base.paths()) else { return };
+    for target in names {
+        let ends = |path: &&String| {
+            path.as_str() == target
+                || path.strip_suffix(target.as_str()).is_some_and(|head| head.ends_with('.'))
+        };
+        let stray =
+            paths.iter().filter(ends).find(|path| base.loaded(path).is_none() && !is_expert_container(path));
+        if let Some(path) = stray.filter(|path| adapter.module(path).is_none()) {
+            let why = format!("has '{target}', which also names '{path}': no linear layer");
+            report.add(&[Peft], "adapter_config.json: target_modules", why, Effect::Refused, Fix::Yes);
+        }
+    }
+}
+
+/// What holds the tensors of experts that are no modules of the model.
+fn is_expert_container(path: &str) -> bool {
+    path.split('.').any(|part| part == "experts")
+}
+
+/// The modules that a loader takes, and those that it does not, of an adapter whose base is known.
+pub fn matches(consumer: Loader, adapter: &PeftAdapter, base: &BaseModules) -> (Vec<String>, Vec<String>) {
+    let takes = |module: &&PeftModule| match standing(adapter.config(), base, module) {
+        Standing::Wrapped => true,
+        Standing::Elsewhere(_) | Standing::Unwrapped(_) => consumer != Peft,
+        Standing::Absent => false,
+    };
+    let (taken, left): (Vec<_>, Vec<_>) = adapter.modules().partition(takes);
+    [taken, left].map(|modules| modules.into_iter().map(|module| module.name().to_owned()).collect()).into()
+}

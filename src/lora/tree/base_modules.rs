@@ -1,0 +1,201 @@
+//! What is known of the base that an adapter belongs to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::checkpoint::module_tree::renames::{ExpertConversion, ModuleTree, Origin, expert_conversion};
+use crate::checkpoint::{Checkpoint, Module};
+use crate::lora::names::{expert_of, expert_stack_of};
+use crate::lora::tree::targets;
+
+/// What may stand before the names of a language model, by itself or inside one that sees or hears, in files and in
+/// models of different versions of the libraries. What is longer comes first.
+const PREFIXES: [&str; 9] = [
+    "model.language_model.model.",
+    "language_model.model.",
+    "model.language_model.",
+    "model.text_model.",
+    "language_model.",
+    "transformer.",
+    "text_model.",
+    "model.",
+    "",
+];
+
+/// One module of the base.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseModule {
+    /// Its name in the checkpoint's files.
+    pub stored: String,
+    /// Its name in the model that transformers makes of them, which PEFT wraps.
+    pub loaded: String,
+    /// `[out, in]`.
+    pub shape: [usize; 2],
+}
+
+/// The modules of a base; or its type alone.
+#[derive(Clone, Debug, Default)]
+pub struct BaseModules {
+    model_type: Option<String>,
+    /// The `model_type` at the top of the config.
+    outer_type: Option<String>,
+    /// Whether the head is the embedding.
+    tied: Option<bool>,
+    known: Option<Known>,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    tree: ModuleTree,
+    modules: Vec<BaseModule>,
+    by_loaded: BTreeMap<String, usize>,
+    by_stored: BTreeMap<String, usize>,
+    /// Every module, containers too, as the model names them.
+    paths: BTreeSet<String>,
+    /// Every tensor, by its name in the model and by that in the files.
+    tensors: BTreeMap<String, String>,
+}
+
+impl BaseModules {
+    /// A base of which nothing but its `model_type` is known.
+    pub fn of_type(model_type: &str) -> BaseModules {
+        let model_type = Some(model_type.to_owned());
+        BaseModules { outer_type: model_type.clone(), model_type, ..BaseModules::default() }
+    }
+
+    /// The same, with what is known of whether its head is its embedding.
+    pub fn with_tied(self, tied: Option<bool>) -> BaseModules {
+        BaseModules { tied, ..self }
+    }
+
+    /// Whether the head is the embedding, if that is known: llama.cpp then has no LoRA on either.
+    pub fn tied(&self) -> Option<bool> {
+        self.tied
+    }
+
+    /// The modules of `base`.
+    pub fn of(base: &Checkpoint) -> BaseModules {
+        let (config, tree) = (base.config(), ModuleTree::of(base.config()));
+        let module = |module: &Module| BaseModule {
+            stored: module.name().to_owned(),
+            loaded: tree.module_of(module.name()),
+            shape: module.shape(),
+        };
+        let modules: Vec<BaseModule> = base.modules().map(module).collect();
+        let by = |name: fn(&BaseModule) -> &String| {
+            modules.iter().enumerate().map(|(at, module)| (name(module).clone(), at)).collect()
+        };
+        let stored = || base.tensors().map(|tensor| tensor.name().to_owned());
+        let mut tensors: BTreeMap<String, String> = stored().map(|name| (name.clone(), name)).collect();
+        tensors.extend(stored().map(|name| (tree.module_of(&name), name)));
+        let loaded: Vec<String> = stored().map(|name| tree.module_of(&name)).collect();
+        let known = Known {
+            by_loaded: by(|module| &module.loaded),
+            by_stored: by(|module| &module.stored),
+            paths: targets::paths_of(loaded.iter().map(String::as_str)),
+            modules,
+            tensors,
+            tree,
+        };
+        let own = |name: Option<&str>| name.map(str::to_owned);
+        BaseModules {
+            model_type: own(config.text_model_type().or(config.model_type())),
+            outer_type: own(config.model_type()),
+            tied: Some(config.tie_word_embeddings()),
+            known: Some(known),
+        }
+    }
+
+    /// The `model_type` of the model that speaks.
+    pub fn model_type(&self) -> Option<&str> {
+        self.model_type.as_deref()
+    }
+
+    /// What PEFT does with single experts, where the model keeps them as stacks.
+    pub fn expert_conversion(&self) -> Option<ExpertConversion> {
+        expert_conversion(self.outer_type.as_deref()?)
+    }
+
+    /// Where the names of its modules were learned; `None` where they are not known.
+    pub fn origin(&self) -> Option<&Origin> {
+        Some(self.known.as_ref()?.tree.origin())
+    }
+
+    /// Its modules, by their names in the files.
+    pub fn modules(&self) -> &[BaseModule] {
+        self.known.as_ref().map_or(&[], |known| &known.modules)
+    }
+
+    /// Every path of a module in the model, containers among them.
+    pub(crate) fn paths(&self) -> Option<&BTreeSet<String>> {
+        Some(&self.known.as_ref()?.paths)
+    }
+
+    /// The path in the model of the experts of which `projection`, by the name that loaders know it by, is one's.
+    pub(crate) fn experts_in_model(&self, projection: &str) -> Option<String> {
+        let stored = &self.resolve(projection)?.stored;
+        let (path, ..) = expert_of(stored)?;
+        Some(self.known.as_ref()?.tree.module_of(path))
+    }
+
+    /// Whether it has the module that an adapter means by `name`; `None` where its modules are not known.
+    pub fn has(&self, name: &str) -> Option<bool> {
+        self.known.as_ref().map(|_| self.resolve(name).is_some())
+    }
+
+    /// The module that the model calls `name`.
+    pub fn loaded(&self, name: &str) -> Option<&BaseModule> {
+        let known = self.known.as_ref()?;
+        known.by_loaded.get(name).map(|at| &known.modules[*at])
+    }
+
+    /// The module that the files call `name`.
+    pub fn stored(&self, name: &str) -> Option<&BaseModule> {
+        let known = self.known.as_ref()?;
+        known.by_stored.get(name).map(|at| &known.modules[*at])
+    }
+
+    /// The model's name for the module that the files call `stored`; that name itself where there is no such module.
+    pub fn name_in_model(&self, stored: &str) -> String {
+        self.stored(stored).map_or_else(|| stored.to_owned(), |module| module.loaded.clone())
+    }
+
+    /// The model's name for what an adapter calls `name`; that itself where the base has no such module.
+    pub fn model_name_of(&self, name: &str) -> String {
+        if let Some(module) = self.resolve(name) {
+            return module.loaded.clone();
+        }
+        let stack = expert_stack_of(name).and_then(|(path, kind)| {
+            let stored = format!("{}.{kind}.0", self.resolve_experts(path)?);
+            let loaded = self.stored(&stored)?.loaded.strip_suffix(&format!(".{kind}.0"))?.to_owned();
+            Some(format!("{loaded}{}", &name[path.len()..]))
+        });
+        stack.unwrap_or_else(|| name.to_owned())
+    }
+
+    /// The module that an adapter means by `name`: by the model's names, by the files', or by either with another of
+    /// the prefixes that libraries have put before a language model or a tower.
+    pub fn resolve(&self, name: &str) -> Option<&BaseModule> {
+        let direct = |name: &str| self.loaded(name).or_else(|| self.stored(name));
+        direct(name).or_else(|| spellings(name).find_map(|other| direct(&other)))
+    }
+
+    /// The stored name of the tensor that an adapter means by `name`, by the same rules.
+    pub fn resolve_tensor(&self, name: &str) -> Option<&str> {
+        let tensors = &self.known.as_ref()?.tensors;
+        let found = tensors.get(name).or_else(|| spellings(name).find_map(|other| tensors.get(&other)));
+        found.map(String::as_str)
+    }
+
+    /// The stored name, up to and with `experts`, of the experts whose stack an adapter means by `path`.
+    pub fn resolve_experts(&self, path: &str) -> Option<String> {
+        let ends = ["down_proj.0", "0.down_proj", "0.w2"];
+        let found = ends.iter().find_map(|end| Some((self.resolve(&format!("{path}.{end}"))?, end)));
+        found.map(|(module, end)| module.stored[..module.stored.len() - end.len() - 1].to_owned())
+    }
+}
+
+/// `name` with each other prefix in place of its own.
+fn spellings(name: &str) -> impl Iterator<Item = String> {
+    let rests = PREFIXES.iter().filter_map(move |prefix| name.strip_prefix(prefix));
+    rests.flat_map(|rest| PREFIXES.iter().map(move |prefix| format!("{prefix}{rest}")))
+}

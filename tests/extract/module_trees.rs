@@ -1,0 +1,90 @@
+//! Adapters of many architectures, by the names that PEFT itself gives to the factors: keys and shapes, and targets
+//! that reach what the adapter holds and nothing else. The fixture is made from transformers and PEFT by
+//! `scripts/fixtures_module_trees.py`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use crate::common::pair::{Tensor, noise, read_file, write};
+use crate::common::{extract_with, run, trephine};
+use serde_json::Value;
+use tempfile::tempdir;
+
+fn fixture() -> BTreeMap<String, Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/module_trees.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn shapes(of: &Value) -> BTreeMap<String, Vec<usize>> {
+    serde_json::from_value(of.clone()).unwrap()
+}
+
+/// A checkpoint with these tensors; `scale` tells base and tuned apart.
+fn checkpoint(folder: &Path, of: &Value, scale: f32) -> String {
+    let tensor = |(seed, (name, shape)): (usize, (String, Vec<usize>))| {
+        let values = noise(seed as u64, shape.iter().product());
+        Tensor::bf16(&name, &shape, &values.iter().map(|v| v * scale).collect::<Vec<_>>())
+    };
+    let tensors: Vec<Tensor> = shapes(&of["tensors"]).into_iter().enumerate().map(tensor).collect();
+    write(folder, &tensors, &of["config"]).to_str().unwrap().to_owned()
+}
+
+/// The modules that PEFT would take for these targets.
+fn reached(modules: &Value, targets: &[String]) -> BTreeSet<String> {
+    let ends = |name: &str| {
+        targets.iter().any(|target| {
+            name == target || name.strip_suffix(target.as_str()).is_some_and(|h| h.ends_with('.'))
+        })
+    };
+    modules.as_object().unwrap().keys().filter(|name| ends(name)).cloned().collect()
+}
+
+/// What differs from PEFT's own adapter of one class.
+fn differences(class: &str, of: &Value) -> Vec<String> {
+    let home = tempdir().unwrap();
+    let base = checkpoint(&home.path().join("base"), of, 1.0);
+    let tuned = checkpoint(&home.path().join("tuned"), of, 1.25);
+    let out = home.path().join("adapter");
+    let ended = extract_with(&base, &tuned, &out, &["--rank", "2"]);
+    if ended.code != Some(0) {
+        return vec![format!("{class}: {}", ended.stderr)];
+    }
+    let got = read_file(&out.join("adapter_model.safetensors"));
+    let got: BTreeMap<String, Vec<usize>> = got.into_iter().map(|t| (t.name, t.shape)).collect();
+    let want = shapes(&of["keys"]);
+    let mut found = Vec::new();
+    for name in got.keys().chain(want.keys()).collect::<BTreeSet<_>>() {
+        if got.get(name) != want.get(name) {
+            found.push(format!("{class}: {name} is {:?}, PEFT's {:?}", got.get(name), want.get(name)));
+        }
+    }
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(out.join("adapter_config.json")).unwrap()).unwrap();
+    let targets: Vec<String> = serde_json::from_value(config["target_modules"].clone()).unwrap();
+    let adapted: BTreeSet<String> = want
+        .keys()
+        .filter_map(|key| key.strip_prefix("base_model.model.")?.strip_suffix(".lora_A.weight"))
+        .map(str::to_owned)
+        .collect();
+    for name in reached(&of["modules"], &targets).symmetric_difference(&adapted) {
+        found.push(format!("{class}: targets and keys differ in {name}; target_modules {targets:?}"));
+    }
+    let adapter = out.to_str().unwrap();
+    let probed = run(trephine().args(["probe", adapter, "--base", &base, "--json"]));
+    let probed: Value = serde_json::from_str(&probed.stdout).unwrap();
+    let unmatched = &probed["matches"][0]["unmatched"];
+    if probed["matches"][0]["consumer"] != "peft"
+        || unmatched.as_array().is_none_or(|names| !names.is_empty())
+    {
+        found.push(format!("{class}: probe has unmatched {unmatched}"));
+    }
+    found
+}
+
+#[test]
+fn keys_and_targets_are_those_of_peft() {
+    let fixture = fixture();
+    assert!(fixture.len() >= 40, "{} classes", fixture.len());
+    let found: Vec<String> = fixture.iter().flat_map(|(class, of)| differences(class, of)).collect();
+    assert!(found.is_empty(), "{} differences:\n{}", found.len(), found.join("\n"));
+}
