@@ -4,11 +4,14 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::printable::{lines, one_line};
+
 /// `Result` with [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The kind of a failure. The binary maps it to its exit code.
+/// The kind of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Kind {
     /// The environment failed, for example a full disk or a denied permission. Exit code 1.
     Unexpected,
@@ -18,6 +21,18 @@ pub enum Kind {
     Input,
     /// A check ran and found a problem. Exit code 4.
     Found,
+}
+
+impl Kind {
+    /// The exit code of a program that ends with such a failure.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Kind::Unexpected => 1,
+            Kind::Decide => 2,
+            Kind::Input => 3,
+            Kind::Found => 4,
+        }
+    }
 }
 
 /// A failure: operation, path, tensor, cause and hint.
@@ -97,15 +112,17 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)?;
+        // Names of anybody's are in it: none begins a line of its own, or does anything else to a terminal.
+        f.write_str(&one_line(&self.what))?;
         if let Some(tensor) = &self.tensor {
-            write!(f, ": tensor '{tensor}'")?;
+            write!(f, ": tensor '{}'", one_line(tensor))?;
         }
         if let Some(path) = &self.path {
-            write!(f, ": {}", path.display())?;
+            write!(f, ": {}", one_line(&path.to_string_lossy()))?;
         }
         if let Some(source) = &self.source {
-            write!(f, ": {source}")?;
+            // Some causes have several lines, as that of a pattern with a mark below it.
+            write!(f, ": {}", lines(&source.to_string()))?;
         }
         Ok(())
     }

@@ -59,6 +59,7 @@
 //! | [`quant`] | quantized formats: bytes in, f32 out; touches no file | a format: a file in `quant/format`, a line in the registry |
 //! | [`factorize`] | panels in, factors out; touches no file | a method: `factorize/backend` |
 //! | [`error`] | the error type: what failed, where, and the fix | |
+//! | [`printable`] | text that is safe to print on a terminal | |
 //!
 //! The binary is thin: it turns arguments into [`commands::extract::Extraction`] and shows progress bars and tables.
 //!
@@ -93,9 +94,13 @@ pub mod delta;
 pub mod durable;
 pub mod error;
 pub mod factorize;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod lora;
 pub mod model;
 pub mod pipeline;
+pub mod printable;
 pub mod quant;
 #[cfg(feature = "report")]
 pub mod report;

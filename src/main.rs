@@ -6,7 +6,12 @@ use clap::Parser;
 
 mod cli;
 
+#[global_allocator]
+static ALLOCATOR: cli::ui::limits::Telling = cli::ui::limits::Telling;
+
 fn main() -> ExitCode {
+    cli::ui::limits::prepare();
+    trephine::storage::tell_of_cut_files();
     cli::ui::allocator::return_freed_blocks();
     let arguments = cli::ProgramArgs::parse();
     match cli::run(arguments) {

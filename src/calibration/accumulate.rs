@@ -1,4 +1,4 @@
-//! The second moments of one module input, as they are taken: the exact diagonal, and a sketch.
+//! Accumulates the second moments of one module input: the exact diagonal, and a sketch.
 
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
@@ -8,18 +8,20 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{Error, Result};
 
-/// Rows of the sketch that a row of the input is added to.
+/// The number of sketch rows that each input row is added to.
 const ENTRIES: usize = 8;
 
 /// Features that one thread works on at a time.
 const FEATURES: usize = 16;
 
-/// `XᵀX` of the rows `x` of an input: its diagonal in f64, and S·X, where S has random signs and the mean of `SᵀS` is the identity.
+/// `XᵀX` for the rows `x` of an input: its diagonal in f64, and S·X, where S has random signs and the mean of `SᵀS` is
+/// the identity.
 ///
-/// Where there are no more rows than the sketch may have, S is the identity and the sketch is X itself. Otherwise each row of X is added
-/// to eight rows of the sketch, one in each eighth of them, with a random sign and the factor 1/√8: an oblivious sparse norm-approximating
-/// projection (Nelson and Nguyên 2013, "OSNAP"; its use for sketches of streams: Tropp et al. 2019, section 3.9). Unlike a Gaussian S it
-/// keeps the norm of every single row, and costs no product.
+/// If there are no more rows than the sketch may have, S is the identity and the sketch is X itself. Otherwise each row
+/// of X is added to eight rows of the sketch, one in each eighth of them, with a random sign and the factor 1/√8: an
+/// oblivious sparse norm-approximating projection (Nelson and Nguyên 2013, "OSNAP"; its use for sketches of streams:
+/// Tropp et al. 2019, section 3.9). Unlike a Gaussian S it preserves the norm of every single row, and needs no matrix
+/// product.
 #[derive(Debug)]
 pub struct Accumulator {
     width: usize,
@@ -39,7 +41,7 @@ enum Sketch {
 }
 
 impl Accumulator {
-    /// Of an input `name` of so many values and rows; the sketch has at most `k` rows.
+    /// An accumulator for the input `name` with `count` rows of `width` values; the sketch has at most `k` rows.
     pub fn new(name: &str, width: usize, count: usize, k: usize, seed: u64) -> Accumulator {
         let rows = count.min(k);
         let sketch = if count <= k {
@@ -51,16 +53,17 @@ impl Accumulator {
         Accumulator { width, count, seen: 0, rows, diagonal: vec![0.0; width], sketch }
     }
 
-    /// Bytes that an input holds at most while it is seen and written.
+    /// The most bytes that an input holds while it is accumulated and written.
     pub fn bytes(width: usize, count: usize, k: usize) -> u64 {
         let each = if count <= k { size_of::<bf16>() } else { size_of::<f32>() };
         (width * (count.min(k) * each + size_of::<f64>())) as u64
     }
 
-    /// Adds rows of X: columns of `values`, `[width, tokens]` row-major. `spread` does independent tasks, on as many threads as it likes.
+    /// Adds rows of X: columns of `values`, `[width, tokens]` row-major. `spread` runs independent tasks, on any number
+    /// of threads.
     ///
     /// # Panics
-    /// If `values` is not of that shape, or if there are more rows than were announced.
+    /// If `values` has another shape, or if there are more rows than announced.
     pub fn add(&mut self, values: &[f32], tokens: usize, spread: impl FnOnce(Vec<Task<'_>>)) {
         assert_eq!(values.len(), self.width * tokens, "rows of an input");
         assert!(self.seen + tokens <= self.count, "{} + {tokens} rows of {}", self.seen, self.count);
@@ -106,34 +109,34 @@ impl Accumulator {
         spread(tasks);
     }
 
-    /// Checks that all rows have come, and that they are numbers.
+    /// Checks that all rows were added and that they are finite.
     ///
     /// # Errors
-    /// Too few rows; NaN or infinity among them.
+    /// Rows are missing; NaN or infinity among them.
     pub fn check(&self, name: &str) -> Result<()> {
         if self.seen != self.count {
-            return Err(Error::unexpected(format!("{} of {} rows of an input came", self.seen, self.count))
+            return Err(Error::unexpected(format!("an input received {} of {} rows", self.seen, self.count))
                 .tensor(name));
         }
         if self.diagonal.iter().any(|sum| !(*sum as f32).is_finite()) {
             return Err(Error::input("the input of this module is not finite on the calibration text")
                 .tensor(name)
-                .hint("the model's weights may hold NaN or infinities: `trephine probe` tells"));
+                .hint("the model's weights may hold NaN or infinities: check with `trephine probe`"));
         }
         Ok(())
     }
 
-    /// Values of a row.
+    /// The number of values in a row.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Rows of X.
+    /// The number of rows of X.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Rows of the sketch.
+    /// The number of rows of the sketch.
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -160,7 +163,7 @@ impl Accumulator {
     }
 }
 
-/// Some features of some rows of X, and where they go.
+/// Some features of some rows of X, and their destination.
 pub struct Task<'a> {
     diagonal: &'a mut [f64],
     /// `[features, tokens]`.
@@ -178,7 +181,7 @@ enum To<'a> {
 }
 
 impl Task<'_> {
-    /// Adds them.
+    /// Adds the values.
     pub fn run(self) {
         let lines = self.values.chunks(self.tokens);
         for (sum, line) in self.diagonal.iter_mut().zip(lines.clone()) {
@@ -206,14 +209,15 @@ impl Task<'_> {
 fn draw(rng: &mut ChaCha8Rng, rows: usize) -> Vec<(u32, f32)> {
     let entries = ENTRIES.min(rows);
     let factor = 1.0 / (entries as f32).sqrt();
-    let one = |entry: usize| {
+    let draw_entry = |entry: usize| {
         let (start, end) = (entry * rows / entries, (entry + 1) * rows / entries);
         let word = rng.next_u64();
-        // The high half decides the row (without bias worth the name: there are far fewer rows than 2^32), the lowest bit the sign.
+        // The high half determines the row (the bias is negligible: there are far fewer rows than 2^32), the lowest bit
+        // the sign.
         let place = ((word >> 32) * (end - start) as u64) >> 32;
         ((start as u64 + place) as u32, if word & 1 == 0 { factor } else { -factor })
     };
-    (0..entries).map(one).collect()
+    (0..entries).map(draw_entry).collect()
 }
 
 #[cfg(test)]
@@ -269,7 +273,7 @@ mod tests {
         }
         for a in 0..width {
             for b in 0..width {
-                // One sketch is off by some |x_a||x_b|/√k; the mean of the runs by √runs less.
+                // A single sketch is off by about |x_a||x_b|/√k; the mean over the runs by √runs less.
                 let spread = (exact(a, a) * exact(b, b) / k as f64 / runs as f64).sqrt();
                 let off = (mean[a * width + b] - exact(a, b)).abs();
                 assert!(off < 4.5 * spread + 2e-3 * exact(a, a), "{a} {b}: {off} of {spread}");

@@ -1,6 +1,8 @@
-//! Calibrations: second moments of the inputs of a model's linear layers, which decide how much an error of each weight matters.
+//! Calibrations: second moments of the inputs of a model's linear layers, which determine how much an error of each
+//! weight matters.
 //!
-//! [`layout`] says how they lie on disk, [`Accumulator`] takes them from a model's activations, [`FileWriter`] writes them.
+//! [`layout`] describes the files, [`Accumulator`] computes the moments from a model's activations, [`FileWriter`]
+//! writes them.
 
 mod accumulate;
 pub mod layout;

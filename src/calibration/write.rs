@@ -1,4 +1,4 @@
-//! Writes a file of a calibration: the inputs of one layer, each as soon as it is complete.
+//! Writes a calibration file: the inputs of one layer, each as soon as it is complete.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,23 +11,23 @@ use crate::durable::Written;
 use crate::quant::TensorInfo;
 use crate::{Error, Result};
 
-/// Rows of a sketch that are turned from features first to rows first at a time.
+/// Rows of a sketch that are transposed from feature-major to row-major at a time.
 const ROWS: usize = 64;
 
 /// An input that a file will hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announced {
-    /// Its name: that of the first module that it feeds.
+    /// The name, which is that of the first module that it feeds.
     pub name: String,
-    /// Values of a row.
+    /// The number of values in a row.
     pub width: usize,
-    /// Rows of the sketch.
+    /// The number of rows of the sketch.
     pub rows: usize,
-    /// Rows that were seen.
+    /// The number of rows that were seen.
     pub count: usize,
 }
 
-/// A file that is being written: counts first, then sketches in the order of the inputs, then diagonals.
+/// A file being written: counts first, then sketches in the order of the inputs, then diagonals.
 #[derive(Debug)]
 pub struct FileWriter {
     writer: SafetensorsWriter,
@@ -36,10 +36,10 @@ pub struct FileWriter {
 }
 
 impl FileWriter {
-    /// Begins a file of these inputs with this metadata.
+    /// Begins a file for these inputs with this metadata.
     ///
     /// # Errors
-    /// A folder that cannot be written, a full disk.
+    /// The folder cannot be written, or the disk is full.
     pub fn create(
         path: &Path,
         inputs: Vec<Announced>,
@@ -66,7 +66,7 @@ impl FileWriter {
     /// Writes the next input.
     ///
     /// # Errors
-    /// Rows that are missing or not finite; a full disk.
+    /// Rows are missing or not finite, or the disk is full.
     pub fn put(&mut self, input_moments: &Accumulator) -> Result<()> {
         let Some(input) = self.inputs.get(self.diagonals.len()) else {
             return Err(Error::unexpected("more inputs than were announced"));
@@ -75,7 +75,7 @@ impl FileWriter {
         if (input_moments.width(), input_moments.rows(), input_moments.count())
             != (input.width, input.rows, input.count)
         {
-            return Err(Error::unexpected("an input of another shape than was announced").tensor(&input.name));
+            return Err(Error::unexpected("an input has another shape than announced").tensor(&input.name));
         }
         let name = format!("{}.sketch", input.name);
         for start in (0..input_moments.rows()).step_by(ROWS) {
@@ -91,10 +91,10 @@ impl FileWriter {
         Ok(())
     }
 
-    /// Ends the file.
+    /// Finishes the file.
     ///
     /// # Errors
-    /// An input that was not written; a full disk.
+    /// An input was not written, or the disk is full.
     pub fn finish(mut self) -> Result<Written> {
         for (input, diagonal) in self.inputs.iter().zip(&self.diagonals) {
             self.writer.put(&format!("{}.diagonal", input.name), bytemuck::cast_slice(diagonal))?;
@@ -103,7 +103,7 @@ impl FileWriter {
     }
 }
 
-/// BF16, but for an odd number of columns, where what follows would not be aligned.
+/// BF16, or F32 if the number of columns is odd, where BF16 would leave the following data unaligned.
 fn sketch_type(input: &Announced) -> Dtype {
     if input.width.is_multiple_of(2) { Dtype::BF16 } else { Dtype::F32 }
 }

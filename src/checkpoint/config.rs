@@ -8,6 +8,9 @@ use crate::Result;
 use crate::checkpoint::json::read_json;
 use crate::quant::declared::Declared;
 
+/// The longest config. A quantization that names every module may take some megabytes.
+const LONGEST: u64 = 16 << 20;
+
 /// A `config.json`, empty where there is none.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
@@ -22,11 +25,11 @@ impl Config {
     /// # Errors
     /// A file that is not JSON or cannot be read.
     pub fn load(folder: &Path) -> Result<Config> {
-        let raw = read_json(&folder.join("config.json"))?;
+        let raw: Option<Value> = read_json(&folder.join("config.json"), LONGEST)?;
         let mut quantization = raw.as_ref().and_then(declared);
         for origin in ["hf_quant_config.json", "quantize_config.json"] {
             if quantization.is_none() {
-                let raw = read_json(&folder.join(origin))?;
+                let raw: Option<Value> = read_json(&folder.join(origin), LONGEST)?;
                 quantization = raw.map(|raw| Declared { origin: origin.to_owned(), raw });
             }
         }

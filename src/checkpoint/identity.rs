@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::Result;
 use crate::container::safetensors::header::Header;
 use crate::storage::mmap::nanoseconds;
+use crate::storage::regular_file;
 use crate::storage::{Storage, Version};
-use crate::{Error, Result};
 
 /// The files that determine how the others are read.
 const CONFIGS: [&str; 3] = ["config.json", "hf_quant_config.json", "quantize_config.json"];
@@ -37,6 +38,7 @@ pub struct Identity {
 
 /// A change of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Change {
     /// It is new.
     Added(String),
@@ -100,16 +102,13 @@ pub(crate) fn beside(folder: &Path, index: Option<&Path>) -> Vec<PathBuf> {
 pub(crate) fn of(beside: &[PathBuf], files: &[Box<dyn Storage>], headers: &[Header]) -> Result<Identity> {
     let mut identities = Vec::new();
     for path in beside {
-        match std::fs::read(path) {
-            Ok(bytes) => identities.push(FileIdentity {
-                name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-                size: bytes.len() as u64,
-                header: blake3::hash(&bytes).to_hex().to_string(),
-                modified: modified(path),
-            }),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::unexpected("cannot read").path(path).because(e)),
-        }
+        let Some(bytes) = regular_file::read_if_any(path)? else { continue };
+        identities.push(FileIdentity {
+            name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            size: bytes.len() as u64,
+            header: blake3::hash(&bytes).to_hex().to_string(),
+            modified: modified(path),
+        });
     }
     identities.extend(files.iter().zip(headers).map(|(file, header)| FileIdentity {
         name: file.name().to_owned(),

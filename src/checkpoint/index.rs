@@ -1,9 +1,9 @@
 //! The files of a checkpoint, and which file holds which tensor.
 
 use std::collections::BTreeMap;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde::{Deserialize, Deserializer};
 
 use crate::checkpoint::catalogue::{Catalogue, FileId, Tensor};
 use crate::checkpoint::error_policy::Faults;
@@ -11,10 +11,18 @@ use crate::checkpoint::gguf;
 use crate::checkpoint::json::read_json;
 use crate::checkpoint::locate::{Source, foreign};
 use crate::container::safetensors::header::Header;
+use crate::durable::inside::is_inside;
 use crate::storage::Storage;
 use crate::{Error, Result};
 
 const INDEX: &str = "model.safetensors.index.json";
+
+/// The longest index: that of some hundred thousand tensors has some tens of megabytes.
+const LONGEST: u64 = 64 << 20;
+
+/// The most tensors in all files together.
+const MOST_TENSORS: usize = 1_000_000;
+
 const ADAPTER: &str = "adapter_model.safetensors";
 
 /// The files of a checkpoint.
@@ -50,8 +58,8 @@ pub(crate) fn layout(source: &Source, faults: &mut Faults) -> Result<Layout> {
         }
         Source::Folder(folder) => {
             let path = folder.join(INDEX);
-            let json = faults.take(read_json(&path))?.flatten();
-            let indexed = json.map(|json| indexed(folder, path, &json, faults)).transpose();
+            let index = faults.take(read_json::<Index>(&path, LONGEST))?.flatten();
+            let indexed = index.map(|index| indexed(folder, path, index, faults)).transpose();
             match faults.take(indexed)?.flatten() {
                 Some(layout) => Ok(layout),
                 None => listed(folder),
@@ -60,16 +68,34 @@ pub(crate) fn layout(source: &Source, faults: &mut Faults) -> Result<Layout> {
     }
 }
 
-fn indexed(folder: &Path, path: PathBuf, json: &Value, faults: &mut Faults) -> Result<Layout> {
+/// What an index says.
+#[derive(Deserialize)]
+struct Index {
+    #[serde(default)]
+    weight_map: Option<BTreeMap<String, FileName>>,
+}
+
+/// An entry of the index: a name, or something else.
+struct FileName(Option<String>);
+
+impl<'de> Deserialize<'de> for FileName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<FileName, D::Error> {
+        // What is no text is read past.
+        Ok(FileName(match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::String(name) => Some(name),
+            _ => None,
+        }))
+    }
+}
+
+fn indexed(folder: &Path, path: PathBuf, index: Index, faults: &mut Faults) -> Result<Layout> {
     let bad = |what: &str| Error::input(what).path(&path).hint("download or export the index again");
-    let map = json
-        .get("weight_map")
-        .and_then(Value::as_object)
-        .ok_or_else(|| bad("the index has no weight_map"))?;
+    let map = index.weight_map.ok_or_else(|| bad("the index has no weight_map"))?;
     let mut weights = BTreeMap::new();
     let mut files = BTreeMap::new();
-    for (tensor, file) in map {
-        let file = file.as_str().ok_or_else(|| bad("the index's entry is not a file name").tensor(tensor));
+    for (tensor, file) in &map {
+        let FileName(file) = file;
+        let file = file.as_deref().ok_or_else(|| bad("the index's entry is not a file name").tensor(tensor));
         let Some(file) = faults.take(file)? else { continue };
         if !is_inside(file) {
             let what = format!("the index points outside its folder, to '{file}'");
@@ -93,11 +119,6 @@ fn indexed(folder: &Path, path: PathBuf, json: &Value, faults: &mut Faults) -> R
         present.push((file.clone(), at.clone()));
     }
     Ok(Layout { files: present, index: Some((path, weights)) })
-}
-
-/// Whether a name stays inside its folder: no root, no `..`.
-fn is_inside(name: &str) -> bool {
-    !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// The files of a folder without an index: all of its `.safetensors`, or its GGUF model.
@@ -153,6 +174,10 @@ pub(crate) fn resolve(
             let owner = weights.and_then(|weights| weights.get(&stored.name));
             if owner.is_some_and(|owner| owner != files[id].name()) {
                 continue;
+            }
+            if catalogue.len() == MOST_TENSORS {
+                let what = format!("the checkpoint has more than {MOST_TENSORS} tensors");
+                return Err(Error::input(what).path(files[id].location()));
             }
             let tensor = Tensor { stored, file: FileId(id), bytes };
             if let Some(first) = catalogue.insert(tensor.stored.name.clone(), tensor) {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
 /// The location of a checkpoint.
@@ -39,6 +40,10 @@ pub(crate) fn resolve(spec: &str, variable: impl Fn(&str) -> Option<OsString>) -
     }
     if path.exists() {
         return single(path);
+    }
+    if path.is_symlink() {
+        let hint = "what it leads to is gone, or it leads back to itself";
+        return Err(Error::input("this link leads to no file or folder").path(path).hint(hint));
     }
     if is_repository(spec) {
         return cached(spec, variable).map(Source::Folder);
@@ -101,7 +106,7 @@ fn cached(name: &str, variable: impl Fn(&str) -> Option<OsString>) -> Result<Pat
         ));
     };
     let repository = hub.join(format!("models--{}", name.replace('/', "--")));
-    let Ok(revision) = std::fs::read_to_string(repository.join("refs/main")) else {
+    let Ok(revision) = regular_file::read_text(&repository.join("refs/main")) else {
         return Err(missing("the Hugging Face cache does not hold it", &hub));
     };
     let revision = revision.trim();

@@ -158,7 +158,9 @@ fn groups(analysis: &Analysis) -> Table {
     ];
     let mut rows = table(headings);
     let mut add = |name: &str, pooled: &Pooled| {
-        let relative = |norm: f64| number(norm / pooled.norms.base.max(f64::MIN_POSITIVE));
+        // Of a base that is zero nothing is a share.
+        let base = pooled.norms.base;
+        let relative = |norm: f64| if base > 0.0 { number(norm / base) } else { "-".to_owned() };
         let [least, median, most] = pooled.suggested_rank;
         let percent = |share: f64| format!("{:.1} %", 100.0 * share);
         rows.add_row([
@@ -166,7 +168,10 @@ fn groups(analysis: &Analysis) -> Table {
             pooled.modules.to_string(),
             relative(pooled.norms.change),
             relative(pooled.norms.base_noise),
-            pooled.norms.signal_to_noise.map_or("-".into(), |ratio| format!("{ratio:.2}")),
+            pooled
+                .norms
+                .signal_to_noise
+                .map_or("-".into(), |ratio| if ratio < 1e6 { format!("{ratio:.2}") } else { number(ratio) }),
             cosine(&pooled.change_and_noise, pooled.change_and_noise_significant),
             cosine(&pooled.noise_and_noise, pooled.noise_and_noise_significant),
             percent(pooled.remaining.method_a),

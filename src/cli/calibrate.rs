@@ -9,7 +9,8 @@ use trephine::commands::calibrate::{Calibration, CalibrationOutcome, calibrate};
 use trephine::commands::extract::default_memory;
 
 use super::ui::byte_size;
-use super::ui::progress_bar::{Bar, tell};
+use super::ui::output::tell;
+use super::ui::progress_bar::Bar;
 use super::ui::signal::leave_on_signal;
 use super::ui::text::Text;
 use super::{print_json, threads};

@@ -250,13 +250,18 @@ pub fn show_outcome(outcome: &ExtractionOutcome) -> String {
         manifest.rank
     );
     if let Some(served) = total.served {
-        let ratio = served.with_adapter / served.without_adapter.max(f64::MIN_POSITIVE);
+        let share = match served.without_adapter > 0.0 {
+            true => format!("{:.1} %", 100.0 * served.with_adapter / served.without_adapter),
+            false => "they were the tuned ones".to_owned(),
+        };
         text += &format!(
-            "served: the weights are {} from the tuned ones with the adapter, {} without ({:.1} %)\n",
+            "served: the weights are {} from the tuned ones with the adapter, {} without ({share})\n",
             number(served.with_adapter),
             number(served.without_adapter),
-            100.0 * ratio
         );
+    }
+    if let Some(sentence) = manifest.non_finite() {
+        text += &format!("warning: {sentence}\n");
     }
     text += &show_left_out(outcome);
     text + &format!(

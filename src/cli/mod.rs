@@ -20,11 +20,15 @@ pub(crate) mod status;
 pub(crate) mod ui;
 pub(crate) mod verify;
 
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use trephine::{Error, Kind, Result};
+use trephine::printable::one_line;
+use trephine::{Error, Result};
+
+use crate::cli::ui::output;
+use crate::cli::ui::output::tell;
 
 /// Extracts a LoRA adapter from the difference between two checkpoints that are far larger than memory.
 #[derive(Debug, Parser)]
@@ -86,17 +90,11 @@ pub fn run(arguments: ProgramArgs) -> Result<ExitCode> {
 
 /// Prints an error to stderr, with its hint on a separate line, and returns the exit code.
 pub fn fail(error: &Error) -> ExitCode {
-    let mut stderr = io::stderr().lock();
-    let _ = writeln!(stderr, "error: {error}");
+    tell(&format!("error: {error}"));
     if let Some(hint) = error.cure() {
-        let _ = writeln!(stderr, "hint: {hint}");
+        tell(&format!("hint: {}", one_line(hint)));
     }
-    ExitCode::from(match error.kind() {
-        Kind::Unexpected => 1,
-        Kind::Decide => 2,
-        Kind::Input => 3,
-        Kind::Found => 4,
-    })
+    ExitCode::from(error.kind().exit_code())
 }
 
 /// The number of compute threads: as requested, or one per processor.
@@ -118,12 +116,15 @@ fn quoted(word: &str) -> String {
 
 /// Writes to stdout. A reader that has gone away (`| head`) is not an error.
 fn print(text: &str) -> Result<()> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::unexpected("cannot write to standard output").because(e))
-        }
-        _ => Ok(()),
+    print_on(text).map(drop)
+}
+
+/// The same, and whether anybody still reads.
+fn print_on(text: &str) -> Result<bool> {
+    match output::write(&mut io::stdout().lock(), text) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(Error::unexpected("cannot write to standard output").because(e)),
     }
 }
 

@@ -143,7 +143,7 @@ fn show_findings(found: &[RuleFinding]) -> String {
         let names: Vec<&str> = finding.consumers.iter().map(|consumer| consumer.name()).collect();
         let (outcome, names) = (finding.outcome.words(), names.join(", "));
         text += &format!(
-            "{outcome} ({names}): {} {}; mended: {}\n",
+            "{outcome} ({names}): {} {}; fixable: {}\n",
             finding.at,
             finding.why,
             finding.mend.words()

@@ -10,8 +10,9 @@ use trephine::Result;
 use trephine::run::{AttemptStatus, RunState, Status, UnitKind, status};
 
 use crate::cli::ui::byte_size;
+use crate::cli::ui::output::clear_screen;
 use crate::cli::ui::table::table;
-use crate::cli::{print, print_json, quoted};
+use crate::cli::{print_json, print_on, quoted};
 
 /// Shows the progress of a run, split into parts or not, from its files alone.
 ///
@@ -33,15 +34,21 @@ pub struct StatusArgs {
 pub fn run(arguments: StatusArgs) -> Result<ExitCode> {
     loop {
         let status = status(&arguments.out)?;
-        match (arguments.json, arguments.watch) {
-            (true, None) => print_json(&status)?,
-            (true, Some(_)) => print(&(serde_json::to_string(&status).unwrap_or_default() + "\n"))?,
-            (false, None) => print(&show(&status))?,
+        let text = match (arguments.json, arguments.watch) {
+            (true, None) => return print_json(&status).map(|()| ExitCode::SUCCESS),
+            (true, Some(_)) => serde_json::to_string(&status).unwrap_or_default() + "\n",
+            (false, None) => show(&status),
             (false, Some(_)) => {
                 // On a terminal, each status replaces the one before.
-                let clear = if stdout().is_terminal() { "\x1b[2J\x1b[H" } else { "" };
-                print(&format!("{clear}{}\n", show(&status)))?;
+                if stdout().is_terminal() {
+                    let _ = clear_screen(&mut stdout());
+                }
+                show(&status) + "\n"
             }
+        };
+        // Nobody reads any more, as behind `| head -1`: there is nothing to watch for.
+        if !print_on(&text)? {
+            return Ok(ExitCode::SUCCESS);
         }
         match arguments.watch {
             Some(seconds) if status.state != RunState::Assembled => {
@@ -83,8 +90,8 @@ fn show(status: &Status) -> String {
     }
     text += "\n";
     if !status.not_begun.is_empty() {
-        let parts: Vec<String> = status.not_begun.iter().map(usize::to_string).collect();
-        text += &format!("not started: part {} of {}\n", parts.join(", "), status.parts.unwrap_or(0));
+        let (parts, of) = (ranges(&status.not_begun), status.parts.unwrap_or(0));
+        text += &format!("not started: part {parts} of {of}\n");
     }
     let out = quoted(&status.out.to_string_lossy());
     text + &match (status.state, status.seconds_left) {
@@ -97,6 +104,26 @@ fn show(status: &Status) -> String {
         (_, Some(left)) => format!("about {} left for what is running\n", time(left)),
         (_, None) => "the time left is not known yet\n".to_owned(),
     }
+}
+
+/// Numbers in ascending order, neighbours together: `1, 3-7`; of many ranges the first.
+fn ranges(numbers: &[usize]) -> String {
+    const MOST: usize = 20;
+    let mut ranges: Vec<(usize, usize)> = Vec::new();
+    for &number in numbers {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => ranges.push((number, number)),
+        }
+    }
+    let show = |(first, last): &(usize, usize)| match last - first {
+        0 => first.to_string(),
+        1 => format!("{first}, {last}"),
+        _ => format!("{first}-{last}"),
+    };
+    let shown: Vec<String> = ranges.iter().take(MOST).map(show).collect();
+    let more = if ranges.len() > MOST { ", and others" } else { "" };
+    shown.join(", ") + more
 }
 
 fn show_attempts(attempts: &[AttemptStatus], unit: UnitKind) -> String {

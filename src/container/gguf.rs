@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
+use crate::container::safetensors::entries::MOST_TENSORS;
 use crate::container::safetensors::header::{AGAIN, LARGEST, is_lfs_pointer, lfs_pointer};
 use crate::quant::format::gguf::GgmlType;
 use crate::storage::Storage;
@@ -19,8 +20,12 @@ use crate::{Error, Result};
 const LONGEST: u64 = 4096;
 /// The largest number of dimensions in ggml.
 const DIMENSIONS: u32 = 4;
+/// The most keys of metadata; real models have some dozens.
+const MOST_KEYS: u64 = 65_536;
 const NESTED: usize = 4;
 const PIECE: usize = 1 << 16;
+/// The type of a 32-bit unsigned number.
+const U32: u32 = 4;
 
 /// The content of a file's header.
 #[derive(Debug)]
@@ -75,10 +80,21 @@ fn header(cursor: &mut Cursor) -> Result<Header> {
         }
     }
     let (tensors, entries) = (cursor.u64()?, cursor.u64()?);
-    let mut metadata = BTreeMap::new();
+    if tensors > MOST_TENSORS as u64 {
+        return Err(Error::input(format!(
+            "the header claims {tensors} tensors; at most {MOST_TENSORS} are read"
+        )));
+    }
+    if entries > MOST_KEYS {
+        return Err(Error::input(format!("the header claims {entries} keys; at most {MOST_KEYS} are read")));
+    }
+    let (mut metadata, mut alignment_type) = (BTreeMap::new(), None);
     for _ in 0..entries {
         let key = cursor.text()?;
         let kind = cursor.u32()?;
+        if key == "general.alignment" {
+            alignment_type = Some(kind);
+        }
         let value = value(cursor, kind, 0)
             .map_err(|e| Error::input(format!("the value of '{key}' cannot be read")).because(e))?;
         if metadata.insert(key.clone(), value).is_some() {
@@ -87,6 +103,10 @@ fn header(cursor: &mut Cursor) -> Result<Header> {
     }
     let alignment = match metadata.get("general.alignment") {
         None => 32,
+        // Its type is part of the format, which readers hold files to.
+        Some(_) if alignment_type != Some(U32) => {
+            return Err(Error::input("general.alignment is not stored as a 32-bit unsigned number"));
+        }
         Some(value) => value
             .as_u64()
             .filter(|n| n.is_power_of_two() && *n <= 1 << 20)

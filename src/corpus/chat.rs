@@ -1,4 +1,4 @@
-//! Conversations written out by a model's chat template (Jinja).
+//! Renders conversations with a model's chat template (Jinja).
 
 use std::path::Path;
 
@@ -6,16 +6,17 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde_json::Value as Json;
 
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
-/// A chat template and the words that it uses.
+/// A chat template and the special tokens that it uses.
 pub(super) struct Chat {
     template: String,
     config: Json,
 }
 
 impl Chat {
-    /// The template of the tokenizer in `folder`: `chat_template.jinja`, or in `tokenizer_config.json`.
+    /// The template of the tokenizer in `folder`, from `chat_template.jinja` or `tokenizer_config.json`.
     pub fn open(folder: &Path) -> Result<Chat> {
         let missing = || {
             Error::input("the text has messages, but the model has no chat template")
@@ -23,15 +24,14 @@ impl Chat {
                 .hint("give the folder of a model that has one (--tokenizer DIR), or plain text")
         };
         let path = folder.join("tokenizer_config.json");
-        let config: Json = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|e| Error::input("this is not JSON").path(&path).because(e))?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Json::Null,
-            Err(e) => return Err(Error::unexpected("cannot read").path(&path).because(e)),
+        let config: Json = match regular_file::read_if_any(&path)? {
+            Some(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|e| Error::input("the file is not valid JSON").path(&path).because(e))?,
+            None => Json::Null,
         };
-        let own = std::fs::read_to_string(folder.join("chat_template.jinja")).ok();
+        let own = regular_file::read_text(&folder.join("chat_template.jinja")).ok();
         let template = own.or_else(|| named(config.get("chat_template")?)).ok_or_else(missing)?;
-        // Marks for training that print nothing, and that only transformers' own Jinja knows.
+        // Markers for training that print nothing and that only transformers' own Jinja knows.
         let template =
             ["{% generation %}", "{% endgeneration %}", "{%- generation %}", "{%- endgeneration %}"]
                 .iter()
@@ -46,7 +46,7 @@ impl Chat {
             token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
         };
         let mut environment = Environment::new();
-        // As transformers sets them.
+        // The same settings as in transformers.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment
             .set_syntax(syntax.map_err(|e| Error::unexpected("cannot set up the chat template").because(e))?);
@@ -57,10 +57,10 @@ impl Chat {
                 Err(minijinja::Error::new(ErrorKind::InvalidOperation, what))
             },
         );
-        // A date would make the text another one every day.
+        // The real date would change the text every day.
         environment.add_function("strftime_now", |_: String| "2025-01-01".to_owned());
         let messages: Value = serde_json::from_value(messages)
-            .map_err(|e| Error::input("the messages cannot be given to the chat template").because(e))?;
+            .map_err(|e| Error::input("the messages cannot be passed to the chat template").because(e))?;
         let context = context! {
             messages => messages,
             add_generation_prompt => false,
@@ -77,7 +77,7 @@ impl Chat {
     }
 }
 
-/// A template, or the default one of several.
+/// The template, or the default one of several.
 fn named(templates: &Json) -> Option<String> {
     if let Some(template) = templates.as_str() {
         return Some(template.to_owned());

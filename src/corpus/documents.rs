@@ -1,40 +1,41 @@
-//! Files of text as documents.
+//! Text files as documents.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use serde_json::Value;
 
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
-/// The text that is used where no file is given: a few thousand tokens in several languages, and code.
+/// The text that is used if no file is given: a few thousand tokens in several languages, and code.
 pub const BUILT_IN: &str = include_str!("built_in.txt");
 
-/// A text by itself.
+/// One text.
 pub(super) enum Document {
-    /// Written out.
+    /// Plain text.
     Text(String),
     /// A conversation, for the chat template.
     Messages(Value),
 }
 
-/// Bytes of a file that are read for a token that is wanted: no language needs as many.
+/// Bytes of a file that are read per wanted token: no language needs as many.
 const BYTES_PER_TOKEN: u64 = 64;
 
-/// The documents of a file, or the built-in text. Of a long file only as much is read as `tokens` can need.
+/// The documents of a file, or the built-in text. A long file is read only as far as `tokens` may require.
 pub(super) fn documents(source: Option<&Path>, tokens: usize) -> Result<Vec<Document>> {
     let Some(path) = source else { return Ok(vec![Document::Text(BUILT_IN.to_owned())]) };
     let failed = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::NotFound => {
-            Error::input("no such file of text").path(path).hint("give --text FILE")
+            Error::input("text file not found").path(path).hint("give --text FILE")
         }
-        std::io::ErrorKind::InvalidData => Error::input("this is not UTF-8 text")
+        std::io::ErrorKind::InvalidData => Error::input("the file is not UTF-8 text")
             .path(path)
-            .hint("give a text file, or .jsonl with one object a line"),
+            .hint("give a text file, or .jsonl with one object per line"),
+        std::io::ErrorKind::InvalidInput => regular_file::cannot_read(path, e),
         _ => Error::unexpected("cannot read the text").path(path).because(e),
     };
-    let file = File::open(path).map_err(failed)?;
+    let file = regular_file::open(path).map_err(failed)?;
     let limit = (tokens as u64).saturating_mul(BYTES_PER_TOKEN);
     if path.extension().is_some_and(|end| end == "jsonl") {
         return lines(BufReader::new(file), limit, path, failed);

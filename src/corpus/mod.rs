@@ -1,9 +1,10 @@
-//! The text that a model is run on: files, or the built-in text, tokenized by the model's own tokenizer and cut into sequences.
+//! The text that a model is run on: files, or the built-in text, tokenized by the model's own tokenizer and cut into
+//! sequences.
 //!
-//! A file of text is one long document; a file that ends in `.jsonl` has one JSON object a line: `{"messages": [...]}`, written out by the
-//! model's chat template, or `{"text": "..."}`. Documents are cut into sequences, each begun as the tokenizer begins a text (with `<bos>`,
-//! where the model knows one), since a decoder's first token is a case of its own. Where there is more text than tokens are wanted, the
-//! files take turns.
+//! A text file is one long document; a `.jsonl` file has one JSON object per line: `{"messages": [...]}`, rendered by
+//! the model's chat template, or `{"text": "..."}`. Documents are cut into sequences. Each begins as the tokenizer
+//! begins a text (with `<bos>`, if the model has one), since a decoder treats its first token specially. If there is
+//! more text than wanted tokens, the files take turns.
 
 mod chat;
 mod documents;
@@ -18,38 +19,38 @@ use self::tokenizer::ModelTokenizer;
 use crate::model::Sequences;
 use crate::{Error, Result};
 
-/// Which text, and how it is cut.
+/// The text to use, and how it is cut.
 #[derive(Clone, Debug)]
 pub struct Corpus {
-    /// Files of text, or `.jsonl`; none for the built-in text.
+    /// Text files or `.jsonl` files; empty for the built-in text.
     pub files: Vec<PathBuf>,
-    /// The folder with `tokenizer.json`, where that is not the model's.
+    /// The folder with `tokenizer.json`, if it is not the model's.
     pub tokenizer: Option<PathBuf>,
-    /// Tokens of a sequence, at most.
+    /// The most tokens in a sequence.
     pub sequence: usize,
-    /// Tokens in all, at most.
+    /// The most tokens in total.
     pub tokens: usize,
 }
 
-/// A text in tokens.
+/// A tokenized text.
 #[derive(Clone, Debug)]
 pub struct Tokenized {
     /// The sequences.
     pub sequences: Sequences,
-    /// Whether there was more text than was wanted.
+    /// Whether there was more text than wanted.
     pub cut: bool,
 }
 
 impl Corpus {
-    /// About how many bytes it takes to read and tokenize the text for that model: mostly its vocabulary, in the tables of a tokenizer
-    /// (measured: 11 times its file).
+    /// The approximate number of bytes needed to read and tokenize the text for this model: mostly the vocabulary in
+    /// the tokenizer's tables (measured: 11 times its file).
     pub fn memory(&self, model: &Path) -> u64 {
         let file = self.folder(model).join("tokenizer.json");
         let vocabulary = std::fs::metadata(file).map_or(0, |data| data.len());
         14 * vocabulary + 64 * self.tokens as u64
     }
 
-    /// Where the tokenizer lies.
+    /// The folder of the tokenizer.
     fn folder(&self, model: &Path) -> PathBuf {
         match &self.tokenizer {
             Some(folder) => folder.clone(),
@@ -61,7 +62,8 @@ impl Corpus {
     /// Reads, tokenizes and cuts the text for the model in the folder (or file) `model`.
     ///
     /// # Errors
-    /// No tokenizer; a file that is not what its name says; a sequence too short to predict anything; no text at all.
+    /// No tokenizer; a file whose content does not match its name; a sequence too short to predict anything; no text at
+    /// all.
     pub fn tokenize(&self, model: &Path) -> Result<Tokenized> {
         if self.sequence < 2 || self.tokens < 2 {
             let what = "a sequence of fewer than 2 tokens predicts nothing";
@@ -85,7 +87,7 @@ impl Corpus {
                         if chat.is_none() {
                             chat = Some(Chat::open(&folder)?);
                         }
-                        // Opened just above.
+                        // Set when the file was opened, just above.
                         let Some(chat) = &chat else { continue };
                         chat.render(messages).map_err(|e| source.into_iter().fold(e, Error::path))?
                     }
@@ -96,14 +98,14 @@ impl Corpus {
         }
         let tokenized = take_turns(files, self.tokens);
         if tokenized.sequences.all().is_empty() {
-            let what = "the text has no two tokens that follow each other";
-            return Err(Error::input(what).hint("give files with some text: --text FILE"));
+            let what = "the text has no two consecutive tokens";
+            return Err(Error::input(what).hint("give files with more text: --text FILE"));
         }
         Ok(tokenized)
     }
 }
 
-/// Sequences from each file in turn, until there are as many tokens as are wanted.
+/// Takes sequences from each file in turn, until there are as many tokens as wanted.
 fn take_turns(files: Vec<Vec<Vec<u32>>>, wanted: usize) -> Tokenized {
     let longest = files.iter().map(Vec::len).max().unwrap_or(0);
     let mut files: Vec<_> = files.into_iter().map(Vec::into_iter).collect();
@@ -127,10 +129,10 @@ mod tests {
     #[test]
     fn files_take_turns_until_there_is_enough() {
         let files = vec![vec![vec![1; 4], vec![2; 4], vec![3; 4]], vec![vec![4; 3]]];
-        let all = take_turns(files.clone(), 100);
-        assert_eq!((all.sequences.tokens(), all.cut), (15, false));
-        let some = take_turns(files, 9);
-        assert_eq!(some.sequences.all(), [vec![1; 4], vec![4; 3], vec![2; 2]]);
-        assert!(some.cut);
+        let whole = take_turns(files.clone(), 100);
+        assert_eq!((whole.sequences.tokens(), whole.cut), (15, false));
+        let part = take_turns(files, 9);
+        assert_eq!(part.sequences.all(), [vec![1; 4], vec![4; 3], vec![2; 2]]);
+        assert!(part.cut);
     }
 }

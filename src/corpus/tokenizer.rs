@@ -4,9 +4,13 @@ use std::path::Path;
 
 use tokenizers::Tokenizer;
 
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
-/// A tokenizer, and what it begins every text with.
+/// The longest `tokenizer.json`; those of large vocabularies have some tens of megabytes.
+const LONGEST: u64 = 256 << 20;
+
+/// A tokenizer, and the tokens that it begins every text with.
 pub(super) struct ModelTokenizer {
     tokenizer: Tokenizer,
     beginning: Vec<u32>,
@@ -16,25 +20,25 @@ impl ModelTokenizer {
     /// Reads `tokenizer.json` in `folder`.
     pub fn open(folder: &Path) -> Result<ModelTokenizer> {
         let path = folder.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|e| match e.kind() {
+        let bytes = regular_file::read_within(&path, LONGEST).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::input("the model has no tokenizer.json")
                 .path(&path)
-                .hint("give the folder of one that has the same tokenizer: --tokenizer DIR"),
-            _ => Error::unexpected("cannot read the tokenizer").path(&path).because(e),
+                .hint("give the folder of a model with the same tokenizer: --tokenizer DIR"),
+            _ => regular_file::cannot_read(&path, e),
         })?;
         let bad = |e| {
             Error::input("the tokenizer cannot be used")
                 .path(&path)
                 .because(e)
-                .hint("fetch tokenizer.json again")
+                .hint("download tokenizer.json again")
         };
         let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(bad)?;
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(bad)?;
         let mut tokenizer = ModelTokenizer { tokenizer, beginning: Vec::new() };
         let (plain, special) = (tokenizer.encode("a", false)?, tokenizer.encode("a", true)?);
-        let at = special.windows(plain.len().max(1)).position(|window| window == plain);
-        tokenizer.beginning = special[..at.unwrap_or(0)].to_vec();
+        let start = special.windows(plain.len().max(1)).position(|window| window == plain);
+        tokenizer.beginning = special[..start.unwrap_or(0)].to_vec();
         Ok(tokenizer)
     }
 
@@ -43,10 +47,10 @@ impl ModelTokenizer {
         Ok(self.tokenizer.encode_fast(text, special).map_err(failed)?.get_ids().to_vec())
     }
 
-    /// A document in sequences of at most so many tokens, each with the beginning.
+    /// Cuts a document into sequences of at most `sequence` tokens, each with the beginning tokens.
     pub fn pieces(&self, text: &str, sequence: usize) -> Result<Vec<Vec<u32>>> {
         let ids = self.encode(text, false)?;
-        // A chat template may have written it already.
+        // A chat template may have written the beginning already.
         let ids = ids.strip_prefix(self.beginning.as_slice()).unwrap_or(&ids);
         let room = sequence.saturating_sub(self.beginning.len()).max(1);
         Ok(ids.chunks(room).map(|piece| [self.beginning.as_slice(), piece].concat()).collect())

@@ -55,6 +55,8 @@ pub struct Survey {
     pub base_norm2: f64,
     /// Elements that were set to zero because a weight is not finite.
     pub non_finite: u64,
+    /// Elements whose difference in f64 is not zero, but is zero in f32.
+    pub vanished: u64,
     /// Digests of the tensors that were read.
     pub tensors: Vec<TensorRecord>,
 }
@@ -64,6 +66,7 @@ struct Sums {
     norm2: f64,
     base_norm2: f64,
     non_finite: u64,
+    vanished: u64,
 }
 
 impl Sums {
@@ -71,6 +74,7 @@ impl Sums {
         self.norm2 += other.norm2;
         self.base_norm2 += other.base_norm2;
         self.non_finite += other.non_finite;
+        self.vanished += other.vanished;
     }
 }
 
@@ -154,7 +158,7 @@ impl<'a> Difference<'a> {
         surveyed: bool,
     ) -> Result<Sums> {
         let wide = self.readers.iter().any(|reader| reader.module().weight().is_wide());
-        let mut base_norm2 = 0.0;
+        let (mut base_norm2, mut vanished) = (0.0, 0);
         if wide {
             let [b, t] = &mut scratch.wide;
             b.resize(out.len(), 0.0);
@@ -167,6 +171,7 @@ impl<'a> Difference<'a> {
             for ((out, b), t) in out.iter_mut().zip(b.iter()).zip(t.iter()) {
                 base_norm2 += b * b;
                 *out = (t - b) as f32;
+                vanished += u64::from(*out == 0.0 && t != b);
             }
         } else {
             let b = &mut scratch.narrow;
@@ -183,10 +188,10 @@ impl<'a> Difference<'a> {
         }
         let norm2 = square_sum(out);
         if norm2.is_finite() {
-            return Ok(Sums { norm2, base_norm2, non_finite: 0 });
+            return Ok(Sums { norm2, base_norm2, non_finite: 0, vanished });
         }
         let non_finite = self.mend(rows, out)?;
-        Ok(Sums { norm2: square_sum(out), base_norm2, non_finite })
+        Ok(Sums { norm2: square_sum(out), base_norm2, non_finite, vanished })
     }
 
     /// Sets differences that are not finite to zero and counts them, or reports the position of the first one.
@@ -249,6 +254,7 @@ impl<'a> Difference<'a> {
             norm2: total.norm2,
             base_norm2: total.base_norm2,
             non_finite: total.non_finite,
+            vanished: total.vanished,
             tensors: hashers.finish(),
         })
     }

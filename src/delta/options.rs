@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// What to do with NaN and infinities in a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum NonFinite {
     /// Stop with an error that names the position.
     Fail,
@@ -15,6 +16,7 @@ pub enum NonFinite {
 /// Whether the dequantized base is rounded before it is subtracted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum RoundBase {
     /// No rounding: the exact product of code and scale, in f32.
     None,

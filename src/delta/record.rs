@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 /// The role of an input in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Side {
     /// One or more adapters.
     Adapter,
@@ -84,6 +85,7 @@ impl Source {
 /// Why a tensor is not in the adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Reason {
     /// It is not a linear weight: a LoRA cannot represent norms, biases or stacks of experts.
     NotLinear,

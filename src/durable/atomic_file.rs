@@ -4,14 +4,19 @@
 //! A rename within a folder is atomic, but does not reach the disk by itself: without the first sync, a power failure
 //! can leave the name without the bytes; without the second, the bytes without the name.
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, OFlags, fsync, renameat, unlinkat};
 
 use crate::durable::digest::Written;
 use crate::durable::direct_io::Direct;
 use crate::durable::folder;
+use crate::durable::inside;
 use crate::durable::lock::{Hold, hold};
 use crate::{Error, Result};
 
@@ -29,7 +34,10 @@ const WRITEBACK: u64 = 8 << 20;
 #[derive(Debug)]
 pub struct Draft {
     path: PathBuf,
-    temporary: PathBuf,
+    /// The folder, open: what takes its name meanwhile is not written to.
+    folder: OwnedFd,
+    name: OsString,
+    temporary: String,
     // None only once it is finished.
     out: Option<Out>,
     given: u64,
@@ -119,10 +127,13 @@ impl Draft {
 
     fn begin(path: &Path, out: impl FnOnce(File) -> io::Result<Out>) -> Result<Draft> {
         let failed = |e| write_failed("cannot begin the file", path, 0, e);
-        let (temporary, file) = create_temporary(folder::parent(path)).map_err(failed)?;
-        let out = out(file).inspect_err(|_| drop(fs::remove_file(&temporary)));
-        let out = Some(out.map_err(failed)?);
-        Ok(Draft { path: path.to_path_buf(), temporary, out, given: 0, expected: 0, broken: false })
+        let (folder, name) = inside::folder_of(path).map_err(failed)?;
+        let (temporary, file) = create_temporary(&folder, folder::parent(path)).map_err(failed)?;
+        let out = out(file).inspect_err(|_| {
+            let _ = unlinkat(&folder, &temporary, AtFlags::empty());
+        });
+        let (out, path) = (Some(out.map_err(failed)?), path.to_path_buf());
+        Ok(Draft { path, folder, name, temporary, out, given: 0, expected: 0, broken: false })
     }
 
     /// States the expected length of the file, for the message about a full disk. It is not checked.
@@ -166,15 +177,19 @@ impl Draft {
         let renamed = finished.and_then(|(file, bytes, blake3)| {
             file.sync_all()?;
             // The file stays open, and so locked, until it has its name.
-            fs::rename(&self.temporary, &self.path)?;
+            renameat(&self.folder, &self.temporary, &self.folder, &self.name)?;
             Ok(Written { bytes, blake3 })
         });
         if renamed.is_err() {
-            let _ = fs::remove_file(&self.temporary);
+            self.remove();
         }
         let written = renamed?;
-        File::open(folder::parent(&self.path))?.sync_all()?;
+        fsync(&self.folder)?;
         Ok(written)
+    }
+
+    fn remove(&self) {
+        let _ = unlinkat(&self.folder, &self.temporary, AtFlags::empty());
     }
 
     fn failed(&self, source: io::Error) -> Error {
@@ -211,7 +226,7 @@ impl Drop for Draft {
         let Some(out) = self.out.take() else { return };
         // Remove the file while its lock is still held, and take the writer apart so that the buffer is not flushed. A
         // failure leaves what a kill would leave, and the next run cleans that up.
-        let _ = fs::remove_file(&self.temporary);
+        self.remove();
         if let Out::Cached(out) = out {
             let _ = out.into_parts();
         }
@@ -235,17 +250,17 @@ fn closed() -> io::Error {
 
 /// Creates a file under a temporary name and locks it. The lock distinguishes a file that is being written from one
 /// left by a kill; several processes may share a folder.
-fn create_temporary(folder: &Path) -> io::Result<(PathBuf, File)> {
+fn create_temporary(folder: &OwnedFd, path: &Path) -> io::Result<(String, File)> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     loop {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = folder.join(format!("{TEMPORARY}{}-{count}", std::process::id()));
-        match OpenOptions::new().write(true).create_new(true).open(&path) {
-            Ok(file) => match hold(&file, &path) {
+        let name = format!("{TEMPORARY}{}-{count}", std::process::id());
+        match inside::open_at(folder, OsStr::new(&name), OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL) {
+            Ok(file) => match hold(&file, &path.join(&name)) {
                 // Another process cleaned it up first: try another name.
                 Ok(Hold::Theirs | Hold::Replaced) => {}
                 // If there are no locks here, the lock of the output folder has failed before.
-                Ok(Hold::Mine) | Err(_) => return Ok((path, file)),
+                Ok(Hold::Mine) | Err(_) => return Ok((name, file)),
             },
             // A leftover of a process with the same ID, an earlier one or one on another machine.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -290,7 +305,7 @@ pub fn remove_leftovers(folder: &Path) -> Result<usize> {
 fn remove_leftover(path: &Path) -> Result<bool> {
     let failed = |e: io::Error| Error::unexpected("cannot remove an unfinished file").path(path).because(e);
     let gone = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
-    let file = match File::open(path) {
+    let file = match inside::open(path, OFlags::RDONLY) {
         Ok(file) => file,
         Err(e) if gone(&e) => return Ok(false),
         Err(e) => return Err(failed(e)),
@@ -311,6 +326,12 @@ pub(crate) fn write_failed(what: &str, path: &Path, wanted: u64, source: io::Err
     // The kinds of ENOSPC, EDQUOT and EFBIG.
     if !matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) {
         return Error::unexpected(what).path(path).because(source);
+    }
+    if source.kind() == FileTooLarge {
+        return Error::unexpected(format!("{what}, it may not grow so large: {wanted} bytes are needed"))
+            .path(path)
+            .because(source)
+            .hint("raise the limit (ulimit -f) and run the same command again: it goes on where it stopped");
     }
     Error::unexpected(format!("{what}, the disk is full: {wanted} bytes are needed"))
         .path(path)
@@ -369,7 +390,7 @@ mod tests {
         let path = home.path().join("file");
         let mut draft = Draft::create(&path).unwrap().expecting(3_000_000);
         let Some(Out::Cached(out)) = &mut draft.out else { panic!("not cached") };
-        out.get_mut().file = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        out.get_mut().file = File::options().write(true).open("/dev/full").unwrap();
         let error = draft.put(&vec![0; 2 * BUFFER]).unwrap_err();
         assert_eq!(error.kind(), Kind::Unexpected);
         assert!(error.to_string().contains("the disk is full: 3000000 bytes are needed"), "{error}");
@@ -382,7 +403,7 @@ mod tests {
     fn quotas_and_limits_are_full_disks_too() {
         use rustix::io::Errno;
         for (errno, full) in
-            [(Errno::NOSPC, true), (Errno::DQUOT, true), (Errno::FBIG, true), (Errno::IO, false)]
+            [(Errno::NOSPC, true), (Errno::DQUOT, true), (Errno::FBIG, false), (Errno::IO, false)]
         {
             let error = write_failed("cannot write", Path::new("x"), 7, errno.into());
             assert_eq!(error.to_string().contains("the disk is full: 7 bytes"), full, "{error}");

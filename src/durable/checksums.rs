@@ -7,11 +7,13 @@ use crate::durable::finding::{B3SUMS, FileEntry};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use crate::durable::atomic_file;
 use crate::durable::digest::Written;
 use crate::durable::finding::{Finding, Problem};
+use crate::durable::inside;
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
 /// The largest `B3SUMS` that is read, in bytes: a longer file is something else, and must not fill the memory.
@@ -45,12 +47,12 @@ impl Checksums {
                     .path(folder)
                     .hint("only a folder with checksums can be verified; `b3sum * > B3SUMS` creates them")
             }
+            io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
+                Error::input("the checksums cannot be read").path(&path).because(e)
+            }
             _ => Error::unexpected("cannot read the checksums").path(&path).because(e),
         };
-        if fs::metadata(&path).map_err(failed)?.len() > LONGEST {
-            return Err(Error::input("the file is far too long for checksums").path(&path));
-        }
-        Ok(parse(folder, &fs::read(&path).map_err(failed)?))
+        Ok(parse(folder, &regular_file::read_within(&path, LONGEST).map_err(failed)?))
     }
 
     /// The listed files, each name once, in the order of the lines.
@@ -144,13 +146,17 @@ fn unescape(text: &str) -> Option<String> {
 /// Whether `name` by itself stays inside the folder: relative and without `..`. Links are followed.
 fn is_inside(name: &str) -> bool {
     // `a//b` and `a/./b` are refused too: each file has one name. A leading `./` is what `b3sum ./*` writes.
-    let plain = !tidy(name).split('/').any(|part| part.is_empty() || part == "." || part == "..");
-    plain && Path::new(tidy(name)).components().all(|c| matches!(c, Component::Normal(_)))
+    inside::is_inside(tidy(name))
 }
 
 /// The name without a leading `./`.
 pub(crate) fn tidy(name: &str) -> &str {
     name.strip_prefix("./").unwrap_or(name)
+}
+
+/// Whether a `B3SUMS` can list a file of this name, relative to its folder.
+pub(crate) fn can_be_listed(name: &str) -> bool {
+    is_inside(name) && !name.contains(['\0', '\r', '\u{fffd}'])
 }
 
 /// Writes the `B3SUMS` of `folder`, sorted by name, durably.
@@ -159,8 +165,7 @@ pub(crate) fn tidy(name: &str) -> &str {
 /// No files, a name that `B3SUMS` cannot hold or that leaves the folder; a full disk.
 pub fn write(folder: &Path, files: &BTreeMap<String, blake3::Hash>) -> Result<Written> {
     let path = folder.join(B3SUMS);
-    let bad = |name: &&String| !is_inside(name) || name.contains(['\0', '\r', '\u{fffd}']) || *name == B3SUMS;
-    if let Some(name) = files.keys().find(bad) {
+    if let Some(name) = files.keys().find(|name| !can_be_listed(name) || *name == B3SUMS) {
         return Err(Error::unexpected(format!("checksums cannot list a file named {name:?}")).path(&path));
     }
     if files.is_empty() {

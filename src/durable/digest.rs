@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
 /// Bytes of a file that are read at once.
@@ -24,7 +25,7 @@ pub struct Written {
 /// # Errors
 /// A file that cannot be read.
 pub fn hash_file(path: &Path) -> Result<Written> {
-    File::open(path)
+    regular_file::open(path)
         .and_then(|file| digest(&file, &|_| ()))
         .map_err(|e| Error::unexpected("cannot hash the file").path(path).because(e))
 }

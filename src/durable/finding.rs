@@ -7,6 +7,7 @@ use serde::Serialize;
 /// The severity of a [`Finding`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Level {
     /// A note; the check passes.
     Note,
@@ -17,6 +18,7 @@ pub enum Level {
 /// The kind of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Problem {
     /// `B3SUMS` lists no file.
     Empty,
@@ -32,7 +34,7 @@ pub enum Problem {
     Unreadable,
     /// A file whose digest differs from the listed one.
     Mismatch,
-    /// A file that is not listed: a note.
+    /// A file that is not listed: a note, but for weights and configs.
     Unlisted,
 }
 
@@ -57,6 +59,14 @@ impl Finding {
     pub(crate) fn new(problem: Problem, name: Option<&str>, line: Option<usize>, detail: String) -> Finding {
         let level = if problem == Problem::Unlisted { Level::Note } else { Level::Error };
         Finding { level, problem, name: name.map(str::to_owned), line, detail }
+    }
+
+    /// A file that is not listed. One that a program loads is an error: nothing vouches for it.
+    pub(crate) fn unlisted(name: &str) -> Finding {
+        let loaded = [".safetensors", ".gguf", ".safetensors.index.json", "config.json"];
+        let level = if loaded.iter().any(|end| name.ends_with(end)) { Level::Error } else { Level::Note };
+        let detail = format!("is not listed in {B3SUMS}");
+        Finding { level, ..Finding::new(Problem::Unlisted, Some(name), None, detail) }
     }
 
     pub(crate) fn of(problem: Problem, entry: &FileEntry, detail: impl Into<String>) -> Finding {

@@ -124,6 +124,12 @@ pub fn free_space(path: &Path) -> Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// Whether nothing can be written to a folder that exists.
+pub(crate) fn is_read_only(folder: &Path) -> bool {
+    rustix::fs::access(folder, rustix::fs::Access::EXISTS).is_ok()
+        && rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_err()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

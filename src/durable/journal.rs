@@ -6,16 +6,18 @@
 //! leave one torn line at the end: it is dropped, and its work is done again. A kill cannot cause damage anywhere else,
 //! and nothing after such damage is trusted.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::durable::atomic_file::write_failed;
 use crate::durable::folder;
+use crate::durable::inside;
 use crate::durable::lock::{Hold, hold};
 use crate::{Error, Result};
 
@@ -55,7 +57,8 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
     /// [`Kind::Decide`](crate::Kind::Decide) if another writer has it open; an error of the file system.
     pub fn open(path: &Path) -> Result<(Journal<T>, Vec<T>)> {
         let failed = |e: io::Error| Error::unexpected("cannot open the journal").path(path).because(e);
-        let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
+        let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE;
+        let file = inside::open(path, flags).map_err(failed)?;
         if hold(&file, path).map_err(failed)? != Hold::Mine {
             return Err(Error::decide("another run is writing to this journal")
                 .path(path)
@@ -80,7 +83,8 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
     /// An existing file of that name; an error of the file system.
     pub fn create(path: &Path) -> Result<Journal<T>> {
         let failed = |e: io::Error| Error::unexpected("cannot begin the journal").path(path).because(e);
-        let file = OpenOptions::new().append(true).create_new(true).open(path).map_err(failed)?;
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL;
+        let file = inside::open(path, flags).map_err(failed)?;
         folder::sync(folder::parent(path))?;
         Ok(Journal {
             file,
@@ -153,9 +157,8 @@ pub fn replay<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
 /// # Errors
 /// A journal that is missing or cannot be read.
 pub fn replay_prefix<T: DeserializeOwned>(path: &Path) -> Result<Prefix<T>> {
-    let file =
-        File::open(path).map_err(|e| Error::unexpected("cannot open the journal").path(path).because(e))?;
-    read(&file, path)
+    let file = inside::open(path, OFlags::RDONLY);
+    read(&file.map_err(|e| Error::unexpected("cannot open the journal").path(path).because(e))?, path)
 }
 
 /// The content of a journal up to its end or to the first damage.
@@ -247,7 +250,7 @@ mod tests {
         let (mut journal, _) = Journal::<u32>::open(&path).unwrap();
         journal.append(&1).unwrap();
         let real =
-            std::mem::replace(&mut journal.file, OpenOptions::new().write(true).open("/dev/full").unwrap());
+            std::mem::replace(&mut journal.file, File::options().write(true).open("/dev/full").unwrap());
         let error = journal.append(&2).unwrap_err();
         assert!(error.to_string().contains("the disk is full: 19 bytes are needed"), "{error}");
         journal.file = real;

@@ -3,16 +3,18 @@
 //! Only the lock on the file counts, not its existence. So a killed run needs no cleanup, and two runs never write to
 //! the same journal.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
+
 use crate::durable::folder;
+use crate::durable::inside;
 use crate::{Error, Result};
 
-/// The folder, inside an output folder, for everything that only an unfinished run needs.
-pub const STATE: &str = ".trephine";
+pub use crate::durable::inside::STATE;
 
 /// The right to write to an output folder, while this value exists.
 #[derive(Debug)]
@@ -42,18 +44,13 @@ impl Lock {
     }
 
     fn take(out: &Path, without: bool) -> Result<Lock> {
+        inside::refuse_links(out)?;
         let state = out.join(STATE);
         folder::create(&state)?;
         let path = state.join("lock");
         let failed = |e: io::Error| Error::unexpected("cannot lock the output folder").path(&path).because(e);
         loop {
-            let mut file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path)
-                .map_err(failed)?;
+            let mut file = inside::open(&path, OFlags::RDWR | OFlags::CREATE).map_err(failed)?;
             let held = match hold(&file, &path) {
                 Err(e) if without && has_no_locks(&e) => Hold::Mine,
                 held => held.map_err(failed)?,

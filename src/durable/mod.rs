@@ -17,6 +17,7 @@ pub mod digest;
 pub(crate) mod direct_io;
 pub(crate) mod finding;
 pub mod folder;
+pub mod inside;
 pub mod journal;
 pub mod lock;
 pub mod verify;

@@ -2,7 +2,7 @@
 
 use crate::durable::finding::{Finding, Level, Problem};
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -13,6 +13,7 @@ use crate::durable::checksums::{Checksums, tidy};
 
 use crate::durable::digest::digest;
 use crate::durable::finding::{B3SUMS, FileEntry};
+use crate::storage::regular_file;
 
 /// The result of a verification.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -46,9 +47,7 @@ impl Checksums {
             let name = name.as_str();
             !listed.contains(name) && name != B3SUMS && !ignored.contains(&name)
         };
-        let notes = walk.files.iter().filter(unlisted).map(|name| {
-            Finding::new(Problem::Unlisted, Some(name), None, format!("is not listed in {B3SUMS}"))
-        });
+        let notes = walk.files.iter().filter(unlisted).map(|name| Finding::unlisted(name));
         let mut findings = self.findings.clone();
         findings.extend(checks.into_iter().flatten());
         findings.extend(walk.unreadable.iter().cloned());
@@ -75,7 +74,7 @@ impl Checksums {
             }
             Ok(_) => {}
         }
-        match File::open(&path).and_then(|file| digest(&file, &|n| progress(n))) {
+        match regular_file::open(&path).and_then(|file| digest(&file, &|n| progress(n))) {
             Err(e) => Some(unreadable(e)),
             Ok(found) if found.blake3 == entry.blake3 => None,
             Ok(found) => {

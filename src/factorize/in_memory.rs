@@ -7,7 +7,7 @@ use faer::MatRef;
 use crate::factorize::types::Panels;
 use crate::{Error, Result};
 
-/// A matrix `[rows, cols]` in memory of whichever kind, row-major.
+/// A matrix `[rows, cols]` in memory, row-major, in any container of f32.
 #[derive(Clone, Debug)]
 pub struct Held<S = Vec<f32>> {
     rows: usize,
@@ -16,14 +16,16 @@ pub struct Held<S = Vec<f32>> {
 }
 
 impl<S: AsRef<[f32]>> Held<S> {
-    /// Takes `values`, row-major `[rows, cols]`.
+    /// The matrix of `values`, row-major `[rows, cols]`.
     ///
     /// # Errors
-    /// [`Kind::Unexpected`](crate::Kind::Unexpected) where the length is not `rows * cols`.
+    /// [`Kind::Unexpected`](crate::Kind::Unexpected) if the length is not `rows * cols`.
     pub fn new(rows: usize, cols: usize, values: S) -> Result<Self> {
         let length = values.as_ref().len();
         if rows.checked_mul(cols) != Some(length) {
-            return Err(Error::unexpected(format!("{length} values are no matrix of {rows} x {cols}")));
+            return Err(Error::unexpected(format!(
+                "{length} values do not make a matrix of {rows} x {cols}"
+            )));
         }
         Ok(Held { rows, cols, values })
     }

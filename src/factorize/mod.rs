@@ -1,13 +1,14 @@
-//! Low-rank factorization of a matrix that is seen in panels of rows. Pure: no file, no log.
+//! Low-rank factorization of a matrix that is read in panels of rows. Pure: no file, no log.
 //!
-//! [`factorize`] takes a matrix `delta` `[m, n]` and gives `B` `[m, k]` and `A` `[k, n]` such that `B·A` is close to the
-//! best approximation of rank `k` that there is. Two ways lead there:
+//! [`factorize`] takes a matrix `delta` `[m, n]` and returns `B` `[m, k]` and `A` `[k, n]` such that `B·A` is close to
+//! the best approximation of rank `k`. There are two methods:
 //!
 //! - [`Method::Krylov`]: randomized block Krylov, stopped by its own estimate of what is still missing. It reads the
-//!   delta once a step and is the way for large matrices.
-//! - [`Method::Gram`]: the Gram matrix of the shorter side, and the top of its spectrum. Cheaper where the shorter side is
-//!   only a few times the rank: there in f64 and with a dense eigensolver, optimal to f32. Where that side is large, in
-//!   f32 and with block Krylov on the square until the error is within 1e-5 of the optimal one, as estimated.
+//!   delta once per step and is the method for large matrices.
+//! - [`Method::Gram`]: the Gram matrix of the shorter side, and the top of its spectrum. Cheaper where the shorter side
+//!   is only a few times the rank: computed there in f64 with a dense eigensolver, optimal to f32. Where that side is
+//!   large, computed in f32 with block Krylov on the square, until the estimated error is within 1e-5 of the optimal
+//!   one.
 //!
 //! Each way is a [`Backend`] in `backend`: it says what it costs, and does it; `choose` takes the cheapest. In `kernel`,
 //! `tiling` cuts a matrix into groups and panels; `passes` and `gram_matrix` are the only files that visit the delta for
@@ -32,7 +33,7 @@ pub use self::types::{Backend, Cost, Factors, Method, Panels, Request};
 
 use crate::{Error, Result};
 
-/// The parts of the methods that `benches/factorize.rs` times one by one. No part of the library's promise.
+/// The parts of the methods that `benches/factorize.rs` times one by one. Not part of the library's promise.
 #[doc(hidden)]
 pub mod parts {
     pub use crate::factorize::kernel::block_ops::{cross_gram, eigen};
@@ -42,12 +43,12 @@ pub mod parts {
     pub use crate::factorize::kernel::rng::Stream;
 }
 
-/// Factorizes `delta` `[m, n]`. `norm2` is its squared Frobenius norm, known from streaming it; `module` names the random
-/// stream. Runs in the rayon pool that is current, with the same bits whatever its size.
+/// Factorizes `delta` `[m, n]`. `norm2` is its squared Frobenius norm, known from streaming it; `module` names the
+/// random stream. Runs in the current rayon pool, with exactly the same result whatever its size.
 ///
 /// # Errors
-/// A rank of 0 or a tolerance or energy outside (0, 1] ([`Kind::Decide`](crate::Kind::Decide)), a norm that is not finite
-/// ([`Kind::Input`](crate::Kind::Input)), and whatever visiting the delta meets.
+/// A rank of 0 or a tolerance or energy outside (0, 1] ([`Kind::Decide`](crate::Kind::Decide)), a norm that is not
+/// finite ([`Kind::Input`](crate::Kind::Input)), and any error from visiting the delta.
 pub fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> Result<Factors> {
     check(norm2, module, request)?;
     let (m, n) = (delta.rows(), delta.cols());

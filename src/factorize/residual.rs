@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// Rows whose product is compared at a time.
 const ROWS: usize = 64;
 
-/// What one pass over a delta measures, in squares of Frobenius norms.
+/// What one pass over a delta measures, as squared Frobenius norms.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Residual {
     /// `||delta||^2`.
@@ -21,10 +21,11 @@ pub struct Residual {
     pub residual2: f64,
 }
 
-/// `||delta||_F^2` and `||delta - left·right||_F^2` for `left` `[m, k]` and `right` `[k, n]`, both row-major, in one pass. Sums are in f64.
+/// `||delta||_F^2` and `||delta - left·right||_F^2` for `left` `[m, k]` and `right` `[k, n]`, both row-major, in one
+/// pass. Sums are in f64.
 ///
 /// # Errors
-/// [`Kind::Unexpected`](crate::Kind::Unexpected) where the lengths do not fit the delta; what visiting it meets.
+/// [`Kind::Unexpected`](crate::Kind::Unexpected) if the lengths do not fit the delta; any error from visiting it.
 pub fn residual(delta: &dyn Panels, left: &[f32], right: &[f32]) -> Result<Residual> {
     let (m, n) = (delta.rows(), delta.cols());
     let k = left.len().checked_div(m).unwrap_or(0);
@@ -53,7 +54,7 @@ pub fn residual(delta: &dyn Panels, left: &[f32], right: &[f32]) -> Result<Resid
 }
 
 fn squares(p: MatRef<'_, f32>, left: MatRef<'_, f32>, right: MatRef<'_, f32>) -> [f64; 2] {
-    // Row-major like the panel, so that both are read as they lie.
+    // Row-major like the panel, so that both are read in memory order.
     let mut values = vec![0f32; p.nrows() * p.ncols()];
     let mut product = MatMut::from_row_major_slice_mut(&mut values, p.nrows(), p.ncols());
     matmul(product.rb_mut(), Accum::Replace, left, right, 1.0, Par::Seq);
@@ -67,17 +68,17 @@ fn squares(p: MatRef<'_, f32>, left: MatRef<'_, f32>, right: MatRef<'_, f32>) ->
     sums
 }
 
-/// The squared error of factors after rounding, without a pass over the delta: `stored_left` `[m, k]` and `stored_right`
-/// `[k, n]` are `factors` rounded to bf16 or f16, and `norm2` is `||delta||_F^2`.
+/// The squared error of factors after rounding, without a pass over the delta: `stored_left` `[m, k]` and
+/// `stored_right` `[k, n]` are `factors` rounded to bf16 or f16, and `norm2` is `||delta||_F^2`.
 ///
-/// It is what the factors miss, `norm2 - captured`, plus what rounding cost, `||B'·A' - B·A||^2`. The columns of `B` and the
-/// rows of `A` are orthogonal, and those of a singular value `s` have the square `s`; so to first order the cost is the sum
-/// of `s` times the squared errors of its column and its row. What is left out, the product of two independent roundings,
-/// is as small beside that as their correlation. The first difference cancels where little is missing: below
-/// `(3e-3)^2·norm2` measure the [`residual`].
+/// It is what the factors miss, `norm2 - captured`, plus the cost of rounding, `||B'·A' - B·A||^2`. The columns of `B`
+/// and the rows of `A` are orthogonal, and those of a singular value `s` have the squared norm `s`; so to first order
+/// the cost is the sum of `s` times the squared errors of its column and its row. The neglected term, the product of
+/// two independent roundings, is as small beside that as their correlation. The first difference cancels where little
+/// is missing: below `(3e-3)^2·norm2`, measure the [`residual`].
 ///
 /// # Errors
-/// [`Kind::Unexpected`](crate::Kind::Unexpected) where the lengths do not match.
+/// [`Kind::Unexpected`](crate::Kind::Unexpected) if the lengths do not match.
 pub fn stored_error(factors: &Factors, stored_left: &[f32], stored_right: &[f32], norm2: f64) -> Result<f64> {
     let same = stored_left.len() == factors.left.len() && stored_right.len() == factors.right.len();
     if !same || factors.singular_values.len() < factors.rank {

@@ -1,9 +1,9 @@
-//! A product of two thin factors at a lower rank, without ever forming the product.
+//! Truncates a product of two thin factors to a lower rank, without ever forming the product.
 //!
-//! `L·R` with `L` `[m, r]` and `R` `[r, n]` is `Q1·(T1·T2^T)·Q2^T` for the QR decompositions `L = Q1·T1` and `R^T = Q2·T2`. The
-//! singular value decomposition of the core `T1·T2^T`, `[r, r]` at most, is then that of the whole, and its leading part is the
-//! best approximation of its rank (Eckart and Young 1936; Golub and Van Loan, *Matrix Computations*, 5.4). All in f64: the
-//! error is what was cut off, not what the arithmetic left.
+//! `L·R` with `L` `[m, r]` and `R` `[r, n]` is `Q1·(T1·T2^T)·Q2^T` for the QR decompositions `L = Q1·T1` and
+//! `R^T = Q2·T2`. The singular value decomposition of the core `T1·T2^T`, at most `[r, r]`, therefore gives that of the
+//! product, and its leading part is the best approximation of its rank (Eckart and Young 1936; Golub and Van Loan,
+//! *Matrix Computations*, 5.4). All arithmetic is in f64, so the error comes from truncation, not from rounding.
 
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
@@ -19,10 +19,10 @@ use faer::{Conj, Par, Spec};
 use crate::factorize::kernel::block_ops::{cross_gram, product, widen};
 use crate::{Error, Result};
 
-/// A product at a lower rank.
+/// A product truncated to a lower rank.
 #[derive(Clone, Debug)]
 pub struct Recompressed {
-    /// `[m, k]`, row-major; the singular values are shared equally between both factors.
+    /// `[m, k]`, row-major; the singular values are shared equally between the two factors.
     pub left: Vec<f32>,
     /// `[k, n]`, row-major.
     pub right: Vec<f32>,
@@ -31,7 +31,7 @@ pub struct Recompressed {
 }
 
 impl Recompressed {
-    /// The squared Frobenius norm of what was cut off after `k` values: no product of that rank comes closer.
+    /// The squared Frobenius norm of what is cut off after `k` values: no product of that rank is closer.
     pub fn error2(&self, k: usize) -> f64 {
         self.singular_values.iter().skip(k).rev().map(|value| value * value).sum()
     }
@@ -42,14 +42,14 @@ impl Recompressed {
     }
 }
 
-/// The best product of rank `k` (or the lower rank that there is) for `scale · left·right`, `left` `[m, r]`, `right` `[r, n]`, both
-/// row-major.
+/// The best product of rank `k` (or lower, if the product has a lower rank) for `scale · left·right`, with `left`
+/// `[m, r]` and `right` `[r, n]`, both row-major.
 ///
 /// # Errors
-/// [`Kind::Input`](crate::Kind::Input) where a factor holds NaN or infinities.
+/// [`Kind::Input`](crate::Kind::Input) if a factor holds NaN or infinities.
 ///
 /// # Panics
-/// If the factors are not of the lengths that `m`, `r` and `n` ask for.
+/// If the factors do not have the lengths that `m`, `r` and `n` require.
 pub fn recompress(
     left: &[f32],
     right: &[f32],
@@ -72,15 +72,16 @@ pub fn recompress(
         vectors
     };
     let (tall, wide) = (product(q1.as_ref(), shared(&u).as_ref()), product(q2.as_ref(), shared(&v).as_ref()));
-    let left = (0..m).flat_map(|i| (0..k).map(move |j| (i, j))).map(|at| tall[at] as f32).collect();
-    let right = (0..k).flat_map(|i| (0..n).map(move |j| (j, i))).map(|at| wide[at] as f32).collect();
+    let left = (0..m).flat_map(|i| (0..k).map(move |j| (i, j))).map(|index| tall[index] as f32).collect();
+    let right = (0..k).flat_map(|i| (0..n).map(move |j| (j, i))).map(|index| wide[index] as f32).collect();
     Ok(Recompressed { left, right, singular_values: values })
 }
 
-/// The squared Frobenius norm of `left·right`, `left` `[m, r]`, `right` `[r, n]`, both row-major, by two Gram matrices in f64.
+/// The squared Frobenius norm of `left·right`, with `left` `[m, r]` and `right` `[r, n]`, both row-major, by two Gram
+/// matrices in f64.
 ///
 /// # Panics
-/// If the factors are not of the lengths that `m`, `r` and `n` ask for.
+/// If the factors do not have the lengths that `m`, `r` and `n` require.
 pub fn product_norm2(left: &[f32], right: &[f32], [m, r, n]: [usize; 3]) -> f64 {
     assert!(left.len() == m * r && right.len() == r * n, "factors of [{m}, {r}] and [{r}, {n}]");
     if m * r * n == 0 {
@@ -93,8 +94,8 @@ pub fn product_norm2(left: &[f32], right: &[f32], [m, r, n]: [usize; 3]) -> f64 
     sum.max(0.0)
 }
 
-/// `x` `[m, n]` as `Q·T` with `Q` `[m, k]` orthonormal and `T` `[k, n]` upper trapezoidal, `k` the smaller of both, by Householder
-/// reflections on one thread.
+/// Decomposes `x` `[m, n]` into `Q·T` with `Q` `[m, k]` orthonormal and `T` `[k, n]` upper trapezoidal, `k` the smaller
+/// of `m` and `n`, by Householder reflections on one thread.
 fn thin_qr(mut x: Mat<f64>) -> (Mat<f64>, Mat<f64>) {
     let (m, n) = x.shape();
     let k = m.min(n);
@@ -146,7 +147,8 @@ mod tests {
         (0..mat.nrows()).flat_map(|i| (0..mat.ncols()).map(move |j| mat[(i, j)])).collect()
     }
 
-    /// `scale · left·right - other.left·other.right` and the first alone, as squared norms, element by element in f64.
+    /// The squared norms of `scale · left·right - other.left·other.right` and of its first term, element by element in
+    /// f64.
     fn distance2(left: &Mat<f32>, right: &Mat<f32>, scale: f64, other: &Recompressed) -> (f64, f64) {
         let (m, n) = (left.nrows(), right.ncols());
         let k = other.left.len() / m;
@@ -192,7 +194,7 @@ mod tests {
 
     #[test]
     fn it_is_the_best_of_its_rank() {
-        // Of all approximations of rank k the truncated decomposition is the best: here against the full one.
+        // The truncated decomposition is the best approximation of rank k: compared here with the full one.
         let mut fresh = Stream::new(4, "best");
         let (left, right) = (fresh.gaussian(30, 10), fresh.gaussian(10, 20));
         let whole = Mat::from_fn(30, 20, |i, j| {

@@ -1,4 +1,4 @@
-//! What is asked of a factorization, and what it gives.
+//! The request for a factorization, and its result.
 
 use crate::Result;
 use crate::factorize::kernel::tiling::groups;
@@ -6,9 +6,9 @@ use faer::MatRef;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// A matrix `[rows, cols]` in f32 that is visited in panels of consecutive rows, as often as wished.
+/// A matrix `[rows, cols]` in f32 that is visited in panels of consecutive rows, any number of times.
 ///
-/// The same rows give the same bits at every visit. Several threads may visit at once.
+/// The same rows have exactly the same values at every visit. Several threads may visit at once.
 pub trait Panels: Sync {
     /// Number of rows.
     fn rows(&self) -> usize;
@@ -16,27 +16,28 @@ pub trait Panels: Sync {
     /// Number of columns.
     fn cols(&self) -> usize;
 
-    /// Shows `rows` (row-major, `[rows.len(), cols]`) to `look`.
+    /// Passes `rows` (row-major, `[rows.len(), cols]`) to `look`.
     ///
     /// # Errors
-    /// What the source of the rows met (reading, decoding), or what `look` returned.
+    /// Any error from the source of the rows (reading, decoding), or the error that `look` returned.
     fn visit(&self, rows: Range<usize>, look: &mut dyn FnMut(MatRef<'_, f32>) -> Result<()>) -> Result<()>;
 }
 
 /// How a matrix is factorized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Method {
-    /// The cheaper of the two, by [`choose`](crate::factorize::choose()).
+    /// The cheaper of the two methods, by [`choose`](crate::factorize::choose()).
     Auto,
     /// Randomized block Krylov.
     Krylov,
-    /// Gram matrix of the shorter side and its leading eigenvectors.
+    /// The Gram matrix of the shorter side and its leading eigenvectors.
     Gram,
 }
 
 impl Method {
-    /// Its name on the command line and in manifests.
+    /// The name on the command line and in manifests.
     pub fn name(self) -> &'static str {
         match self {
             Method::Auto => "auto",
@@ -46,18 +47,18 @@ impl Method {
     }
 }
 
-/// What is asked of a factorization.
+/// The parameters of a factorization.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Request {
-    /// The largest rank of the factors. A matrix with a shorter side below it is factorized exactly.
+    /// The largest rank of the factors. A matrix whose shorter side is below it is factorized exactly.
     pub rank: usize,
-    /// Where given, the factors have the least rank (at most `rank`) that captures this share of `||delta||_F^2`.
+    /// If given, the factors have the smallest rank (at most `rank`) that captures this share of `||delta||_F^2`.
     pub energy: Option<f64>,
-    /// How far above the optimal error the error may be, relative to the optimal one: 0.005 is half a per cent.
+    /// How much larger than the optimal error the error may be, relative to the optimal one: 0.005 is half a percent.
     pub tolerance: f64,
-    /// The way to go.
+    /// The method.
     pub method: Method,
-    /// Seed of the random numbers, together with the module's name.
+    /// The seed of the random numbers, used together with the module's name.
     pub seed: u64,
 }
 
@@ -94,24 +95,25 @@ pub struct Factors {
     pub left: Vec<f32>,
     /// `A`, `[rank, n]` row-major.
     pub right: Vec<f32>,
-    /// The factors' rank: below the request's where the matrix has not that many singular values above 5e-7 of the
-    /// largest, or where less captures the energy asked for. A zero matrix has rank 0.
+    /// The factors' rank: below the requested rank if the matrix has fewer singular values above 5e-7 of the largest,
+    /// or if a lower rank captures the requested energy. A zero matrix has rank 0.
     pub rank: usize,
-    /// The method used, never [`Method::Auto`]. Asked for a Gram matrix, it is Krylov where one in f32 would not do.
+    /// The method used, never [`Method::Auto`]. Krylov even if Gram was requested, where an f32 Gram matrix is not
+    /// accurate enough.
     pub method: Method,
-    /// All singular values that were computed, descending.
+    /// All computed singular values, in descending order.
     pub singular_values: Vec<f64>,
-    /// How many of `singular_values` can be trusted. Those beyond have not converged: they are lower bounds.
+    /// How many of `singular_values` can be trusted. Those after them have not converged: they are lower bounds.
     pub converged: usize,
-    /// Sum of squares of the singular values kept, what `B·A` captures of `||delta||_F^2`.
+    /// The sum of squares of the kept singular values: what `B·A` captures of `||delta||_F^2`.
     pub captured: f64,
-    /// Error of `B·A` over the optimal error of its rank, minus 1: an estimate that leans upward.
+    /// The error of `B·A` over the optimal error at its rank, minus 1: an estimate, biased upward.
     pub estimated_excess: f64,
-    /// Columns of the Krylov basis, of the delta or of a large Gram matrix, or the side of a smaller one.
+    /// Columns of the Krylov basis (of the delta or of a large Gram matrix), or the side of a smaller Gram matrix.
     pub basis: usize,
-    /// How often all of the matrix was visited (rounded up where a Gram matrix of panel pairs revisits parts).
+    /// How many times the whole matrix was visited (rounded up where a Gram matrix of panel pairs revisits parts).
     pub passes: usize,
-    /// Floating point operations spent in products, counted.
+    /// Floating point operations in products, counted.
     pub flops: u64,
 }
 
@@ -133,16 +135,16 @@ impl Factors {
     }
 }
 
-/// What brings a matrix of squared norm `norm2` near norm 1, so that the squares of a tiny or huge one stay within f32. A power of two
-/// costs no accuracy.
+/// The factor that brings a matrix of squared norm `norm2` near norm 1, so that the squares of a tiny or huge one stay
+/// within f32. It is a power of two, which costs no accuracy.
 pub(crate) fn unit_scale(norm2: f64) -> f64 {
     (-0.5 * norm2.log2()).round().clamp(-120.0, 120.0).exp2()
 }
 
-/// The rank to keep of `squares`, the squared singular values found, descending: at most `most`, none that f32 cannot tell
-/// from zero, and where an energy is asked for the least that captures it.
+/// The rank to keep, given `squares`, the squared singular values in descending order: at most `most`, none that f32
+/// cannot tell from zero, and with an `energy` the smallest rank that captures it.
 pub(crate) fn kept_rank(squares: &[f64], most: usize, energy: Option<f64>, norm2: f64) -> usize {
-    /// Relative to the largest singular value: the rounding of f32 products.
+    /// The rounding of f32 products, relative to the largest singular value.
     const NOISE: f64 = 5e-7;
     let floor = squares.first().map_or(0.0, |s| s * NOISE * NOISE);
     let real = squares.iter().take(most).take_while(|s| **s > floor).count();
@@ -152,7 +154,7 @@ pub(crate) fn kept_rank(squares: &[f64], most: usize, energy: Option<f64>, norm2
         sum += s;
         sum >= energy * norm2
     });
-    reached.map_or(real, |at| at + 1)
+    reached.map_or(real, |index| index + 1)
 }
 
 /// The sizes of a block Krylov run.
@@ -162,40 +164,41 @@ pub(crate) struct BasisPlan {
     pub(crate) rank: usize,
     /// Columns that are multiplied at a time.
     pub(crate) block: usize,
-    /// The most columns the basis may grow to.
+    /// The most columns that the basis may grow to.
     pub(crate) most: usize,
 }
 
 impl BasisPlan {
-    /// For a matrix `[m, n]`.
+    /// The sizes for a matrix `[m, n]`.
     pub(crate) fn of(m: usize, n: usize, request: &Request) -> BasisPlan {
         let side = m.min(n);
         let rank = request.rank.min(side);
-        // Narrow blocks converge in the smallest basis, wide ones read the delta less often and multiply faster.
-        // Each group of panels sums a block of its own, which is what limits it where rows are long.
+        // Narrow blocks converge in the smallest basis; wide ones read the delta less often and multiply faster. Each
+        // group of panels sums a block of its own, which limits the width where rows are long.
         let widest = ((5 << 21) / groups(n) / n.max(1) / 16 * 16).clamp(16, 128);
         let block = (rank / 4).next_multiple_of(16).clamp(32.min(widest), widest).min(side);
-        // The basis grows like the number of steps that a flat spectrum takes, about the logarithm of the tolerance.
+        // The basis grows with the number of steps that a flat spectrum takes, about the logarithm of the tolerance.
         let digits = (1.0 / request.tolerance).log10().max(1.0);
         let factor = if digits <= 3.0 { 3 } else { 4 };
         let most = (factor * rank).max(rank + 6 * block).next_multiple_of(block).min(n);
         BasisPlan { rank, block, most }
     }
 
-    /// For the optimum to 1e-5 where a Gram matrix would not show it.
+    /// The sizes to reach the optimum to 1e-5, for matrices where a Gram matrix is not accurate enough.
     pub(crate) fn thorough(m: usize, n: usize, request: &Request) -> BasisPlan {
         let plan = BasisPlan::of(m, n, request);
         let most = (6 * plan.rank).max(plan.rank + 12 * plan.block).next_multiple_of(plan.block).min(n);
         BasisPlan { most, ..plan }
     }
 
-    /// Columns of the basis when a flat spectrum has converged, roughly.
+    /// The approximate number of basis columns when a flat spectrum has converged.
     pub(crate) fn expected(&self) -> usize {
         (self.rank * 11 / 4 + self.block).min(self.most)
     }
 }
 
-/// Whether block Krylov takes the top of the spectrum of the Gram matrix of a matrix `[m, n]`, rather than a dense solver.
+/// Whether block Krylov, rather than a dense solver, computes the top of the Gram matrix's spectrum for a matrix
+/// `[m, n]`.
 pub(crate) fn iterates(m: usize, n: usize, rank: usize) -> bool {
     let short = m.min(n);
     short >= 1536 && 10 * rank <= short

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// How the factors are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum FactorType {
     /// bfloat16, rounded to nearest even.
     Bf16,

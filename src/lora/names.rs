@@ -7,6 +7,7 @@ use crate::checkpoint::module_tree::kinds::{ModuleKind, kind_of_module};
 /// What a module is to a LoRA. It decides the names and the orientation of its factors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Place {
     /// A linear layer: `lora_A.weight` `[r, in]`, `lora_B.weight` `[out, r]`.
     Linear,

@@ -8,7 +8,7 @@ use super::threads::spread;
 use super::{Group, Input};
 use crate::Result;
 
-/// Queries, keys and values of a group; the queries become the output.
+/// The queries, keys and values of a group; the queries are replaced by the output.
 struct Projected {
     queries: Activations,
     keys: Activations,
@@ -107,16 +107,16 @@ impl Forward<'_> {
         Ok(zipped.map(|((queries, keys), values)| Projected { queries, keys, values }).collect())
     }
 
-    /// Refuses a weight whose output has another width than the config asks for.
+    /// Refuses a weight whose number of outputs differs from what the config requires.
     pub(super) fn expect(&self, module: &str, rows: usize, expected: usize) -> Result<()> {
         if rows == expected {
             return Ok(());
         }
-        let what = format!("a weight of {rows} rows where the config asks for {expected}");
+        let what = format!("the weight has {rows} rows, but the config requires {expected}");
         Err(crate::Error::input(what).tensor(module).path(self.engine.checkpoint.root()))
     }
 
-    /// Norms and turns queries and keys, and replaces the queries by the attention's output.
+    /// Applies norms and rotary embeddings to queries and keys, and replaces the queries by the attention's output.
     fn mix(&self, layer: usize, groups: &[Group], projected: &mut [Projected]) -> Result<()> {
         let decoder = self.decoder;
         let norm = |name: &str| {

@@ -1,4 +1,4 @@
-//! The mixture of experts that stands in place of an MLP: every expert is read once for all tokens that are routed to it.
+//! The mixture of experts in place of an MLP: every expert is read once for all tokens that are routed to it.
 
 use super::forward::{Forward, Observer, Part};
 use super::kernel::{Activations, TILE, gate, rms_norm};
@@ -7,18 +7,18 @@ use super::threads::spread;
 use super::{Hidden, Input};
 use crate::{Error, Result};
 
-/// A token that an expert gets.
+/// A token that is routed to an expert.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Route {
     variant: usize,
     group: usize,
     column: usize,
-    /// What the expert's output is multiplied with.
+    /// The factor of the expert's output.
     weight: f32,
 }
 
 impl Forward<'_> {
-    /// Adds a layer's experts to the hidden states.
+    /// Adds the output of a layer's experts to the hidden states.
     pub(super) fn experts(&mut self, layer: usize, observer: &mut dyn Observer) -> Result<()> {
         let (decoder, names) = (self.decoder, &self.decoder.names);
         let (before, after) = self.mlp_norms(layer);
@@ -50,7 +50,7 @@ impl Forward<'_> {
         Ok(())
     }
 
-    /// Which tokens each expert gets, in the order of the groups.
+    /// The tokens that are routed to each expert, in the order of the groups.
     fn route(&self, router: &str, before: &[f32]) -> Result<Vec<Vec<Route>>> {
         let Some(mixture) = &self.decoder.mixture else {
             return Err(Error::unexpected("a layer of experts in a model without any"));
@@ -137,8 +137,8 @@ impl Forward<'_> {
     }
 }
 
-/// The experts of the largest scores (of equal ones the first), and their softmax over all experts, scaled to a sum of one if
-/// `normalized`.
+/// The experts with the largest scores (of equal ones the first), with their softmax over all experts, scaled to a sum
+/// of one if `normalized`.
 fn choose(scores: &[f32], count: usize, normalized: bool) -> Vec<(usize, f32)> {
     let most = scores.iter().fold(f32::NEG_INFINITY, |most, score| most.max(*score));
     let powers: Vec<f32> = scores.iter().map(|score| (score - most).exp()).collect();

@@ -1,4 +1,4 @@
-//! The pass: hidden states of all groups go through the layers one after the other.
+//! The forward pass: the hidden states of all groups go through the layers one after another.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use super::{Group, Hidden, Input, Sequences};
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
 
-/// A part of the pass, whose inputs an [`Observer`] sees together.
+/// A part of the pass, whose inputs an [`Observer`] receives together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// The attention of a layer.
@@ -20,28 +20,29 @@ pub enum Part {
     Head,
 }
 
-/// Sees the inputs of linear layers.
+/// Receives the inputs of linear layers.
 pub trait Observer {
-    /// A part begins, with these inputs.
+    /// Called when a part begins, with the inputs that it has.
     ///
     /// # Errors
-    /// What the observer cannot do.
+    /// Any error of the observer.
     fn begin(&mut self, part: Part, inputs: &[Input]) -> Result<()>;
 
-    /// Some more rows (columns of `x`) of one of the part's inputs. They come in the order of the groups, however memory cuts the work.
+    /// Receives more rows (columns of `x`) of one of the part's inputs. They come in the order of the groups, however
+    /// the available memory cuts the work.
     ///
     /// # Errors
-    /// What the observer cannot do.
+    /// Any error of the observer.
     fn rows(&mut self, input: usize, x: &Activations) -> Result<()>;
 
-    /// All rows of one of the part's inputs have come.
+    /// Called after the last row of one of the part's inputs.
     ///
     /// # Errors
-    /// What the observer cannot do.
+    /// Any error of the observer.
     fn end(&mut self, input: usize) -> Result<()>;
 }
 
-/// Sees nothing.
+/// An observer that ignores everything.
 struct Nobody;
 
 impl Observer for Nobody {
@@ -58,14 +59,14 @@ impl Observer for Nobody {
     }
 }
 
-/// How a pass is run: threads, and what memory allows.
+/// How a pass is run: threads, and the limits that memory sets.
 #[derive(Clone, Debug)]
 pub struct Needs {
-    /// Threads that compute.
+    /// Number of compute threads.
     pub threads: usize,
-    /// Tokens that go through a weight together, at most, unless a single group has more.
+    /// The most tokens that go through a weight together, unless a single group has more.
     pub chunk: usize,
-    /// Where hidden states lie, if not in memory.
+    /// The folder for hidden states that are not kept in memory.
     pub scratch: Option<std::path::PathBuf>,
 }
 
@@ -75,16 +76,16 @@ pub struct Forward<'a> {
     pub(super) decoder: &'a Decoder,
     pub(super) groups: Vec<Group>,
     pub(super) hidden: Hidden,
-    /// What the experts of a layer add, until all of them have.
+    /// The sum of the outputs of a layer's experts, until all of them are added.
     pub(super) sum: Option<Hidden>,
     pub(super) chunk: usize,
 }
 
 impl<'a> Forward<'a> {
-    /// Looks up the embeddings of all tokens, once for each variant of the model.
+    /// Looks up the embeddings of all tokens, once per variant of the model.
     ///
     /// # Errors
-    /// A token that the model does not know; a weight that cannot be read.
+    /// A token outside the model's vocabulary; a weight that cannot be read.
     pub fn new(
         checkpoint: &'a Checkpoint,
         decoder: &'a Decoder,
@@ -105,28 +106,29 @@ impl<'a> Forward<'a> {
         Ok(pass)
     }
 
-    /// How many layers there are.
+    /// Number of layers.
     pub fn layers(&self) -> usize {
         self.decoder.layers
     }
 
-    /// The hidden states as they are now.
+    /// The current hidden states.
     pub fn hidden(&self) -> &Hidden {
         &self.hidden
     }
 
-    /// Goes on with hidden states that an earlier pass saved.
+    /// Continues with hidden states that an earlier pass saved.
     ///
     /// # Errors
-    /// As [`Hidden::load`].
+    /// See [`Hidden::load`].
     pub fn restore(&mut self, path: &Path) -> Result<()> {
         self.hidden.load(path)
     }
 
-    /// Carries the hidden states through a layer.
+    /// Runs one layer on the hidden states.
     ///
     /// # Errors
-    /// A weight that is missing, cannot be read, or has another shape than the config says; what the observer returns.
+    /// A weight that is missing, cannot be read, or has another shape than the config requires; any error from the
+    /// observer.
     pub fn layer(&mut self, layer: usize, observer: Option<&mut dyn Observer>) -> Result<()> {
         let mut nobody = Nobody;
         let observer = observer.unwrap_or(&mut nobody);
@@ -155,12 +157,12 @@ impl<'a> Forward<'a> {
         chunks
     }
 
-    /// Tokens of all groups.
+    /// The number of tokens in all groups.
     pub(super) fn tokens(&self) -> usize {
         self.groups.iter().map(Group::tokens).sum()
     }
 
-    /// The factors of a norm: Gemma stores them less one.
+    /// The factors of a norm; Gemma stores them minus one.
     pub(super) fn factors(&self, module: &str, length: usize) -> Result<Vec<f32>> {
         let mut factors = linear::norm(self.engine.checkpoint, module, length)?;
         if self.decoder.norms == NormStyle::Sandwich {
@@ -169,23 +171,23 @@ impl<'a> Forward<'a> {
         Ok(factors)
     }
 
-    /// The normed hidden states of some groups, each shown to `see`.
+    /// Passes the normed hidden states of some groups to `see`, one group at a time.
     pub(super) fn normed(
         &self,
         groups: std::ops::Range<usize>,
         factors: &[f32],
         mut see: impl FnMut(&Activations) -> Result<()>,
     ) -> Result<Vec<Activations>> {
-        let one = |group| {
+        let normed = |group| {
             let mut x = self.hidden.read(group)?;
             rms_norm(&mut x, factors, self.decoder.eps);
             see(&x)?;
             Ok(x)
         };
-        groups.map(one).collect()
+        groups.map(normed).collect()
     }
 
-    /// Adds what a half of a layer gives to the hidden states of some groups, after the norm that may follow it.
+    /// Adds the output of half a layer to the hidden states of some groups, after the norm that may follow it.
     pub(super) fn add(
         &mut self,
         groups: std::ops::Range<usize>,
@@ -208,14 +210,17 @@ impl<'a> Forward<'a> {
         let module = linear::find(self.engine.checkpoint, &name)?;
         let [rows, width] = module.shape();
         if width != decoder.hidden {
-            let what = format!("an embedding [{rows}, {width}] where the config says {}", decoder.hidden);
+            let what = format!(
+                "the embedding is [{rows}, {width}], but the config's hidden_size is {}",
+                decoder.hidden
+            );
             return Err(Error::input(what).tensor(name).path(self.engine.checkpoint.root()));
         }
         if let Some(largest) = sequences.largest_id().filter(|id| *id as usize >= rows) {
-            let what = format!("the text has the token {largest}, but the embedding only {rows} rows");
+            let what = format!("the text has token {largest}, but the embedding has only {rows} rows");
             return Err(Error::input(what)
                 .tensor(name)
-                .hint("the tokenizer is another model's: see --tokenizer"));
+                .hint("the tokenizer belongs to another model: give --tokenizer DIR"));
         }
         let reader = crate::checkpoint::ModuleReader::open(self.engine.checkpoint, module)?;
         let updates = &self.engine.updates;

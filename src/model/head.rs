@@ -1,4 +1,4 @@
-//! The output head and the loss: logits are made panel by panel of the vocabulary and never kept.
+//! The output head and the loss: logits are computed panel by panel of the vocabulary and never kept.
 
 use std::ops::Range;
 
@@ -9,30 +9,30 @@ use super::linear::{LinearInput, Weight};
 use super::threads::spread;
 use crate::{Error, Result};
 
-/// The next-token loss of one sequence under one variant of the model.
+/// The next-token loss of one sequence with one variant of the model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Loss {
-    /// Which variant.
+    /// The index of the variant.
     pub variant: usize,
-    /// Which sequence.
+    /// The index of the sequence.
     pub sequence: usize,
-    /// How many tokens were predicted.
+    /// The number of predicted tokens.
     pub tokens: usize,
     /// The sum of their losses, in nats.
     pub sum: f64,
 }
 
-/// What a panel of the vocabulary says of every token of a group.
+/// What one panel of the vocabulary contributes for every token of a group.
 #[derive(Default)]
 struct Partial {
     most: Vec<f32>,
     /// Sum of exp(logit - most).
     sum: Vec<f32>,
-    /// The logit of the token that follows, where it is in the panel.
+    /// The logit of the next token, if it is in the panel.
     next: Vec<Option<f32>>,
 }
 
-/// The same of all panels so far, of one token.
+/// The same for one token, combined over all panels so far.
 #[derive(Clone, Copy)]
 struct Total {
     most: f64,
@@ -52,10 +52,10 @@ impl Total {
 }
 
 impl Forward<'_> {
-    /// The loss of every sequence under every variant, from the hidden states after the last layer.
+    /// The loss of every sequence with every variant, from the hidden states after the last layer.
     ///
     /// # Errors
-    /// A weight that cannot be read; what the observer returns; a loss that is not finite.
+    /// A weight that cannot be read; any error from the observer; a loss that is not finite.
     pub fn losses(&mut self, mut observer: Option<&mut dyn Observer>) -> Result<Vec<Loss>> {
         let decoder = self.decoder;
         let factors = self.factors(&decoder.names.last_norm(), decoder.hidden)?;
@@ -78,7 +78,7 @@ impl Forward<'_> {
                     if !sum.is_finite() {
                         return Err(Error::input("the model's loss on the text is not a number")
                             .path(self.engine.checkpoint.root())
-                            .hint("its weights may hold NaN or infinities: `trephine probe` tells"));
+                            .hint("its weights may hold NaN or infinities: check with `trephine probe`"));
                     }
                     let (variant, sequence) = (group.variant, *sequence);
                     losses.push(Loss { variant, sequence, tokens: predicted.len(), sum });
@@ -99,7 +99,7 @@ impl Forward<'_> {
         let inner = weight.inner(&inputs)?;
         let none = Total { most: f64::NEG_INFINITY, sum: 0.0, next: f64::NAN };
         let mut totals: Vec<Vec<Total>> = groups.iter().map(|group| vec![none; group.tokens()]).collect();
-        // The panels' answers are added in the order of the vocabulary, whoever made them.
+        // The panels' results are added in the order of the vocabulary, whichever thread computed them.
         for wave in weight.panels().chunks(4 * self.engine.threads) {
             let mut answers: Vec<Vec<Partial>> = wave.iter().map(|_| Vec::new()).collect();
             let tasks: Vec<_> = wave.iter().cloned().zip(&mut answers).collect();
@@ -131,7 +131,7 @@ fn fold(totals: &mut [Total], partial: &Partial) {
     }
 }
 
-/// What the logits of `rows` of the vocabulary, `[rows, tokens]`, say of every token.
+/// What the logits of `rows` of the vocabulary, `[rows, tokens]`, contribute for every token.
 fn partial(logits: &mut [f32], rows: Range<usize>, ids: &[u32], cap: Option<f32>) -> Partial {
     let tokens = ids.len();
     if let Some(cap) = cap {
@@ -147,7 +147,7 @@ fn partial(logits: &mut [f32], rows: Range<usize>, ids: &[u32], cap: Option<f32>
             *sum += (logit - most).exp();
         }
     }
-    // The last token of a sequence has no next one within it; what stands here for it is not read.
+    // The last token of a sequence has no next one in it; the value computed for it here is never read.
     let next = |column: usize| {
         let id = *ids.get(column + 1)? as usize;
         rows.contains(&id).then(|| logits[(id - rows.start) * tokens + column])

@@ -1,4 +1,4 @@
-//! The hidden states of all groups, in memory or, where that is short, in a scratch file that has no name.
+//! The hidden states of all groups, in memory or, if memory is short, in an unnamed scratch file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -6,9 +6,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::kernel::Activations;
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
-/// One matrix `[features, tokens]` for each group.
+/// One matrix `[features, tokens]` per group.
 #[derive(Debug)]
 pub struct Hidden {
     features: usize,
@@ -24,10 +25,10 @@ enum Place {
 }
 
 impl Hidden {
-    /// Zeros for groups of so many tokens; in a file in the folder `scratch`, where one is given.
+    /// Zeros for groups with these numbers of tokens; in a file in the folder `scratch`, if given.
     ///
     /// # Errors
-    /// The folder cannot be written to, or has not the room.
+    /// The folder is not writable or has not enough space.
     pub fn zeros(features: usize, tokens: Vec<usize>, scratch: Option<&Path>) -> Result<Hidden> {
         let bytes: u64 = tokens.iter().map(|&tokens| (features * tokens * 4) as u64).sum();
         let place = match scratch {
@@ -35,7 +36,7 @@ impl Hidden {
             Some(folder) => {
                 let file = nameless(folder).and_then(|file| file.set_len(bytes).map(|()| file));
                 Place::Scratch(file.map_err(|e| {
-                    Error::unexpected(format!("cannot make a scratch file of {} MiB", bytes >> 20))
+                    Error::unexpected(format!("cannot create a scratch file of {} MiB", bytes >> 20))
                         .path(folder)
                         .because(e)
                         .hint("a larger --memory keeps hidden states in memory")
@@ -45,12 +46,12 @@ impl Hidden {
         Ok(Hidden { features, tokens, place })
     }
 
-    /// Bytes of all.
+    /// The size of all hidden states in bytes.
     pub fn bytes(&self) -> u64 {
         self.tokens.iter().map(|tokens| (4 * self.features * tokens) as u64).sum()
     }
 
-    /// A copy of one group's.
+    /// A copy of one group's hidden states.
     ///
     /// # Errors
     /// The scratch file cannot be read.
@@ -60,19 +61,19 @@ impl Hidden {
             Place::Memory(groups) => copy.values.copy_from_slice(&groups[group]),
             Place::Scratch(file) => {
                 let bytes = bytemuck::cast_slice_mut(&mut copy.values);
-                at(file, self.offset(group)).and_then(|mut file| file.read_exact(bytes)).map_err(failed)?;
+                seek(file, self.offset(group)).and_then(|mut file| file.read_exact(bytes)).map_err(failed)?;
             }
         }
         Ok(copy)
     }
 
-    /// Replaces one group's.
+    /// Replaces one group's hidden states.
     ///
     /// # Errors
     /// The scratch file cannot be written.
     ///
     /// # Panics
-    /// If the shape is another.
+    /// If the shape differs.
     pub fn write(&mut self, group: usize, values: &Activations) -> Result<()> {
         assert_eq!((values.features, values.tokens), (self.features, self.tokens[group]), "a group's states");
         let offset = self.offset(group);
@@ -80,16 +81,16 @@ impl Hidden {
             Place::Memory(groups) => groups[group].copy_from_slice(&values.values),
             Place::Scratch(file) => {
                 let bytes = bytemuck::cast_slice(&values.values);
-                at(file, offset).and_then(|mut file| file.write_all(bytes)).map_err(failed)?;
+                seek(file, offset).and_then(|mut file| file.write_all(bytes)).map_err(failed)?;
             }
         }
         Ok(())
     }
 
-    /// Copies some of a group's columns into those of `out` from `first` on.
+    /// Copies some columns of a group into the columns of `out`, starting at column `first`.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// See [`read`](Self::read).
     pub fn gather(&self, group: usize, columns: &[usize], out: &mut Activations, first: usize) -> Result<()> {
         let copy;
         let values = match &self.place {
@@ -106,10 +107,11 @@ impl Hidden {
         Ok(())
     }
 
-    /// Adds columns of `from`, from `first` on and each times its weight, to some of a group's columns.
+    /// Adds columns of `from`, starting at column `first` and each multiplied by its weight, to some columns of a
+    /// group.
     ///
     /// # Errors
-    /// As [`write`](Self::write).
+    /// See [`write`](Self::write).
     pub fn scatter(
         &mut self,
         group: usize,
@@ -133,10 +135,10 @@ impl Hidden {
         self.write(group, &copy)
     }
 
-    /// Sets all to zero.
+    /// Sets all values to zero.
     ///
     /// # Errors
-    /// As [`write`](Self::write).
+    /// See [`write`](Self::write).
     pub fn clear(&mut self) -> Result<()> {
         for group in 0..self.tokens.len() {
             self.write(group, &Activations::zeros(self.features, self.tokens[group]))?;
@@ -144,10 +146,10 @@ impl Hidden {
         Ok(())
     }
 
-    /// Writes all to `out`, group by group.
+    /// Writes all values to `out`, group by group.
     ///
     /// # Errors
-    /// What `out` returns.
+    /// Any error from `out`.
     pub fn save(&self, out: &mut dyn Write) -> io::Result<()> {
         for group in 0..self.tokens.len() {
             let states = self.read(group).map_err(io::Error::other)?;
@@ -156,15 +158,15 @@ impl Hidden {
         Ok(())
     }
 
-    /// Reads back what [`save`](Self::save) wrote for groups of the same shape.
+    /// Reads what [`save`](Self::save) wrote for groups of the same shape.
     ///
     /// # Errors
-    /// A file that cannot be read, or of another length.
+    /// A file that cannot be read or has another length.
     pub fn load(&mut self, path: &Path) -> Result<()> {
         let cannot = |e: io::Error| Error::unexpected("cannot read the hidden states").path(path).because(e);
-        let mut file = File::open(path).map_err(cannot)?;
+        let mut file = regular_file::open(path).map_err(cannot)?;
         if file.metadata().map_err(cannot)?.len() != self.bytes() {
-            return Err(Error::input("these are hidden states of another text").path(path));
+            return Err(Error::input("these hidden states belong to another text").path(path));
         }
         for group in 0..self.tokens.len() {
             let mut states = Activations::zeros(self.features, self.tokens[group]);
@@ -179,7 +181,7 @@ impl Hidden {
     }
 }
 
-fn at(file: &File, offset: u64) -> io::Result<&File> {
+fn seek(file: &File, offset: u64) -> io::Result<&File> {
     let mut place = file;
     place.seek(SeekFrom::Start(offset)).map(|_| file)
 }
@@ -187,10 +189,10 @@ fn at(file: &File, offset: u64) -> io::Result<&File> {
 fn failed(e: io::Error) -> Error {
     Error::unexpected("cannot use the scratch file of hidden states")
         .because(e)
-        .hint("the disk may be full: make room, or give a larger --memory")
+        .hint("the disk may be full: free some space, or give a larger --memory")
 }
 
-/// A file that goes when it is closed.
+/// A file that is deleted when it is closed.
 fn nameless(folder: &Path) -> io::Result<File> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     loop {

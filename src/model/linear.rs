@@ -1,5 +1,5 @@
-//! A linear layer out of core: the weight is read and decoded once, panel by panel of its rows, and each panel is multiplied with the
-//! activations of all groups that are at hand.
+//! Out-of-core linear layers: the weight is read and decoded once, panel by panel of its rows, and each panel is
+//! multiplied with the activations of all groups in the chunk.
 
 use std::ops::Range;
 
@@ -9,14 +9,14 @@ use crate::checkpoint::{Checkpoint, Module, ModuleReader};
 use crate::quant::format::dense::to_f32;
 use crate::{Error, Result};
 
-/// Elements of a panel, about.
+/// The approximate number of elements in a panel.
 const PANEL: usize = 1 << 19;
-/// The same where every panel needs the whole weight, as of formats that are packed along columns.
+/// The same for formats where every panel needs the whole weight, for example those packed along columns.
 const WHOLE: usize = 1 << 23;
-/// Panels are cut at multiples of so many rows.
+/// Panels are cut at multiples of this many rows.
 const STEP: usize = 32;
 
-/// What is added to a weight: `scale · B·A`.
+/// A low-rank update that is added to a weight: `scale · B·A`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LowRank {
     /// `[rank, in]`, row-major.
@@ -29,19 +29,20 @@ pub struct LowRank {
     pub scale: f32,
 }
 
-/// The variants of a model that go through it together: each is the model with low-rank updates of some modules.
+/// The variants of a model that are run together: each is the model with low-rank updates of some modules.
 pub trait Updates: Sync {
-    /// How many variants.
+    /// The number of variants.
     fn variants(&self) -> usize;
 
-    /// What a variant adds to a module, `None` for nothing. For the input embedding, to its transpose: `[hidden, vocabulary]`.
+    /// The update that a variant adds to a module, or `None`. For the input embedding it applies to the transpose:
+    /// `[hidden, vocabulary]`.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The update cannot be read.
     fn update(&self, variant: usize, module: &str) -> Result<Option<LowRank>>;
 }
 
-/// The model as it is.
+/// The model without updates.
 pub(super) struct NoUpdates;
 
 impl Updates for NoUpdates {
@@ -54,16 +55,16 @@ impl Updates for NoUpdates {
     }
 }
 
-/// What every linear layer of a pass needs.
+/// What all linear layers of a pass share.
 pub(super) struct Engine<'a> {
     pub checkpoint: &'a Checkpoint,
     pub updates: &'a dyn Updates,
     pub threads: usize,
-    /// Told how many bytes of a weight were read.
+    /// Called with the number of bytes read of a weight.
     pub read: &'a (dyn Fn(u64) + Sync),
 }
 
-/// The activations of a group, and the variant that it belongs to.
+/// The activations of a group, and the variant that they belong to.
 #[derive(Clone, Copy)]
 pub(super) struct LinearInput<'a> {
     pub variant: usize,
@@ -79,12 +80,12 @@ pub(super) struct Weight<'a> {
 }
 
 impl<'a> Weight<'a> {
-    /// Opens the module of that name, whose input has `width` values.
+    /// Opens the module with this name, whose input has `width` values.
     pub fn open(engine: &'a Engine<'a>, name: &str, width: usize) -> Result<Weight<'a>> {
         let module = find(engine.checkpoint, name)?;
         let [rows, columns] = module.shape();
         if columns != width {
-            let what = format!("a weight [{rows}, {columns}] where the config asks for {width} inputs");
+            let what = format!("the weight is [{rows}, {columns}], but the config requires {width} inputs");
             return Err(Error::input(what).tensor(name).path(engine.checkpoint.root()));
         }
         let reader = ModuleReader::open(engine.checkpoint, module)?;
@@ -104,17 +105,17 @@ impl<'a> Weight<'a> {
         Ok(Weight { engine, reader, bias, updates })
     }
 
-    /// Its rows.
+    /// The number of rows.
     pub fn rows(&self) -> usize {
         self.reader.module().shape()[0]
     }
 
-    /// Its panels, from shape and format alone.
+    /// The panels, determined by shape and format alone.
     pub fn panels(&self) -> Vec<Range<usize>> {
         panels(self.reader.module())
     }
 
-    /// The inner halves of the updates, `A·x`, for every operand whose variant has one.
+    /// The inner products of the updates, `A·x`, for every operand whose variant has one.
     pub fn inner(&self, inputs: &[LinearInput<'_>]) -> Result<Vec<Option<Activations>>> {
         let mut inner: Vec<Option<Activations>> = inputs.iter().map(|_| None).collect();
         let tasks: Vec<_> = inner.iter_mut().zip(inputs).collect();
@@ -138,7 +139,7 @@ impl<'a> Weight<'a> {
         Ok(())
     }
 
-    /// `rows` of the output for one operand; `inner` is its [`inner`](Self::inner).
+    /// The rows `rows` of the output for one operand; `inner` is its [`inner`](Self::inner) product.
     pub fn panel(
         &self,
         rows: Range<usize>,
@@ -188,7 +189,7 @@ impl<'a> Weight<'a> {
     }
 }
 
-/// The panels of a module, from its shape and format alone.
+/// The panels of a module, determined by its shape and format alone.
 pub(super) fn panels(module: &Module) -> Vec<Range<usize>> {
     let [rows, columns] = module.shape();
     let elements = if module.is_whole() { WHOLE } else { PANEL };
@@ -196,24 +197,24 @@ pub(super) fn panels(module: &Module) -> Vec<Range<usize>> {
     (0..rows).step_by(height).map(|start| start..(start + height).min(rows)).collect()
 }
 
-/// A module that the architecture asks for.
+/// A module that the architecture requires.
 pub(super) fn find<'a>(checkpoint: &'a Checkpoint, name: &str) -> Result<&'a Module> {
     checkpoint.module(name).ok_or_else(|| {
         Error::input("the checkpoint lacks a weight that its architecture has")
             .tensor(name)
             .path(checkpoint.root())
-            .hint("fetch the checkpoint again, whole")
+            .hint("download the whole checkpoint again")
     })
 }
 
-/// A vector such as a bias, where the checkpoint has it.
+/// A vector such as a bias, if the checkpoint has it.
 pub(super) fn vector(checkpoint: &Checkpoint, name: &str, length: usize) -> Result<Option<Vec<f32>>> {
     let Some(tensor) = checkpoint.tensor(name) else { return Ok(None) };
     let bytes = checkpoint.read(tensor, 0..tensor.size())?;
-    let at = |e: Error| e.tensor(name).path(checkpoint.path(tensor.file));
-    let values = to_f32(tensor.stored.dtype, &bytes).map_err(at)?;
+    let locate = |e: Error| e.tensor(name).path(checkpoint.path(tensor.file));
+    let values = to_f32(tensor.stored.dtype, &bytes).map_err(locate)?;
     if values.len() != length {
-        return Err(at(Error::input(format!("{} values where {length} are expected", values.len()))));
+        return Err(locate(Error::input(format!("{} values instead of {length}", values.len()))));
     }
     Ok(Some(values))
 }

@@ -10,7 +10,7 @@ use super::threads::spread;
 use crate::Result;
 
 impl Forward<'_> {
-    /// The names of the norms before and, where there is one, after the second half of a layer.
+    /// The names of the norm before the second half of a layer and, if there is one, of the norm after it.
     pub(super) fn mlp_norms(&self, layer: usize) -> (String, Option<String>) {
         let inside = |name: &str| self.decoder.names.inside(layer, name);
         match self.decoder.norms {
@@ -21,7 +21,7 @@ impl Forward<'_> {
         }
     }
 
-    /// Adds a layer's MLP to the hidden states.
+    /// Adds the output of a layer's MLP to the hidden states.
     pub(super) fn mlp(&mut self, layer: usize, observer: &mut dyn Observer) -> Result<()> {
         let decoder = self.decoder;
         let inside = |name: &str| decoder.names.inside(layer, &format!("mlp.{name}"));

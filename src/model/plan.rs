@@ -1,4 +1,4 @@
-//! What a pass needs of memory, and how it is cut to fit.
+//! The memory that a pass needs, and how it is cut to fit.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use super::{Group, Needs, Sequences};
 use crate::checkpoint::{Checkpoint, Module};
 use crate::{Error, Result};
 
-/// A pass that is to be planned.
+/// A pass to be planned.
 #[derive(Clone, Debug)]
 pub struct Asked<'a> {
     /// The model.
@@ -18,46 +18,46 @@ pub struct Asked<'a> {
     pub decoder: &'a Decoder,
     /// The text.
     pub sequences: &'a Sequences,
-    /// How many variants of the model go through together.
+    /// The number of model variants that are run together.
     pub variants: usize,
     /// Peak resident memory of the process in bytes.
     pub memory: u64,
-    /// Threads that compute, at most.
+    /// The most compute threads.
     pub threads: usize,
-    /// The folder for hidden states that memory has no room for.
+    /// The folder for hidden states that do not fit in memory.
     pub scratch: PathBuf,
-    /// What else needs memory.
+    /// Other uses of the memory.
     pub beside: Beside,
 }
 
-/// What a pass shares its memory with.
+/// The other uses of the memory that a pass runs in.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Beside {
-    /// Bytes that the process takes by itself, the checkpoint's catalogue included.
+    /// Bytes that the process itself takes, including the checkpoint's catalogue.
     pub process: u64,
-    /// Bytes of each thread by itself.
+    /// Bytes that each thread itself takes.
     pub thread: u64,
-    /// Bytes that the observer holds at most at any time.
+    /// The most bytes that the observer holds at any time.
     pub observer: u64,
-    /// Bytes of the updates of the module that has the largest, for all variants.
+    /// Bytes of the updates of the module with the largest updates, for all variants.
     pub updates: u64,
 }
 
-/// A pass, planned.
+/// A planned pass.
 #[derive(Clone, Debug)]
 pub struct ForwardPlan {
     /// How it is run.
     pub needs: Needs,
-    /// Bytes of weights that it reads, as they are stored.
+    /// Bytes of weights to read, as stored.
     pub read: u64,
-    /// How many times a weight is read.
+    /// How many times each weight is read.
     pub chunks: usize,
 }
 
 /// Plans a pass: how many threads, how many tokens at a time, and whether hidden states stay in memory.
 ///
 /// # Errors
-/// The memory is too small; the least that would do is named.
+/// The memory is too small; the error says how much is needed.
 pub fn plan(asked: Asked<'_>) -> Result<ForwardPlan> {
     let Asked { checkpoint, decoder, sequences, variants, memory, threads, scratch, beside } = asked;
     let groups = sequences.groups(variants);
@@ -74,7 +74,7 @@ pub fn plan(asked: Asked<'_>) -> Result<ForwardPlan> {
     let fits =
         |threads: u64, chunk: u64, states: u64| fixed + threads * each + chunk * token + states <= memory;
     let group_states = 2 * 4 * largest * decoder.hidden as u64;
-    // Threads come first, then hidden states in memory, then long chunks.
+    // Threads have priority, then hidden states in memory, then long chunks.
     let mut threads = threads as u64;
     while threads > 1 && !fits(threads, largest, group_states) {
         threads -= 1;
@@ -85,7 +85,7 @@ pub fn plan(asked: Asked<'_>) -> Result<ForwardPlan> {
             "not enough memory: {} MiB given, {least} MiB needed",
             memory >> 20
         ))
-        .hint(format!("give --memory {least}MiB, or shorter texts by --sequence")));
+        .hint(format!("give --memory {least}MiB, or shorter texts with --sequence")));
     }
     let in_memory = fits(threads, largest, states);
     let held = if in_memory { states } else { group_states };
@@ -112,7 +112,7 @@ fn run_modules<'a>(checkpoint: &'a Checkpoint, decoder: &Decoder) -> Vec<&'a Mod
     checkpoint.modules().filter(|module| module.name().starts_with(prefix)).chain(head).collect()
 }
 
-/// What a thread holds of a weight: a panel decoded, the same as stored, and its product where that is not kept.
+/// What a thread holds of a weight: a decoded panel, its stored bytes, and its product unless that is kept elsewhere.
 fn panel_bytes(module: &Module, tokens: u64) -> u64 {
     let columns = module.shape()[1];
     let bytes = |rows: std::ops::Range<usize>| {
@@ -122,7 +122,7 @@ fn panel_bytes(module: &Module, tokens: u64) -> u64 {
     panels(module).into_iter().map(bytes).max().unwrap_or(0)
 }
 
-/// Values that are held of a token at the widest place of a layer.
+/// Values that are held per token at the widest point of a layer.
 fn token_values(modules: &[&Module], decoder: &Decoder) -> u64 {
     let heads = (decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim;
     let inner = |module: &&&Module| {
@@ -130,6 +130,6 @@ fn token_values(modules: &[&Module], decoder: &Decoder) -> u64 {
         ["down_proj", "w2"].contains(&last)
     };
     let inner = modules.iter().filter(inner).map(|module| module.shape()[1]).max().unwrap_or(0);
-    // What goes into a part, what comes out of it, and the hidden states that it is added to; a fused product is split by a copy.
+    // A part's input, its output, and the hidden states that it is added to; a fused product is split by copying.
     (3 * decoder.hidden + (heads + heads / 2).max(2 * inner)) as u64
 }

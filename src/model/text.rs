@@ -1,18 +1,19 @@
-//! Token sequences, and the groups that they pass through the layers in.
+//! Token sequences, and the groups in which they pass through the layers.
 
 use std::ops::Range;
 
-/// About how many tokens of short sequences go through a weight together. It decides how products are cut, and so their last bits.
+/// The approximate number of tokens in short sequences that go through a weight together. It determines how products
+/// are cut, and so their last bits.
 const GROUP: usize = 512;
 
-/// Token sequences. Each is a text by itself: nothing in it sees another.
+/// Token sequences. Each is a text of its own: no token sees another sequence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sequences(Vec<Vec<u32>>);
 
 impl Sequences {
-    /// Those of `all` that hold something to predict: two tokens or more.
-    pub fn new(all: impl IntoIterator<Item = Vec<u32>>) -> Sequences {
-        Sequences(all.into_iter().filter(|ids| ids.len() > 1).collect())
+    /// Keeps the sequences with something to predict: two tokens or more.
+    pub fn new(sequences: impl IntoIterator<Item = Vec<u32>>) -> Sequences {
+        Sequences(sequences.into_iter().filter(|ids| ids.len() > 1).collect())
     }
 
     /// The sequences.
@@ -20,12 +21,12 @@ impl Sequences {
         &self.0
     }
 
-    /// Tokens in all.
+    /// The number of tokens in all sequences.
     pub fn tokens(&self) -> usize {
         self.0.iter().map(Vec::len).sum()
     }
 
-    /// The longest.
+    /// The length of the longest sequence.
     pub fn longest(&self) -> usize {
         self.0.iter().map(Vec::len).max().unwrap_or(0)
     }
@@ -35,7 +36,7 @@ impl Sequences {
         self.0.iter().flatten().max().copied()
     }
 
-    /// The blake3 of all ids as little-endian u32, each sequence closed by `u32::MAX`.
+    /// The blake3 of all ids as little-endian u32, with `u32::MAX` after each sequence.
     pub fn digest(&self) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
         for ids in &self.0 {
@@ -46,7 +47,7 @@ impl Sequences {
         hasher.finalize()
     }
 
-    /// The sequences in groups, in their order, once for each of `variants`.
+    /// The sequences in groups, in order, once for each of `variants`.
     pub fn groups(&self, variants: usize) -> Vec<Group> {
         let mut groups: Vec<Group> = Vec::new();
         for (index, ids) in self.0.iter().enumerate() {
@@ -68,16 +69,16 @@ impl Sequences {
 /// Whole sequences that go through a weight together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Group {
-    /// Which variant of the model they go through: with which updates of its weights.
+    /// The variant of the model that they go through, that is, with which updates of its weights.
     pub variant: usize,
-    /// Their tokens, one sequence after the other.
+    /// Their tokens, one sequence after another.
     pub ids: Vec<u32>,
-    /// For each sequence its number, and where it lies in `ids`.
+    /// For each sequence, its number and its range in `ids`.
     pub sequences: Vec<(usize, Range<usize>)>,
 }
 
 impl Group {
-    /// Its tokens' number.
+    /// The number of tokens.
     pub fn tokens(&self) -> usize {
         self.ids.len()
     }
@@ -102,7 +103,7 @@ mod tests {
 
     #[test]
     fn the_digest_tells_where_sequences_end() {
-        let digest = |all: &[&[u32]]| Sequences::new(all.iter().map(|ids| ids.to_vec())).digest();
+        let digest = |sequences: &[&[u32]]| Sequences::new(sequences.iter().map(|ids| ids.to_vec())).digest();
         assert_ne!(digest(&[&[1, 2], &[3, 4]]), digest(&[&[1, 2, 3, 4]]));
         assert_ne!(digest(&[&[1, 2], &[3, 4]]), digest(&[&[3, 4], &[1, 2]]));
     }

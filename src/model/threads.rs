@@ -1,10 +1,10 @@
-//! Independent tasks on some threads.
+//! Runs independent tasks on several threads.
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::{Error, Result};
 
-/// Does every task once, on so many threads: for tasks that write to places of their own and cannot fail.
+/// Runs every task once, on `threads` threads: for tasks that write to separate places and cannot fail.
 pub fn run_tasks<T: Send>(threads: usize, tasks: Vec<T>, work: impl Fn(T) + Sync) {
     let done = spread(threads, tasks, |_: &mut (), task| {
         work(task);
@@ -13,11 +13,11 @@ pub fn run_tasks<T: Send>(threads: usize, tasks: Vec<T>, work: impl Fn(T) + Sync
     debug_assert!(done.is_ok(), "no task fails");
 }
 
-/// Does every task once, each thread with scratch of its own. Tasks write to places of their own, so that their order matters to
-/// nothing but the error that is returned: that of the earliest task that failed.
+/// Runs every task once, with one scratch value per thread. Tasks write to separate places, so their order affects only
+/// the error that is returned: that of the earliest task that failed.
 ///
 /// # Errors
-/// The first that `work` returns; tasks that were not begun by then are not done.
+/// The first error that `work` returns; tasks that were not started by then are skipped.
 pub(super) fn spread<T: Send, S: Default>(
     threads: usize,
     tasks: Vec<T>,

@@ -1,9 +1,9 @@
-//! The byte budget: whoever is about to hold memory first takes a permit for it.
+//! The byte budget: memory is only held under a permit.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
 
-/// A number of bytes that may be held at once.
+/// The number of bytes that may be held at once.
 #[derive(Debug)]
 pub struct Budget {
     total: u64,
@@ -11,7 +11,7 @@ pub struct Budget {
     returned: Condvar,
 }
 
-/// Bytes taken from a [`Budget`]; they go back when it is dropped.
+/// Bytes taken from a [`Budget`]; they are returned when it is dropped.
 #[derive(Debug)]
 pub struct Permit<'a> {
     budget: &'a Budget,
@@ -24,12 +24,12 @@ impl Budget {
         Budget { total, free: Mutex::new(total), returned: Condvar::new() }
     }
 
-    /// Bytes that no permit is out for.
+    /// The bytes that are not covered by any permit.
     pub fn free(&self) -> u64 {
         *self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `bytes` are free and takes them; what is above the total is cut to it.
+    /// Waits until `bytes` are free and takes them; a request above the total is reduced to it.
     pub fn take(&self, bytes: u64) -> Permit<'_> {
         let bytes = bytes.min(self.total);
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
@@ -39,11 +39,11 @@ impl Budget {
         Permit { budget: self, bytes }
     }
 
-    /// Takes the first task of `queue` for which there is room, with a permit for the bytes that `size` tells of it, and waits
-    /// where there is room for none. None where the queue is empty.
+    /// Takes the first task of `queue` that there is room for, with a permit for the bytes that `size` returns for it,
+    /// and waits if there is room for none. Returns `None` if the queue is empty.
     ///
-    /// So a small task goes ahead where the next large one has to wait, and fills the memory beside the one in flight. A size
-    /// above the total is cut to it: the plan has refused what does not fit.
+    /// So a small task goes ahead when the next large one must wait, and fills the memory beside the one in flight. A
+    /// size above the total is reduced to it: the plan has already refused what does not fit.
     pub fn first_that_fits<T>(
         &self,
         queue: &Mutex<VecDeque<T>>,
@@ -57,7 +57,7 @@ impl Budget {
             }
             let size = |task: &T| size(task).min(self.total);
             let fits = tasks.iter().position(|task| size(task) <= *free);
-            if let Some(task) = fits.and_then(|at| tasks.remove(at)) {
+            if let Some(task) = fits.and_then(|index| tasks.remove(index)) {
                 let bytes = size(&task);
                 *free -= bytes;
                 return Some((task, Permit { budget: self, bytes }));
@@ -105,7 +105,7 @@ mod tests {
                 scope.spawn(|| {
                     while let Some((_, permit)) = budget.first_that_fits(&queue, |size| *size) {
                         let now = out.fetch_add(permit.bytes, Ordering::SeqCst) + permit.bytes;
-                        assert!(now <= 100, "{now} bytes are out");
+                        assert!(now <= 100, "{now} bytes are taken");
                         out.fetch_sub(permit.bytes, Ordering::SeqCst);
                     }
                 });

@@ -1,5 +1,6 @@
-//! The memory that holds a delta: hundreds of MiB, written once and read many times, then used again for the next module of that
-//! size. Fresh memory has to be found, cleared and counted page by page, which for a large module costs as much as reading it.
+//! The memory that holds deltas: hundreds of MiB, written once and read many times, then reused for the next module of
+//! the same size. Fresh memory must be found, cleared and counted page by page, which for a large module costs as much
+//! as reading it.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
@@ -8,59 +9,59 @@ use memmap2::MmapMut;
 
 use crate::{Error, Result};
 
-/// Values of f32, in huge pages where the system lends them.
+/// A buffer of f32 values, in huge pages if the system provides them.
 #[derive(Debug)]
 pub struct HugeBuffer {
     map: Option<MmapMut>,
 }
 
 impl HugeBuffer {
-    /// So many zeros.
+    /// A buffer of `values` zeros.
     ///
     /// # Errors
-    /// The system has not that much memory.
+    /// The system does not have that much memory.
     pub fn zeroed(values: usize) -> Result<HugeBuffer> {
         let Some(bytes) = values.checked_mul(size_of::<f32>()).filter(|&bytes| bytes > 0) else {
             return Ok(HugeBuffer { map: None });
         };
         let map = MmapMut::map_anon(bytes).map_err(|e| {
-            Error::unexpected(format!("{} MiB of memory cannot be had", bytes >> 20))
+            Error::unexpected(format!("cannot allocate {} MiB of memory", bytes >> 20))
                 .because(e)
-                .hint("a lower --memory holds less")
+                .hint("give a lower --memory")
         })?;
-        // Advice that is not taken costs time only.
+        // If the advice is not taken, only time is lost.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         Ok(HugeBuffer { map: Some(map) })
     }
 }
 
-/// Slabs that nothing holds at the moment. Nobody has a permit for their bytes: whoever takes one has to let go of as many.
+/// Buffers that nothing holds at the moment. Their bytes are under no permit: whoever takes a permit must free as many.
 #[derive(Debug, Default)]
 pub struct Slabs {
     idle: Mutex<Vec<HugeBuffer>>,
 }
 
 impl Slabs {
-    /// So many values, of whatever content, for a holder of a permit for them. `free` tells how many bytes no permit is out for:
-    /// what lies idle beyond them is given back to the system first.
+    /// A buffer of `values` values with arbitrary content, for a caller that holds a permit for them. `free` is the
+    /// number of bytes not covered by any permit: idle buffers beyond it are returned to the system first.
     ///
     /// # Errors
-    /// The system has not that much memory.
+    /// The system does not have that much memory.
     pub fn obtain(&self, values: usize, free: u64) -> Result<HugeBuffer> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let again = idle.iter().position(|slab| slab.len() == values).map(|at| idle.swap_remove(at));
+        let again = idle.iter().position(|slab| slab.len() == values).map(|index| idle.swap_remove(index));
         trim(&mut idle, free);
         drop(idle);
         again.map_or_else(|| HugeBuffer::zeroed(values), Ok)
     }
 
-    /// Lets go of what lies idle beyond `free` bytes: to be called after every permit is taken, before its bytes are used.
+    /// Frees the idle buffers beyond `free` bytes. Call this after taking any permit, before its bytes are used.
     pub fn trim(&self, free: u64) {
         trim(&mut self.idle.lock().unwrap_or_else(PoisonError::into_inner), free);
     }
 
-    /// Keeps a slab for the next module of that size. To be called while the permit for it is still out.
+    /// Keeps a buffer for the next module of the same size. Call this while its permit is still held.
     pub fn give_back(&self, slab: HugeBuffer) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(slab);
     }

@@ -1,7 +1,8 @@
-//! The bounded producer/consumer machinery: byte budgets, buffers that are used again, panels in order, progress.
+//! The bounded producer/consumer machinery: byte budgets, reused buffers, ordered panels, progress.
 
 pub(crate) mod budget;
 pub(crate) mod buffer_pool;
+pub(crate) mod cgroup;
 pub(crate) mod memory;
 pub(crate) mod options;
 pub mod ordered_panels;

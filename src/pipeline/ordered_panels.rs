@@ -1,7 +1,9 @@
-//! Walking whole checkpoints in panels, on some threads and within some memory, with results that depend on neither.
+//! Goes through whole checkpoints in panels, on several threads and within a memory budget, with results that depend on
+//! neither.
 //!
-//! How a weight is cut into panels follows from its shape and format alone. [`in_order`] lets threads work on a few of them at
-//! once and hands the results over one by one, in the order of the panels, so that sums are always added in the same order.
+//! How a weight is cut into panels follows from its shape and format alone. [`in_order`] lets threads work on a few of
+//! them at once and returns the results one by one, in the order of the panels, so that sums are always added in the
+//! same order.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,17 +13,18 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use crate::checkpoint::module::Module;
 use crate::{Error, Result};
 
-/// Elements of a panel, about: what one thread maps at a time.
+/// The approximate number of elements in a panel, which is what one thread maps at a time.
 const PANEL: usize = 1 << 21;
 
-/// The same where every panel maps the whole weight, as of formats that are packed along columns: mapping is what costs there.
+/// The same for formats where every panel maps the whole weight, for example those packed along columns: there, mapping
+/// is the main cost.
 const WHOLE: usize = 1 << 24;
 
-/// Panels are cut between bands of so many rows, so that blocks of as many rows and columns are never torn.
+/// Panels are cut between bands of this many rows, so blocks of up to this many rows and columns are never split.
 pub const BAND: usize = 64;
 
-/// The rows of each panel of a module, from its shape and format alone; each but the last begins and ends at a multiple of
-/// [`BAND`] rows.
+/// The rows of each panel of a module, determined by its shape and format alone; each panel but the last begins and
+/// ends at a multiple of [`BAND`] rows.
 pub fn panels(module: &Module) -> impl Iterator<Item = Range<usize>> + use<> {
     let [rows, columns] = module.shape();
     let elements = if module.is_whole() { WHOLE } else { PANEL };
@@ -29,7 +32,7 @@ pub fn panels(module: &Module) -> impl Iterator<Item = Range<usize>> + use<> {
     (0..rows).step_by(height).map(move |start| start..(start + height).min(rows))
 }
 
-/// Rows that are decoded at a time within a band: a power of two, of about as many values as stay in the cache.
+/// The number of rows decoded at a time within a band: a power of two, with about as many values as stay in the cache.
 pub fn piece_rows(columns: usize) -> usize {
     const PIECE: usize = 1 << 16;
     let most = (PIECE / columns.max(1)).clamp(1, BAND);
@@ -41,28 +44,28 @@ pub fn panel_bytes(module: &Module) -> u64 {
     panels(module).map(|rows| module.packed_size(rows)).max().unwrap_or(0) as u64
 }
 
-/// How many of `threads` can work at once under a budget of `memory` bytes, where the process takes `fixed` of them and each
-/// thread `each`.
+/// How many of `threads` can work at once within `memory` bytes, if the process takes `fixed` of them and each thread
+/// `each`.
 ///
 /// # Errors
-/// Not even one can; the least budget that would do is named.
+/// There is not enough memory for a single thread; the error says how much is needed.
 pub fn threads_within(threads: usize, memory: u64, fixed: u64, each: u64) -> Result<usize> {
     let free = memory.saturating_sub(fixed) / each.max(1);
     match usize::try_from(free).unwrap_or(usize::MAX).min(threads) {
         0 => {
             let least = (fixed + each).next_multiple_of(1 << 20) >> 20;
-            Err(Error::decide(format!("a budget of {} MiB is too small", memory >> 20))
-                .hint(format!("--memory {least}MiB would do")))
+            Err(Error::decide(format!("not enough memory: {} MiB given, {least} MiB needed", memory >> 20))
+                .hint(format!("give --memory {least}MiB")))
         }
-        some => Ok(some),
+        possible => Ok(possible),
     }
 }
 
-/// Does `work` for every number below `count` on `threads` threads, and gives the results to `fold`, on this thread, in the order
-/// of the numbers. No more than twice as many results as threads wait at any time.
+/// Runs `work` for every number below `count` on `threads` threads, and passes the results to `fold`, on this thread,
+/// in the order of the numbers. At most twice as many results as threads wait at any time.
 ///
 /// # Errors
-/// The first error in that order, of `work` or of `fold`; what comes after it is not begun.
+/// The first error in that order, from `work` or `fold`; later numbers are not started.
 pub fn in_order<T: Send>(
     count: usize,
     threads: usize,
@@ -78,10 +81,10 @@ pub fn in_order<T: Send>(
             scope.spawn(move || worker(&numbers, &done, work));
         }
         drop((numbers, done));
-        let mut given = 0..count;
-        // A send fails only where every thread has gone, and then there is a result that says why.
-        let mut give_more = |some: usize| {
-            for number in given.by_ref().take(some) {
+        let mut pending = 0..count;
+        // Sending fails only if every thread has ended, and then a result says why.
+        let mut give_more = |more: usize| {
+            for number in pending.by_ref().take(more) {
                 let _ = give.send(number);
             }
         };
@@ -115,7 +118,7 @@ fn worker<T>(
     }
 }
 
-/// Tells of a number whose work panicked: whoever waits for it would wait for ever.
+/// Reports a number whose work panicked: otherwise the receiver would wait forever.
 struct Unfinished<'a, T> {
     number: usize,
     done: &'a Sender<(usize, Result<T>)>,
@@ -147,7 +150,7 @@ mod tests {
             Ok(number * number)
         };
         in_order(100, 3, work, |number, square| {
-            assert!(begun.load(Ordering::SeqCst) <= number + 1 + 6 + 1, "too many are begun at {number}");
+            assert!(begun.load(Ordering::SeqCst) <= number + 1 + 6 + 1, "too many are started at {number}");
             seen.push((number, square));
             Ok(())
         })
@@ -175,7 +178,7 @@ mod tests {
         assert_eq!(threads_within(4, 100 << 20, 40 << 20, 10 << 20).unwrap(), 4);
         assert_eq!(threads_within(4, 60 << 20, 40 << 20, 10 << 20).unwrap(), 2);
         let error = threads_within(4, 45 << 20, 40 << 20, 10 << 20).unwrap_err();
-        assert_eq!(error.to_string(), "a budget of 45 MiB is too small");
-        assert_eq!(error.cure(), Some("--memory 50MiB would do"));
+        assert_eq!(error.to_string(), "not enough memory: 45 MiB given, 50 MiB needed");
+        assert_eq!(error.cure(), Some("give --memory 50MiB"));
     }
 }

@@ -1,8 +1,9 @@
-//! Quantized formats: one file a family, all behind [`Dequantize`]. Nothing here touches a file: bytes in, numbers out.
+//! Quantized formats: one file per family, all behind [`Dequantize`]. Nothing here touches a file: bytes in, numbers
+//! out.
 //!
-//! Whether a tensor is quantized is what its dtype and companions say; how is what the config says. [`Scheme`] holds the
-//! config's half and turns the leading tensor of a weight into its decoder. A further format is a file with a
-//! [`Format`] in it and a line in the registry of `registry.rs`.
+//! A tensor's dtype and companions say whether it is quantized; the config says how. [`Scheme`] holds what the config
+//! declares and turns the leading tensor of a weight into its decoder. A new format is one file with a [`Format`] in it
+//! and one line in the registry of `registry.rs`.
 
 pub(crate) mod declared;
 pub mod encode;
@@ -10,6 +11,7 @@ pub mod expert;
 pub mod format;
 pub mod number;
 pub mod packing;
+pub(crate) mod patterns;
 pub(crate) mod registry;
 pub(crate) mod weight;
 pub use self::declared::Declared;

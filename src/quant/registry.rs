@@ -1,4 +1,4 @@
-//! From the config's declaration to the format: the registry of what is read, and the refusal, by name, of what is not.
+//! From the config's declaration to the format: the registry of supported methods, and the error for all others.
 
 use crate::quant::declared::Declared;
 use crate::quant::declared::unsupported;
@@ -11,10 +11,10 @@ use crate::quant::format::{bitsandbytes, block_fp8, compressed, fp8, gptq_awq, m
 use crate::quant::weight::{Format, FoundWeight, SchemeKind, TensorInfo, Tensors};
 use crate::{Error, Result};
 
-/// Makes the format of a declared method.
+/// Builds the format of a declared method.
 type Build = fn(&Declared, &Experts) -> Result<Box<dyn Format>>;
 
-/// What is read, by `quant_method`.
+/// The supported methods, by `quant_method`.
 const REGISTRY: &[(&str, Build)] = &[
     ("fp8", |declared, _| block_fp8::from_config(declared)),
     ("mxfp8", |declared, _| block_fp8::from_config(declared)),
@@ -26,7 +26,7 @@ const REGISTRY: &[(&str, Build)] = &[
     ("mxfp4", |_, experts| Ok(mxfp4::format(experts))),
 ];
 
-/// How a checkpoint's weights are stored; by default dense.
+/// How a checkpoint's weights are stored; dense by default.
 #[derive(Debug, Default)]
 pub struct Scheme {
     format: Option<Box<dyn Format>>,
@@ -34,9 +34,8 @@ pub struct Scheme {
 }
 
 impl Scheme {
-    /// The scheme of a checkpoint that declares `declared`; `None` is a dense one. Stacks of experts lie as those of a model that is
-    /// not known: see
-    /// [`with_experts`](Self::with_experts).
+    /// The scheme of a checkpoint with this declaration; `None` means dense. Stacks of experts are laid out as those of
+    /// an unknown model, see [`with_experts`](Self::with_experts).
     ///
     /// # Errors
     /// As [`with_experts`](Self::with_experts).
@@ -44,14 +43,14 @@ impl Scheme {
         Scheme::with_experts(declared, Experts::default())
     }
 
-    /// The same for a model whose experts are laid out as `experts` says.
+    /// The same for a model whose experts have the layout `experts`.
     ///
     /// # Errors
-    /// A method that is not supported is refused by its name, with what to do.
+    /// A method that is not supported is refused by name, with a hint.
     pub fn with_experts(declared: Option<&Declared>, experts: Experts) -> Result<Scheme> {
         let Some(declared) = declared else { return Ok(Scheme { format: None, experts }) };
         let method = declared.method().ok_or_else(|| {
-            Error::input(format!("the quantization that {} declares names no quant_method", declared.origin))
+            Error::input(format!("the quantization declared by {} has no quant_method", declared.origin))
                 .hint("add its `quant_method`, or dequantize the model to bf16 and give that folder")
         })?;
         match REGISTRY.iter().find(|(name, _)| *name == method) {
@@ -60,7 +59,7 @@ impl Scheme {
         }
     }
 
-    /// The scheme of a checkpoint that says in its files what format they are of.
+    /// The scheme of a checkpoint whose files themselves say which format they have.
     pub fn of(format: Box<dyn Format>) -> Scheme {
         Scheme { format: Some(format), experts: Experts::default() }
     }
@@ -75,17 +74,19 @@ impl Scheme {
         self.format.as_ref().map_or(SchemeKind::Dense, |format| format.kind())
     }
 
-    /// What the scheme is, for messages and tables.
+    /// The scheme's name, for messages and tables.
     pub fn label(&self) -> String {
         self.format.as_ref().map_or_else(|| "dense".to_owned(), |format| format.label())
     }
 
-    /// The weights that `lead` is the first stored tensor of; none where it is a norm, a bias, a scale, or has no elements.
+    /// The weights whose first stored tensor is `lead`; empty for a norm, a bias, a scale, or a tensor without
+    /// elements.
     ///
     /// # Errors
-    /// A weight that is quantized by its dtype or name, with nothing declared that says how or with its scale missing.
+    /// A weight that is quantized by its dtype or name, but whose quantization is not declared or whose scale is
+    /// missing.
     pub fn weights(&self, lead: &TensorInfo, tensors: &dyn Tensors) -> Result<Vec<FoundWeight>> {
-        // Nothing to decode, and the other side of a zero may be any number.
+        // There is nothing to decode, and the other dimension may be any number.
         if lead.shape.contains(&0) {
             return Ok(Vec::new());
         }
@@ -110,7 +111,7 @@ impl Scheme {
 
     fn unexplained(&self, lead: &TensorInfo) -> Error {
         let declared = match &self.format {
-            Some(format) => format!("which {}, the declared quantization, does not read", format.label()),
+            Some(format) => format!("which the declared quantization, {}, does not cover", format.label()),
             None => "but nothing declares how it is quantized".to_owned(),
         };
         Error::input(format!("a weight is stored as {}, {declared}", lead.describe())).tensor(&lead.name).hint(
@@ -120,7 +121,7 @@ impl Scheme {
     }
 }
 
-/// Whether a tensor's name and dtype can only be a quantized weight's. A stack of experts bears no `.weight`.
+/// Whether only a quantized weight can have this name and dtype. Names of expert stacks do not end in `.weight`.
 fn looks_quantized(stored: &TensorInfo) -> bool {
     use Dtype::*;
     let packed = [".qweight", ".weight_packed", "_proj_blocks"].iter().any(|end| stored.name.ends_with(end));

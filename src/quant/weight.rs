@@ -142,6 +142,19 @@ pub struct Capabilities<'a> {
     pub slice: Option<&'a dyn StackSlice>,
 }
 
+impl Capabilities<'_> {
+    /// Of a format whose weights can be decoded and nothing else. Not for wrappers, which have something to pass on.
+    pub const DECODING_ONLY: Self = Capabilities {
+        needs_all_bytes: false,
+        block: None,
+        round_to_nearest: None,
+        columns: None,
+        double: None,
+        saturation: None,
+        slice: None,
+    };
+}
+
 /// A weight that is also decoded in f64.
 pub trait Double: Debug {
     /// [`Dequantize::dequantize`] in f64.

@@ -16,10 +16,20 @@ use crate::commands::fidelity::record::{FIDELITY, FIDELITY_VERSION, Fidelity};
 use crate::delta::module_record::ModuleRecord;
 use crate::report::plot::place::Spot;
 use crate::report::words::clean;
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
-/// Maximum unpacked size of one file in bytes; the table of a mixture of 30,000 experts has a tenth of it.
-const MOST: u64 = 4 << 30;
+/// Bytes of one table above which it is none of ours: that of a mixture of 30,000 experts has some hundred megabytes.
+const MOST: u64 = 1 << 30;
+
+/// Unpacked bytes of the spectra above which they are none of ours.
+const SPECTRA_BYTES: u64 = 1 << 30;
+
+/// Bytes of one line of them: some thousand singular values.
+const SPECTRUM_BYTES: u64 = 1 << 20;
+
+/// Singular values in all lines together.
+const SINGULAR_VALUES: usize = 48 << 20;
 
 const OTHER_VERSION: &str = "write it again with this version, or make the report with that one";
 
@@ -188,7 +198,8 @@ fn labels(folders: &[PathBuf]) -> Vec<String> {
 }
 
 fn open(path: &Path) -> Result<BufReader<File>> {
-    let file = File::open(path).map_err(|e| Error::input("cannot open the file").path(path).because(e))?;
+    let file = regular_file::open(path);
+    let file = file.map_err(|e| Error::input("cannot open the file").path(path).because(e))?;
     Ok(BufReader::with_capacity(1 << 18, file))
 }
 
@@ -226,13 +237,36 @@ fn read_manifest(path: &Path) -> Result<Manifest> {
 
 fn read_spectra(path: &Path) -> Result<Vec<Spectrum>> {
     let bad = |e: std::io::Error| Error::input("cannot read the spectra").path(path).because(e);
-    let lines = BufReader::new(zstd::Decoder::with_buffer(open(path)?).map_err(bad)?.take(MOST)).lines();
-    let spectrum = |(at, line): (usize, std::io::Result<String>)| {
-        serde_json::from_str(&line.map_err(bad)?).map_err(|e| {
-            Error::input(format!("line {} of the spectra cannot be read", at + 1)).path(path).because(e)
-        })
-    };
-    lines.enumerate().map(spectrum).collect()
+    let decoder = zstd::Decoder::with_buffer(open(path)?).map_err(bad)?;
+    // One byte more than is allowed tells that there is more.
+    let mut reader = BufReader::new(decoder.take(SPECTRA_BYTES + 1));
+    let (mut spectra, mut line, mut total, mut values) = (Vec::new(), Vec::new(), 0, 0);
+    loop {
+        line.clear();
+        let taken =
+            reader.by_ref().take(SPECTRUM_BYTES + 1).read_until(b'\n', &mut line).map_err(bad)? as u64;
+        total += taken;
+        let number = spectra.len() + 1;
+        let long = |what: String| Error::input(what).path(path).hint("this was hardly written by trephine");
+        if taken > SPECTRUM_BYTES {
+            let what = format!("line {number} of the spectra has more than {SPECTRUM_BYTES} bytes");
+            return Err(long(what));
+        }
+        if total > SPECTRA_BYTES {
+            return Err(long(format!("the spectra have more than {SPECTRA_BYTES} bytes")));
+        }
+        if taken == 0 {
+            return Ok(spectra);
+        }
+        let spectrum: Spectrum = serde_json::from_slice(&line).map_err(|e| {
+            Error::input(format!("line {number} of the spectra cannot be read")).path(path).because(e)
+        })?;
+        values += spectrum.singular_values.len();
+        if values > SINGULAR_VALUES {
+            return Err(long(format!("the spectra have more than {SINGULAR_VALUES} singular values")));
+        }
+        spectra.push(spectrum);
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Formats numbers and names for people.
 
+use crate::printable::is_hidden;
+
 /// Formats a number with three or four significant digits.
 pub fn number(value: f64) -> String {
     match value.abs() {
@@ -35,12 +37,7 @@ pub fn clean(name: &str) -> String {
 /// Makes a whole sentence safe to show.
 pub fn clean_text(text: &str) -> String {
     const LONGEST: usize = 2000;
-    let hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
-            || matches!(c, '\u{feff}' | '\u{fffe}' | '\u{ffff}')
-    };
-    shorten(&text.chars().map(|c| if hidden(c) { '\u{fffd}' } else { c }).collect::<String>(), LONGEST)
+    shorten(&text.chars().map(|c| if is_hidden(c) { '\u{fffd}' } else { c }).collect::<String>(), LONGEST)
 }
 
 /// Replaces the middle of `text` with an ellipsis if it has more than `longest` characters.

@@ -94,6 +94,11 @@ impl<J: Job> Engine<'_, J> {
     pub fn run(&self) -> Result<Ended<J::Output>> {
         let started = Instant::now();
         let (layout, keep) = (self.job.layout(), self.keeps_results());
+        // A finished folder may lie where nothing can be written, not even a lock. There is nothing to write either.
+        if !self.running.overwrite && run_folder::is_finished(self.out) && folder::is_read_only(self.out) {
+            let output = run_folder::existing(self.job, self.out, self.running.other_simd)?;
+            return Ok(Ended { output, times: BTreeMap::new(), was_done: true });
+        }
         let (journal, done, lock) = match self.open()? {
             EarlierRun::Done(output, lock) => {
                 run_folder::tidy(lock, self.out, layout.log, keep)?;
@@ -264,7 +269,7 @@ impl<J: Job> Engine<'_, J> {
             attempt::all(self.out)?.into_iter().filter(|other| other.folder != attempt).collect();
         match check_same(&others, identity, self.running.other_simd, self.out) {
             Ok(()) => Ok(journal),
-            Err(error) => run_folder::removed(attempt).and(Err(error)),
+            Err(error) => run_folder::removed_folder(self.out, attempt).and(Err(error)),
         }
     }
 
@@ -279,8 +284,13 @@ impl<J: Job> Engine<'_, J> {
         log: &Log,
     ) -> Result<Worked<J::Done>> {
         let living = Heartbeat::begin(attempt, self.job.units(), self.progress);
-        let mut recorder = Recorder { results, journal, done, living: &living, log, times: BTreeMap::new() };
-        let worked = self.job.work(share, &mut recorder, &living);
+        let (check_inputs, times) = (&|| self.job.check_inputs(), BTreeMap::new());
+        let mut recorder = Recorder { results, journal, done, living: &living, log, check_inputs, times };
+        // What was read of a file that has changed may be any nonsense: that it has changed is what is to be said.
+        let worked = self
+            .job
+            .work(share, &mut recorder, &living)
+            .map_err(|error| self.job.check_inputs().err().unwrap_or(error));
         let Recorder { done, times, .. } = recorder;
         living.end(worked)?;
         Ok((done, times))
@@ -289,6 +299,7 @@ impl<J: Job> Engine<'_, J> {
     /// Writes the output of finished work, and keeps the results where requested.
     pub(crate) fn finish(&self, identity: &RunIdentity, done: &Completed<J::Done>) -> Result<J::Output> {
         self.progress.assembling();
+        self.job.check_inputs()?;
         let output = self.job.finish(identity, done, self.progress)?;
         if self.keeps_results() {
             run_folder::keep_results(self.out, done)?;
@@ -355,7 +366,7 @@ impl<J: Job> Engine<'_, J> {
                 continue;
             }
             refuse_at_work(&attempt, out)?;
-            run_folder::removed(folder)?;
+            run_folder::removed_folder(out, folder)?;
         }
         if run_folder::is_finished(out) && run_folder::existing(self.job, out, other_simd).is_err() {
             run_folder::clear_finished(out, layout)?;
@@ -365,7 +376,7 @@ impl<J: Job> Engine<'_, J> {
         if unsplit.is_some_and(|attempt| !run_folder::is_same_run(self.job, &attempt, other_simd)) {
             let lock = Lock::acquire_where_there_is_one(out)?;
             run_folder::clear_files(out, layout)?;
-            [JOURNAL, SHARDS].iter().try_for_each(|name| run_folder::removed(&state.join(name)))?;
+            [JOURNAL, SHARDS].iter().try_for_each(|name| run_folder::removed_state(out, name))?;
             lock.remove()?;
         }
         Ok(())

@@ -2,15 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::checkpoint::FileIdentity;
 use crate::delta::record::Side;
 use crate::durable::checksums::Checksums;
 use crate::durable::finding::{B3SUMS, Level};
 use crate::durable::folder;
+use crate::durable::inside;
 use crate::durable::lock::Lock;
 use crate::run::attempts::attempt;
 use crate::run::attempts::attempt::Attempt;
@@ -18,10 +21,13 @@ use crate::run::attempts::completed::Completed;
 use crate::run::attempts::gather::check_touched;
 use crate::run::identity::changed;
 use crate::run::job::{Job, RunOutput};
-use crate::run::layout::{ATTEMPT, HEARTBEAT, HEARTBEAT_DRAFT, JOURNAL, Layout, PARTS, SHARDS, STATE};
+use crate::run::layout::{
+    ATTEMPT, HEARTBEAT, HEARTBEAT_DRAFT, JOURNAL, LONGEST_RECORD, Layout, PARTS, SHARDS, STATE,
+};
 use crate::run::log::Log;
 use crate::run::unit::AnyRecord;
 use crate::storage::Version;
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
 /// The message for a folder in which no run has left anything.
@@ -31,7 +37,9 @@ pub(crate) const STATE_HAS_NOTHING: &str = "the folder holds no run, finished or
 fn known_files(out: &Path, layout: &Layout) -> Result<BTreeSet<String>> {
     let mut files = layout.outputs.clone();
     for attempt in attempt::all::<AnyRecord>(out)? {
-        files.extend(attempt.info.into_iter().flat_map(|info| info.outputs));
+        // Anybody may have written this: only names inside the folder are a run's.
+        let named = attempt.info.into_iter().flat_map(|info| info.outputs);
+        files.extend(named.filter(|name| inside::is_inside(name)));
     }
     if is_record(&out.join(layout.record))
         && let Ok(checksums) = Checksums::read(out)
@@ -43,8 +51,14 @@ fn known_files(out: &Path, layout: &Layout) -> Result<BTreeSet<String>> {
 
 /// Whether the file is the record of a run: an unrelated JSON file by that name does not make the folder ours.
 fn is_record(path: &Path) -> bool {
-    let record = fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<AnyRecord>(&bytes).ok());
-    record.is_some_and(|record| record.contains_key("trephine"))
+    /// All else in it is read past.
+    #[derive(Deserialize)]
+    struct Head {
+        #[allow(dead_code)]
+        trephine: IgnoredAny,
+    }
+    let bytes = regular_file::read_within(path, LONGEST_RECORD);
+    bytes.is_ok_and(|bytes| serde_json::from_slice::<Head>(&bytes).is_ok())
 }
 
 /// Refuses a folder that holds anything other than the files of runs of this command. A file with the name of an output
@@ -53,6 +67,7 @@ fn is_record(path: &Path) -> bool {
 /// # Errors
 /// [`Kind::Decide`](crate::Kind::Decide) with the name of the foreign file; a folder or file that cannot be read.
 pub(crate) fn refuse_foreign(out: &Path, layout: &Layout) -> Result<()> {
+    inside::refuse_links(out)?;
     let begun = out.join(STATE).is_dir() || out.join(layout.record).is_file();
     let known = if begun { known_files(out, layout)? } else { BTreeSet::new() };
     folder::refuse_others(out, |name| {
@@ -70,9 +85,8 @@ pub(crate) fn refuse_foreign(out: &Path, layout: &Layout) -> Result<()> {
 /// A file that cannot be removed.
 pub(crate) fn clear(out: &Path, layout: &Layout) -> Result<()> {
     clear_files(out, layout)?;
-    let state = out.join(STATE);
-    [SHARDS, PARTS, ATTEMPT, HEARTBEAT, JOURNAL].iter().try_for_each(|name| removed(&state.join(name)))?;
-    removed(&out.join(layout.record))?;
+    [SHARDS, PARTS, ATTEMPT, HEARTBEAT, JOURNAL].iter().try_for_each(|name| removed_state(out, name))?;
+    removed(out, layout.record)?;
     folder::sync(out)
 }
 
@@ -82,9 +96,9 @@ pub(crate) fn clear(out: &Path, layout: &Layout) -> Result<()> {
 /// A file that cannot be removed.
 pub(crate) fn clear_files(out: &Path, layout: &Layout) -> Result<()> {
     let known = known_files(out, layout)?;
-    removed(&out.join(B3SUMS))?;
+    removed(out, B3SUMS)?;
     let files = known.iter().map(String::as_str).filter(|name| *name != layout.record).chain(layout.log);
-    files.into_iter().try_for_each(|file| removed(&out.join(file)))
+    files.into_iter().try_for_each(|file| removed(out, file))
 }
 
 /// Removes a finished run's files and its record.
@@ -93,21 +107,26 @@ pub(crate) fn clear_files(out: &Path, layout: &Layout) -> Result<()> {
 /// A file that cannot be removed.
 pub(crate) fn clear_finished(out: &Path, layout: &Layout) -> Result<()> {
     clear_files(out, layout)?;
-    removed(&out.join(layout.record))
+    removed(out, layout.record)
 }
 
-/// Removes a file, or a folder with everything in it. A missing one is not an error.
+/// Removes what is `below` the output folder: a file, or a folder with all that is in it; none is as good. No link is followed.
 ///
 /// # Errors
-/// A file or folder that cannot be removed.
-pub(crate) fn removed(path: &Path) -> Result<()> {
-    let gone = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    match gone {
-        Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            Err(Error::unexpected("cannot remove what an earlier run left").path(path).because(e))
-        }
-        _ => Ok(()),
-    }
+/// What cannot be removed.
+pub(crate) fn removed(out: &Path, below: impl AsRef<Path>) -> Result<()> {
+    let below = below.as_ref();
+    inside::remove(out, below).map_err(|e| {
+        Error::unexpected("cannot remove what an earlier run left").path(out.join(below)).because(e)
+    })
+}
+
+/// The same below the folder of state.
+///
+/// # Errors
+/// What cannot be removed.
+pub(crate) fn removed_state(out: &Path, name: &str) -> Result<()> {
+    removed(out, Path::new(STATE).join(name))
 }
 
 /// Whether the folder has checksums. They are written last, so it was complete once.
@@ -138,13 +157,13 @@ pub(crate) fn existing<J: Job + ?Sized>(job: &J, out: &Path, other_simd: bool) -
 /// A record that is missing or cannot be read.
 pub(crate) fn read_record<O: RunOutput>(out: &Path, record: &str) -> Result<O> {
     let path = out.join(record);
-    let text = fs::read_to_string(&path).map_err(|e| {
+    let text = regular_file::read_within(&path, LONGEST_RECORD).map_err(|e| {
         Error::decide("the folder holds checksums, but no run's")
             .path(&path)
             .because(e)
             .hint("give the folder that --out named")
     })?;
-    serde_json::from_str(&text).map_err(|e| {
+    serde_json::from_slice(&text).map_err(|e| {
         Error::input("the record of the finished run cannot be read")
             .path(&path)
             .because(e)
@@ -210,16 +229,16 @@ pub(crate) fn keep_results<D>(out: &Path, done: &Completed<D>) -> Result<()> {
 pub(crate) fn tidy(lock: Lock, out: &Path, log: Option<&str>, keep_results: bool) -> Result<()> {
     let state = out.join(STATE);
     for name in [JOURNAL, ATTEMPT, HEARTBEAT, HEARTBEAT_DRAFT] {
-        removed(&state.join(name))?;
+        removed_state(out, name)?;
     }
     if !keep_results {
-        removed(&state.join(SHARDS))?;
+        removed_state(out, SHARDS)?;
     }
     let parts = attempt::folders(out)?;
     if let Some(log) = log.filter(|_| !parts.is_empty()) {
         Log::open(&out.join(log))?.take_over(&parts);
     }
-    parts.iter().for_each(|part| remove_part(part));
+    parts.iter().for_each(|part| remove_part(out, part));
     // A part that is still running, on units that another has finished meanwhile, may have written there just now. What
     // it leaves is not used by anyone and is harmless.
     let _ = fs::remove_dir(state.join(PARTS));
@@ -227,10 +246,18 @@ pub(crate) fn tidy(lock: Lock, out: &Path, log: Option<&str>, keep_results: bool
     folder::sync(out)
 }
 
+/// Removes the folder of an attempt.
+///
+/// # Errors
+/// What cannot be removed.
+pub(crate) fn removed_folder(out: &Path, attempt: &Path) -> Result<()> {
+    attempt.strip_prefix(out).map_or(Ok(()), |below| removed(out, below))
+}
+
 /// Removes the folder of a part, its journal first, as far as it can be removed.
-fn remove_part(part: &Path) {
-    let _ = fs::remove_file(part.join(JOURNAL));
-    let _ = fs::remove_dir_all(part);
+fn remove_part(out: &Path, part: &Path) {
+    let Ok(below) = part.strip_prefix(out) else { return };
+    let _ = removed(out, below.join(JOURNAL)).and_then(|()| removed(out, below));
 }
 
 /// Whether an attempt belongs to this same run.

@@ -47,6 +47,16 @@ pub trait Job: Sync {
     /// The checkpoint with this role; `None` for an input whose identity covers all of its content.
     fn checkpoint(&self, side: Side) -> Option<&Checkpoint>;
 
+    /// Looks whether all that is read is as it was when it was opened: before finished work is recorded, and before the output is
+    /// written.
+    ///
+    /// # Errors
+    /// An input that was written to since.
+    fn check_inputs(&self) -> Result<()> {
+        let inputs = self.identity().inputs.keys();
+        inputs.filter_map(|side| self.checkpoint(*side)).try_for_each(Checkpoint::check_unchanged)
+    }
+
     /// Peak size of the output folder in bytes.
     fn disk_bytes(&self) -> u64;
 

@@ -34,6 +34,9 @@ pub const LOG: &str = "extraction.log";
 pub const RECORDS: [&str; 5] =
     ["extraction.json", "conversion.json", "analysis.json", "fidelity.json", "sanitized.json"];
 
+/// The longest of them, in bytes: that of a mixture of 30,000 experts has some hundred megabytes.
+pub(crate) const LONGEST_RECORD: u64 = 1 << 30;
+
 /// The files of one command's output folder.
 #[derive(Clone, Debug)]
 pub struct Layout {

@@ -1,8 +1,12 @@
 //! The state behind an attempt's heartbeat, and the file that it is written to, beside the journal.
 
+use crate::durable::inside;
 use crate::run::layout::{HEARTBEAT, HEARTBEAT_DRAFT};
+use crate::storage::regular_file;
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,6 +14,7 @@ use std::time::{Duration, Instant};
 /// The condition of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Condition {
     /// Running at its last heartbeat.
     Running,
@@ -68,7 +73,9 @@ impl Life {
         beat.seconds = self.started.elapsed().as_secs_f64();
         let new = self.path.with_file_name(HEARTBEAT_DRAFT);
         if let Ok(json) = serde_json::to_vec(beat) {
-            let _ = fs::write(&new, json).and_then(|()| fs::rename(&new, &self.path));
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
+            let written = inside::open(&new, flags).and_then(|mut file| file.write_all(&json));
+            let _ = written.and_then(|()| fs::rename(&new, &self.path));
         }
     }
 
@@ -91,7 +98,7 @@ impl Life {
 /// The last heartbeat in an attempt's folder, and its age by the clocks of the file's machine and of this one.
 pub fn last_beat(attempt: &Path) -> Option<(Beat, Duration)> {
     let path = attempt.join(HEARTBEAT);
-    let beat = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+    let beat = serde_json::from_slice(&regular_file::read(&path).ok()?).ok()?;
     let written = fs::metadata(&path).and_then(|data| data.modified()).ok()?;
     Some((beat, written.elapsed().unwrap_or_default()))
 }

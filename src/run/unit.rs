@@ -10,6 +10,7 @@ use crate::run::identity::RunIdentity;
 /// What a unit of work produces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum UnitKind {
     /// The result of one module.
     Module,

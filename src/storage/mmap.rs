@@ -5,7 +5,8 @@
 //! this process with SIGBUS; if another process writes to one, the numbers may be of either state. Two things narrow that: the
 //! file's size is compared with the one at opening before every window, and the window's pages are read in at once where the
 //! system can (Linux 5.14 and later), which turns a file that is too short, or a disk that fails, into an error. What is left
-//! is a truncation while a window is alive. Checkpoints are written once, so this is taken as a condition of use.
+//! is a truncation while a window is alive. Checkpoints are written once, so this is taken as a condition of use; the program
+//! names the file where it happens ([`cut_file`]).
 //!
 //! Mapped pages count as resident memory. A window unmaps its pages when it is dropped, so what is resident is what is alive.
 
@@ -17,9 +18,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use memmap2::{Advice, Mmap, MmapOptions};
 
+use crate::storage::cut_file::{self, Notice};
 use crate::storage::positioned::read_exact_at;
+use crate::storage::regular_file;
 use crate::storage::{Storage, Version, Window};
 use crate::{Error, Result};
+
+/// Whether no more files may be open.
+fn is_too_many(e: &io::Error) -> bool {
+    let many = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(|errno| errno.raw_os_error());
+    e.raw_os_error().is_some_and(|code| many.contains(&code))
+}
 
 /// One open file of a checkpoint.
 #[derive(Debug)]
@@ -29,6 +38,7 @@ pub struct MappedFile {
     file: File,
     size: u64,
     modified: Option<SystemTime>,
+    notice: Notice,
 }
 
 impl MappedFile {
@@ -37,24 +47,21 @@ impl MappedFile {
     /// # Errors
     /// The file is missing, is not an ordinary one, or the system refuses to open it.
     pub fn open(name: &str, path: &Path) -> Result<MappedFile> {
-        let file = File::open(path).map_err(|e| match e.kind() {
+        let file = regular_file::open(path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => Error::input("a file of the checkpoint is missing")
                 .path(path)
                 .hint("the download is incomplete: fetch the checkpoint again"),
+            io::ErrorKind::InvalidInput => Error::input("this is not an ordinary file").path(path),
+            _ if is_too_many(&e) => Error::unexpected("cannot open")
+                .path(path)
+                .because(e)
+                .hint("raise the number of files that may be open: ulimit -n"),
             _ => Error::unexpected("cannot open").path(path).because(e),
         })?;
         let data = file.metadata().map_err(|e| Error::unexpected("cannot read").path(path).because(e))?;
-        if !data.is_file() {
-            return Err(Error::input("this is not an ordinary file").path(path));
-        }
         let (name, path) = (name.to_owned(), path.to_owned());
-        Ok(MappedFile { name, path, file, size: data.len(), modified: data.modified().ok() })
-    }
-
-    /// The file's size now has to be the one at opening.
-    fn check_size(&self) -> Result<()> {
-        let size = self.file.metadata().map_err(|e| self.failed(e))?.len();
-        if size == self.size { Ok(()) } else { Err(self.changed(size)) }
+        let notice = Notice::new(&path);
+        Ok(MappedFile { name, path, file, size: data.len(), modified: data.modified().ok(), notice })
     }
 
     /// The mapping itself, whatever the file's size.
@@ -69,8 +76,9 @@ impl MappedFile {
         // contract above, which is a condition of use and is checked as far as it can be.
         let map = unsafe { MmapOptions::new().offset(range.start).len(length).map(&self.file) };
         let map = map.map_err(|e| self.failed(e))?;
+        let noted = cut_file::note(&map, &self.notice);
         self.populate(&map)?;
-        Ok(Window::mapped(Some(map)))
+        Ok(Window::mapped(Some((noted, map))))
     }
 
     /// Reads all pages in now, or asks for them early where the system knows no better.
@@ -87,8 +95,8 @@ impl MappedFile {
         Ok(())
     }
 
-    fn changed(&self, size: u64) -> Error {
-        Error::input(format!("the file had {} bytes when it was opened and now has {size}", self.size))
+    fn changed(&self, what: String) -> Error {
+        Error::input(what)
             .path(&self.path)
             .hint("something writes to the checkpoint: wait until it is whole, then run the command again")
     }
@@ -118,8 +126,27 @@ impl Storage for MappedFile {
         self.modified.and_then(nanoseconds).map(Version::Modified)
     }
 
+    fn check_unchanged(&self) -> Result<()> {
+        let data = self.file.metadata().map_err(|e| self.failed(e))?;
+        if data.len() != self.size {
+            return Err(self.changed(format!(
+                "the file had {} bytes when it was opened and now has {}",
+                self.size,
+                data.len()
+            )));
+        }
+        if data.modified().ok() != self.modified {
+            return Err(self.changed("the file was written to after it had been opened".to_owned()));
+        }
+        Ok(())
+    }
+
     fn read_range(&self, range: Range<u64>) -> Result<Window> {
-        self.check_size()?;
+        self.check_unchanged()?;
+        if range.end > self.size {
+            let what = format!("bytes {range:?} of a file of {} bytes", self.size);
+            return Err(Error::unexpected(what).path(&self.path));
+        }
         self.map(range)
     }
 

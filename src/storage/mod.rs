@@ -1,8 +1,11 @@
 //! Sources of bytes. A memory-mapped file is the first; another source (ranges over HTTP, an object store) is a file beside
 //! `mmap.rs` that implements [`Storage`].
 
+pub(crate) mod cut_file;
 pub(crate) mod mmap;
+pub use self::cut_file::tell_of_cut_files;
 pub(crate) mod positioned;
+pub(crate) mod regular_file;
 pub use self::mmap::MappedFile;
 
 use std::fmt::Debug;
@@ -13,6 +16,7 @@ use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
+use crate::storage::cut_file::Noted;
 
 /// One object of a checkpoint, a file for example, that is read in ranges. Any number of threads may read at once.
 ///
@@ -29,6 +33,15 @@ pub trait Storage: Debug + Send + Sync {
 
     /// What differs when the object was written again with the same length; `None` where the source cannot tell.
     fn version(&self) -> Option<Version>;
+
+    /// Checks that the object is as it was when it was opened, by its length and version. What was read before is of one state
+    /// only if this succeeds afterwards. A source that is told of a change with every read has nothing to do here.
+    ///
+    /// # Errors
+    /// [`Kind::Input`](crate::Kind::Input) for an object that was written to since.
+    fn check_unchanged(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// The bytes of `range`.
     ///
@@ -62,6 +75,7 @@ pub trait Storage: Debug + Send + Sync {
 /// What tells apart two states of an object of the same length.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
+#[non_exhaustive]
 pub enum Version {
     /// When it was last written, in nanoseconds since 1970.
     Modified(u64),
@@ -77,14 +91,18 @@ pub struct Window(Bytes);
 enum Bytes {
     /// An empty range cannot be mapped.
     None,
-    Mapped(Mmap),
+    /// The range is noted until it is unmapped: the fields are dropped in this order.
+    Mapped {
+        _noted: Noted,
+        map: Mmap,
+    },
     Owned(Vec<u8>),
 }
 
 impl Window {
     /// Mapped bytes; `None` for an empty range.
-    pub(crate) fn mapped(map: Option<Mmap>) -> Window {
-        Window(map.map_or(Bytes::None, Bytes::Mapped))
+    pub(crate) fn mapped(map: Option<(Noted, Mmap)>) -> Window {
+        Window(map.map_or(Bytes::None, |(_noted, map)| Bytes::Mapped { _noted, map }))
     }
 }
 
@@ -100,7 +118,7 @@ impl Deref for Window {
     fn deref(&self) -> &[u8] {
         match &self.0 {
             Bytes::None => &[],
-            Bytes::Mapped(map) => map,
+            Bytes::Mapped { map, .. } => map,
             Bytes::Owned(bytes) => bytes,
         }
     }

@@ -393,7 +393,7 @@ fn neither_threads_nor_memory_change_a_byte() {
     assert_eq!((read.version, read.tensors.len()), (1, 36));
     let ended = command(&[&fp8, "--against", &base, "--json"]).code(0);
     assert_eq!(serde_json::from_str::<Autopsy>(&ended.stdout).unwrap(), read);
-    command(&[&fp8, "--memory", "8MiB"]).code(2).says("MiB would do");
+    command(&[&fp8, "--memory", "8MiB"]).code(2).says("MiB needed").says("give --memory ");
 }
 
 #[test]

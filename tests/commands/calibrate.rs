@@ -295,7 +295,7 @@ fn what_cannot_be_run_is_said() {
     let error = run(Corpus { files: vec![file.clone()], ..beginning() });
     assert!(error.to_string().contains("line 2 has neither 'messages' nor 'text'"), "{error}");
     let error = run(Corpus { files: vec![home.path().join("none.txt")], ..beginning() });
-    assert!(error.to_string().contains("no such file of text"), "{error}");
+    assert!(error.to_string().contains("text file not found"), "{error}");
     let error = run(Corpus { tokenizer: Some(home.path().to_owned()), ..beginning() });
     assert!(error.to_string().contains("no tokenizer.json"), "{error}");
     fs::write(model.join("tokenizer.json"), "{\"version\": \"1.0\"}").unwrap();
@@ -303,7 +303,7 @@ fn what_cannot_be_run_is_said() {
     let config = fs::read_to_string(model.join("config.json")).unwrap();
     fs::write(model.join("config.json"), config.replace("\"qwen3\"", "\"mamba\"")).unwrap();
     let error = run(beginning());
-    assert!(error.to_string().contains("models of the type 'mamba' are not run here"), "{error}");
+    assert!(error.to_string().contains("models of type 'mamba' are not supported"), "{error}");
     assert!(error.cure().unwrap().contains("scripts/calibrate.py"));
     assert!(!out.exists(), "nothing was begun");
 }

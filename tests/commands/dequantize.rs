@@ -460,7 +460,10 @@ fn threads_and_memory_change_no_byte_and_too_little_is_refused() {
         assert_same(&out, &files, &more.join(" "));
     }
     let out = home.path().join("refused");
-    command(&data("base-fp8"), &out, &["--memory", "1MiB"]).code(2).says("MiB is too small").says("would do");
+    command(&data("base-fp8"), &out, &["--memory", "1MiB"])
+        .code(2)
+        .says("not enough memory: 1 MiB given")
+        .says("give --memory ");
     assert!(!out.exists());
     command(&data("base-fp8"), &out, &["--threads", "0"]).code(2).says("0 threads cannot compute anything");
 }

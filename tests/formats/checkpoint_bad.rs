@@ -76,7 +76,7 @@ fn a_git_lfs_pointer() {
 #[test]
 fn headers_that_are_not_json() {
     insta::assert_snapshot!(header("[]", 0), @"
-    the header is not a JSON object: [folder]/model.safetensors: invalid type: sequence, expected an object of tensors at line 1 column 0
+    the header is not a JSON object: [folder]/model.safetensors: invalid type: sequence, expected an object of tensors at line 1 column 1
       the file is damaged or was cut short: download or copy it again
     ");
     insta::assert_snapshot!(header("{\"x\": ", 0), @"

@@ -7,6 +7,8 @@ mod checkpoint;
 mod checkpoint_bad;
 mod checkpoint_files;
 mod encode;
+mod fuzz_corpus;
 mod quant;
 mod quant_formats;
 mod round_to_nearest;
+mod seams;

@@ -170,7 +170,7 @@ pub(crate) fn conforms(
 }
 
 /// The tensors that a weight declares as its own are exactly those that it reads.
-fn within(weight: &dyn Dequantize, whole: &[Vec<u8>], name: &str) {
+pub(crate) fn within(weight: &dyn Dequantize, whole: &[Vec<u8>], name: &str) {
     let extents = weight.extents();
     for (i, span) in weight.spans(0..weight.shape()[0]).into_iter().enumerate() {
         assert!(span.is_empty() || extents[i] == span, "{name}: {:?} of {span:?}", extents[i]);
@@ -391,15 +391,15 @@ fn other_schemes_are_refused_by_name() {
         declared("config.json", json!({"bits": 4})),
     ];
     insta::assert_snapshot!(messages.join("\n"), @"
-    quantization with fp8 of inverse scales without a weight_block_size is not supported yet
+    quantization with inverse FP8 scales without a weight_block_size is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
-    quantization with fp8 of the kind e3m4 is not supported yet
+    quantization with fp8 (fmt e3m4) is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     quantization with modelopt (NVFP4_SVD) is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     quantization with gptq of 5 bits is not supported yet
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
-    the quantization that config.json declares names no quant_method
+    the quantization declared by config.json has no quant_method
       add its `quant_method`, or dequantize the model to bf16 and give that folder
     ");
 }
@@ -424,7 +424,7 @@ fn configs_that_make_no_sense() {
       correct the quantization_config
     config.json: weight_block_size is [128,128,128], not two positive numbers
       correct the quantization_config
-    config.json: weight_scale_semantics is "logarithmic", which is not known
+    config.json: unknown weight_scale_semantics: "logarithmic"
       correct the quantization_config
     "#);
 }
@@ -449,12 +449,12 @@ fn weights_that_nothing_explains() {
     a weight is stored as F8_E4M3 [192, 300], but nothing declares how it is quantized: tensor 'a.q_proj.weight'
       put the model's own config.json, with its quantization_config, beside the weights, or dequantize the model to bf16 and give that folder
     a weight of shape [192, 300] in blocks of 128 x 128 needs a scale of shape [2, 3] and dtype F32, BF16, F16, F8_E8M0 or U8; 'a.q_proj.weight_scale_inv' is F32 [2, 2]: tensor 'a.q_proj.weight'
-      weight_block_size in the config and the stored scales must agree: check where the config comes from
+      weight_block_size in the config and the stored scales must agree: check that the config belongs to this checkpoint
     a weight of shape [192, 300] in blocks of 128 x 128 needs a scale of shape [2, 3] and dtype F32, BF16, F16, F8_E8M0 or U8; 'a.q_proj.weight_scale_inv' is F32 [1]: tensor 'a.q_proj.weight'
-      weight_block_size in the config and the stored scales must agree: check where the config comes from
+      weight_block_size in the config and the stored scales must agree: check that the config belongs to this checkpoint
     a weight of shape [192, 300] in blocks of 128 x 128 needs a scale of shape [2, 3] and dtype F32, BF16, F16, F8_E8M0 or U8; 'a.q_proj.weight_scale_inv' is I32 [2, 3]: tensor 'a.q_proj.weight'
-      weight_block_size in the config and the stored scales must agree: check where the config comes from
-    a weight is stored as I8 [8, 8], which block FP8 (128 x 128), the declared quantization, does not read: tensor 'a.weight'
+      weight_block_size in the config and the stored scales must agree: check that the config belongs to this checkpoint
+    a weight is stored as I8 [8, 8], which the declared quantization, block FP8 (128 x 128), does not cover: tensor 'a.weight'
       put the model's own config.json, with its quantization_config, beside the weights, or dequantize the model to bf16 and give that folder
     a weight is stored as I32 [8, 8], but nothing declares how it is quantized: tensor 'a.qweight'
       put the model's own config.json, with its quantization_config, beside the weights, or dequantize the model to bf16 and give that folder

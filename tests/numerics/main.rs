@@ -1,4 +1,5 @@
 //! The quality of factors over every kind of spectrum.
 
+mod backends;
 mod quality;
 mod spectra;

@@ -14,7 +14,7 @@ use trephine::{Kind, Result};
 const TOLERANCE: f64 = 0.005;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Spectrum {
+pub(crate) enum Spectrum {
     Flat,
     Semantic,
     Power(f64),
@@ -27,7 +27,7 @@ enum Spectrum {
     Zero,
 }
 
-const SPECTRA: [Spectrum; 11] = [
+pub(crate) const SPECTRA: [Spectrum; 11] = [
     Spectrum::Flat,
     Spectrum::Semantic,
     Spectrum::Power(0.5),
@@ -51,7 +51,7 @@ const SHAPES: [(&str, usize, usize, usize); 5] = [
 ];
 
 /// `[m, n]` with the given spectrum, row-major.
-fn matrix(spectrum: Spectrum, m: usize, n: usize) -> Vec<f32> {
+pub(crate) fn matrix(spectrum: Spectrum, m: usize, n: usize) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64((m * 1000 + n) as u64);
     let side = m.min(n);
     let mut gaussian = |rows: usize, cols: usize, size: f64| -> Mat<f64> {
@@ -86,15 +86,15 @@ fn matrix(spectrum: Spectrum, m: usize, n: usize) -> Vec<f32> {
     (0..m).flat_map(|i| mat.row(i).iter().map(|x| *x as f32).collect::<Vec<_>>()).collect()
 }
 
-fn norm2(values: &[f32]) -> f64 {
+pub(crate) fn norm2(values: &[f32]) -> f64 {
     values.iter().map(|x| f64::from(*x).powi(2)).sum()
 }
 
-fn dense(values: &[f32], rows: usize, cols: usize) -> Mat<f64> {
+pub(crate) fn dense(values: &[f32], rows: usize, cols: usize) -> Mat<f64> {
     Mat::from_fn(rows, cols, |i, j| f64::from(values[i * cols + j]))
 }
 
-fn error2(delta: &Mat<f64>, left: &[f32], right: &[f32]) -> f64 {
+pub(crate) fn error2(delta: &Mat<f64>, left: &[f32], right: &[f32]) -> f64 {
     let (m, n) = delta.shape();
     let k = left.len() / m;
     (delta - dense(left, m, k) * dense(right, k, n)).squared_norm_l2()

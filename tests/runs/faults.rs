@@ -113,11 +113,23 @@ fn files_that_may_not_grow() {
         let limited = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\"");
         command.args(["-c", &limited, "sh", env!("CARGO_BIN_EXE_trephine"), "extract", "--quiet"]);
         command.args(["--base", &base, "--tuned", &tuned, "--out"]).arg(&out).args(RANK);
-        run(&mut command).code(1).says("cannot ").says("large");
+        run(&mut command).code(1).says("cannot ").says("may not grow so large");
         assert!(!out.join("B3SUMS").exists() && !out.join("adapter_model.safetensors").exists());
         extract_with(&base, &tuned, &out, &RANK).code(0);
         assert_same(&out, &contents(&reference), &format!("files of {blocks} blocks"));
     }
+}
+
+#[test]
+fn a_finished_folder_where_nothing_can_be_written() {
+    let home = tempdir().unwrap();
+    let Some(disk) = Disk::mount(&home.path().join("disk"), "size=64m") else { return };
+    let ([base, tuned], out) = (pair(), disk.0.join("out"));
+    extract_with(&base, &tuned, &out, &RANK).code(0);
+    disk.remount("ro");
+    let mut command = extract(&base, &tuned, &out);
+    let ended = run(command.args(RANK)).code(0);
+    assert!(ended.stdout.contains("was already done"), "{ended:?}");
 }
 
 /// The command as an unprivileged user, because root may write anywhere.

@@ -3,8 +3,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod changed_inputs;
 mod every_command;
 mod faults;
+mod hostile_folder;
+mod hostile_inputs;
 mod ledger_checksums;
 mod ledger_journal;
 mod ledger_shards;

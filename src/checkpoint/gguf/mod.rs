@@ -97,6 +97,12 @@ fn part(name: &str) -> Option<(&str, usize)> {
 /// All files of the model that the file `name` in `folder` belongs to.
 pub(crate) fn parts(folder: &Path, name: &str) -> Result<Vec<(String, PathBuf)>> {
     let Some((stem, count)) = part(name) else { return Ok(vec![(name.to_owned(), folder.join(name))]) };
+    if count == 0 {
+        let what = "the file's name says that it is one of no parts";
+        return Err(Error::input(what)
+            .path(folder.join(name))
+            .hint("give it the name that gguf-split gave it"));
+    }
     let mut parts = Vec::new();
     for number in 1..=count {
         let name = format!("{stem}-{number:05}-of-{count:05}.gguf");

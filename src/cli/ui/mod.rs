@@ -2,6 +2,8 @@
 
 pub(crate) mod allocator;
 pub(crate) mod byte_size;
+pub(crate) mod limits;
+pub(crate) mod output;
 pub(crate) mod progress_bar;
 pub(crate) mod signal;
 pub(crate) mod table;

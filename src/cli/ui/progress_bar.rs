@@ -1,13 +1,16 @@
 //! Progress on stderr: a bar on a terminal, plain lines elsewhere, nothing when asked to be quiet.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use trephine::delta::ModuleRecord;
+use trephine::printable::one_line;
 use trephine::run::Life;
 use trephine::run::Progress;
+
+use crate::cli::ui::output::tell;
 
 /// Shows the progress of a run on stderr.
 pub struct Bar {
@@ -61,11 +64,6 @@ impl Bar {
     }
 }
 
-/// Prints a line to stderr. Unlike `eprintln!`, does not panic when the reader has gone away (`2>&1 | head`).
-pub fn tell(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
-
 fn style(unit: &str) -> ProgressStyle {
     let template = format!(
         "{{spinner}} {{prefix}} {unit} [{{bar:30}}] {{binary_bytes}}/{{binary_total_bytes}} \
@@ -109,14 +107,15 @@ impl Progress for Bar {
         match &self.bar {
             Some(bar) => {
                 bar.set_prefix(format!("{}/{}", state.done, state.modules));
-                bar.set_message(name.to_owned());
+                bar.set_message(one_line(name).into_owned());
             }
             None if state.last_line.elapsed() >= EVERY || state.done == state.modules => {
                 state.last_line = Instant::now();
                 let (done, total) = (state.done, state.modules);
                 let elapsed = state.started.elapsed().as_secs_f64();
                 self.line(&format!(
-                    "{done}/{total} modules, {elapsed:.1} s; {name} took {:.2} s",
+                    "{done}/{total} modules, {elapsed:.1} s; {} took {:.2} s",
+                    one_line(name),
                     took.as_secs_f64()
                 ));
             }
@@ -155,12 +154,16 @@ impl Progress for Bar {
         let (done, total) = (state.done, state.modules);
         match &self.bar {
             Some(bar) => bar.set_prefix(format!("{done}/{total}")),
-            None => self.line(&format!("{done}/{total} files; {name} took {:.2} s", took.as_secs_f64())),
+            None => self.line(&format!(
+                "{done}/{total} files; {} took {:.2} s",
+                one_line(name),
+                took.as_secs_f64()
+            )),
         }
     }
 
     fn note(&self, text: &str) {
-        self.line(&format!("note: {text}"));
+        self.line(&format!("note: {}", one_line(text)));
     }
 
     fn assembling(&self) {

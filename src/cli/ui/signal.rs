@@ -2,7 +2,8 @@
 
 use trephine::{Error, Result};
 
-use crate::cli::ui::progress_bar::{Bar, tell};
+use crate::cli::ui::output::tell;
+use crate::cli::ui::progress_bar::Bar;
 
 /// Exits with code 75 from the signal handler's own thread. A product in flight cannot be waited for, and need not be:
 /// a kill at any instant costs at most the modules in flight. If the run has handed its heartbeat to `bar`, the

@@ -16,7 +16,7 @@ pub fn table<const N: usize>(headings: [&str; N]) -> Table {
 pub fn number(value: f64) -> String {
     match value {
         0.0 => "0".into(),
-        v if v.abs() >= 1e-3 => format!("{v:.4}"),
+        v if (1e-3..1e9).contains(&v.abs()) => format!("{v:.4}"),
         v => format!("{v:.2e}"),
     }
 }

@@ -80,6 +80,7 @@ pub struct Statement {
 /// The subject of a sentence of the verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum About {
     /// Whether Method A is enough or Method B pays.
     Method,

@@ -101,6 +101,7 @@ pub struct TensorAutopsy {
 /// The role of a tensor, which determines the rules that apply to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Role {
     /// The weight of a linear layer, including a stack of experts.
     Linear,
@@ -166,6 +167,7 @@ pub struct Comparison {
 /// The severity of a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Severity {
     /// Worth knowing, but not a failure.
     Warning,
@@ -176,6 +178,7 @@ pub enum Severity {
 /// A fault that a tensor can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Fault {
     /// NaN or infinities.
     NonFinite,

@@ -13,8 +13,10 @@ use crate::calibration::layout::{INDEX, IndexInput};
 use crate::durable::checksums::Checksums;
 use crate::durable::digest::hash_file;
 use crate::durable::finding::B3SUMS;
+use crate::durable::inside::is_component;
 use crate::durable::lock::STATE;
 use crate::durable::{Journal, Level, Lock, Written, atomic_file, folder};
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
 /// A line of the journal.
@@ -138,7 +140,7 @@ fn replay(state: &mut State, entries: impl Iterator<Item = StateEntry>) -> Resul
         let StateEntry::Layer { file, bytes, blake3, inputs, hidden: digest } = entry else { continue };
         let expected = Written { bytes, blake3: parse(&blake3)? };
         let path = state.out.join(&file);
-        if !path.is_file() || hash_file(&path)? != expected {
+        if !is_ours(&file) || !path.is_file() || hash_file(&path)? != expected {
             state.notes.push(format!("{file} is not what was written; it is computed again"));
             break;
         }
@@ -175,7 +177,8 @@ fn other_run(out: &Path, what: &str) -> Error {
 /// its files are intact.
 fn finished(out: &Path, begin: &Begin) -> Result<Record> {
     let path = out.join(INDEX);
-    let text = fs::read(&path).map_err(|e| other_run(out, "it has no calibration.json").because(e))?;
+    let text =
+        regular_file::read(&path).map_err(|e| other_run(out, "it has no calibration.json").because(e))?;
     let record: Record = serde_json::from_slice(&text)
         .map_err(|e| other_run(out, "its calibration.json cannot be read").because(e))?;
     if record.run != begin.digest()? {
@@ -192,7 +195,7 @@ fn finished(out: &Path, begin: &Begin) -> Result<Record> {
 }
 
 fn is_ours(name: &str) -> bool {
-    let file = name.starts_with("calibration-") && name.ends_with(".safetensors");
+    let file = name.starts_with("calibration-") && name.ends_with(".safetensors") && is_component(name);
     file || name == INDEX || name == B3SUMS
 }
 

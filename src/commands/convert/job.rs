@@ -15,7 +15,7 @@ use crate::checkpoint::module::Module;
 use crate::commands::convert::record::{CONVERSION, Conversion, ConversionOutcome};
 use crate::commands::convert::sharding::{Content, OutTensor, Shard, element, height, mapped};
 use crate::commands::convert::sidecar_files;
-use crate::commands::convert::sidecar_files::{CONFIG, Copy, Edits, INDEX};
+use crate::commands::convert::sidecar_files::{CONFIG, Copies, Copy, Edits, INDEX};
 use crate::commands::convert::write_shard::{Change, Producer};
 use crate::container::safetensors::writer::memory_for;
 use crate::delta::record::{Side, TensorRecord};
@@ -66,7 +66,7 @@ pub(crate) struct ConvertJob<'a> {
     identity: RunIdentity,
     layout: Layout,
     units: Vec<PlannedUnit>,
-    copies: Vec<Copy>,
+    copies: Copies,
     config: Option<serde_json::Value>,
     threads: usize,
 }
@@ -94,9 +94,9 @@ impl<'a> ConvertJob<'a> {
         for input in [Some(parts.base.root()), parts.adapter.map(PeftAdapter::root)].into_iter().flatten() {
             folder::refuse_input(parts.out, input)?;
         }
-        let copies = sidecar_files::copies(parts.base)?;
+        let copies = sidecar_files::copies(parts.base, parts.out)?;
         let config = sidecar_files::config(parts.base.config(), &parts.edits);
-        let layout = layout(&parts.shards, &copies, config.is_some());
+        let layout = layout(&parts.shards, &copies.files, config.is_some());
         let threads = threads(&parts)?;
         let unit = |shard: &Shard| PlannedUnit::new(UnitId::file(&shard.name), 0.0, shard.bytes);
         let units = parts.shards.iter().map(unit).collect();
@@ -201,8 +201,13 @@ impl Job for ConvertJob<'_> {
         (side == self.side).then_some(self.parts.base)
     }
 
+    fn check_inputs(&self) -> Result<()> {
+        self.parts.base.check_unchanged()?;
+        self.parts.adapter.map_or(Ok(()), PeftAdapter::check_unchanged)
+    }
+
     fn disk_bytes(&self) -> u64 {
-        let copies = self.copies.iter().map(|copy| copy.bytes);
+        let copies = self.copies.files.iter().map(|copy| copy.bytes);
         self.parts.shards.iter().map(|shard| shard.bytes).chain(copies).sum::<u64>() + (1 << 20)
     }
 
@@ -283,7 +288,8 @@ impl Job for ConvertJob<'_> {
         }
         conversion.tensors.sort();
         conversion.tensors.dedup();
-        for file in &self.copies {
+        self.copies.left_out.iter().for_each(|what| progress.note(&format!("not copied: {what}")));
+        for file in &self.copies.files {
             sums.insert(file.name.clone(), sidecar_files::copy(file, out)?.blake3);
         }
         let mut write = |name: &str, text: String| -> Result<()> {

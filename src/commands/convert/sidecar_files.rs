@@ -1,7 +1,7 @@
 //! The files besides the weights: copied files, the config, the index.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -13,9 +13,11 @@ use crate::checkpoint::config::Config;
 use crate::commands::convert::record::CONVERSION;
 use crate::commands::convert::sharding::{OutTensor, Shard};
 use crate::durable::atomic_file::Draft;
+use crate::durable::checksums::can_be_listed;
 use crate::durable::digest::Written;
 use crate::durable::finding::B3SUMS;
-use crate::durable::folder;
+use crate::durable::inside;
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
 /// The file name of the config.
@@ -56,16 +58,38 @@ pub(crate) struct Copy {
 ///
 /// # Errors
 /// A folder that cannot be listed.
-pub(crate) fn copies(checkpoint: &Checkpoint) -> Result<Vec<Copy>> {
-    let mut found = Vec::new();
+pub(crate) fn copies(checkpoint: &Checkpoint, out: &Path) -> Result<Copies> {
+    let mut found = Copies { out: out.canonicalize().ok(), ..Copies::default() };
     if checkpoint.root().is_dir() {
-        walk(checkpoint.root(), "", &mut found)?;
+        let failed = |e| Error::unexpected("cannot list").path(checkpoint.root()).because(e);
+        let root = checkpoint.root().canonicalize().map_err(failed)?;
+        walk(&root, checkpoint.root(), "", &mut found)?;
     }
-    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found.files.sort_by(|a, b| a.name.cmp(&b.name));
+    found.left_out.sort();
     Ok(found)
 }
 
-fn walk(folder: &Path, prefix: &str, found: &mut Vec<Copy>) -> Result<()> {
+/// What of a folder is copied, and what is not though it is neither weights nor hidden.
+#[derive(Debug, Default)]
+pub(crate) struct Copies {
+    pub files: Vec<Copy>,
+    /// Names, each with why.
+    pub left_out: Vec<String>,
+    /// The output folder, which may lie in the input's and is no part of it.
+    out: Option<PathBuf>,
+}
+
+/// Whether a link may be followed: it leads to a place inside the folder, or to a blob of a Hugging Face cache. Any other may lead
+/// to what nobody meant to publish.
+fn leads_inside(root: &Path, link: &Path) -> bool {
+    let Ok(target) = link.canonicalize() else { return false };
+    let named = |up: usize| target.ancestors().nth(up).and_then(Path::file_name).unwrap_or_default();
+    let is_blob = named(1) == "blobs" && named(2).as_encoded_bytes().starts_with(b"models--");
+    target.starts_with(root) || is_blob
+}
+
+fn walk(root: &Path, folder: &Path, prefix: &str, found: &mut Copies) -> Result<()> {
     let failed = |e| Error::unexpected("cannot list").path(folder).because(e);
     for entry in fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
@@ -80,10 +104,19 @@ fn walk(folder: &Path, prefix: &str, found: &mut Vec<Copy>) -> Result<()> {
         }
         let path = entry.path();
         let linked = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+        if linked && !leads_inside(root, &path) {
+            found.left_out.push(format!("{} is a link out of the checkpoint's folder", name.escape_debug()));
+            continue;
+        }
+        if !can_be_listed(&own) {
+            found.left_out.push(format!("'{}' is a name that checksums cannot list", name.escape_debug()));
+            continue;
+        }
         // The Hugging Face cache consists of links to files; a link to a folder may form a cycle.
         match fs::metadata(&path) {
-            Ok(data) if data.is_file() => found.push(Copy { name, path, bytes: data.len() }),
-            Ok(data) if data.is_dir() && !linked => walk(&path, &format!("{name}/"), found)?,
+            Ok(data) if data.is_file() => found.files.push(Copy { name, path, bytes: data.len() }),
+            Ok(data) if data.is_dir() && path.canonicalize().ok() == found.out => {}
+            Ok(data) if data.is_dir() && !linked => walk(root, &path, &format!("{name}/"), found)?,
             Ok(_) => {}
             Err(e) => return Err(Error::unexpected("cannot read").path(path).because(e)),
         }
@@ -97,9 +130,9 @@ fn walk(folder: &Path, prefix: &str, found: &mut Vec<Copy>) -> Result<()> {
 /// A file that cannot be read; a full disk.
 pub(crate) fn copy(file: &Copy, out: &Path) -> Result<Written> {
     let to = out.join(&file.name);
-    folder::create(folder::parent(&to))?;
+    inside::create_folders(out, &file.name)?;
     let failed = |e| Error::unexpected("cannot read").path(&file.path).because(e);
-    let mut from = File::open(&file.path).map_err(failed)?;
+    let mut from = regular_file::open(&file.path).map_err(failed)?;
     let mut draft = Draft::create(&to)?.expecting(file.bytes);
     let mut piece = vec![0; 1 << 20];
     loop {

@@ -22,13 +22,13 @@ use crate::run::engine::PartOutcome;
 use crate::run::parts::part_id::Part;
 use crate::run::progress::Progress;
 
-/// The default memory limit of a run in bytes: the smaller of 2 GiB and half of the memory that is available to this
-/// process now.
+/// The default memory limit of a run in bytes: the smaller of 2 GiB and half of the memory that is available now to this
+/// process and its control group.
 pub fn default_memory() -> u64 {
     const MOST: u64 = 2 << 30;
     let mut system = sysinfo::System::new();
     system.refresh_memory();
-    let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+    let group = crate::pipeline::cgroup::available().unwrap_or(u64::MAX);
     MOST.min(system.available_memory().min(group) / 2)
 }
 

@@ -99,11 +99,38 @@ pub fn load(
     let difference = difference(inputs, module, job)?;
     let (m, n) = (difference.rows(), difference.cols());
     if !module.held {
-        return Ok(Loaded { held: None, survey: difference.survey(None, read)? });
+        let survey = difference.survey(None, read)?;
+        check_values(&survey, m * n, &module.name)?;
+        return Ok(Loaded { held: None, survey });
     }
     let mut values = slab(m * n)?;
     let survey = difference.survey(Some(&mut values), read)?;
+    check_values(&survey, m * n, &module.name)?;
     Ok(Loaded { held: Some(Held::new(m, n, values)?), survey })
+}
+
+/// The largest share of a weight's elements that `--non-finite zero` takes as unchanged: some stray values, not a weight that is lost.
+const MOST_NON_FINITE: f64 = 0.01;
+
+/// Refuses a delta of which too little is left to speak of quality.
+fn check_values(survey: &Survey, elements: usize, name: &str) -> Result<()> {
+    let share = survey.non_finite as f64 / elements.max(1) as f64;
+    if share > MOST_NON_FINITE {
+        let what = format!(
+            "{} of {elements} elements of a weight are NaN or infinite ({:.1} %), which is too much to take as unchanged",
+            survey.non_finite,
+            100.0 * share
+        );
+        let hint = "the checkpoint is damaged: fetch it again, or leave the module out with --exclude";
+        return Err(Error::input(what).tensor(name).hint(hint));
+    }
+    if survey.norm2 == 0.0 && survey.vanished > 0 {
+        let what =
+            format!("all of a weight's change ({} elements) is below what f32 can hold", survey.vanished);
+        let hint = "leave the module out with --exclude: no adapter can hold such a change";
+        return Err(Error::input(what).tensor(name).hint(hint));
+    }
+    Ok(())
 }
 
 /// Factorizes a loaded module, rounds its factors, and measures them. The delta's buffer goes to `spent` when it is no
@@ -167,6 +194,10 @@ struct StoredFactors {
     right_bytes: Vec<u8>,
 }
 
+/// The share of a delta's energy that rounding the factors may cost: far more than any rounding does but that of numbers too small
+/// for their type.
+const MOST_LOST: f64 = 0.01;
+
 fn store(
     delta: &dyn Panels,
     factors: &Factors,
@@ -185,6 +216,15 @@ fn store(
     let mut error2 = residual::stored_error(factors, &left, &right, norm2)?;
     if error2 < MEASURE_BELOW * MEASURE_BELOW * norm2 {
         error2 = residual::residual(delta, &left, &right)?.residual2;
+    }
+    let kept: f64 = factors.singular_values.iter().take(factors.rank).map(|value| value * value).sum();
+    if error2 > (norm2 - kept).max(0.0) + MOST_LOST * norm2 {
+        let lost = 100.0 * (error2 - (norm2 - kept).max(0.0)) / norm2;
+        let what =
+            format!("storing the factors as {} costs {lost:.1} % of the difference's energy", dtype.dtype());
+        return Err(Error::input(what)
+            .tensor(name)
+            .hint("--dtype bf16 or f32 holds smaller numbers than f16"));
     }
     Ok((StoredFactors { left, right, left_bytes, right_bytes }, Quality::of(norm2, error2)))
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -30,8 +29,9 @@ use crate::lora::write::expert_stacks::{ModuleFactors, read_factors};
 use crate::lora::write::shard::Shard;
 use crate::pipeline::options::RunOptions;
 use crate::quant::format::dense::to_f32;
-use crate::run::layout::LOG;
+use crate::run::layout::{LOG, LONGEST_RECORD};
 use crate::run::progress::Progress;
+use crate::storage::regular_file;
 use crate::{Error, Result, lora};
 
 /// The checkpoints that an adapter's content is checked against.
@@ -194,11 +194,11 @@ fn mismatch(at: &str, why: impl Into<String>) -> Mismatch {
 
 fn read_manifest(folder: &Path) -> Result<Manifest> {
     let path = folder.join(MANIFEST);
-    let text = fs::read_to_string(&path).map_err(|e| {
+    let text = regular_file::read_within(&path, LONGEST_RECORD).map_err(|e| {
         let hint = "--base and --tuned only work for an adapter that Trephine extracted";
         Error::input("the folder has no manifest").path(&path).because(e).hint(hint)
     })?;
-    serde_json::from_str(&text).map_err(|e| {
+    serde_json::from_slice(&text).map_err(|e| {
         let hint = "run verify without --base and --tuned to see which files are damaged";
         Error::input("the manifest cannot be read").path(&path).because(e).hint(hint)
     })

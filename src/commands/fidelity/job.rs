@@ -114,6 +114,12 @@ impl Job for MeasureJob<'_> {
         }
     }
 
+    fn check_inputs(&self) -> Result<()> {
+        self.measurement.served.check_unchanged()?;
+        self.measurement.tuned.check_unchanged()?;
+        self.measurement.adapters.iter().try_for_each(|adapter| adapter.check_unchanged())
+    }
+
     fn disk_bytes(&self) -> u64 {
         /// Bytes of a module's line of the journal and its part of the record, estimated generously.
         const MODULE: u64 = 16 << 10;

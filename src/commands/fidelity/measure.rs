@@ -285,7 +285,17 @@ fn measure(
             continue;
         };
         let (left, right) = factors(adapter, module, pair)?;
+        let not_finite = |what: &str| {
+            let hint = "`trephine autopsy` tells what is wrong with an adapter";
+            Error::input(what).tensor(module.name()).path(adapter.root()).hint(hint)
+        };
+        if left.iter().chain(&right).any(|value| !value.is_finite()) {
+            return Err(not_finite("a factor of the adapter, with its scale, is NaN or infinite"));
+        }
         let measured = residual::residual(&delta, &left, &right)?;
+        if !measured.norm2.is_finite() || !measured.residual2.is_finite() {
+            return Err(not_finite("the adapter's change is too large to be measured"));
+        }
         without = Some(measured.norm2);
         with.push(Some(measured.residual2));
         ranks.push(module.rank());

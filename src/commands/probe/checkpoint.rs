@@ -62,6 +62,7 @@ pub struct WeightKind {
 /// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Level {
     /// The checkpoint cannot be read as it is.
     Error,

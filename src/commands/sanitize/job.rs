@@ -146,6 +146,11 @@ impl Job for SanitizeJob<'_> {
         self.base.filter(|_| side == Side::Base)
     }
 
+    fn check_inputs(&self) -> Result<()> {
+        self.adapter.check_unchanged()?;
+        self.base.map_or(Ok(()), Checkpoint::check_unchanged)
+    }
+
     fn disk_bytes(&self) -> u64 {
         let factors = |planned: &Planned<'_>| write::factors(planned, self.plan);
         let size =

@@ -1,21 +1,18 @@
 //! Reading the header of a safetensors file: 8 bytes of length, JSON, then the tensors' bytes without gaps.
 //!
-//! Our own checks come first for their messages, which name the tensor and the bytes. The `safetensors` crate then
-//! checks everything once more. (Its `read_metadata` needs the whole file as one slice; its `Metadata` makes the same
-//! checks and does not map the file.)
+//! The checks are those of the `safetensors` crate (whose `read_metadata` wants the whole file as one slice, and whose `Metadata` is
+//! built before anything is checked), with messages that name the tensor and the bytes.
 
-use std::collections::HashSet;
-use std::fmt;
+use std::io::{self, BufReader, Read};
 use std::ops::Range;
 
-use safetensors::Dtype;
-use safetensors::tensor::Metadata;
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::Value;
-
+use crate::container::safetensors::entries;
 use crate::quant::weight::TensorInfo;
 use crate::storage::Storage;
 use crate::{Error, Result};
+
+/// How much of a header is held at once.
+const PIECE: usize = 64 << 10;
 
 /// The largest header that the format allows, in bytes. Headers usually describe thousands of tensors in about a
 /// hundred bytes each.
@@ -56,15 +53,16 @@ pub(crate) fn read(file: &dyn Storage) -> Result<Header> {
             file.length()
         )));
     }
-    let mut json = start.split_off(8);
-    let rest = json.len();
-    json.resize(length as usize, 0);
-    if json.len() > rest {
-        file.read_into(8 + rest as u64, &mut json[rest..])?;
+    let mut reader = HeaderBytes::new(file, start.split_off(8), length);
+    reader.hasher.update(&length.to_le_bytes());
+    let parsed = entries::parse(BufReader::with_capacity(PIECE, &mut reader), None);
+    if let Some(error) = reader.failed {
+        return Err(error);
     }
-    let digest = blake3::Hasher::new().update(&length.to_le_bytes()).update(&json).finalize();
-    let tensors =
-        parse(&json, file.length() - 8 - length).map_err(|e| e.path(file.location()).hint(AGAIN))?;
+    let mut tensors = parsed.map_err(|e| e.path(file.location()).hint(AGAIN))?;
+    let digest = reader.hasher.finalize();
+    tensors.sort_by_key(|(_, bytes)| (bytes.start, bytes.end));
+    cover(&tensors, file.length() - 8 - length).map_err(|e| e.path(file.location()).hint(AGAIN))?;
     let data = 8 + length;
     let tensors = tensors.into_iter().map(|(stored, at)| (stored, data + at.start..data + at.end)).collect();
     Ok(Header { tensors, digest })
@@ -80,70 +78,64 @@ pub(crate) fn lfs_pointer() -> Error {
     Error::input("this is a Git LFS pointer, not the file itself").hint("run `git lfs pull` in its folder")
 }
 
-/// Parses a header's JSON. `size` is the number of bytes after it; the ranges are relative to the end of the header.
-fn parse(json: &[u8], size: u64) -> Result<Vec<(TensorInfo, Range<u64>)>> {
-    let entries: Entries = serde_json::from_slice(json)
-        .map_err(|e| Error::input("the header is not a JSON object").because(e))?;
-    let mut names = HashSet::new();
-    let mut tensors = Vec::with_capacity(entries.0.len());
-    for (name, value) in &entries.0 {
-        if !names.insert(name) {
-            return Err(Error::input("the header names a tensor twice").tensor(name));
-        }
-        if name != "__metadata__" {
-            tensors.push(entry(name, value).map_err(|e| e.tensor(name))?);
-        }
-    }
-    tensors.sort_by_key(|(_, bytes)| (bytes.start, bytes.end));
-    cover(&tensors, size)?;
-    serde_json::from_slice::<Metadata>(json)
-        .map_err(|e| Error::input("the header is not valid").because(e))?;
-    Ok(tensors)
+/// The JSON of a header as it is read from its file: hashed, and checked to be UTF-8.
+struct HeaderBytes<'a> {
+    file: &'a dyn Storage,
+    /// Bytes that were read already, for a look at the file's beginning.
+    held: Vec<u8>,
+    /// Where the next bytes lie in the file.
+    at: u64,
+    left: u64,
+    hasher: blake3::Hasher,
+    /// The beginning of a character that a piece has cut.
+    cut: Vec<u8>,
+    /// What the file system has refused.
+    failed: Option<Error>,
 }
 
-/// Parses one tensor's entry: dtype, shape and offsets, checked against each other.
-fn entry(name: &str, value: &Value) -> Result<(TensorInfo, Range<u64>)> {
-    let field = |key| value.get(key).ok_or_else(|| Error::input(format!("the header's entry has no {key}")));
-    let kind = field("dtype")?;
-    let dtype = Dtype::deserialize(kind).map_err(|_| {
-        Error::input(format!("unknown dtype {kind}"))
-            .hint("use a newer trephine that may know it, or convert the checkpoint to bf16 or f32")
-    })?;
-    let shape = numbers(field("shape")?, "shape")?;
-    let offsets = numbers(field("data_offsets")?, "data_offsets")?;
-    let &[start, end] = offsets.as_slice() else {
-        return Err(Error::input(format!("data_offsets has {} numbers, not 2", offsets.len())));
-    };
-    let mut dims = Vec::with_capacity(shape.len());
-    let mut elements = Some(1usize);
-    for &dim in &shape {
-        let dim = usize::try_from(dim).ok();
-        elements = elements.zip(dim).and_then(|(n, dim)| n.checked_mul(dim));
-        dims.extend(dim);
+impl<'a> HeaderBytes<'a> {
+    fn new(file: &'a dyn Storage, mut held: Vec<u8>, left: u64) -> HeaderBytes<'a> {
+        held.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+        HeaderBytes { file, held, at: 8, left, hasher: blake3::Hasher::new(), cut: Vec::new(), failed: None }
     }
-    let bits = elements.and_then(|n| n.checked_mul(dtype.bitsize()));
-    let bits = bits.ok_or_else(|| Error::input(format!("shape {shape:?} overflows")))?;
-    let stored = TensorInfo { name: name.to_owned(), dtype, shape: dims };
-    let given = end.checked_sub(start).ok_or_else(|| {
-        Error::input(format!("the bytes of a tensor end at {end}, before their start at {start}"))
-    })?;
-    if bits % 8 != 0 {
-        return Err(Error::input(format!("{} does not fill whole bytes", stored.describe())));
+
+    /// Whether `bytes` continue UTF-8 text.
+    fn is_text(&mut self, bytes: &[u8]) -> bool {
+        self.cut.extend_from_slice(bytes);
+        match std::str::from_utf8(&self.cut) {
+            Ok(_) => self.cut.clear(),
+            Err(e) if e.error_len().is_none() && (self.left > 0) => drop(self.cut.drain(..e.valid_up_to())),
+            Err(_) => return false,
+        }
+        true
     }
-    if given != (bits / 8) as u64 {
-        let what = format!("{} needs {} bytes, but its offsets give {given}", stored.describe(), bits / 8);
-        return Err(Error::input(what));
-    }
-    Ok((stored, start..end))
 }
 
-fn numbers(value: &Value, key: &str) -> Result<Vec<u64>> {
-    let list = value.as_array().and_then(|list| list.iter().map(Value::as_u64).collect());
-    list.ok_or_else(|| Error::input(format!("{key} is {value}, not a list of whole numbers")))
+impl Read for HeaderBytes<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = usize::try_from(self.left).unwrap_or(usize::MAX).min(out.len());
+        let out = &mut out[..count];
+        let held = self.held.len().min(count);
+        out[..held].copy_from_slice(&self.held[..held]);
+        self.held.drain(..held);
+        if let Err(error) = self.file.read_into(self.at + held as u64, &mut out[held..]) {
+            self.failed = Some(error);
+            return Err(io::Error::other("the file cannot be read"));
+        }
+        self.at += count as u64;
+        self.left -= count as u64;
+        self.hasher.update(out);
+        if !self.is_text(out) {
+            self.failed =
+                Some(Error::input("the header is not UTF-8").path(self.file.location()).hint(AGAIN));
+            return Err(io::Error::other("not UTF-8"));
+        }
+        Ok(count)
+    }
 }
 
 /// Checks that the tensors, in order, cover all bytes exactly once. The format requires this, so no file can hide data.
-fn cover(tensors: &[(TensorInfo, Range<u64>)], size: u64) -> Result<()> {
+pub(crate) fn cover(tensors: &[(TensorInfo, Range<u64>)], size: u64) -> Result<()> {
     let mut end = 0;
     let mut last = "";
     for (stored, bytes) in tensors {
@@ -176,29 +168,4 @@ fn cover(tensors: &[(TensorInfo, Range<u64>)], size: u64) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-/// The entries of a JSON object in order, including duplicate names.
-struct Entries(Vec<(String, Value)>);
-
-impl<'de> Deserialize<'de> for Entries {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Pairs;
-        impl<'de> Visitor<'de> for Pairs {
-            type Value = Entries;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of tensors")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Entries(entries))
-            }
-        }
-        deserializer.deserialize_map(Pairs)
-    }
 }

@@ -1,16 +1,16 @@
 //! Building the header of a safetensors file reproducibly, and parsing it with every number checked.
 //!
 //! The `safetensors` crate's writer keeps metadata in a `HashMap`, so the order of its keys would differ between runs.
-//! Parsing uses the crate.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read};
 use std::ops::Range;
 
-use safetensors::tensor::{Metadata, TensorInfo as HeaderInfo};
+use safetensors::tensor::TensorInfo as HeaderInfo;
 use serde::{Serialize, Serializer};
 
+use crate::container::safetensors::{entries, header};
 use crate::quant::weight::TensorInfo;
 use crate::{Error, Result};
 
@@ -154,7 +154,7 @@ fn index(offset: u64) -> Result<usize> {
 /// The content of a header, in the order of the data.
 pub(crate) struct Parsed {
     pub layout: Vec<Placed>,
-    pub metadata: HashMap<String, String>,
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// Reads the header of `file`, which is `length` bytes long, from its beginning.
@@ -171,23 +171,14 @@ pub(crate) fn parse(mut file: &File, length: u64) -> Result<Parsed> {
     if size > after.min(LONGEST) {
         return Err(bad(format!("it claims {size} bytes of a file of {length}")));
     }
-    let mut json = vec![0; index(size)?];
-    file.read_exact(&mut json).map_err(failed)?;
-    // This checks shapes against offsets, and that the offsets leave neither gaps nor overlaps.
-    let found: Metadata = serde_json::from_slice(&json).map_err(|e| bad(e.to_string()))?;
-    if found.data_len() as u64 != after - size {
-        return Err(bad(format!(
-            "it describes {} bytes of data, the file has {}",
-            found.data_len(),
-            after - size
-        )));
-    }
-    let place = |name: String| {
-        let info = found.info(&name)?;
-        let (start, end) = info.data_offsets;
-        let range = 8 + size + start as u64..8 + size + end as u64;
-        Some(Placed { stored: TensorInfo { name, dtype: info.dtype, shape: info.shape.clone() }, range })
+    let mut metadata = BTreeMap::new();
+    let json = BufReader::new(file.take(size));
+    let mut entries = entries::parse(json, Some(&mut metadata)).map_err(|e| bad(e.to_string()))?;
+    entries.sort_by_key(|(_, bytes)| (bytes.start, bytes.end));
+    header::cover(&entries, after - size).map_err(|e| bad(e.to_string()))?;
+    let place = |(stored, bytes): entries::Entry| Placed {
+        stored,
+        range: 8 + size + bytes.start..8 + size + bytes.end,
     };
-    let layout = found.offset_keys().into_iter().filter_map(place).collect();
-    Ok(Parsed { layout, metadata: found.metadata().clone().unwrap_or_default() })
+    Ok(Parsed { layout: entries.into_iter().map(place).collect(), metadata })
 }

@@ -1,8 +1,8 @@
-//! The leading eigenvectors of a large symmetric square that is held in memory, by block Krylov.
+//! The leading eigenvectors of a large symmetric square in memory, by block Krylov.
 //!
-//! A product with the square is cheap beside what the square itself has cost, so blocks are narrow, which keeps the basis
-//! small: on the flat spectrum of noise it takes some 5 to 6 times the rank. Basis and products are in f32, the projected
-//! square is in f64.
+//! A product with the square is cheap compared to computing the square itself, so blocks are narrow, which keeps the
+//! basis small: on the flat spectrum of noise it takes some 5 to 6 times the rank. Basis and products are in f32, the
+//! projected square is in f64.
 
 use faer::Accum;
 use faer::prelude::*;
@@ -18,18 +18,19 @@ use crate::factorize::kernel::skinny_gemm::Strips;
 use crate::factorize::kernel::tiling::{pieces, split_rows};
 use crate::factorize::types::{Request, kept_rank};
 
-/// Columns that are multiplied at a time: reading the square takes as long as multiplying so many.
+/// Columns that are multiplied at a time: reading the square takes as long as multiplying this many.
 pub(crate) const BLOCK: usize = 16;
 /// Error over optimal error, minus 1, that the estimate must fall to.
 pub(crate) const EXCESS: f64 = 1e-5;
-/// Eigenvalues below this share of the largest are too near the rounding of a square in f32.
+/// Eigenvalues below this share of the largest are too close to the rounding of an f32 square.
 const VISIBLE: f64 = 1e-5;
 
-/// What was found.
+/// The leading eigenvectors, and how they were found.
 pub(crate) struct Leading {
-    /// Orthonormal to f32, `[side, columns(rank)]`: the rank's and a block more, for those at the edge to mix.
+    /// Orthonormal to f32, `[side, columns(rank)]`: the rank's vectors and one more block, so that those at the edge
+    /// can mix.
     pub(crate) vectors: Mat<f32>,
-    /// Error over optimal error, minus 1: an estimate that leans upward.
+    /// Error over optimal error, minus 1: an estimate, biased upward.
     pub(crate) excess: f64,
     /// Columns of the basis.
     pub(crate) basis: usize,
@@ -37,17 +38,18 @@ pub(crate) struct Leading {
     pub(crate) flops: u64,
 }
 
-/// Columns of the vectors that are found for a rank.
+/// The number of vectors that are computed for a rank.
 pub(crate) fn columns(rank: usize) -> usize {
     rank + BLOCK
 }
 
-/// The most columns that the basis grows to.
+/// The most columns that the basis may grow to.
 pub(crate) fn most(side: usize, rank: usize) -> usize {
     (8 * rank).max(1024).min(side / 2) / BLOCK * BLOCK
 }
 
-/// The orthonormal basis `v` `[side, size + next]`, and `projected = v^T·square·v` `[size, size]`, its lower triangle.
+/// The orthonormal basis `v` `[side, size + next]`, and the lower triangle of `projected = v^T·square·v`
+/// `[size, size]`.
 struct Space {
     v: Mat<f32>,
     projected: Mat<f64>,
@@ -55,11 +57,11 @@ struct Space {
     flops: u64,
 }
 
-/// The leading eigenvectors of `square`, whole, with trace `total`, as many as the request's rank takes. None where the
-/// eigenvalues asked for cannot be told from rounding.
+/// The leading eigenvectors of the full matrix `square`, whose trace is `total`, as many as the requested rank needs.
+/// `None` if the requested eigenvalues cannot be told from rounding.
 ///
 /// # Errors
-/// [`Kind::Input`](crate::Kind::Input) where the square holds NaN.
+/// [`Kind::Input`](crate::Kind::Input) if the square holds NaN.
 pub(crate) fn leading(
     square: MatRef<'_, f32>,
     total: f64,
@@ -67,14 +69,15 @@ pub(crate) fn leading(
     fresh: &mut Stream,
 ) -> Result<Option<Leading>> {
     let most = most(square.nrows(), request.rank);
-    // Judging takes all eigenvalues of the projected square: not at every step, and not before it can tell.
+    // Judging needs all eigenvalues of the projected square, so it is not done at every step, nor before it can be
+    // meaningful.
     let stride = (request.rank / 2).next_multiple_of(BLOCK).max(2 * BLOCK);
     let mut due = (4 * request.rank).next_multiple_of(BLOCK).max(8 * BLOCK).min(most);
     let mut space = Space::start(square.nrows(), most, fresh)?;
     let mut history = History::default();
     space.grow(due, square, fresh)?;
     loop {
-        // One thread's work: the basis grows meanwhile, as it will have to unless this is enough.
+        // The eigenvalues are one thread's work; the basis grows meanwhile, as it must unless this is enough.
         let further = (due + stride).min(most);
         let known = space.known(due).to_owned();
         let (values, grown) =
@@ -95,7 +98,7 @@ pub(crate) fn leading(
     }
 }
 
-/// Whether the smallest of the eigenvalues asked for stands clear of rounding.
+/// Whether the smallest of the requested eigenvalues is clear of rounding.
 fn visible(values: &[f64], rank: usize, total: f64, request: &Request) -> bool {
     let captured: f64 = values[..rank].iter().sum();
     let enough = request.energy.is_some_and(|energy| captured >= energy * total);
@@ -112,8 +115,9 @@ impl Space {
         Ok(Space { v, projected: Mat::zeros(most, most), size: 0, flops: 0 })
     }
 
-    /// Multiplies the newest block and adds the next one. The projected square is block tridiagonal: what is multiplied lies
-    /// in the span of the basis up to the block after it, so the newest block meets itself and the one before.
+    /// Multiplies the newest block and adds the next one. The projected square is block tridiagonal: the product with a
+    /// block is in the span of the basis up to the block after it, so the newest block couples only with itself and the
+    /// one before.
     fn step(&mut self, square: MatRef<'_, f32>, fresh: &mut Stream) -> Result<()> {
         let (side, old) = (square.nrows(), self.size);
         let (from, d) = (old.saturating_sub(BLOCK), old + BLOCK);
@@ -139,12 +143,12 @@ impl Space {
         Ok(())
     }
 
-    /// The square projected to the first `columns`.
+    /// The projection onto the first `columns`.
     fn known(&self, columns: usize) -> MatRef<'_, f64> {
         self.projected.as_ref().submatrix(0, 0, columns, columns)
     }
 
-    /// The leading vectors within the columns to which `known` is the square projected.
+    /// The leading vectors in the span of the first `columns`, whose projection is `known`.
     fn finish(self, known: MatRef<'_, f64>, columns: usize, excess: f64) -> Result<Leading> {
         let d = known.ncols();
         let (_, turn) = eigen(known)?;
@@ -156,7 +160,7 @@ impl Space {
     }
 }
 
-/// `square·block`, in parallel over the rows of the square, which are its columns too.
+/// `square·block`, in parallel over the rows of the square, which are also its columns.
 fn times(square: MatRef<'_, f32>, block: MatRef<'_, f32>) -> Mat<f32> {
     const PART: usize = 160;
     let mut out = Mat::zeros(square.nrows(), block.ncols());

@@ -1,10 +1,11 @@
 //! The Gram matrix of the shorter side, and the top of its spectrum.
 //!
-//! - Small sides: in f64, and its dense eigendecomposition. Optimal to f32.
-//! - Large sides and ranks that are small beside them: in f32, at twice the speed and half the memory, and block Krylov on the
-//!   square. One more pass multiplies the delta with the vectors found, and a Rayleigh-Ritz step in f64 takes singular values
-//!   and factors from that product, so the rounding of the square enters to second order only. Singular values below 3e-3 of
-//!   the largest come too near that rounding: where some are asked for, block Krylov on the delta itself does it.
+//! - Small sides: in f64, with a dense eigendecomposition. Optimal to f32.
+//! - Large sides with ranks that are small in comparison: in f32, at twice the speed and half the memory, with block
+//!   Krylov on the square. One more pass multiplies the delta with the vectors found, and a Rayleigh-Ritz step in f64
+//!   takes singular values and factors from that product, so the rounding of the square enters only to second order.
+//!   Singular values below 3e-3 of the largest are too close to that rounding: if such values are requested, block
+//!   Krylov on the delta itself is used.
 
 use faer::Accum;
 use faer::prelude::*;
@@ -28,7 +29,7 @@ use crate::factorize::types::{
     Backend, BasisPlan, Cost, Factors, Method, Panels, Request, iterates, kept_rank, unit_scale,
 };
 
-/// Factors of `delta` `[m, n]` with squared norm `norm2`, which is neither zero nor infinite.
+/// Factorizes `delta` `[m, n]` with squared norm `norm2`, which must be neither zero nor infinite.
 pub(crate) fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> Result<Factors> {
     let (m, n) = (delta.rows(), delta.cols());
     if !iterates(m, n, request.rank) {
@@ -58,7 +59,7 @@ impl Backend for Gram {
     }
 }
 
-/// By an f32 Gram matrix and block Krylov on it. None where singular values are asked for that it does not show.
+/// By an f32 Gram matrix and block Krylov on it. `None` if it does not resolve the requested singular values.
 fn iterated(delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> Result<Option<Factors>> {
     let (m, n) = (delta.rows(), delta.cols());
     let scale = unit_scale(norm2);
@@ -76,7 +77,7 @@ fn iterated(delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> 
     refined((m, n), &found, &products, norm2, scale, request).map(Some)
 }
 
-/// Factors from the vectors found and their `products` with the delta `[m, n]`: Rayleigh-Ritz.
+/// The factors from the vectors found and their `products` with the delta `[m, n]`, by Rayleigh-Ritz.
 fn refined(
     (m, n): (usize, usize),
     found: &Leading,
@@ -121,7 +122,7 @@ fn dense(delta: &dyn Panels, norm2: f64, request: &Request) -> Result<Factors> {
     let (m, n) = (delta.rows(), delta.cols());
     let (short, long) = (m.min(n), m.max(n));
     let mut gram = gram_matrix(delta)?;
-    // The solver's thresholds are absolute: bring the trace near 1, by a power of two, which costs nothing.
+    // The solver's thresholds are absolute: bring the trace near 1, by a power of two, which costs no accuracy.
     let unit = norm2.log2().round().clamp(-1000.0, 1000.0).exp2();
     gram.as_mut().par_col_iter_mut().for_each(|column| column.iter_mut().for_each(|x| *x /= unit));
     let (mut squares, vectors) = eigen(gram.as_ref())?;
@@ -156,7 +157,7 @@ fn dense(delta: &dyn Panels, norm2: f64, request: &Request) -> Result<Factors> {
     })
 }
 
-/// The columns of `mat`, one behind the other: row-major, its transpose.
+/// The columns of `mat` one after another: its transpose, row-major.
 fn columns(mat: &Mat<f32>) -> Vec<f32> {
     (0..mat.ncols()).flat_map(|j| mat.col_as_slice(j)).copied().collect()
 }

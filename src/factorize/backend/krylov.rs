@@ -1,8 +1,9 @@
 //! Randomized block Krylov with full reorthogonalization.
 //!
-//! The basis is that of `delta^T·delta` started from a Gaussian block (Musco and Musco, *Randomized block Krylov methods for
-//! stronger and faster approximate singular value decomposition*, 2015; Tropp and Webber, *Randomized algorithms for low-rank
-//! matrix approximation: design, analysis, and applications*, 2023). Each step visits the delta once and adds a block.
+//! The basis is that of `delta^T·delta`, started from a Gaussian block (Musco and Musco, *Randomized block Krylov
+//! methods for stronger and faster approximate singular value decomposition*, 2015; Tropp and Webber, *Randomized
+//! algorithms for low-rank matrix approximation: design, analysis, and applications*, 2023). Each step visits the delta
+//! once and adds a block.
 
 use faer::Accum;
 use faer::prelude::*;
@@ -23,13 +24,13 @@ use crate::factorize::types::{
     Backend, BasisPlan, Cost, Factors, Method, Panels, Request, kept_rank, unit_scale,
 };
 
-/// Share of the energy that f32 arithmetic cannot tell from nothing.
+/// Share of the energy that f32 arithmetic cannot tell from zero.
 const ROUNDING: f64 = 1e-6;
 
-/// Share of the tolerance that the estimate may use up: it leans upward, but not always.
+/// Share of the tolerance that the estimate may use up: it is usually too high, but not always.
 const MARGIN: f64 = 0.9;
 
-/// The growing basis and what is known of the delta on it. All is in units of `1 / scale`.
+/// The growing basis and what is known of the delta on it, all in units of `1 / scale`.
 struct Basis {
     /// `V` `[n, d + next]`: orthonormal; the last block has not been multiplied yet.
     v: Mat<f32>,
@@ -39,14 +40,14 @@ struct Basis {
     gram: Mat<f64>,
     /// `S = N^T·delta^T·W` of the last block of `W`, `[next, last]`, with `N` the last block of `V`.
     link: Mat<f64>,
-    /// The last step found nothing new: the basis holds an invariant subspace.
+    /// Whether the last step found nothing new: the basis holds an invariant subspace.
     closed: bool,
     flops: u64,
     passes: usize,
     scratch: Scratch,
 }
 
-/// Where the iteration ended.
+/// The state in which the iteration ended.
 struct End {
     rank: usize,
     estimate: Estimate,
@@ -71,7 +72,7 @@ impl Backend for Krylov {
     }
 }
 
-/// Factors of `delta` `[m, n]` with squared norm `norm2`, which is neither zero nor infinite.
+/// Factorizes `delta` `[m, n]` with squared norm `norm2`, which must be neither zero nor infinite.
 pub(crate) fn factorize(
     delta: &dyn Panels,
     norm2: f64,
@@ -88,8 +89,8 @@ pub(crate) fn factorize(
     let end = loop {
         let was_closed = basis.closed;
         basis.step(delta, scale as f32, &plan, &mut fresh)?;
-        // A restart from random directions begins a new history; a random block that is invariant itself does not: the
-        // matrix is a multiple of an isometry as far as it can be seen.
+        // A restart from random directions begins a new history, unless the random block itself is invariant: then the
+        // matrix is a multiple of an isometry as far as can be seen.
         if basis.closed && !was_closed {
             history.clear();
         }
@@ -139,9 +140,9 @@ impl Basis {
             self.link = Mat::zeros(0, b);
             return Ok(());
         }
-        // Where fewer directions are left than a block has, any basis of them will do.
+        // If fewer directions are left than a block has, any basis of them works.
         let mut block = if next < b { fresh.gaussian(n, next) } else { z.clone() };
-        // What was multiplied lies mostly along the last two blocks.
+        // The product is mostly along the last two blocks.
         let near = b + self.link.ncols();
         let spent = orthonormalize(self.v.as_ref(), near, &mut block, fresh)?;
         self.link = cross_gram(block.as_ref(), z.as_ref());
@@ -150,22 +151,22 @@ impl Basis {
         Ok(())
     }
 
-    /// `W^T·W` is block tridiagonal: `delta^T·W` of a block lies in the span of the basis up to the block after it, to which
-    /// all later ones are orthogonal. So the newest block meets itself and the one before.
+    /// `W^T·W` is block tridiagonal: `delta^T·W` of a block is in the span of the basis up to the block after it, to
+    /// which all later ones are orthogonal. So the newest block couples only with itself and the one before.
     fn extend_gram(&mut self, old: usize, b: usize) {
         let from = old.saturating_sub(self.link.ncols());
         let newest =
             cross_gram(self.w.as_ref().subcols(from, old + b - from), self.w.as_ref().subcols(old, b));
         let gram = &self.gram;
-        let at = |i: usize, j: usize| if i < from { 0.0 } else { newest[(i - from, j - old)] };
+        let entry = |i: usize, j: usize| if i < from { 0.0 } else { newest[(i - from, j - old)] };
         self.gram = Mat::from_fn(old + b, old + b, |i, j| match (i < old, j < old) {
             (true, true) => gram[(i, j)],
-            (false, true) => at(j, i),
-            (_, false) => at(i, j),
+            (false, true) => entry(j, i),
+            (_, false) => entry(i, j),
         });
     }
 
-    /// Whether it is enough.
+    /// Decides whether the basis is good enough.
     fn judge(
         &self,
         total: f64,
@@ -178,7 +179,7 @@ impl Basis {
         if d < plan.rank && !full && !self.closed {
             return Ok(None);
         }
-        // Two squares, one thread each; the left one may turn out not to be of use.
+        // Two squares, one thread each; the left one may turn out to be useless.
         let (values, further) = rayon::join(|| eigenvalues(self.gram.as_ref()), || self.left(plan.rank));
         let (values, further) = (values?, further?);
         let outside = total - values.iter().sum::<f64>();
@@ -202,13 +203,13 @@ impl Basis {
         if !out_of_room && !estimate.as_ref().is_some_and(enough) {
             return Ok(None);
         }
-        // Without an estimate nothing better is known than that all outside the basis may be missing.
+        // Without an estimate, everything outside the basis may be missing.
         let captured = best[..rank].iter().sum();
         let estimate = estimate.unwrap_or_else(|| Estimate::of(outside.max(0.0), captured, total));
         Ok(Some(End { rank, estimate, left }))
     }
 
-    /// The left projection and its eigenvalues, where the basis has room for `rank` and the Gram matrix allows it.
+    /// The left projection and its eigenvalues, if the basis has room for `rank` and the Gram matrix allows it.
     fn left(&self, rank: usize) -> Result<Option<(Left, Vec<f64>)>> {
         if self.size() < rank || self.size() == self.v.nrows() {
             return Ok(None);

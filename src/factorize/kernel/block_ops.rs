@@ -14,12 +14,12 @@ use rayon::prelude::*;
 use crate::factorize::kernel::tiling::{chunks, pieces, split_rows};
 use crate::{Error, Result};
 
-/// Values of a block that are widened to f64 at a time: small enough for the second cache.
+/// Values of a block that are widened to f64 at a time: few enough for the second-level cache.
 const WIDENED: usize = 1 << 15;
 
 /// `x^T·y` `[a, b]` in f64 for `x` `[rows, a]` and `y` `[rows, b]`.
 ///
-/// In f64 because the squares of singular values below 3e-4 of the largest are lost in an f32 Gram matrix.
+/// In f64 because singular values below 3e-4 of the largest are lost in an f32 Gram matrix, which squares them.
 pub fn cross_gram(x: MatRef<'_, f32>, y: MatRef<'_, f32>) -> Mat<f64> {
     let partial = |rows: Range<usize>| {
         let mut sum = Mat::<f64>::zeros(x.ncols(), y.ncols());
@@ -33,7 +33,7 @@ pub fn cross_gram(x: MatRef<'_, f32>, y: MatRef<'_, f32>) -> Mat<f64> {
     sum_of_chunks(x.nrows(), (x.ncols(), y.ncols()), partial)
 }
 
-/// The sum `[a, b]` of what `partial` gives for each chunk of the rows, added in their order.
+/// The sum `[a, b]` of what `partial` returns for each chunk of the rows, added in order.
 fn sum_of_chunks<T: ComplexField + Send>(
     rows: usize,
     (a, b): (usize, usize),
@@ -47,14 +47,14 @@ fn sum_of_chunks<T: ComplexField + Send>(
     total
 }
 
-/// `a·b` in f64, on one thread: faer's operators take as many as there are.
+/// `a·b` in f64, on one thread: faer's operators use as many as there are.
 pub(crate) fn product(a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> Mat<f64> {
     let mut out = Mat::zeros(a.nrows(), b.ncols());
     matmul(out.as_mut(), Accum::Replace, a, b, 1.0, Par::Seq);
     out
 }
 
-/// Sum of squares in f64, in lanes so that it can be vectorized: the order depends on the length alone.
+/// The sum of squares in f64, in lanes so that it can be vectorized: the order depends only on the length.
 pub fn square_sum(values: &[f32]) -> f64 {
     const LANES: usize = 16;
     let mut sums = [0f64; LANES];
@@ -82,7 +82,7 @@ pub(crate) fn narrow(mat: MatRef<'_, f64>) -> Mat<f32> {
     Mat::from_fn(mat.nrows(), mat.ncols(), |i, j| mat[(i, j)] as f32)
 }
 
-/// `out = x·c` for `x` `[rows, a]`, `c` `[a, b]`, or `out += alpha·x·c` where `accum` says so.
+/// `out = x·c` for `x` `[rows, a]` and `c` `[a, b]`, or `out += alpha·x·c`, as `accum` says.
 pub(crate) fn multiply(
     out: MatMut<'_, f32>,
     accum: Accum,
@@ -115,12 +115,12 @@ pub(crate) fn append(to: &mut Mat<f32>, block: MatRef<'_, f32>) {
     to.as_mut().subcols_mut(old, block.ncols()).copy_from(block);
 }
 
-/// Bytes that [`eigen`] needs beyond its argument for a square of `side`.
+/// Bytes that [`eigen`] needs besides its argument, for a square of `side`.
 pub(crate) fn eigen_bytes(side: usize) -> usize {
     scratch(side, ComputeEigenvectors::Yes).unaligned_bytes_required() + 2 * side * side * 8
 }
 
-/// Bytes that [`eigenvalues`] needs beyond its argument for a square of `side`.
+/// Bytes that [`eigenvalues`] needs besides its argument, for a square of `side`.
 pub(crate) fn eigenvalues_bytes(side: usize) -> usize {
     scratch(side, ComputeEigenvectors::No).unaligned_bytes_required() + 2 * side * 8
 }
@@ -129,16 +129,16 @@ fn scratch(side: usize, compute: ComputeEigenvectors) -> StackReq {
     self_adjoint_evd_scratch::<f64>(side, compute, Par::Seq, Spec::default())
 }
 
-/// Eigenvalues, descending, and eigenvectors (columns in the same order) of the symmetric `square`, of which the lower
+/// The eigenvalues, descending, and eigenvectors (columns in the same order) of the symmetric `square`, whose lower
 /// triangle is read. On one thread: the parallel solver splits its sums by the number of threads.
 ///
 /// # Errors
-/// [`Kind::Input`](crate::Kind::Input) where the solver does not converge, as with NaN.
+/// [`Kind::Input`](crate::Kind::Input) if the solver does not converge, for example with NaN.
 pub fn eigen(square: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>)> {
     let side = square.nrows();
     let mut vectors = Mat::zeros(side, side);
     let values = solve(square, Some(vectors.as_mut()))?;
-    // faer orders them ascending.
+    // faer sorts them in ascending order.
     for j in 0..side / 2 {
         for i in 0..side {
             let kept = vectors[(i, j)];
@@ -149,7 +149,7 @@ pub fn eigen(square: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>)> {
     Ok((values, vectors))
 }
 
-/// The eigenvalues of the symmetric `square` alone, descending.
+/// Only the eigenvalues of the symmetric `square`, in descending order.
 pub(crate) fn eigenvalues(square: MatRef<'_, f64>) -> Result<Vec<f64>> {
     solve(square, None)
 }

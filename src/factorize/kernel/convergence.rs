@@ -1,47 +1,48 @@
-//! How far from the optimum a Krylov basis still is, judged by what its last half steps gained.
+//! How far a Krylov basis still is from the optimum, estimated from the gains of its last half steps.
 
-/// What the leading Ritz values captured, step after step.
+/// What the leading Ritz values captured at each step.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
     steps: Vec<Step>,
 }
 
-/// Running sums of the Ritz values, squares of singular values, of one step.
+/// Running sums of one step's Ritz values, which are squared singular values.
 #[derive(Clone, Debug)]
 struct Step {
     right: Vec<f64>,
-    /// Operand a step further, where the left projection is safe.
+    /// Half a step further, if the left projection is safe.
     left: Option<Vec<f64>>,
 }
 
 /// An estimate of what is missing, for one rank.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Estimate {
-    /// Energy that the optimum would capture beyond what the basis does.
+    /// Energy that the optimum would capture and the basis does not.
     pub(crate) missing: f64,
     /// Error over optimal error, minus 1.
     pub(crate) excess: f64,
-    /// Share of the optimal captured energy that is missing.
+    /// The missing share of the optimal captured energy.
     pub(crate) share: f64,
 }
 
 impl History {
-    /// Notes a step by the Ritz values of the right and, where there is one, the left projection, descending.
+    /// Records a step by the Ritz values, in descending order, of the right projection and, if there is one, of the
+    /// left.
     pub(crate) fn push(&mut self, right: &[f64], left: Option<&[f64]>) {
         self.steps.push(Step { right: running(right), left: left.map(running) });
     }
 
-    /// Forgets all: steps after a restart say nothing of those before it.
+    /// Forgets everything: steps after a restart say nothing about those before it.
     pub(crate) fn clear(&mut self) {
         self.steps.clear();
     }
 
-    /// Estimates for rank `k`, with `total` the squared norm and `outside` what of it is outside the basis altogether. None
-    /// while there are too few steps.
+    /// Estimates for rank `k`, with `total` the squared norm and `outside` the part of it that is entirely outside the
+    /// basis. `None` while there are too few steps.
     pub(crate) fn estimate(&self, k: usize, total: f64, outside: f64) -> Option<Estimate> {
-        let at = k.checked_sub(1)?;
+        let index = k.checked_sub(1)?;
         let halves = self.steps.iter().rev().take_while(|s| s.left.is_some()).count();
-        // Steps of one kind only: a change of kind would look like a change of pace.
+        // Only steps of one kind: a change of kind would look like a change of pace.
         let (captured, stride): (Vec<f64>, _) = if halves >= 2 {
             let steps = &self.steps[self.steps.len() - halves..];
             (
@@ -49,12 +50,12 @@ impl History {
                     .iter()
                     .flat_map(|s| [Some(&s.right), s.left.as_ref()])
                     .flatten()
-                    .map(|s| s[at])
+                    .map(|s| s[index])
                     .collect(),
                 2,
             )
         } else {
-            (self.steps.iter().map(|s| s.right[at]).collect(), 1)
+            (self.steps.iter().map(|s| s.right[index]).collect(), 1)
         };
         let missing = missing(&captured, stride)?.min(outside.max(0.0));
         Some(Estimate::of(missing, *captured.last()?, total))
@@ -70,17 +71,18 @@ fn running(values: &[f64]) -> Vec<f64> {
 }
 
 impl Estimate {
-    /// From the missing energy, what is `captured` and the `total`.
+    /// The estimate from the missing energy, the `captured` energy and the `total`.
     pub(crate) fn of(missing: f64, captured: f64, total: f64) -> Estimate {
-        // An error below 1e-4 of the norm drowns in the rounding of the sums it is the difference of.
+        // An error below 1e-4 of the norm is lost in the rounding of the sums that it is the difference of.
         let error = (total - captured).max(1e-8 * total);
         let optimal = (error - missing).max(1e-3 * error);
         Estimate { missing, excess: (error / optimal).sqrt() - 1.0, share: missing / (captured + missing) }
     }
 }
 
-/// What is still to come after the energies `captured`, of which `stride` make a step: the larger of what the last step and,
-/// should that have been a lull (near multiple singular values), a tenth of what the step before it promised.
+/// The energy still to come after the `captured` energies, `stride` of which make a step: the larger of what the last
+/// step promises and, in case that step was a lull (near multiple singular values), a tenth of what the step before it
+/// promised.
 fn missing(captured: &[f64], stride: usize) -> Option<f64> {
     if captured.len() < stride + 2 {
         return None;
@@ -92,16 +94,16 @@ fn missing(captured: &[f64], stride: usize) -> Option<f64> {
     Some(now.max(0.1 * promised))
 }
 
-/// The sum of all gains to come, as a geometric series. None without a whole step.
+/// The sum of all gains to come, as a geometric series. `None` without a whole step.
 ///
-/// Its ratio is that of the last two whole steps; half steps alternate in size and would mislead. It is at least a half: after
-/// a fast start (the signal) the pace falls to that of what remains (the noise). The pace slackens a little further from step
-/// to step, most where a signal stands above noise: there the plain series is some 20 % too low.
+/// Its ratio is that of the last two whole steps; half steps alternate in size and would mislead. It is at least a
+/// half: after a fast start (the signal) the pace falls to that of the rest (the noise). The pace slows a little
+/// further from step to step, most where a signal stands above noise: there the plain series is some 20 % too low.
 fn outlook(captured: &[f64], stride: usize) -> Option<f64> {
     const SLACKENING: f64 = 1.25;
     let gain = |back: usize| {
-        let at = captured.len().checked_sub(back + 1)?;
-        Some((captured[at] - captured[at.checked_sub(stride)?]).max(0.0))
+        let index = captured.len().checked_sub(back + 1)?;
+        Some((captured[index] - captured[index.checked_sub(stride)?]).max(0.0))
     };
     let ratio = |back: usize, steps: i32| {
         let (now, before) = (gain(0)?, gain(back)?);

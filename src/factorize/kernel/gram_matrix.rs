@@ -13,18 +13,18 @@ use crate::factorize::kernel::block_ops::widen;
 use crate::factorize::kernel::tiling::{pieces, split_rows};
 use crate::factorize::types::Panels;
 
-/// Side of the tiles of the triangle. Each tile is one task's, so its sums depend on no other.
+/// Side of the tiles of the triangle. Each tile is computed by one task, so its sums depend on no other.
 const TILE: usize = 256;
 /// Rows (tall) or columns (wide) that are converted at a time.
 const DEPTH: usize = 512;
 /// Rows of the panels that are visited at the same time while a batch is filled.
 const FILL: usize = 64;
-/// Rows of a wide matrix that a task multiplies with the block that is held.
+/// Rows of a wide matrix that a task multiplies with the held block.
 const STRIP: usize = 128;
 
-/// What the Gram matrix is summed in.
+/// The type that the Gram matrix is summed in.
 pub(crate) trait GramScalar: ComplexField + From<f32> + Send + Sync {
-    /// Whether batches of rows lie along their columns, rather than along their rows as the delta does.
+    /// Whether batches of rows are column-major, rather than row-major like the delta.
     const UPRIGHT: bool;
 
     /// `tile += scale·left·right`.
@@ -32,7 +32,7 @@ pub(crate) trait GramScalar: ComplexField + From<f32> + Send + Sync {
 }
 
 impl GramScalar for f32 {
-    // Turning a batch costs less than having each tile's product turn its part of it.
+    // Transposing a batch costs less than transposing parts of it in each tile's product.
     const UPRIGHT: bool = true;
 
     fn add_product(tile: MatMut<'_, f32>, left: MatRef<'_, f32>, right: MatRef<'_, f32>, scale: f32) {
@@ -55,7 +55,7 @@ impl GramScalar for f64 {
 /// Copies the lower triangle to the upper one.
 pub(crate) fn mirror(mut square: MatMut<'_, f32>) {
     let side = square.nrows();
-    // By tiles, which stay near while one side is read across its columns.
+    // In tiles, so that the lines stay in the cache while one side is read across its columns.
     for rows in pieces(0..side, 64) {
         for cols in pieces(0..rows.end, 64) {
             for j in cols.clone() {
@@ -67,30 +67,30 @@ pub(crate) fn mirror(mut square: MatMut<'_, f32>) {
     }
 }
 
-/// `delta^T·delta` where the matrix is tall, `delta·delta^T` where it is wide: the lower triangle of tiles.
+/// `delta^T·delta` if the matrix is tall, `delta·delta^T` if it is wide: the lower triangle of tiles.
 ///
 /// # Errors
-/// What visiting the delta meets.
+/// Any error from visiting the delta.
 pub fn gram_matrix(delta: &dyn Panels) -> Result<Mat<f64>> {
     triangle(delta, 1.0)
 }
 
-/// The same of `scale·delta`, summed in `T`.
+/// The same for `scale·delta`, summed in `T`.
 pub(crate) fn triangle<T: GramScalar>(delta: &dyn Panels, scale: f32) -> Result<Mat<T>> {
     if delta.cols() <= delta.rows() { tall(delta, scale) } else { wide(delta, scale) }
 }
 
-/// Bytes of the buffers that a Gram matrix is computed with, beside its result.
+/// Bytes of the buffers that computing a Gram matrix needs, besides its result.
 pub(crate) fn batch_bytes(m: usize, n: usize) -> usize {
     if n <= m {
         8 * DEPTH.min(m) * n
     } else {
-        // The held block, and what each of as many as 64 threads widens.
+        // The held block, and what each of up to 64 threads widens.
         4 * TILE.min(m) * n + 64 * 8 * DEPTH * (TILE + STRIP)
     }
 }
 
-/// Batches of rows are converted in parallel, then each tile adds its product.
+/// For tall matrices: batches of rows are converted in parallel, then each tile adds its product.
 fn tall<T: GramScalar>(delta: &dyn Panels, scale: f32) -> Result<Mat<T>> {
     let (m, n) = (delta.rows(), delta.cols());
     let mut gram = Mat::<T>::zeros(n, n);
@@ -118,7 +118,7 @@ fn fill<T: GramScalar>(delta: &dyn Panels, rows: Range<usize>, scale: f32, out: 
     let tasks: Vec<_> = parts.iter().cloned().zip(split_rows(out, &parts)).collect();
     tasks.into_par_iter().with_max_len(1).try_for_each(|(part, mut out)| {
         delta.visit(part, &mut |p| {
-            // By parts of the columns: where the batch is upright the lines written to stay near.
+            // In parts of the columns: if the batch is column-major, the lines that are written stay in the cache.
             for cols in pieces(0..p.ncols(), 64) {
                 for i in 0..p.nrows() {
                     for j in cols.clone() {
@@ -131,7 +131,7 @@ fn fill<T: GramScalar>(delta: &dyn Panels, rows: Range<usize>, scale: f32, out: 
     })
 }
 
-/// The tiles on and below the diagonal with the row and column they start at.
+/// The tiles on and below the diagonal, with the row and column that they start at.
 fn tiles<T: GramScalar>(gram: MatMut<'_, T>) -> Vec<(usize, usize, MatMut<'_, T>)> {
     let side = gram.nrows();
     let bands: Vec<_> = pieces(0..side, TILE).collect();
@@ -146,8 +146,8 @@ fn tiles<T: GramScalar>(gram: MatMut<'_, T>) -> Vec<(usize, usize, MatMut<'_, T>
     out
 }
 
-/// A block of rows is held; strips of all rows down to its end are visited and multiplied with it. Where the delta is
-/// recomputed at each visit that is about `m / (2·TILE)` passes, still less than the products cost.
+/// For wide matrices: a block of rows is held; strips of all rows up to its end are visited and multiplied with it.
+/// Where the delta is recomputed at each visit this is about `m / (2·TILE)` passes, still less than the products cost.
 fn wide<T: GramScalar>(delta: &dyn Panels, scale: f32) -> Result<Mat<T>> {
     let (m, n) = (delta.rows(), delta.cols());
     let mut gram = Mat::<T>::zeros(m, m);

@@ -1,4 +1,5 @@
-//! What the backends are built of: passes over the panels, thin products, orthonormalization, Rayleigh-Ritz, random numbers.
+//! The building blocks of the backends: passes over the panels, thin products, orthonormalization, Rayleigh-Ritz,
+//! random numbers.
 
 pub(crate) mod block_ops;
 pub(crate) mod convergence;

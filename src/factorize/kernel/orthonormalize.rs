@@ -1,9 +1,9 @@
-//! Orthonormal blocks that survive lost rank.
+//! Orthonormal blocks, robust to loss of rank.
 //!
 //! A block is projected against the basis and orthonormalized by the eigenvectors of its f64 Gram matrix (SVQB:
-//! Stathopoulos and Wu, *A block orthogonalization procedure with constant synchronization requirements*, 2002), until it
-//! stays as it is. Unlike Cholesky-QR this cannot break down: directions that are only rounding noise show as small
-//! eigenvalues and are replaced by fresh random ones.
+//! Stathopoulos and Wu, *A block orthogonalization procedure with constant synchronization requirements*, 2002), until
+//! it no longer changes. Unlike Cholesky-QR this cannot break down: directions that are only rounding noise show up as
+//! small eigenvalues and are replaced by fresh random ones.
 
 use faer::prelude::*;
 use faer::{Accum, ColRef};
@@ -13,20 +13,20 @@ use crate::Result;
 use crate::factorize::kernel::block_ops::{cross, cross_gram, eigen, multiply, narrow, square_sum};
 use crate::factorize::kernel::rng::Stream;
 
-/// What projection leaves of a column that had nothing new to tell is about 1e-7 of it, f32's rounding.
+/// Projection leaves about 1e-7 (the rounding of f32) of a column that is already in the span of the basis.
 const SPENT: f64 = 1e-6;
-/// Eigenvalues of the Gram matrix of unit columns, relative to the largest: squares of what f32 can still tell apart.
+/// Eigenvalues of the Gram matrix of unit columns, relative to the largest: the square of what f32 can still resolve.
 const DEPENDENT: f64 = 1e-13;
 /// A block whose Gram matrix is this close to the identity is orthonormal to f32 after one more correction.
 const NEARLY: f64 = 1e-3;
 
-/// Makes `block` `[n, b]` orthonormal, and orthogonal to the orthonormal `basis` `[n, d]`, with `d + b <= n`. Most of it lies
-/// along the last `near` columns of the basis, if along any: of the two projections that orthogonality in f32 takes, the
-/// first is against those alone. Returns how many of its directions were spent (they were in the basis' span already) and
-/// had to be replaced by random ones.
+/// Makes `block` `[n, b]` orthonormal, and orthogonal to the orthonormal `basis` `[n, d]`, with `d + b <= n`. If the
+/// block overlaps the basis, most of the overlap must be with its last `near` columns: orthogonality in f32 takes two
+/// projections, and the first is against those only. Returns how many of the block's directions were spent (already in
+/// the span of the basis) and were replaced by random ones.
 ///
 /// # Errors
-/// [`Kind::Input`](crate::Kind::Input) where the block holds NaN.
+/// [`Kind::Input`](crate::Kind::Input) if the block holds NaN.
 pub fn orthonormalize(
     basis: MatRef<'_, f32>,
     near: usize,
@@ -58,7 +58,7 @@ pub fn orthonormalize(
         if off < NEARLY {
             break;
         }
-        // Scaling up small remainders scaled up what they had left of the basis.
+        // Scaling up small remainders also scaled up what was left of the basis in them.
         project(basis, block);
     }
     Ok(spent.min(block.ncols()))
@@ -95,7 +95,7 @@ fn unit_gram(block: &mut Mat<f32>) -> Mat<f64> {
     block.as_mut().par_col_iter_mut().for_each(|column| {
         let norm = norm(column.rb());
         if norm > 0.0 {
-            // A reciprocal alone could overflow where the column is tiny.
+            // A single reciprocal could overflow if the column is tiny.
             let (half, rest) = (norm.sqrt().recip() as f32, (norm * norm.sqrt().recip()).recip() as f32);
             column.iter_mut().for_each(|x| *x = *x * half * rest);
         }
@@ -113,8 +113,8 @@ fn norm(column: ColRef<'_, f32>) -> f64 {
 
 fn distance_from_identity(gram: MatRef<'_, f64>) -> f64 {
     let side = gram.nrows();
-    let at = |i, j| (gram[(i, j)] - f64::from(u8::from(i == j))).abs();
-    (0..side).flat_map(|j| (0..side).map(move |i| (i, j))).map(|(i, j)| at(i, j)).fold(0.0, f64::max)
+    let deviation = |i, j| (gram[(i, j)] - f64::from(u8::from(i == j))).abs();
+    (0..side).flat_map(|j| (0..side).map(move |i| (i, j))).map(|(i, j)| deviation(i, j)).fold(0.0, f64::max)
 }
 
 /// To make a block `[n, block]` orthogonal to at most `most` columns: the block, its copy, its better and partial Gram matrices.

@@ -1,8 +1,8 @@
 //! The passes over the delta: products with thin blocks, panel by panel.
 //!
-//! A panel is row-major, and so is a row of `delta·v` made: its product reads both the panel and `v` as they lie. A
-//! column-major one would have the panel transposed into the product's packing buffers at every visit, which costs a third
-//! of the time where blocks are thin.
+//! A panel is row-major, and each row of `delta·v` is built the same way: its product reads both the panel and `v` in
+//! memory order. A column-major product would transpose the panel into packing buffers at every visit, which costs a
+//! third of the time where blocks are thin.
 
 use std::ops::Range;
 
@@ -16,30 +16,30 @@ use crate::factorize::kernel::skinny_gemm::{Strips, multiply, multiply_transpose
 use crate::factorize::kernel::tiling::{panel_rows, pieces, split_rows};
 use crate::factorize::types::Panels;
 
-/// Memory that the passes over a matrix use again: fresh pages would have to be had and cleared for each.
+/// Memory that all passes over a matrix share: otherwise each pass would allocate and clear fresh pages.
 #[derive(Debug, Default)]
 pub struct Scratch {
     v: Strips,
     groups: Vec<Group>,
 }
 
-/// What a group of panels works in.
+/// The working memory of one group of panels.
 #[derive(Debug, Default)]
 struct Group {
-    /// Its sum of `delta^T·w`.
+    /// The group's sum of `delta^T·w`.
     z: Strips,
     /// `delta·v` of a panel.
     product: Strips,
     packed: Vec<f32>,
 }
 
-/// One step of Krylov in one pass: `w = scale·delta·v` and `z = scale·delta^T·w`.
+/// One Krylov step in one pass: `w = scale·delta·v` and `z = scale·delta^T·w`.
 ///
-/// `v` is `[n, b]`, `w` `[m, b]`, the result `z` `[n, b]`. `scale` keeps the squares of a tiny or huge delta within f32; a
-/// power of two costs no accuracy.
+/// `v` is `[n, b]`, `w` `[m, b]`, the result `z` `[n, b]`. `scale` keeps the squares of a tiny or huge delta within
+/// f32; a power of two costs no accuracy.
 ///
 /// # Errors
-/// What visiting the delta meets.
+/// Any error from visiting the delta.
 pub fn sweep(
     delta: &dyn Panels,
     v: MatRef<'_, f32>,
@@ -83,7 +83,7 @@ pub fn sweep(
 /// `delta·v` `[m, k]` for `v` `[n, k]`, in one pass.
 ///
 /// # Errors
-/// What visiting the delta meets.
+/// Any error from visiting the delta.
 pub fn times(delta: &dyn Panels, v: MatRef<'_, f32>) -> Result<Mat<f32>> {
     let (m, n) = (delta.rows(), delta.cols());
     let panel = panel_rows(m, n).1;
@@ -105,7 +105,7 @@ pub fn times(delta: &dyn Panels, v: MatRef<'_, f32>) -> Result<Mat<f32>> {
 /// `delta^T·u` `[n, k]` for `u` `[m, k]`, in one pass.
 ///
 /// # Errors
-/// What visiting the delta meets.
+/// Any error from visiting the delta.
 pub fn transpose_times(delta: &dyn Panels, u: MatRef<'_, f32>) -> Result<Mat<f32>> {
     let (m, n) = (delta.rows(), delta.cols());
     let (group, panel) = panel_rows(m, n);
@@ -125,12 +125,12 @@ pub fn transpose_times(delta: &dyn Panels, u: MatRef<'_, f32>) -> Result<Mat<f32
     Ok(add_all(sums))
 }
 
-/// The transpose of `v`, whose columns are the rows of `v` in one piece each.
+/// `v` in row-major order, as the columns of its transpose.
 fn by_rows(v: MatRef<'_, f32>) -> Mat<f32> {
     v.transpose().to_owned()
 }
 
-/// Adds the groups' sums in their order, columns in parallel.
+/// Adds the groups' sums in order, columns in parallel.
 fn add_all(sums: Vec<Mat<f32>>) -> Mat<f32> {
     let mut sums = sums.into_iter();
     let Some(mut total) = sums.next() else { return Mat::new() };

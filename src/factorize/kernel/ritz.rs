@@ -1,12 +1,13 @@
-//! Rayleigh-Ritz on a Krylov basis: what the best factors within it are, and what they capture.
+//! Rayleigh-Ritz on a Krylov basis: the best factors within it, and what they capture.
 //!
-//! With `V` `[n, d]` the orthonormal basis, `W = delta·V` and `G = W^T·W` there are two ways to project:
+//! With the orthonormal basis `V` `[n, d]`, `W = delta·V` and `G = W^T·W` there are two ways to project:
 //!
 //! - *right*: `delta·V·V^T`. The eigenvectors `Q` of `G` give the factors `W·Q` and `V·Q`. Always robust.
-//! - *left*: `U·U^T·delta` with `U = W·R^{-1}` orthonormal, `G = R^T·R`. It is half a Krylov step ahead, for nothing:
-//!   `delta^T·W = V·G + N·S`, where `N` is the next block of the basis and only the last block of columns has an `S`, so
-//!   `delta^T·U = V·R^T + N·S·R^{-1}`, and `delta` need not be visited. This is block Golub-Kahan bidiagonalization,
-//!   written with Gram matrices. It divides by the small singular values of `W` and is for spectra without them.
+//! - *left*: `U·U^T·delta` with `U = W·R^{-1}` orthonormal, `G = R^T·R`. It is half a Krylov step ahead at no cost:
+//!   `delta^T·W = V·G + N·S`, where `N` is the next block of the basis and only the last block of columns has an `S`,
+//!   so `delta^T·U = V·R^T + N·S·R^{-1}`, and `delta` need not be visited. This is block Golub-Kahan bidiagonalization,
+//!   written with Gram matrices. It divides by the small singular values of `W`, so it is only for spectra without
+//!   them.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
@@ -17,10 +18,10 @@ use faer::{Par, Spec};
 use crate::Result;
 use crate::factorize::kernel::block_ops::{eigen, product};
 
-/// The left projection is used where no direction of `W` is below this share of the largest.
+/// The left projection is used if no direction of `W` is below this share of the largest.
 const FLATNESS: f64 = 1e-2;
 
-/// The left projection's square `M = (delta^T·U)^T·(delta^T·U)` `[d, d]` and what leads back from its eigenvectors.
+/// The left projection's square `M = (delta^T·U)^T·(delta^T·U)` `[d, d]`, and what maps its eigenvectors back.
 pub(crate) struct Left {
     /// `R^T`, lower triangular, `[d, d]`.
     lower: Mat<f64>,
@@ -43,7 +44,7 @@ pub(crate) struct Coefficients {
 }
 
 impl Left {
-    /// The left projection of `gram` = `G` `[d, d]` and `link` = `S` `[next, last]`, or none where it is not safe.
+    /// The left projection for `gram` = `G` `[d, d]` and `link` = `S` `[next, last]`, or `None` if it is not safe.
     pub(crate) fn of(gram: MatRef<'_, f64>, link: MatRef<'_, f64>) -> Option<Left> {
         let (d, last) = (gram.nrows(), link.ncols());
         let mut lower = gram.to_owned();
@@ -91,7 +92,7 @@ pub(crate) fn right(gram: MatRef<'_, f64>, k: usize) -> Result<Coefficients> {
     Ok(balanced(Coefficients { squares, on_w: q.to_owned(), on_v: q.to_owned(), on_next: None }, -1.0))
 }
 
-/// Shares the singular values `s` equally. `side` tells where they are: +1 with the right factor, -1 with the left.
+/// Shares the singular values `s` equally. `side` says which factor holds them: +1 the right one, -1 the left one.
 fn balanced(mut c: Coefficients, side: f64) -> Coefficients {
     for j in 0..c.on_w.ncols() {
         let root = c.squares[j].max(0.0).powf(0.25 * side);

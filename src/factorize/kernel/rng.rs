@@ -5,7 +5,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-/// Gaussian numbers from ChaCha, seeded by (seed, module name): the same whatever was factorized before, and where.
+/// Gaussian numbers from ChaCha, seeded by (seed, module name): the same regardless of what was factorized before, or
+/// where.
 #[derive(Clone, Debug)]
 pub struct Stream(ChaCha12Rng);
 

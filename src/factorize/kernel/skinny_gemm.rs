@@ -1,36 +1,37 @@
-//! Products of a panel with a thin block, by register tiles.
+//! Products of a panel with a thin block, in register tiles.
 //!
-//! A general product packs both of its factors; where one of them is a block of 32 to 128 columns that costs up to a third of the
-//! arithmetic. Here the block is packed once for all panels, and the panel is read as it lies: broadcast element by element against
-//! a few vectors of the block, which stay in the first cache (the inner kernel of Goto and van de Geijn, *Anatomy of high-performance
-//! matrix multiplication*, 2008, with the roles of the factors swapped).
+//! A general product packs both factors; if one of them is a block of 32 to 128 columns, packing costs up to a third of
+//! the arithmetic. Here the block is packed once for all panels, and the panel is read in place: broadcast element by
+//! element against a few vectors of the block, which stay in the first-level cache (the inner kernel of Goto and van de
+//! Geijn, *Anatomy of high-performance matrix multiplication*, 2008, with the roles of the factors swapped).
 //!
-//! Every element of a result is summed in the order of the inner dimension, in [`DEPTH`] terms at a time, whatever the width of the
-//! machine's vectors; only whether a multiplication and an addition are rounded once or twice depends on the machine.
+//! Every element of a result is summed in the order of the inner dimension, [`DEPTH`] terms at a time, whatever the
+//! width of the machine's vectors; only whether a multiplication and an addition are rounded once or twice depends on
+//! the machine.
 
 use faer::reborrow::ReborrowMut;
 use faer::{MatMut, MatRef};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Inner dimension that is multiplied at a time: of a strip of the block so much lies in the first cache.
+/// Inner dimension that is multiplied at a time: this much of a strip of the block fits in the first-level cache.
 const DEPTH: usize = 256;
-/// Vectors of a strip, but of one that a single vector holds.
+/// Vectors per strip, unless a single vector holds the block.
 const VECTORS: usize = 2;
-/// Rows of a register tile, with vectors of 8 values and of which there are 16 registers.
+/// Rows of a register tile with vectors of 8 values and 16 registers.
 const LOW: usize = 6;
-/// The same with vectors of 16 values and 32 registers.
+/// Rows of a register tile with vectors of 16 values and 32 registers.
 const HIGH: usize = 12;
 
-/// Tiles of a panel that are packed at a time: of each row some cache lines in succession.
+/// Tiles of a panel that are packed at a time: a few successive cache lines of each row.
 const TILES: usize = 32;
 
-/// Bytes that [`multiply_transposed`] packs of a panel of `height` rows, at most.
+/// The most bytes that [`multiply_transposed`] packs of a panel of `height` rows.
 pub(crate) fn packed_bytes(height: usize) -> usize {
     4 * TILES * HIGH * height
 }
 
-/// Columns of the strips that a block of so many columns is packed in on this machine.
+/// The strip width in which this machine packs a block with this many columns.
 fn strip(columns: usize) -> usize {
     struct Lanes;
     impl WithSimd for Lanes {
@@ -45,7 +46,7 @@ fn strip(columns: usize) -> usize {
     if columns <= lanes { lanes } else { VECTORS * lanes }
 }
 
-/// A block `[rows, columns]` cut into strips of columns, each row-major; the last strip is filled up with zeros.
+/// A block `[rows, columns]` cut into strips of columns, each row-major; the last strip is padded with zeros.
 #[derive(Debug, Default)]
 pub(crate) struct Strips {
     rows: usize,
@@ -56,20 +57,20 @@ pub(crate) struct Strips {
 }
 
 impl Strips {
-    /// Makes it a block of zeros, in the memory that it has.
+    /// Makes it a block of zeros, reusing its memory.
     pub(crate) fn clear(&mut self, rows: usize, columns: usize) {
         (self.rows, self.columns, self.strip) = (rows, columns, strip(columns));
         self.values.clear();
         self.values.resize(self.count() * rows * self.strip, 0.0);
     }
 
-    /// Makes it `block`.
+    /// Makes it a copy of `block`.
     pub(crate) fn pack(&mut self, block: MatRef<'_, f32>) {
         self.clear(block.nrows(), block.ncols());
         let width = self.strip;
         let strips = self.values.par_chunks_mut((block.nrows() * width).max(1));
-        strips.enumerate().for_each(|(at, strip)| {
-            let columns = block.subcols(at * width, width.min(block.ncols() - at * width));
+        strips.enumerate().for_each(|(index, strip)| {
+            let columns = block.subcols(index * width, width.min(block.ncols() - index * width));
             for (j, column) in columns.col_iter().enumerate() {
                 let to = strip[j..].iter_mut().step_by(width);
                 to.zip(column.iter()).for_each(|(to, from)| *to = *from);
@@ -77,7 +78,7 @@ impl Strips {
         });
     }
 
-    /// Copies it to `out`, of its shape.
+    /// Copies it to `out`, which has the same shape.
     pub(crate) fn unpack(&self, mut out: MatMut<'_, f32>) {
         for (j, column) in out.rb_mut().col_iter_mut().enumerate() {
             let from = self.strip(j / self.strip)[j % self.strip..].iter().step_by(self.strip);
@@ -89,7 +90,7 @@ impl Strips {
         self.columns
     }
 
-    /// Multiplies all by a number.
+    /// Multiplies all values by a number.
     pub(crate) fn scale(&mut self, by: f32) {
         if by != 1.0 {
             self.values.iter_mut().for_each(|x| *x *= by);
@@ -106,14 +107,14 @@ impl Strips {
         self.columns.div_ceil(self.strip)
     }
 
-    fn strip(&self, at: usize) -> &[f32] {
+    fn strip(&self, index: usize) -> &[f32] {
         let length = self.rows * self.strip;
-        &self.values[at * length..][..length]
+        &self.values[index * length..][..length]
     }
 
-    fn strip_mut(&mut self, at: usize) -> &mut [f32] {
+    fn strip_mut(&mut self, index: usize) -> &mut [f32] {
         let length = self.rows * self.strip;
-        &mut self.values[at * length..][..length]
+        &mut self.values[index * length..][..length]
     }
 }
 
@@ -122,14 +123,14 @@ pub(crate) fn multiply(panel: MatRef<'_, f32>, v: &Strips, w: &mut Strips) {
     Arch::new().dispatch(Tiled(Multiply { panel, v, w }));
 }
 
-/// `z += panel^T·w` for `panel` `[h, n]`, row-major, `w` `[h, b]`, `z` `[n, b]`. `packed` is memory to work in.
+/// `z += panel^T·w` for `panel` `[h, n]`, row-major, `w` `[h, b]`, `z` `[n, b]`. `packed` is working memory.
 pub(crate) fn multiply_transposed(panel: MatRef<'_, f32>, w: &Strips, z: &mut Strips, packed: &mut Vec<f32>) {
     Arch::new().dispatch(Tiled(MultiplyTransposed { panel, w, z, packed }));
 }
 
-/// A product by register tiles of `M` rows and `V` vectors.
+/// A product in register tiles of `M` rows and `V` vectors.
 trait Kernel {
-    /// Columns of the strips that it multiplies with.
+    /// The strip width that it multiplies with.
     fn strip(&self) -> usize;
 
     fn run<S: Simd, const M: usize, const V: usize>(self, simd: S);
@@ -169,11 +170,11 @@ impl Kernel for Multiply<'_> {
         let (height, n, width) = (panel.nrows(), panel.ncols(), v.strip);
         for from in (0..n).step_by(DEPTH) {
             let depth = DEPTH.min(n - from);
-            for at in 0..v.count() {
-                let block = vectors::<S, V>(&v.strip(at)[from * width..][..depth * width]);
-                let out = w.strip_mut(at);
+            for index in 0..v.count() {
+                let block = vectors::<S, V>(&v.strip(index)[from * width..][..depth * width]);
+                let out = w.strip_mut(index);
                 for first in (0..height).step_by(M) {
-                    // The last tile repeats its last row, whose results are not stored.
+                    // The last tile repeats its last row; the extra results are not stored.
                     let rows: [&[f32]; M] =
                         std::array::from_fn(|i| row(panel, (first + i).min(height - 1), from, depth));
                     let sums = product::<S, M, V>(simd, rows, block);
@@ -185,14 +186,14 @@ impl Kernel for Multiply<'_> {
     }
 }
 
-/// Row `i` of a panel, `depth` elements from `from` on.
+/// Row `i` of a panel: `depth` elements, starting at `from`.
 #[inline(always)]
 fn row(panel: MatRef<'_, f32>, i: usize, from: usize, depth: usize) -> &[f32] {
     let row = panel.row(i).try_as_row_major().expect("panels are row-major");
     &row.as_slice()[from..from + depth]
 }
 
-/// `M` rows times a strip of as many rows as they are long.
+/// Multiplies `M` rows with a strip that has as many rows as they have elements.
 #[inline(always)]
 fn product<S: Simd, const M: usize, const V: usize>(
     simd: S,
@@ -229,13 +230,13 @@ impl Kernel for MultiplyTransposed<'_> {
         let MultiplyTransposed { panel, w, z, packed } = self;
         let (height, n, width) = (panel.nrows(), panel.ncols(), w.strip);
         packed.resize(TILES * height * M, 0.0);
-        // From the end: what was multiplied last may still lie in a near cache.
+        // From the end: what was multiplied last may still be in a near cache.
         for from in (0..n).step_by(TILES * M).rev() {
             let columns = (TILES * M).min(n - from);
             pack::<M>(panel, from, columns, packed);
-            for at in 0..w.count() {
-                let block = vectors::<S, V>(&w.strip(at)[..height * width]);
-                let out = &mut z.strip_mut(at)[from * width..][..columns * width];
+            for index in 0..w.count() {
+                let block = vectors::<S, V>(&w.strip(index)[..height * width]);
+                let out = &mut z.strip_mut(index)[from * width..][..columns * width];
                 let tiles = packed.chunks_exact(height * M);
                 for (tile, out) in tiles.zip(vectors_mut::<S, V>(out).chunks_mut(M)) {
                     let sums = outer::<S, M, V>(simd, tile.as_chunks::<M>().0, block);
@@ -246,7 +247,8 @@ impl Kernel for MultiplyTransposed<'_> {
     }
 }
 
-/// Copies columns of a panel to tiles `[h, M]`. What a last tile lacks keeps whatever it was; nobody looks at what comes of it.
+/// Copies columns of a panel to tiles `[h, M]`. Missing columns of the last tile keep their old values; results from
+/// them are never read.
 #[inline(always)]
 fn pack<const M: usize>(panel: MatRef<'_, f32>, from: usize, columns: usize, packed: &mut [f32]) {
     let height = panel.nrows();
@@ -261,7 +263,7 @@ fn pack<const M: usize>(panel: MatRef<'_, f32>, from: usize, columns: usize, pac
     }
 }
 
-/// The transpose of a tile `[h, M]` times a strip of `h` rows.
+/// Multiplies the transpose of a tile `[h, M]` with a strip of `h` rows.
 #[inline(always)]
 fn outer<S: Simd, const M: usize, const V: usize>(
     simd: S,
@@ -280,7 +282,7 @@ fn outer<S: Simd, const M: usize, const V: usize>(
     sums
 }
 
-/// Adds the sums of a tile to as many rows of a strip.
+/// Adds the sums of a tile to the same number of rows of a strip.
 #[inline(always)]
 fn add<S: Simd, const V: usize>(simd: S, out: &mut [[S::f32s; V]], sums: &[[S::f32s; V]]) {
     for (out, sums) in out.iter_mut().zip(sums) {
@@ -290,7 +292,7 @@ fn add<S: Simd, const V: usize>(simd: S, out: &mut [[S::f32s; V]], sums: &[[S::f
     }
 }
 
-/// Rows of a strip as vectors.
+/// The rows of a strip as vectors.
 #[inline(always)]
 fn vectors<S: Simd, const V: usize>(strip: &[f32]) -> &[[S::f32s; V]] {
     S::as_simd_f32s(strip).0.as_chunks().0

@@ -1,24 +1,24 @@
-//! How a matrix is cut: groups of panels for passes over the delta, row chunks for work on thin blocks. Only the shape
-//! decides, so that sums do not depend on the machine.
+//! How a matrix is cut: groups of panels for passes over the delta, row chunks for work on thin blocks. This follows
+//! from the shape alone, so that sums do not depend on the machine.
 
 use std::ops::Range;
 
 use faer::MatMut;
 
-/// Groups of consecutive panels. Each has its own sum, as long as a row, so there are as many as threads may be of use, and
-/// fewer where rows are long.
+/// The number of groups of consecutive panels. Each has its own sum, as long as a row, so there are as many as threads
+/// can use, and fewer where rows are long.
 pub(crate) fn groups(n: usize) -> usize {
     if n > 3 << 12 { 4 } else { 8 }
 }
 
 /// Rows are cut at multiples of this: quantized rows often come in packs of 8 or 16.
 const GRAIN: usize = 16;
-/// The most rows of a panel: it is read twice at a visit, and should still be near the second time.
+/// The most rows of a panel: it is read twice per visit, and should still be cached the second time.
 const HIGHEST: usize = 192;
 /// The largest panel, in values.
 const PANEL: usize = 8 << 20;
 
-/// Rows of a group of panels, and rows of a panel, for a matrix `[m, n]`. The last of either may be shorter.
+/// The rows in a group of panels and in a panel, for a matrix `[m, n]`. The last of either may be shorter.
 pub fn panel_rows(m: usize, n: usize) -> (usize, usize) {
     let group = m.div_ceil(groups(n)).next_multiple_of(GRAIN).max(64);
     let most = (PANEL / n.max(1) / GRAIN * GRAIN).clamp(GRAIN, HIGHEST);
@@ -30,7 +30,7 @@ pub fn panel_rows(m: usize, n: usize) -> (usize, usize) {
 /// `range` cut into pieces of `step`.
 pub(crate) fn pieces(range: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> + Clone {
     let Range { start, end } = range;
-    (start..end).step_by(step.max(1)).map(move |at| at..(at + step).min(end))
+    (start..end).step_by(step.max(1)).map(move |first| first..(first + step).min(end))
 }
 
 /// Cuts `rows` rows of a thin block into at most 16 chunks for parallel work.
@@ -38,7 +38,7 @@ pub(crate) fn chunks(rows: usize) -> Vec<Range<usize>> {
     pieces(0..rows, rows.div_ceil(16).next_multiple_of(GRAIN).max(64)).collect()
 }
 
-/// The rows of `mat` as separate matrices, one for each of `ranges`, which follow one another from row 0 to the last.
+/// The rows of `mat` as separate matrices, one per range; the ranges are contiguous, from row 0 to the last.
 pub(crate) fn split_rows<'a, T>(mat: MatMut<'a, T>, ranges: &[Range<usize>]) -> Vec<MatMut<'a, T>> {
     let mut rest = mat;
     let mut parts = Vec::with_capacity(ranges.len());

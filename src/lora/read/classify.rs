@@ -84,6 +84,7 @@ impl PeftModule {
 /// The kind of a tensor that is not a factor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum ExtraKind {
     /// A norm's weight, which replaces the base's.
     Norm,
@@ -131,6 +132,7 @@ pub struct Extra {
 /// What is wrong with a tensor or a module of an adapter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "fault")]
+#[non_exhaustive]
 pub enum Fault {
     /// `lora_A` without `lora_B`: the module is left out.
     LoneA,

@@ -1,20 +1,25 @@
 //! `adapter_config.json` of any LoRA adapter: the rank and `lora_alpha` of each module, by PEFT's rules, and other
 //! settings that change the adapter's meaning.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 
-use regex::Regex;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
+use crate::quant::patterns::Patterns;
 use crate::{Error, Result};
 
 /// PEFT's default for a rank or a `lora_alpha` that the config leaves out.
 const DEFAULT: usize = 8;
 
+/// The most keys of one pattern: one for every module of the largest mixtures of experts.
+const MOST_KEYS: usize = 200_000;
+
 /// What `target_modules` names.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Targets {
     /// Modules, by name or by the last parts of their names.
     Names(Vec<String>),
@@ -31,9 +36,12 @@ pub struct PeftConfig {
     raw: Value,
     r: Option<usize>,
     alpha: Option<f64>,
-    ranks: Vec<(Matcher, usize)>,
-    alphas: Vec<(Matcher, f64)>,
+    ranks: ByPattern<usize>,
+    alphas: ByPattern<f64>,
     targets: Targets,
+    target_names: HashSet<String>,
+    /// `None` where the pattern cannot be read here.
+    target_pattern: Option<Patterns>,
 }
 
 impl PeftConfig {
@@ -77,11 +85,19 @@ impl PeftConfig {
                 strings(list).ok_or_else(|| wrong("target_modules", "a list of names or a pattern"))?,
             ),
         };
-        let ordered: Patterns = serde_json::from_str(text)
+        let ordered: OrderedPatterns = serde_json::from_str(text)
             .map_err(|e| Error::input("the adapter's patterns cannot be read").because(e).path(path))?;
-        let ranks = matchers(&ordered.rank_pattern.0, whole).map_err(|e| e.path(path))?;
-        let alphas = matchers(&ordered.alpha_pattern.0, Value::as_f64).map_err(|e| e.path(path))?;
-        Ok(PeftConfig { r, alpha, ranks, alphas, targets, raw })
+        let ranks = ByPattern::new(&ordered.rank_pattern.0, whole).map_err(|e| e.path(path))?;
+        let alphas = ByPattern::new(&ordered.alpha_pattern.0, Value::as_f64).map_err(|e| e.path(path))?;
+        let (mut target_names, mut target_pattern) = (HashSet::new(), Some(Patterns::default()));
+        match &targets {
+            Targets::Names(names) => target_names.extend(names.iter().cloned()),
+            Targets::Pattern(pattern) => {
+                target_pattern = Patterns::compile(&[(format!("^(?:{pattern})$"), pattern)]).ok();
+            }
+            Targets::None => {}
+        }
+        Ok(PeftConfig { r, alpha, ranks, alphas, targets, target_names, target_pattern, raw })
     }
 
     /// The config's JSON, unchanged.
@@ -101,13 +117,13 @@ impl PeftConfig {
 
     /// The rank that the config gives to `module`: `rank_pattern`, else `r`, else PEFT's default of 8.
     pub fn rank_of(&self, module: &str) -> usize {
-        first(&self.ranks, module).or(self.r).unwrap_or(DEFAULT)
+        self.ranks.get(module).or(self.r).unwrap_or(DEFAULT)
     }
 
     /// The `lora_alpha` that the config gives to `module`: `alpha_pattern`, else `lora_alpha`, else PEFT's default of
     /// 8.
     pub fn alpha_of(&self, module: &str) -> f64 {
-        first(&self.alphas, module).or(self.alpha).unwrap_or(DEFAULT as f64)
+        self.alphas.get(module).or(self.alpha).unwrap_or(DEFAULT as f64)
     }
 
     /// The scale of `B·A` for `module`, whose factors have `rank`: `alpha / rank`, or `alpha / sqrt(rank)` with rsLoRA
@@ -124,6 +140,20 @@ impl PeftConfig {
     /// `target_modules`.
     pub fn targets(&self) -> &Targets {
         &self.targets
+    }
+
+    /// Whether `target_modules` reaches the module, by PEFT's rule: names by the last parts of the module's name, a pattern by the
+    /// whole of it. `None` where its pattern cannot be read here.
+    pub(crate) fn is_target(&self, module: &str) -> Option<bool> {
+        match &self.targets {
+            Targets::None => Some(false),
+            Targets::Names(_) => {
+                let ends = module.match_indices('.').map(|(at, _)| &module[at + 1..]);
+                Some(std::iter::once(module).chain(ends).any(|end| self.target_names.contains(end)))
+            }
+            Targets::Pattern(all) if all.eq_ignore_ascii_case("all-linear") => Some(true),
+            Targets::Pattern(_) => self.target_pattern.as_ref().map(|pattern| pattern.any(module)),
+        }
     }
 
     /// `modules_to_save`; empty where it is null.
@@ -170,59 +200,61 @@ fn strings(value: &Value) -> Option<Vec<String>> {
     value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
 }
 
-/// One key of a pattern. PEFT matches `(.*\.)?(key)$` from the start of a module's name; the first key that matches
+/// The values of a pattern by its keys. PEFT matches `(.*\.)?(key)$` from the start of a module's name; the first key that matches
 /// wins.
 #[derive(Clone, Debug)]
-enum Matcher {
-    /// A key of letters, digits and dots, in which a dot matches any character. mergekit writes one per module, so
-    /// there may be thousands, and they are matched without a regular expression.
-    Plain(String),
-    Pattern(Regex),
+struct ByPattern<T> {
+    /// Keys of letters, digits and dots, of which a dot stands for any character. mergekit writes one a module, so these may be
+    /// thousands and are matched without a regular expression. Each with its place among all keys.
+    plain: Vec<(String, usize)>,
+    /// The others.
+    patterns: Patterns,
+    /// Their places.
+    places: Vec<usize>,
+    values: Vec<T>,
 }
 
-impl Matcher {
-    fn new(key: &str) -> Result<Matcher> {
-        if key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')) {
-            return Ok(Matcher::Plain(key.to_owned()));
+impl<T: Copy> ByPattern<T> {
+    fn new(entries: &[(String, Value)], read: impl Fn(&Value) -> Option<T>) -> Result<ByPattern<T>> {
+        if entries.len() > MOST_KEYS {
+            let what = format!("the config has {} patterns; at most {MOST_KEYS} are read", entries.len());
+            return Err(Error::input(what));
         }
-        Regex::new(&format!(r"^(?:.*\.)?(?:{key})$")).map(Matcher::Pattern).map_err(|e| {
-            Error::input(format!("the pattern '{key}' cannot be read"))
-                .because(e)
-                .hint("name the modules without look-around or back-references")
-        })
-    }
-
-    fn matches(&self, module: &str) -> bool {
-        match self {
-            Matcher::Pattern(pattern) => pattern.is_match(module),
-            Matcher::Plain(key) => {
-                let (key, module) = (key.as_bytes(), module.as_bytes());
-                let Some(start) = module.len().checked_sub(key.len()) else { return false };
-                let same = |(k, m): (&u8, &u8)| *k == b'.' || k == m;
-                key.iter().rev().zip(module.iter().rev()).all(same)
-                    && (start == 0 || module[start - 1] == b'.')
+        let (mut plain, mut patterns, mut places, mut values) = (vec![], vec![], vec![], vec![]);
+        for (place, (key, value)) in entries.iter().enumerate() {
+            values.push(read(value).ok_or_else(|| {
+                Error::input(format!("the pattern '{key}' has the value {value}, not a number"))
+            })?);
+            if key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')) {
+                plain.push((key.clone(), place));
+            } else {
+                patterns.push((format!(r"^(?:.*\.)?(?:{key})$"), key.as_str()));
+                places.push(place);
             }
         }
+        Ok(ByPattern { plain, patterns: Patterns::compile(&patterns)?, places, values })
+    }
+
+    /// The value of the first key that matches.
+    fn get(&self, module: &str) -> Option<T> {
+        let plain = self.plain.iter().find(|(key, _)| is_end(key, module)).map(|(_, place)| *place);
+        let pattern = self.patterns.first(module).map(|at| self.places[at]);
+        let first = [plain, pattern].into_iter().flatten().min()?;
+        self.values.get(first).copied()
     }
 }
 
-fn first<T: Copy>(patterns: &[(Matcher, T)], module: &str) -> Option<T> {
-    patterns.iter().find(|(matcher, _)| matcher.matches(module)).map(|(_, value)| *value)
-}
-
-fn matchers<T>(entries: &[(String, Value)], read: impl Fn(&Value) -> Option<T>) -> Result<Vec<(Matcher, T)>> {
-    let entry = |(key, value): &(String, Value)| {
-        let value = read(value).ok_or_else(|| {
-            Error::input(format!("the pattern '{key}' has the value {value}, not a number"))
-        })?;
-        Ok((Matcher::new(key)?, value))
-    };
-    entries.iter().map(entry).collect()
+/// Whether a plain key matches the last parts of a module's name.
+fn is_end(key: &str, module: &str) -> bool {
+    let (key, module) = (key.as_bytes(), module.as_bytes());
+    let Some(at) = module.len().checked_sub(key.len()) else { return false };
+    let same = |(k, m): (&u8, &u8)| *k == b'.' || k == m;
+    key.iter().rev().zip(module.iter().rev()).all(same) && (at == 0 || module[at - 1] == b'.')
 }
 
 /// The two patterns with their keys in the order of the file, in which PEFT tries them.
 #[derive(serde::Deserialize)]
-struct Patterns {
+struct OrderedPatterns {
     #[serde(default)]
     rank_pattern: InOrder,
     #[serde(default)]
@@ -292,10 +324,11 @@ mod tests {
 
     #[test]
     fn a_plain_keys_dot_is_any_character() {
-        let plain = Matcher::new("a.b").unwrap();
-        assert!(plain.matches("x.a.b") && plain.matches("aXb") && !plain.matches("xa.b"));
-        let escaped = Matcher::new(r"a\.b").unwrap();
-        assert!(escaped.matches("x.a.b") && !escaped.matches("aXb"));
+        let of = |key: &str| ByPattern::new(&[(key.to_owned(), 4.into())], whole).unwrap();
+        let plain = of("a.b");
+        assert_eq!(["x.a.b", "aXb", "xa.b"].map(|name| plain.get(name)), [Some(4), Some(4), None]);
+        let escaped = of(r"a\.b");
+        assert_eq!(["x.a.b", "aXb"].map(|name| escaped.get(name)), [Some(4), None]);
     }
 
     #[test]

@@ -37,7 +37,11 @@ use crate::lora::read::classify::sort;
 use crate::lora::tree::BaseModules;
 use crate::lora::{CONFIG, WEIGHTS};
 use crate::storage::Window;
+use crate::storage::regular_file;
 use crate::{Error, Result, checkpoint};
+
+/// The longest `adapter_config.json`. One that gives every module a rank of its own may have some megabytes.
+const LONGEST_CONFIG: u64 = 16 << 20;
 
 /// How many bytes of a factor are mapped and decoded at once.
 const WINDOW: u64 = 4 << 20;
@@ -102,13 +106,14 @@ impl PeftAdapter {
         let files = names(root)?;
         let weights = weights(root, &files)?;
         let path = root.join(CONFIG);
-        let text = std::fs::read_to_string(&path).map_err(|e| match e.kind() {
+        let text = regular_file::read_within(&path, LONGEST_CONFIG).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::input("the adapter has no config")
                 .path(&path)
                 .hint("it holds the rank and lora_alpha: download the complete adapter again"),
-            std::io::ErrorKind::InvalidData => Error::input("the adapter's config is not text").path(&path),
-            _ => Error::unexpected("cannot read the adapter's config").path(&path).because(e),
+            _ => regular_file::cannot_read(&path, e),
         })?;
+        let text = String::from_utf8(text)
+            .map_err(|_| Error::input("the adapter's config is no text").path(&path))?;
         let config = PeftConfig::parse(&text, &path)?;
         let file = Checkpoint::open_file(&weights)?;
         let sorted = sort(file.tensors(), &config).map_err(|e| e.path(&weights))?;
@@ -192,6 +197,14 @@ impl PeftAdapter {
     /// The largest rank of a module; zero if there is no module.
     pub fn rank(&self) -> usize {
         self.modules.values().map(PeftModule::rank).max().unwrap_or(0)
+    }
+
+    /// Looks whether its weights are as they were when it was opened, as [`Checkpoint::check_unchanged`] does.
+    ///
+    /// # Errors
+    /// A file that was written to since.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.file.check_unchanged()
     }
 
     /// Maps a range of the bytes of a tensor of this adapter.

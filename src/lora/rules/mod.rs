@@ -20,6 +20,7 @@ use crate::lora::tree::BaseModules;
 
 /// A program that loads LoRA adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum Loader {
     /// PEFT, with transformers.
     #[serde(rename = "peft")]
@@ -59,6 +60,7 @@ impl fmt::Display for Loader {
 /// The effect of a broken rule, from worst to mildest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Effect {
     /// The program refuses the adapter.
     Refused,
@@ -85,6 +87,7 @@ impl Effect {
 /// Whether `sanitize` can fix a broken rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Fix {
     /// Yes, and what the adapter adds stays the same, except for rounding.
     Yes,

@@ -1,6 +1,5 @@
 //! The rules on an adapter's folder and its `adapter_config.json`.
 
-use regex::Regex;
 use serde_json::Value;
 
 use crate::lora::read::PeftAdapter;
@@ -159,14 +158,7 @@ fn meanings(config: &PeftConfig, report: &mut Report) {
 
 /// Whether `target_modules` matches the module, by PEFT's rule; `None` if its pattern cannot be parsed here.
 pub(crate) fn is_target(config: &PeftConfig, module: &str) -> Option<bool> {
-    let ends =
-        |name: &str| module == name || module.strip_suffix(name).is_some_and(|head| head.ends_with('.'));
-    Some(match config.targets() {
-        Targets::None => false,
-        Targets::Names(names) => names.iter().any(|name| ends(name)),
-        Targets::Pattern(pattern) if pattern.eq_ignore_ascii_case("all-linear") => true,
-        Targets::Pattern(pattern) => Regex::new(&format!("^(?:{pattern})$")).ok()?.is_match(module),
-    })
+    config.is_target(module)
 }
 
 /// Whether the module is a parameter that PEFT reaches through `target_parameters`, for example fused experts.

@@ -14,6 +14,7 @@ use crate::container::safetensors::writer::SafetensorsWriter;
 use crate::durable::digest::{PIECE, Written, digest};
 use crate::quant::weight::TensorInfo;
 use crate::storage::positioned::read_exact_at;
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
 /// The file name of a module's shard: 16 hex digits of the name's BLAKE3, because a module's own name may be longer
@@ -64,7 +65,7 @@ impl Shard {
                 .path(path)
                 .hint("run the same command again: the module will be computed again")
         };
-        let file = File::open(path).map_err(|e| match e.kind() {
+        let file = regular_file::open(path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => bad("the shard is missing".to_owned()),
             _ => failed(e),
         })?;
@@ -81,7 +82,7 @@ impl Shard {
         io::Seek::rewind(&mut &file).map_err(failed)?;
         let header = layout::parse(&file, length).map_err(|e| e.path(path))?;
         let tensors = header.layout.into_iter().map(|t| (t.stored.name.clone(), t)).collect();
-        Ok(Shard { file, path: path.to_path_buf(), tensors, metadata: header.metadata.into_iter().collect() })
+        Ok(Shard { file, path: path.to_path_buf(), tensors, metadata: header.metadata })
     }
 
     /// The shard's file.

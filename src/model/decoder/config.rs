@@ -1,4 +1,4 @@
-//! The architectures that are run, by `model_type`.
+//! The supported architectures, by `model_type`.
 
 use serde_json::Value;
 
@@ -6,34 +6,36 @@ use super::{Names, Rotary};
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
 
-/// How the gate of an MLP is bent.
+/// The activation of an MLP's gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Activation {
     /// x · sigmoid(x).
     Silu,
-    /// GELU by its tanh approximation.
+    /// GELU in its tanh approximation.
     GeluTanh,
 }
 
-/// How norms lie in a layer, and what their weights mean.
+/// The arrangement of norms in a layer, and the meaning of their weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum NormStyle {
     /// One norm before attention and one before the MLP; the weight is a factor.
     Plain,
-    /// Gemma's: norms before and after both, and the factor is 1 + weight.
+    /// Gemma's: norms before and after both parts; the factor is 1 + weight.
     Sandwich,
 }
 
 /// A mixture of experts in place of an MLP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mixture {
-    /// Experts of a layer.
+    /// Number of experts in a layer.
     pub experts: usize,
-    /// Experts of a token.
+    /// Number of experts per token.
     pub per_token: usize,
     /// Whether the chosen experts' probabilities are scaled to a sum of one.
     pub normalized: bool,
-    /// Which layers have experts.
+    /// For each layer, whether it has experts.
     pub layers: Vec<bool>,
 }
 
@@ -42,51 +44,51 @@ pub struct Mixture {
 pub struct Decoder {
     /// `model_type` of the text model.
     pub model_type: String,
-    /// Layers.
+    /// Number of layers.
     pub layers: usize,
     /// Width of the residual stream.
     pub hidden: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub heads: usize,
-    /// Key and value heads.
+    /// Number of key and value heads.
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Tokens of the vocabulary.
+    /// Number of tokens in the vocabulary.
     pub vocabulary: usize,
     /// Added to the mean square in every norm.
     pub eps: f64,
-    /// What the scores are multiplied with before the softmax.
+    /// The factor of the scores before the softmax.
     pub attention_scale: f32,
-    /// Scores are bent to within this, where it is set.
+    /// The soft cap of the scores, if set.
     pub attention_cap: Option<f32>,
-    /// Logits are bent to within this, where it is set.
+    /// The soft cap of the logits, if set.
     pub logit_cap: Option<f32>,
-    /// What the embedding is multiplied with.
+    /// The factor of the embedding.
     pub embedding_scale: f32,
     /// The MLP's activation.
     pub activation: Activation,
-    /// Norms.
+    /// The arrangement of the norms.
     pub norms: NormStyle,
-    /// For each layer, how many tokens back (itself included) a token sees; `None` for all.
+    /// For each layer, how many tokens back (including itself) a token sees; `None` for all.
     pub windows: Vec<Option<usize>>,
     /// For each layer, its rotary frequencies.
     pub rotary: Vec<Rotary>,
-    /// Experts, where the model has them.
+    /// The experts, if the model has them.
     pub mixture: Option<Mixture>,
     /// The modules' names.
     pub names: Names,
 }
 
-/// The models that are run.
+/// The supported models, by `model_type`.
 pub const READ: [&str; 10] =
     ["llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma2", "gemma3_text", "gemma3", "phi3"];
 
 impl Decoder {
-    /// The architecture of a checkpoint.
+    /// Reads the architecture of a checkpoint.
     ///
     /// # Errors
-    /// A model that is not run, by its name; a config without a number that is needed, or with one that cannot be.
+    /// A model that is not supported, by name; a config that lacks a required number, or has an impossible one.
     pub fn of(checkpoint: &Checkpoint) -> Result<Decoder> {
         let config = Fields::of(checkpoint)?;
         let model_type = config.model_type.clone();
@@ -141,7 +143,7 @@ impl Decoder {
     }
 }
 
-/// The text model's part of a `config.json`.
+/// The fields of a `config.json`, those of the text model first.
 #[derive(Debug)]
 pub(super) struct Fields<'a> {
     text: &'a Value,
@@ -161,13 +163,13 @@ impl<'a> Fields<'a> {
         let top = checkpoint.config().raw().ok_or_else(|| missing("the model has no config.json"))?;
         let text = top.get("text_config").filter(|text| text.is_object()).unwrap_or(top);
         let named = text.get("model_type").or_else(|| top.get("model_type")).and_then(Value::as_str);
-        let model_type = named.ok_or_else(|| missing("the config does not say its model_type"))?.to_owned();
+        let model_type = named.ok_or_else(|| missing("the config has no model_type"))?.to_owned();
         if !READ.contains(&model_type.as_str()) {
             let hint = format!(
-                "these are run: {}; for another model, scripts/calibrate.py writes the same calibration by transformers",
+                "supported types: {}; for another model, scripts/calibrate.py writes the same calibration with transformers",
                 READ.join(", ")
             );
-            return Err(Error::input(format!("models of the type '{model_type}' are not run here"))
+            return Err(Error::input(format!("models of type '{model_type}' are not supported"))
                 .path(&place)
                 .hint(hint));
         }
@@ -175,8 +177,8 @@ impl<'a> Fields<'a> {
     }
 
     pub fn optional(&self, key: &str) -> Option<&'a Value> {
-        let given = |config: &'a Value| config.get(key).filter(|value| !value.is_null());
-        given(self.text).or_else(|| given(self.top))
+        let field = |config: &'a Value| config.get(key).filter(|value| !value.is_null());
+        field(self.text).or_else(|| field(self.top))
     }
 
     pub fn number(&self, key: &str) -> Option<f64> {
@@ -190,9 +192,9 @@ impl<'a> Fields<'a> {
     }
 
     pub fn wrong(&self, what: &str) -> Error {
-        Error::input(format!("the model cannot be run by its config: {what}"))
+        Error::input(format!("the model's config cannot be used: {what}"))
             .path(self.place.join("config.json"))
-            .hint("fetch the model's config again")
+            .hint("download the model's config again")
     }
 
     fn activation(&self) -> Result<Activation> {
@@ -200,13 +202,13 @@ impl<'a> Fields<'a> {
         match name.unwrap_or("silu") {
             "silu" | "swish" => Ok(Activation::Silu),
             "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
-            // Gemma's first configs say `gelu` and mean the approximation; transformers 5 computes it so.
+            // Gemma's first configs say `gelu` but mean the approximation, which is what transformers 5 computes.
             "gelu" if self.model_type.starts_with("gemma") => Ok(Activation::GeluTanh),
-            other => Err(self.wrong(&format!("the activation '{other}' is not known"))),
+            other => Err(self.wrong(&format!("unknown activation '{other}'"))),
         }
     }
 
-    /// Whether each layer slides.
+    /// For each layer, whether it has a sliding window.
     fn layer_types(&self, layers: usize) -> Result<Vec<bool>> {
         if let Some(types) = self.optional("layer_types").and_then(Value::as_array) {
             let sliding: Vec<bool> =
@@ -257,7 +259,7 @@ impl<'a> Fields<'a> {
         let dense = self.optional("mlp_only_layers").and_then(Value::as_array).cloned().unwrap_or_default();
         let step = whole("decoder_sparse_step", 1).max(1);
         let has = |layer: usize| {
-            let listed = dense.iter().any(|at| at.as_u64() == Some(layer as u64));
+            let listed = dense.iter().any(|index| index.as_u64() == Some(layer as u64));
             self.model_type == "mixtral" || (!listed && (layer as u64 + 1).is_multiple_of(step))
         };
         Ok(Some(Mixture { experts, per_token, normalized, layers: (0..layers).map(has).collect() }))

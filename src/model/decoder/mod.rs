@@ -1,7 +1,7 @@
-//! What a decoder is: sizes, variants, and the names of its modules, read from a checkpoint's config.
+//! The description of a decoder: sizes, variants, and the names of its modules, read from a checkpoint's config.
 //!
-//! The reference is transformers (5.x), whose configs of all ages are read: `rope_parameters` or `rope_theta` and `rope_scaling`;
-//! `layer_types` or the older rules for which layers slide.
+//! The reference is transformers (5.x). Configs of every age are read: `rope_parameters`, or `rope_theta` and
+//! `rope_scaling`; `layer_types`, or the older rules for which layers have a sliding window.
 
 mod config;
 mod names;

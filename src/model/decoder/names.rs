@@ -6,9 +6,9 @@ use crate::{Error, Result};
 /// The names of a decoder's modules.
 #[derive(Clone, Debug)]
 pub struct Names {
-    /// What stands before `layers.`, `embed_tokens` and `norm`.
+    /// The prefix of `layers.`, `embed_tokens` and `norm`.
     prefix: String,
-    /// The output head, or the embedding where the two are one.
+    /// The output head, or the embedding if the two are tied.
     head: String,
     mixtral: bool,
 }
@@ -17,13 +17,14 @@ impl Names {
     /// The names in this checkpoint.
     ///
     /// # Errors
-    /// No layers, no embedding.
+    /// The checkpoint has no input embedding or no output head.
     pub(super) fn of(checkpoint: &Checkpoint, mixtral: bool) -> Result<Names> {
         let missing = |what: &str| Error::input(what).path(checkpoint.root()).hint("give the whole model");
         let embedding =
             checkpoint.input_embedding().ok_or_else(|| missing("the model has no input embedding"))?.name();
         let prefix = embedding.strip_suffix("embed_tokens").unwrap_or_default().to_owned();
-        // `model.language_model.` and `language_model.model.` have it beside or above the inner model.
+        // With the prefixes `model.language_model.` and `language_model.model.`, the head is beside or above the inner
+        // model.
         let outer = prefix.strip_suffix("model.").unwrap_or(&prefix);
         let heads = [format!("{outer}lm_head"), "lm_head".to_owned()];
         let head = heads.into_iter().find(|name| checkpoint.module(name).is_some());

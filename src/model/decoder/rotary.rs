@@ -1,4 +1,4 @@
-//! Rotary frequencies, by the rules of transformers' `modeling_rope_utils.py`.
+//! Rotary frequencies, following transformers' `modeling_rope_utils.py`.
 //!
 //! Su et al. 2021 (RoPE); Peng et al. 2023 (YaRN, arXiv 2309.00071); Ding et al. 2024 (LongRoPE, arXiv 2402.13753).
 
@@ -12,16 +12,16 @@ use crate::Result;
 /// The rotary frequencies of a layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rotary {
-    /// Radians a position, one for each pair of dimensions that turns; the dimensions beyond twice as many stay as they are.
+    /// Radians per position, one for each rotated pair of dimensions; dimensions beyond twice as many are not rotated.
     pub frequencies: Vec<f64>,
-    /// What sine and cosine are multiplied with.
+    /// The factor of sine and cosine.
     pub scale: f64,
-    /// The same frequencies for texts of more than so many tokens, where those have others (LongRoPE).
+    /// For LongRoPE: the token count above which texts use other frequencies, and those frequencies.
     pub long: Option<(usize, Vec<f64>)>,
 }
 
 impl Rotary {
-    /// Those of a layer that slides, or of one that does not.
+    /// The frequencies of a layer with or without a sliding window.
     pub(super) fn of(config: &Fields<'_>, head_dim: usize, sliding: bool) -> Result<Rotary> {
         let parameters = Parameters::of(config, sliding);
         let share = parameters.number("partial_rotary_factor").or(config.number("partial_rotary_factor"));
@@ -30,11 +30,11 @@ impl Rotary {
         let plain: Vec<f64> = (0..dim / 2).map(|i| base.powf(-2.0 * i as f64 / dim as f64)).collect();
         let rotary = |frequencies, scale| Rotary { frequencies, scale, long: None };
         let need = |key: &str| {
-            let given = parameters.number(key).filter(|value| *value > 0.0);
-            given.ok_or_else(|| config.wrong(&format!("no usable '{key}' of the rotary embedding")))
+            let value = parameters.number(key).filter(|value| *value > 0.0);
+            value.ok_or_else(|| config.wrong(&format!("no usable '{key}' for the rotary embedding")))
         };
         match parameters.kind() {
-            // Dynamic scaling begins beyond the longest text that the model was trained on.
+            // Dynamic scaling only begins beyond the longest text that the model was trained on.
             "default" | "dynamic" => Ok(rotary(plain, 1.0)),
             "linear" => {
                 let factor = need("factor")?;
@@ -58,22 +58,23 @@ impl Rotary {
                 Ok(rotary(parameters.yarn(&plain, base, factor, original), parameters.yarn_scale(factor)))
             }
             "longrope" | "su" | "yarn" => parameters.long(config, &plain),
-            other => Err(config.wrong(&format!("the rotary embedding '{other}' is not known"))),
+            other => Err(config.wrong(&format!("unknown rotary embedding '{other}'"))),
         }
     }
 }
 
-/// The rotary parameters of one kind of layer, wherever a config keeps them.
+/// The rotary parameters of one kind of layer, wherever a config has them.
 struct Parameters<'a>(Option<&'a Value>);
 
 impl<'a> Parameters<'a> {
     fn of(config: &Fields<'a>, sliding: bool) -> Parameters<'a> {
         let kind = if sliding { "sliding_attention" } else { "full_attention" };
-        if let Some(all) = config.optional("rope_parameters") {
-            let nested = all.get("full_attention").is_some() || all.get("sliding_attention").is_some();
-            return Parameters(if nested { all.get(kind) } else { Some(all) });
+        if let Some(by_kind) = config.optional("rope_parameters") {
+            let nested =
+                by_kind.get("full_attention").is_some() || by_kind.get("sliding_attention").is_some();
+            return Parameters(if nested { by_kind.get(kind) } else { Some(by_kind) });
         }
-        // Before transformers 5: Gemma 3 scales only the layers that see everything.
+        // Before transformers 5: Gemma 3 scales only the layers with full attention.
         let local = sliding && config.model_type.starts_with("gemma3");
         Parameters(config.optional("rope_scaling").filter(|_| !local))
     }
@@ -83,7 +84,7 @@ impl<'a> Parameters<'a> {
     }
 
     fn kind(&self) -> &'a str {
-        let kind = |key| self.0.and_then(|all| all.get(key)).and_then(Value::as_str);
+        let kind = |key| self.0.and_then(|fields| fields.get(key)).and_then(Value::as_str);
         kind("rope_type").or_else(|| kind("type")).unwrap_or("default")
     }
 
@@ -104,7 +105,7 @@ impl<'a> Parameters<'a> {
         let turns = |key, default| self.number(key).filter(|value| *value > 0.0).unwrap_or(default);
         let place = |turns: f64| dim * (original / (turns * 2.0 * PI)).ln() / (2.0 * base.ln());
         let (mut low, mut high) = (place(turns("beta_fast", 32.0)), place(turns("beta_slow", 1.0)));
-        let truncate = self.0.and_then(|all| all.get("truncate")).and_then(Value::as_bool);
+        let truncate = self.0.and_then(|fields| fields.get("truncate")).and_then(Value::as_bool);
         if truncate.unwrap_or(true) {
             (low, high) = (low.floor(), high.ceil());
         }
@@ -121,19 +122,21 @@ impl<'a> Parameters<'a> {
 
     fn yarn_scale(&self, factor: f64) -> f64 {
         let mscale = |by: f64| if factor <= 1.0 { 1.0 } else { 0.1 * by * factor.ln() + 1.0 };
-        let given = |key| self.number(key).filter(|value| *value != 0.0);
-        self.number("attention_factor").unwrap_or_else(|| match (given("mscale"), given("mscale_all_dim")) {
-            (Some(one), Some(all)) => mscale(one) / mscale(all),
-            _ => mscale(1.0),
+        let nonzero = |key| self.number(key).filter(|value| *value != 0.0);
+        self.number("attention_factor").unwrap_or_else(|| {
+            match (nonzero("mscale"), nonzero("mscale_all_dim")) {
+                (Some(scale), Some(all_dim)) => mscale(scale) / mscale(all_dim),
+                _ => mscale(1.0),
+            }
         })
     }
 
     fn long(&self, config: &Fields<'_>, plain: &[f64]) -> Result<Rotary> {
         let factors = |key: &str| {
-            let list = self.0.and_then(|all| all.get(key)).and_then(Value::as_array);
+            let list = self.0.and_then(|fields| fields.get(key)).and_then(Value::as_array);
             let list: Option<Vec<f64>> = list.map(|list| list.iter().filter_map(Value::as_f64).collect());
             let fits = list.filter(|list| list.len() == plain.len() && list.iter().all(|f| *f > 0.0));
-            fits.ok_or_else(|| config.wrong(&format!("no usable '{key}' of the rotary embedding")))
+            fits.ok_or_else(|| config.wrong(&format!("no usable '{key}' for the rotary embedding")))
         };
         let (short, long) = (factors("short_factor")?, factors("long_factor")?);
         let longest = config.size("max_position_embeddings")? as f64;
@@ -153,7 +156,7 @@ impl<'a> Parameters<'a> {
     }
 }
 
-/// Llama 3.1's: slow frequencies are divided by `factor`, fast ones kept, those between mixed.
+/// Llama 3.1's frequencies: slow ones are divided by `factor`, fast ones kept, those between interpolated.
 fn llama3(plain: &[f64], factor: f64, [low, high]: [f64; 2], original: f64) -> Vec<f64> {
     let scaled = |&f: &f64| {
         let wavelength = 2.0 * PI / f;

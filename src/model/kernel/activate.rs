@@ -15,17 +15,17 @@ pub fn gate(gate: &mut [f32], up: &[f32], activation: Activation) {
     }
 }
 
-/// Hendrycks and Gimpel 2016, by its tanh approximation.
+/// GELU (Hendrycks and Gimpel 2016) in its tanh approximation.
 fn gelu(x: f32) -> f32 {
     const ROOT: f32 = 0.797_884_6;
     0.5 * x * (1.0 + (ROOT * (x + 0.044_715 * x * x * x)).tanh())
 }
 
 impl Activations {
-    /// Turns the gate and up of a fused product, one above the other, into `act(gate) · up`.
+    /// Replaces the gate and up of a fused product, one above the other, by `act(gate) · up`.
     ///
     /// # Panics
-    /// If the rows are of an odd number.
+    /// If the number of rows is odd.
     pub fn gate_halves(&mut self, activation: Activation) {
         assert!(self.features.is_multiple_of(2), "gate and up of {} rows", self.features);
         let half = self.features / 2;

@@ -1,36 +1,36 @@
-//! Causal attention of one head over one group, query tile by query tile: scores are never held for more than a tile.
+//! Causal attention of one head over one group, query tile by query tile: only one tile's scores are ever held.
 
 use std::ops::Range;
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
-/// Queries of a tile.
+/// Queries per tile.
 const QUERIES: usize = 128;
 
-/// What all heads of a layer share.
+/// The parameters that all heads of a layer share.
 #[derive(Clone, Copy, Debug)]
 pub struct Heads {
     /// Width of a head.
     pub width: usize,
-    /// Factor of the scores.
+    /// The factor of the scores.
     pub scale: f32,
-    /// Bend scores to within this.
+    /// The soft cap of the scores.
     pub cap: Option<f32>,
-    /// How many tokens back a token sees, itself included.
+    /// How many tokens back a token sees, including itself.
     pub window: Option<usize>,
 }
 
-/// Values of scratch that [`attend`] needs for sequences of up to `longest` tokens.
+/// The number of scratch values that [`attend`] needs for sequences of up to `longest` tokens.
 pub fn scratch(longest: usize, width: usize) -> usize {
     QUERIES * (longest + width)
 }
 
-/// Replaces the queries of one head, `[width, tokens]` of a whole group, by the attention's output. `keys` and `values` are those that
-/// the head reads, of the same shape; `sequences` are the columns of each sequence.
+/// Replaces the queries of one head, `[width, tokens]` for a whole group, by the attention's output. `keys` and
+/// `values` are those that the head reads, of the same shape; `sequences` are the columns of each sequence.
 ///
 /// # Panics
-/// If the lengths do not go together.
+/// If the lengths do not match.
 pub fn attend<'a>(
     heads: Heads,
     queries: &mut [f32],
@@ -46,7 +46,7 @@ pub fn attend<'a>(
     for columns in sequences {
         for start in columns.clone().step_by(QUERIES) {
             let tile = start..(start + QUERIES).min(columns.end);
-            // The first token that the tile's first query sees.
+            // The first token that the first query of the tile sees.
             let first = heads
                 .window
                 .map_or(columns.start, |back| (start + 1).saturating_sub(back).max(columns.start));

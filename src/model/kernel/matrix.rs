@@ -1,20 +1,20 @@
-//! Values of many features for many tokens.
+//! The values of several features for several tokens.
 
 use std::ops::Range;
 
 /// A matrix `[features, tokens]`, row-major.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Activations {
-    /// Rows.
+    /// The number of rows.
     pub features: usize,
-    /// Columns.
+    /// The number of columns.
     pub tokens: usize,
     /// `features * tokens` values.
     pub values: Vec<f32>,
 }
 
 impl Activations {
-    /// All zeros.
+    /// A matrix of zeros.
     pub fn zeros(features: usize, tokens: usize) -> Activations {
         Activations { features, tokens, values: vec![0.0; features * tokens] }
     }

@@ -1,5 +1,5 @@
-//! The arithmetic of a decoder, on [`Activations`]: `[features, tokens]`, one row a feature, so that a head is a run of rows and what
-//! is done to every token alike runs along memory.
+//! The arithmetic of a decoder on [`Activations`], which are `[features, tokens]` with one row per feature: a head is a
+//! run of rows, and operations on every token run along memory.
 
 mod activate;
 mod attend;

@@ -2,8 +2,8 @@
 
 use super::Activations;
 
-/// Norms the columns of each run of `weight.len()` rows by themselves: one run for the residual stream, one a head for norms of
-/// queries and keys. Row `j` of a run is scaled by `weight[j]`. Mean squares are summed in f64.
+/// Norms each run of `weight.len()` rows separately, column by column: one run for the residual stream, one per head
+/// for norms of queries and keys. Row `j` of a run is scaled by `weight[j]`. Mean squares are summed in f64.
 ///
 /// # Panics
 /// If the rows are not a whole number of runs.

@@ -8,19 +8,19 @@ use super::Activations;
 /// Columns that are multiplied at a time.
 pub const TILE: usize = 512;
 
-/// `out = w·x` for `w` `[rows, x.features]` and `out` `[rows, x.tokens]`, both row-major; on this thread, in tiles of columns whose
-/// place follows from the group alone.
+/// `out = w·x` for `w` `[rows, x.features]` and `out` `[rows, x.tokens]`, both row-major; on this thread, in tiles of
+/// columns whose boundaries follow from the group alone.
 ///
 /// # Panics
-/// If the lengths do not go together.
+/// If the lengths do not match.
 pub fn product(w: &[f32], x: &Activations, out: &mut [f32]) {
     tiles(w, x, out, Accum::Replace, 1.0);
 }
 
-/// `out += scale · w·x`, otherwise as [`product`].
+/// `out += scale · w·x`, otherwise like [`product`].
 ///
 /// # Panics
-/// As [`product`].
+/// If the lengths do not match.
 pub fn add_product(w: &[f32], x: &Activations, out: &mut [f32], scale: f32) {
     tiles(w, x, out, Accum::Add, scale);
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::super::decoder::Rotary;
 use super::Activations;
 
-/// Sine and cosine of every pair of dimensions at every token of a group.
+/// The sine and cosine of every pair of dimensions at every token of a group.
 #[derive(Debug)]
 pub struct Angles {
     /// `[pairs, tokens]`.
@@ -14,7 +14,7 @@ pub struct Angles {
 }
 
 impl Angles {
-    /// Those of a group whose sequences lie in these columns, each counted from 0.
+    /// The angles for a group whose sequences have these columns, with positions counted from 0 in each.
     pub fn of<'a>(
         rotary: &Rotary,
         sequences: impl Iterator<Item = &'a Range<usize>>,
@@ -39,10 +39,10 @@ impl Angles {
     }
 }
 
-/// Turns every head of `width` rows: its rows `j` and `j + pairs` by the angle of pair `j`.
+/// Rotates every head of `width` rows: its rows `j` and `j + pairs` by the angle of pair `j`.
 ///
 /// # Panics
-/// If the rows are not whole heads, or a head is narrower than its pairs.
+/// If the rows are not a whole number of heads, or a head is narrower than its rotated pairs.
 pub fn rotate(x: &mut Activations, width: usize, angles: &Angles) {
     let (tokens, pairs) = (x.tokens, angles.cos.features);
     assert!(x.features.is_multiple_of(width) && 2 * pairs <= width, "heads of {width}, {pairs} pairs");

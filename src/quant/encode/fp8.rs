@@ -1,24 +1,25 @@
-//! The way back: numbers to block FP8, as [`BlockFp8`](super::BlockFp8) reads it.
+//! The inverse of decoding: values to block FP8, as [`BlockFp8`](super::BlockFp8) reads it.
 //!
-//! A block's scale is the largest magnitude in it over 448, the largest e4m3; a code is the nearest e4m3 to `w / scale`, ties to
-//! even. The arithmetic is that of compressed-tensors on an f32 weight (`quantization/utils/helpers.py:calculate_qparams` and
-//! `lifecycle/forward_helpers.py:_quantize`), down to its scale for a block of zeros.
+//! A block's scale is its largest magnitude divided by 448, the largest e4m3; a code is the nearest e4m3 to
+//! `w / scale`, ties to even. The arithmetic is that of compressed-tensors on an f32 weight
+//! (`quantization/utils/helpers.py:calculate_qparams` and `lifecycle/forward_helpers.py:_quantize`), including its
+//! scale for a block of zeros.
 
-/// The block of Qwen3-FP8 and DeepSeek-V3: rows, columns.
+/// The block shape of Qwen3-FP8 and DeepSeek-V3: rows, columns.
 pub const FP8_BLOCK: [usize; 2] = [128, 128];
 
 /// The largest finite e4m3.
 const LARGEST: f32 = 448.0;
 
-/// Encodes consecutive rows, `values` `[rows, columns]` row-major, in blocks of `block` (rows, columns): `codes` are e4m3, one for
-/// each value, `scales` `[ceil(rows / block rows), ceil(columns / block columns)]`, to be multiplied. Blocks at the right and lower
-/// edges are partial; rows of a larger matrix have to begin and end on the edges of its blocks.
+/// Encodes consecutive rows, `values` `[rows, columns]` row-major, in blocks of `block` (rows, columns). `codes` are
+/// e4m3, one per value; `scales` are `[ceil(rows / block rows), ceil(columns / block columns)]` and multiply the codes.
+/// Blocks at the right and lower edges are partial; rows of a larger matrix must begin and end at block boundaries.
 ///
-/// A block of zeros has the scale `f32::EPSILON`. A block with a NaN has the scale NaN, and its codes are NaN; one with an infinity
-/// has an infinite scale. Weights that are not finite are for the caller to refuse.
+/// A block of zeros has the scale `f32::EPSILON`. A block with a NaN has the scale NaN, and its codes are NaN; one with
+/// an infinity has an infinite scale. The caller must refuse weights that are not finite.
 ///
 /// # Panics
-/// If `codes` or `scales` are not of the lengths that the shape asks for, or a side of `block` is zero.
+/// If `codes` or `scales` do not have the lengths that the shape requires, or a dimension of `block` is zero.
 pub fn encode_block_fp8(
     values: &[f32],
     columns: usize,
@@ -52,9 +53,9 @@ pub fn encode_block_fp8(
     }
 }
 
-/// The largest magnitude of each block of one row of blocks.
+/// The largest magnitude of each block in one row of blocks.
 fn largest(values: &[f32], columns: usize, width: usize, out: &mut [f32]) {
-    // Without their sign floats are in the order of their bits, with NaN above all.
+    // Without their sign bit, floats sort by their bits, with NaN above all.
     let mut most = vec![0u32; out.len()];
     for row in values.chunks_exact(columns) {
         for (block, most) in row.chunks(width).zip(&mut most) {
@@ -64,13 +65,13 @@ fn largest(values: &[f32], columns: usize, width: usize, out: &mut [f32]) {
     out.iter_mut().zip(most).for_each(|(out, bits)| *out = f32::from_bits(bits));
 }
 
-/// The nearest e4m3 code, ties to even; beyond 448 the largest, NaN where it is NaN.
+/// The nearest e4m3 code, ties to even; the largest code beyond 448, NaN for NaN.
 #[inline(always)]
 pub fn to_e4m3(value: f32) -> u8 {
-    /// The smallest normal e4m3, and a number whose last bit has the worth of the smallest subnormal one, 2^-9.
+    /// The smallest normal e4m3, and a number whose last bit is worth the smallest subnormal, 2^-9.
     const NORMAL: u32 = (127 - 6) << 23;
     const SUBNORMALS: f32 = 16384.0;
-    // All paths are taken and one is chosen, so that the loop around it can be vectorized.
+    // All paths are computed and one is selected, so that the loop around this can be vectorized.
     let bits = value.to_bits();
     let magnitude = (bits & 0x7fff_ffff).min(LARGEST.to_bits());
     let normal = ((magnitude + 0x7_ffff + (magnitude >> 20 & 1)) >> 20).wrapping_sub(120 << 3);
@@ -90,7 +91,7 @@ mod tests {
         let finite: Vec<u8> = (0..=0x7e).collect();
         let nearest = |value: f32| {
             let far = |code: u8| (f64::from(E4M3[usize::from(code)]) - f64::from(value.abs())).abs();
-            // Of two that are as near the even one: codes alternate.
+            // Of two equally near codes the even one: parities alternate.
             let best =
                 finite.iter().copied().min_by(|&a, &b| far(a).total_cmp(&far(b)).then((a & 1).cmp(&(b & 1))));
             best.unwrap() | if value.is_sign_negative() { 0x80 } else { 0 }
@@ -117,7 +118,7 @@ mod tests {
             let error = (E4M3[usize::from(code)] * scale - value).abs();
             assert!(error <= value.abs() / 16.0 + scale / 1024.0, "{at}: {value} is off by {error}");
         }
-        // A band alone is what it is in the whole.
+        // A band encoded alone gives the same as within the whole matrix.
         let (mut part, mut part_scales) = (vec![0; 2 * columns], vec![0.0; 2]);
         encode_block_fp8(&values[2 * columns..4 * columns], columns, [2, 4], &mut part, &mut part_scales);
         assert_eq!((&part[..], &part_scales[..]), (&codes[2 * columns..4 * columns], &scales[2..4]));

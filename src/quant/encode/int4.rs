@@ -1,25 +1,25 @@
-//! The way back to W4A16: numbers to symmetric integers of 4 bits under a scale for each group of columns, as compressed-tensors'
-//! `pack-quantized` holds them.
+//! The inverse of decoding W4A16: values to symmetric 4-bit integers with one scale per group of columns, as
+//! compressed-tensors' `pack-quantized` stores them.
 //!
-//! A group's scale is its largest magnitude over 7.5, half the range of -8 to 7; a code is the nearest integer to `w / scale`, ties
-//! to even. As in compressed-tensors (`quantization/utils/helpers.py:calculate_qparams`,
-//! `quantization/lifecycle/forward_helpers.py:_quantize`) every step is rounded to the dtype that the weight has while it is
-//! quantized: in bf16 the quotient too, so that a code may lie a step off what f32 would give.
+//! A group's scale is its largest magnitude divided by 7.5, half the range of -8 to 7; a code is the nearest integer to
+//! `w / scale`, ties to even. As in compressed-tensors (`quantization/utils/helpers.py:calculate_qparams`,
+//! `quantization/lifecycle/forward_helpers.py:_quantize`), every step is rounded to the dtype that the weight has while
+//! it is quantized. In bf16 this includes the quotient, so a code may differ by one from what f32 would give.
 
 use safetensors::Dtype;
 
 use crate::quant::number::rounding::round;
 
-/// Operand the range of the codes.
+/// Half the range of the codes.
 const HALF_RANGE: f32 = 7.5;
 
-/// Encodes rows, `values` `[rows, columns]` row-major, in groups of `group` columns (the last of a row possibly short): `codes` from
-/// -8 to 7, one for each value, `scales` `[rows, ceil(columns / group)]`. `dtype` is BF16, F16 or F32, what values, scales and
-/// quotients are rounded to. A group of zeros has the dtype's epsilon for a scale. Weights that are not finite are for the caller to
-/// refuse: a NaN is encoded as 0.
+/// Encodes rows, `values` `[rows, columns]` row-major, in groups of `group` columns (the last group of a row may be
+/// shorter): `codes` from -8 to 7, one per value, and `scales` `[rows, ceil(columns / group)]`. Values, scales and
+/// quotients are rounded to `dtype`, which is BF16, F16 or F32. A group of zeros has the dtype's epsilon as its scale.
+/// The caller must refuse weights that are not finite: a NaN is encoded as 0.
 ///
 /// # Panics
-/// If `codes` or `scales` are not of the lengths that the shape asks for, or `group` is zero.
+/// If `codes` or `scales` do not have the lengths that the shape requires, or `group` is zero.
 pub fn encode_int4(
     values: &[f32],
     columns: usize,
@@ -80,7 +80,7 @@ mod tests {
         let (mut codes, mut scales) = ([0i8; 12], [0f32; 4]);
         encode_int4(&values, 6, 3, Dtype::F32, &mut codes, &mut scales);
         assert_eq!(scales, [1.0, 0.2, f32::EPSILON, 2.0]);
-        // Ties go to even: 7.5 / 1 is 8, which does not fit, -7.5 is -8.
+        // Ties go to even: 7.5 / 1 rounds to 8, which is clamped to 7; -7.5 rounds to -8.
         assert_eq!(codes, [7, -8, 0, 2, 7, -2, 0, 0, 0, 7, -8, 0]);
     }
 }

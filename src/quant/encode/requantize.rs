@@ -1,5 +1,5 @@
-//! A dense weight quantized and decoded again in one go, by the scheme that another weight is stored in: what a copy of it on disk
-//! would hold, without the copy.
+//! Quantizes a dense weight and decodes it again in one step, by the scheme of another stored weight: the values that a
+//! quantized copy on disk would hold, without writing the copy.
 
 use safetensors::Dtype;
 
@@ -8,28 +8,29 @@ use crate::quant::encode::int4::encode_int4;
 use crate::quant::number::e4m3::E4M3;
 use crate::quant::number::rounding::round;
 
-/// How to quantize: the nearest code under a scale that follows from the largest magnitude.
+/// How to quantize: the nearest code, under a scale derived from the largest magnitude.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RoundToNearest {
     /// e4m3 codes in blocks, `value = code * scale` in f32, as [`BlockFp8`](crate::quant::format::BlockFp8) decodes.
     BlockFp8 {
         /// Rows and columns of a block.
         block: [usize; 2],
-        /// F32, or BF16 or F16: what the scale is rounded to, before it divides.
+        /// F32, BF16 or F16: the dtype that the scale is rounded to before the division.
         scale: Dtype,
     },
-    /// Symmetric integers of 4 bits in groups of columns, `value = code * scale` in the dtype, as compressed-tensors'
+    /// Symmetric 4-bit integers in groups of columns, `value = code * scale` in the dtype, as compressed-tensors'
     /// `pack-quantized` decodes.
     Int4 {
         /// Columns of a group.
         group: usize,
-        /// BF16, F16 or F32: that of the scales, in which all is computed.
+        /// BF16, F16 or F32: the dtype of the scales and of the arithmetic.
         dtype: Dtype,
     },
 }
 
 impl RoundToNearest {
-    /// In words.
+    /// The scheme in words.
     pub fn label(self) -> String {
         match self {
             RoundToNearest::BlockFp8 { block: [height, width], scale } => {
@@ -41,7 +42,8 @@ impl RoundToNearest {
         }
     }
 
-    /// Rows that are quantized together: a panel has to begin, and end unless it is the last, at a multiple of it.
+    /// Rows that are quantized together: a panel must begin at a multiple of this, and end at one unless it is the
+    /// last.
     pub fn band(self) -> usize {
         match self {
             RoundToNearest::BlockFp8 { block, .. } => block[0],
@@ -49,15 +51,15 @@ impl RoundToNearest {
         }
     }
 
-    /// Bytes of the buffers that [`apply`](Self::apply) takes for so many values.
+    /// Bytes of the buffers that [`apply`](Self::apply) needs for this many values.
     pub fn scratch(self, values: usize) -> usize {
         values + values / 8
     }
 
-    /// Quantizes `values` `[rows, columns]`, row-major, and puts what the codes stand for in their place.
+    /// Quantizes `values` `[rows, columns]`, row-major, and replaces them with the decoded codes.
     ///
     /// # Panics
-    /// If `values` is no whole number of rows.
+    /// If `values` is not a whole number of rows.
     pub fn apply(self, values: &mut [f32], columns: usize) {
         let rows = values.len() / columns.max(1);
         if values.is_empty() {

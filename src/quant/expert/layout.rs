@@ -1,17 +1,18 @@
-//! Mixtures of experts: which stored tensors are stacks of experts `[experts, .., ..]`, how they lie, and what an
-//! expert's weights are called. It goes by `model_type`, as transformers' and PEFT's own tables do.
+//! Mixtures of experts: which stored tensors are stacks of experts `[experts, .., ..]`, how they are laid out, and what
+//! an expert's weights are called. The layout follows from `model_type`, as in the tables of transformers and PEFT.
 //!
-//! | models | an expert's modules | stacks lie as |
-//! |---|---|---|
-//! | Qwen2/3-MoE, DeepSeek, GLM-4 and their kin | `experts.7.gate_proj`, `.up_proj`, `.down_proj` | `[E, 2I, H]`, gate above up; `[E, H, I]` |
-//! | Mixtral, MiniMax, Phi-MoE | `experts.7.w1`, `.w3`, `.w2` | the same |
-//! | gpt-oss | `experts.gate_up_proj.7`, `experts.down_proj.7` | `[E, H, 2I]`, gate and up by turns; `[E, I, H]`; MXFP4 as `[E, 2I, H]`, `[E, H, I]` |
-//! | Qwen3-VL-MoE, Qwen3.5-MoE, Qwen3-Omni, InternS1-Pro, others whose files hold stacks | the same | `[E, 2I, H]` and `[E, H, I]`, or both transposed: where one side is `hidden_size` tells |
+//! - Qwen2/3-MoE, DeepSeek, GLM-4 and related models: modules `experts.7.gate_proj`, `.up_proj`, `.down_proj`; stacks
+//!   `[E, 2I, H]`, gate above up, and `[E, H, I]`.
+//! - Mixtral, MiniMax, Phi-MoE: modules `experts.7.w1`, `.w3`, `.w2`; stacks as above.
+//! - gpt-oss: modules `experts.gate_up_proj.7`, `experts.down_proj.7`; stacks `[E, H, 2I]`, gate and up interleaved,
+//!   and `[E, I, H]`; in MXFP4 `[E, 2I, H]` and `[E, H, I]`.
+//! - Qwen3-VL-MoE, Qwen3.5-MoE, Qwen3-Omni, InternS1-Pro and others whose files hold stacks: modules as for gpt-oss;
+//!   stacks `[E, 2I, H]` and `[E, H, I]`, or both transposed: the dimension that equals `hidden_size` tells which.
 //!
-//! A module's name does not depend on how a checkpoint stores it, so that a stack pairs with single experts: what
-//! adapters for the model hold decides. Llama 4's stacks are no modules: PEFT takes them for the transpose of what they
-//! are, and no program serves an adapter of them. PEFT and vLLM take three 2-D projections of every expert for the
-//! first two rows of the table, one pair of factors for a whole stack for the others.
+//! A module's name depends on what adapters for the model hold, not on how a checkpoint stores it, so a stack pairs
+//! with single experts. Llama 4's stacks are not modules: PEFT takes them for their transpose, and no program serves an
+//! adapter of them. PEFT and vLLM expect three 2-D projections per expert for the first two families above, and one
+//! pair of factors per stack for the others.
 
 use std::sync::Arc;
 
@@ -23,10 +24,11 @@ use crate::{Error, Result};
 
 /// What adapters for a model hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ExpertForm {
-    /// Factors of each projection of each expert.
+    /// Factors for each projection of each expert.
     Single,
-    /// Factors of a stack of experts.
+    /// Factors for a whole stack of experts.
     #[default]
     Stacked,
 }
@@ -43,17 +45,17 @@ enum Spelling {
     Aria,
 }
 
-/// How the experts of one kind of model are laid out.
+/// How the experts of one model type are laid out.
 #[derive(Clone, Debug, Default)]
 pub struct Experts {
     form: ExpertForm,
-    /// Whether single experts are known to belong into stacks.
+    /// Whether single experts are known to belong to stacks.
     joins: bool,
-    /// Stacks lie as `[in, out]`, where shapes do not tell.
+    /// Stacks are `[in, out]` where shapes do not tell.
     turned: bool,
-    /// The rows of gate and up take turns.
+    /// The rows of gate and up alternate.
     interleaved: bool,
-    /// As Mixtral: other names for a single expert's projections, and another path before them.
+    /// As in Mixtral: other names for a single expert's projections, under another path.
     mixtral: bool,
     /// What the two stacks are called in files.
     spelling: Spelling,
@@ -62,7 +64,7 @@ pub struct Experts {
     hidden: Option<usize>,
 }
 
-/// Models whose single experts are named as Qwen2-MoE's: transformers' `conversion_mapping.py`.
+/// Models whose single experts are named as in Qwen2-MoE, from transformers' `conversion_mapping.py`.
 const SINGLE: &[&str] = &[
     "qwen2_moe",
     "qwen3_moe",
@@ -87,7 +89,7 @@ const SINGLE: &[&str] = &[
     "solar_open",
 ];
 const MIXTRAL: &[&str] = &["mixtral", "minimax", "minimax_m2", "phimoe"];
-/// Models that vLLM takes adapters of stacks for (`is_3d_moe_weight`).
+/// Models for which vLLM loads adapters of stacks (`is_3d_moe_weight`).
 const STACKED: &[&str] =
     &["gpt_oss", "qwen3_vl_moe", "qwen3_5_moe", "qwen3_omni_moe", "qwen3_omni_moe_thinker", "interns1_pro"];
 
@@ -107,16 +109,16 @@ impl Projection {
     }
 }
 
-/// The name of a stack of experts, taken apart.
+/// The parsed name of a stack of experts.
 #[derive(Clone, Debug)]
 pub(crate) struct Stack {
-    /// Up to and with `experts`.
+    /// The path up to and including `experts`.
     path: String,
     projection: Projection,
 }
 
 impl Experts {
-    /// The layout of models of these types (a model's and its text model's), with that `hidden_size`.
+    /// The layout of models of these types (the model's and its text model's) with this `hidden_size`.
     pub fn of(model_types: &[&str], hidden: Option<usize>) -> Experts {
         let is =
             |list: &[&str]| model_types.iter().any(|name| list.contains(&name.trim_end_matches("_text")));
@@ -143,7 +145,7 @@ impl Experts {
         self.form
     }
 
-    /// The stack that a tensor's name, without what a format puts behind it, speaks of.
+    /// The stack that a tensor belongs to, by its name without the suffix that a format appends.
     pub(crate) fn stack(&self, stem: &str) -> Option<Stack> {
         let (path, last) = stem.rsplit_once('.')?;
         let inside = path == "experts" || path.ends_with(".experts");
@@ -163,11 +165,12 @@ impl Experts {
         (!self.none).then_some(Stack { path, projection })
     }
 
-    /// Whether stacks of these shapes lie as `[in, out]`: the tensor's own shape tells, else that of its `sibling`.
+    /// Whether a stack with slices of this shape is `[in, out]`: determined by its own shape, else by that of its
+    /// `sibling`.
     pub(crate) fn is_turned(&self, stack: &Stack, shape: [usize; 2], sibling: Option<[usize; 2]>) -> bool {
         let tells = |projection, [rows, columns]: [usize; 2]| {
             let (first, second) = (Some(rows) == self.hidden, Some(columns) == self.hidden);
-            // Hidden is the inputs of one and the outputs of the other.
+            // The hidden size is the input of one tensor and the output of the other.
             (first != second).then_some((projection == Projection::GateUp) == first)
         };
         let other = match stack.projection {
@@ -178,10 +181,10 @@ impl Experts {
         tells(stack.projection, shape).or_else(by_sibling).unwrap_or(self.turned)
     }
 
-    /// The modules of a stack whose slices, in the order of the experts, are `slices`.
+    /// The modules of a stack whose slices are `slices`, in the order of the experts.
     ///
     /// # Errors
-    /// Fused rows of an odd number.
+    /// A fused weight with an odd number of rows.
     pub(crate) fn modules(
         &self,
         stack: &Stack,
@@ -203,7 +206,7 @@ impl Experts {
                     add(self.single(&stack.path, index, 1), slice.rows(rows / 2..rows));
                 }
                 (ExpertForm::Single, Projection::GateUp) => {
-                    let what = format!("{rows} rows are no whole number of pairs of gate and up");
+                    let what = format!("{rows} rows is not a whole number of pairs of gate and up");
                     return Err(Error::input(what).tensor(&slice.tensors()[0].name));
                 }
             }
@@ -220,8 +223,8 @@ impl Experts {
         format!("{}.{index}.{}", stem.as_deref().unwrap_or(path), ["w1", "w3", "w2"][projection])
     }
 
-    /// For a module that is a projection of a single expert, of a model whose adapters hold stacks: the module of the
-    /// stack that it is, or is a half of, and which half.
+    /// The place of a single expert's projection in a stack, for models whose adapters hold stacks: the stack's module,
+    /// and which half of it the projection is if it is only a half.
     pub fn place_in_stack(&self, module: &str) -> Option<(String, Option<usize>)> {
         let (rest, last) = module.rsplit_once('.').filter(|_| self.joins)?;
         let (path, index) = rest.rsplit_once('.')?;
@@ -237,10 +240,10 @@ impl Experts {
         }
     }
 
-    /// Gate and up of one expert as the rows of a stack's module.
+    /// Joins one expert's gate and up into the rows of a stack's module.
     ///
     /// # Errors
-    /// They differ in shape.
+    /// The two shapes differ.
     pub fn join(&self, gate_and_up: [Arc<dyn Dequantize>; 2]) -> Result<Arc<dyn Dequantize>> {
         Ok(Arc::new(RowConcat::new(gate_and_up, self.interleaved)?))
     }

@@ -1,4 +1,4 @@
-//! Experts of mixtures: stacks of matrices in one tensor, and one expert as a slice of it.
+//! Mixture-of-experts weights: stacks of matrices in one tensor, and one expert as a slice of such a stack.
 
 pub(crate) mod layout;
 pub(crate) mod slice;

@@ -1,6 +1,5 @@
-//! Stacks of experts that a format stores as it stores single weights, with one dimension more: dense ones, and FP8
-//! with its scales. One expert's slice is shown to the format as if it were a tensor `X.weight` with companions of its
-//! own.
+//! Stacks of experts in formats that store them like single weights with one more dimension: dense, and FP8 with
+//! scales. The format sees one expert's slice as a tensor `X.weight` with its own companions.
 
 use std::sync::Arc;
 
@@ -12,31 +11,31 @@ use crate::quant::number::code_type::Codes;
 use crate::quant::weight::{Dequantize, Format, FoundWeight, TensorInfo, Tensors};
 use crate::{Error, Result};
 
-/// What stands behind the name of a stack for its scales, and behind `.weight` for those of a single weight.
+/// The suffixes of a scale's name, after the name of a stack or after the `.weight` of a single weight.
 const SCALES: [&str; 2] = ["_scale_inv", "_scale"];
 
-/// One expert's tensors by the names that a format looks for, with the stored ones that they are slices of.
+/// One expert's tensors under the names that a format looks for, with the stored tensors they are slices of.
 struct Slices(Vec<Companion>);
 
 struct Companion {
     sought: String,
-    one: TensorInfo,
+    info: TensorInfo,
     stored: TensorInfo,
 }
 
 impl Slices {
-    /// Of the stack `lead`, whose name without `.weight` is `stem`.
+    /// The slices of the stack `lead`, whose name without `.weight` is `stem`.
     ///
     /// # Errors
-    /// Scales of another number of experts.
+    /// Scales for a different number of experts.
     fn new(lead: &TensorInfo, stem: &str, tensors: &dyn Tensors) -> Result<Slices> {
         let slice = |stored: &TensorInfo, sought: String| {
             let shape = stored.shape.get(1..).unwrap_or_default().to_vec();
-            Companion { sought, one: TensorInfo { shape, ..stored.clone() }, stored: stored.clone() }
+            Companion { sought, info: TensorInfo { shape, ..stored.clone() }, stored: stored.clone() }
         };
         let mut found = vec![slice(lead, format!("{stem}.weight"))];
-        // By this name the lead is known as a weight.
-        found[0].one.name = found[0].sought.clone();
+        // The format recognizes the lead as a weight by this name.
+        found[0].info.name = found[0].sought.clone();
         for end in SCALES {
             let Some(scales) = tensors.stored(&format!("{}{end}", lead.name)) else { continue };
             if scales.shape.first() != lead.shape.first() {
@@ -51,27 +50,27 @@ impl Slices {
         Ok(Slices(found))
     }
 
-    /// The stored tensors behind those of a decoder.
+    /// The stored tensors behind a decoder's tensors.
     fn stored(&self, decoder: &dyn Dequantize) -> Vec<TensorInfo> {
-        let behind = |one: &TensorInfo| self.0.iter().find(|slice| slice.one.name == one.name);
+        let behind = |info: &TensorInfo| self.0.iter().find(|slice| slice.info.name == info.name);
         decoder.tensors().iter().filter_map(behind).map(|slice| slice.stored.clone()).collect()
     }
 }
 
 impl Tensors for Slices {
     fn stored(&self, name: &str) -> Option<&TensorInfo> {
-        self.0.iter().find(|slice| slice.sought == name).map(|slice| &slice.one)
+        self.0.iter().find(|slice| slice.sought == name).map(|slice| &slice.info)
     }
 
     fn content(&self, name: &str) -> Result<Vec<u8>> {
-        Err(Error::input("a stack of experts has no such description").tensor(name))
+        Err(Error::input("a stack of experts has no tensor of this name to read").tensor(name))
     }
 }
 
-/// The modules of `lead`, if it is a stack of experts that `format`, or none, can decode.
+/// The modules of `lead`, if it is a stack of experts that `format`, or the dense decoder, can read.
 ///
 /// # Errors
-/// Codes without their scales, or scales that do not go with them.
+/// Codes without their scales, or scales that do not match them.
 pub(crate) fn weights(
     experts: &Experts,
     format: Option<&dyn Format>,
@@ -83,15 +82,15 @@ pub(crate) fn weights(
         return Ok(Vec::new());
     };
     let slices = Slices::new(lead, stem, tensors)?;
-    let one = &slices.0[0].one;
+    let first = &slices.0[0].info;
     if format.is_some() && Codes::of_fp8(lead.dtype).is_some() && slices.0.len() == 1 {
         return Err(missing(lead, &format!("{}{}", lead.name, SCALES[0])));
     }
     let found = match format {
-        Some(format) => format.weights(one, &slices)?.pop(),
+        Some(format) => format.weights(first, &slices)?.pop(),
         None => None,
     };
-    let Some(FoundWeight { weight, quantized, .. }) = found.or_else(|| Dense::find(one)) else {
+    let Some(FoundWeight { weight, quantized, .. }) = found.or_else(|| Dense::find(first)) else {
         return Ok(Vec::new());
     };
     let stored = slices.stored(&*weight);
@@ -109,7 +108,7 @@ pub(crate) fn weights(
 fn turned(experts: &Experts, weight: Arc<dyn Dequantize>, lead: &TensorInfo) -> Result<Arc<dyn Dequantize>> {
     experts.turn(weight).ok_or_else(|| {
         Error::input(format!(
-            "a stack of experts {} is stored transposed in this format, which is not supported",
+            "a stack of experts {} is stored transposed, which is not supported in this format",
             lead.describe()
         ))
         .tensor(&lead.name)
@@ -117,7 +116,7 @@ fn turned(experts: &Experts, weight: Arc<dyn Dequantize>, lead: &TensorInfo) -> 
     })
 }
 
-/// The shape of a slice of the stack's other tensor.
+/// The shape of a slice of the layer's other stack.
 fn sibling(stem: &str, lead: &TensorInfo, tensors: &dyn Tensors) -> Option<[usize; 2]> {
     let (path, last) = stem.rsplit_once('.')?;
     let other = if last == "down_proj" { "gate_up_proj" } else { "down_proj" };

@@ -1,13 +1,14 @@
 //! bitsandbytes: NF4, FP4 and LLM.int8.
 //!
-//! Four bits: `X.weight` holds the codes of the whole weight, flattened row by row, two to a byte with the **high nibble first**,
-//! as U8 `[ceil(n / 2), 1]` or as the same bytes under a float dtype (`bnb_4bit_quant_storage`). Beside it lie `.absmax`, one for each
-//! `blocksize` codes (blocks run on across rows, the last may be short), `.quant_map` F32 `[16]`, and
-//! `.quant_state.bitsandbytes__nf4` or `fp4`, the U8 bytes of a JSON: shape, dtype, block sizes. Under double quantization `.absmax`
-//! is U8, with `.nested_absmax` and `.nested_quant_map`.
+//! 4 bits: `X.weight` holds the codes of the whole weight, flattened row by row, two per byte with the **high nibble
+//! first**, as U8 `[ceil(n / 2), 1]` or as the same bytes under a float dtype (`bnb_4bit_quant_storage`). Its
+//! companions are `.absmax`, one per `blocksize` codes (blocks continue across rows, the last may be short),
+//! `.quant_map` F32 `[16]`, and `.quant_state.bitsandbytes__nf4` or `fp4`, the U8 bytes of a JSON with shape, dtype and
+//! block sizes. With double quantization `.absmax` is U8, with `.nested_absmax` and `.nested_quant_map`.
 //!
-//! The value is `rT(r32(map[code] * absmax))`, T the JSON's dtype; a nested absmax is `r32(r32(map[a] * nested) + offset)`. This is
-//! `functional.py:dequantize_4bit` with `backends/default/ops.py:_dequantize_4bit_compute`. Eight bits are in `llm_int8.rs`.
+//! The value is `rT(r32(map[code] * absmax))`, with T the JSON's dtype; a nested absmax is
+//! `r32(r32(map[a] * nested) + offset)`. This is `functional.py:dequantize_4bit` with
+//! `backends/default/ops.py:_dequantize_4bit_compute`. 8 bits are in `llm_int8.rs`.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -30,14 +31,14 @@ use crate::{Error, Result};
 struct BitsAndBytes {
     four: bool,
     eight: bool,
-    /// `nf4` or `fp4`, where it is said.
+    /// `nf4` or `fp4`, if declared.
     kind: Option<String>,
 }
 
 /// The format of `quant_method: "bitsandbytes"`.
 ///
 /// # Errors
-/// None so far: what a weight is stands beside it.
+/// None so far: each weight's own companions describe it.
 pub(crate) fn from_config(declared: &Declared) -> Result<Box<dyn Format>> {
     let flag = |keys: [&str; 2]| keys.iter().any(|key| declared.raw.get(key).is_some_and(|v| *v == true));
     Ok(Box::new(BitsAndBytes {
@@ -72,7 +73,9 @@ impl Format for BitsAndBytes {
             }
             (_, Some((kind, _))) => {
                 let what = format!("a weight is stored as {kind}, but the config declares {}", self.label());
-                return Err(Error::input(what).tensor(&lead.name).hint("check where the config comes from"));
+                return Err(Error::input(what)
+                    .tensor(&lead.name)
+                    .hint("check that the config belongs to this checkpoint"));
             }
             (Dtype::U8, None) if declared => return Err(missing(lead, &states[0].1)),
             _ => return Ok(Vec::new()),
@@ -81,19 +84,19 @@ impl Format for BitsAndBytes {
     }
 }
 
-/// The second quantization, of the absmax.
+/// The second quantization, applied to the absmax.
 #[derive(Clone, Copy, Debug)]
 struct Nested {
     block: usize,
     offset: f32,
 }
 
-/// An NF4 or FP4 weight. Its tensors: codes, absmax, map, where they are nested their absmax and map, the
-/// description.
+/// An NF4 or FP4 weight. Its tensors: codes, absmax, map, with double quantization the nested absmax and map, and the
+/// quant_state.
 #[derive(Clone, Debug)]
 pub(crate) struct FourBits {
     shape: [usize; 2],
-    /// What the values are rounded to.
+    /// The dtype that values are rounded to.
     dtype: Dtype,
     block: usize,
     nested: Option<Nested>,
@@ -101,42 +104,42 @@ pub(crate) struct FourBits {
 }
 
 impl FourBits {
-    /// The weight of codes `lead` that the JSON in the tensor `state` describes.
+    /// The weight with the codes `lead`, described by the JSON in the tensor `state`.
     fn new(lead: &TensorInfo, tensors: &dyn Tensors, state: &str) -> Result<FourBits> {
         let bad = |what: &str| {
-            Error::input(format!("'{state}' describes {what}"))
+            Error::input(format!("'{state}' is not usable: {what}"))
                 .tensor(&lead.name)
                 .hint("export the checkpoint again")
         };
         let json: Value = serde_json::from_slice(&tensors.content(state)?)
-            .map_err(|e| Error::input("this is not the JSON of a quant_state").tensor(state).because(e))?;
+            .map_err(|e| Error::input("this quant_state is not valid JSON").tensor(state).because(e))?;
         let number = |key: &str| json.get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
         let shape: Option<Vec<usize>> = json.get("shape").and_then(Value::as_array).and_then(|sides| {
             sides.iter().map(|side| side.as_u64().and_then(|n| usize::try_from(n).ok())).collect()
         });
         let shape = shape.and_then(|shape| <[usize; 2]>::try_from(shape).ok());
-        let shape = shape.ok_or_else(|| bad("no weight of two dimensions"))?;
+        let shape = shape.ok_or_else(|| bad("its shape is not 2-D"))?;
         let dtype = match json.get("dtype").and_then(Value::as_str) {
             Some("bfloat16") => Dtype::BF16,
             Some("float16") => Dtype::F16,
             Some("float32") => Dtype::F32,
-            _ => return Err(bad("a dtype that is not bfloat16, float16 or float32")),
+            _ => return Err(bad("its dtype is not bfloat16, float16 or float32")),
         };
-        let block = number("blocksize").filter(|&n| n > 0).ok_or_else(|| bad("no blocksize"))?;
+        let block = number("blocksize").filter(|&n| n > 0).ok_or_else(|| bad("it has no blocksize"))?;
         let count = shape[0]
             .checked_mul(shape[1])
             .filter(|&n| n > 0)
-            .ok_or_else(|| bad("a weight that is empty or too large"))?;
+            .ok_or_else(|| bad("its shape is empty or too large"))?;
         let stored = lead.shape.iter().product::<usize>() * lead.dtype.bitsize() / 8;
-        // Under a wider storage dtype the last element may be filled up.
+        // Under a wider storage dtype the last element may be padded.
         if stored < count.div_ceil(2) || stored >= count.div_ceil(2) + lead.dtype.bitsize().div_ceil(8) {
-            return Err(bad(&format!("{count} values, but the weight is {}", lead.describe())));
+            return Err(bad(&format!("it describes {count} values, but the weight is {}", lead.describe())));
         }
         let nested = match number("nested_blocksize").filter(|&n| n > 0) {
             None => None,
             Some(block) => {
                 let offset = json.get("nested_offset").and_then(Value::as_f64);
-                Some(Nested { block, offset: offset.ok_or_else(|| bad("no nested_offset"))? as f32 })
+                Some(Nested { block, offset: offset.ok_or_else(|| bad("it has no nested_offset"))? as f32 })
             }
         };
         let blocks = count.div_ceil(block);
@@ -155,28 +158,28 @@ impl FourBits {
             let name = format!("{}.{name}", lead.name);
             let part = tensors.stored(&name).ok_or_else(|| missing(lead, &name))?;
             if part.dtype != dtype || part.shape.iter().product::<usize>() != length {
-                let asked = format!("that '{name}' is {dtype} [{length}], but it is {}", part.describe());
+                let asked = format!("'{name}' should be {dtype} [{length}], but it is {}", part.describe());
                 return Err(bad(&asked));
             }
             stored.push(part.clone());
         }
-        // Read here once, and a part of the weight all the same.
+        // Read only once, here, but still a part of the weight.
         stored.extend(tensors.stored(state).cloned());
         Ok(FourBits { shape, dtype, block, nested, tensors: stored })
     }
 
-    /// The flat positions of the values of `rows`.
+    /// The flat positions of the values in `rows`.
     fn values(&self, rows: &Range<usize>) -> Range<usize> {
         rows.start * self.shape[1]..rows.end * self.shape[1]
     }
 
-    /// The absmax of the blocks that `parts` holds, from the `first`.
+    /// The absmax values of the blocks in `parts`, which begin with block `first`.
     fn absmax(&self, first: usize, parts: &[&[u8]]) -> Vec<f32> {
         let Some(Nested { block, offset }) = self.nested else {
             return floats(parts[1]);
         };
         let (outer, map) = (floats(parts[3]), floats(parts[4]));
-        // Two roundings, as the library has them: no fused multiplication and addition.
+        // Two roundings, as in the library: no fused multiply-add.
         let value = |(i, &code): (usize, &u8)| {
             map[usize::from(code)] * outer[(first + i) / block - first / block] + offset
         };
@@ -190,7 +193,7 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
     values
 }
 
-/// The blocks of `size` that a range of positions falls into.
+/// The blocks of `size` values that a range of positions overlaps.
 fn blocks(values: &Range<usize>, size: usize) -> Range<usize> {
     if values.is_empty() { 0..0 } else { values.start / size..values.end.div_ceil(size) }
 }
@@ -258,7 +261,7 @@ impl Dequantize for FourBits {
         for (index, absmax) in under.zip(absmax) {
             let start = values.start.max(index * self.block);
             let end = values.end.min((index + 1) * self.block);
-            // What a block's 16 codes come to, once: the same products and roundings as one by one.
+            // The 16 values of a block, computed once: the same products and roundings as one by one.
             let mut table = [0f32; 16];
             table.iter_mut().zip(&map).for_each(|(out, code)| *out = code * absmax);
             round(self.dtype, &mut table);
@@ -270,7 +273,7 @@ impl Dequantize for FourBits {
     }
 }
 
-/// The values of consecutive codes, from the low nibble of the first byte on where `odd`.
+/// The values of consecutive codes; `odd` means that they start at the low nibble of the first byte.
 fn look_up(bytes: &[u8], odd: bool, table: &[f32; 16], out: &mut [f32]) {
     let low = |byte: u8| table[usize::from(byte & 15)];
     let high = |byte: u8| table[usize::from(byte >> 4)];

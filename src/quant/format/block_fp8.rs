@@ -1,8 +1,9 @@
-//! Fine-grained (block) FP8, as in Qwen3-*-FP8 and DeepSeek-V3: `X.weight` F8_E4M3 or F8_E5M2 `[out, in]` and a scale for each block of it,
-//! `X.weight_scale_inv` `[ceil(out / height), ceil(in / width)]`.
+//! Fine-grained (block) FP8, as in Qwen3-*-FP8 and DeepSeek-V3: `X.weight` F8_E4M3 or F8_E5M2 `[out, in]`, with one
+//! scale per block in `X.weight_scale_inv` `[ceil(out / height), ceil(in / width)]`.
 //!
-//! The value is `r32(f32(q) * f32(scale))`: despite its name the scale is multiplied. That is what DeepSeek-V3's
-//! `inference/kernel.py:weight_dequant`, compressed-tensors' `FP8BlockDequantizer` and transformers' `Fp8Dequantize` compute.
+//! The value is `r32(f32(q) * f32(scale))`: despite its name, the scale is multiplied. This is what DeepSeek-V3's
+//! `inference/kernel.py:weight_dequant`, compressed-tensors' `FP8BlockDequantizer` and transformers' `Fp8Dequantize`
+//! compute.
 
 use crate::quant::number::e8m0::e8m0;
 use std::ops::Range;
@@ -26,16 +27,16 @@ use crate::quant::weight::{
 };
 use crate::{Error, Result};
 
-/// What a block's scale does to its codes.
+/// How a block's scale applies to its codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Semantics {
     Multiply,
-    /// One exporter stores reciprocals under the same name and says `weight_scale_semantics: "inverse"`.
+    /// One exporter stores reciprocals under the same name and declares `weight_scale_semantics: "inverse"`.
     Divide,
 }
 
-/// What the config declares. The block's size comes from here alone: 576 rows under 5 rows of scales have no whole
-/// quotient, and 192 rows under 2 have the wrong one.
+/// What the config declares. The block size is taken from the config only, since shapes do not determine it: 576 rows
+/// with 5 rows of scales give no whole quotient, and 192 rows with 2 give the wrong one.
 #[derive(Clone, Copy, Debug)]
 struct Fp8 {
     height: usize,
@@ -44,11 +45,11 @@ struct Fp8 {
     kind: Kind,
 }
 
-/// The format of `quant_method: "fp8"`; without a `weight_block_size` it is that of `fp8.rs`.
+/// The format of `quant_method: "fp8"`; without a `weight_block_size`, the one of `fp8.rs`.
 ///
 /// # Errors
-/// A `fmt` other than e4m3 and e5m2, and reciprocal scales without a `weight_block_size`, are refused by name; a block size that is not
-/// two positive numbers, or semantics that are not known, are bad input.
+/// A `fmt` other than e4m3 and e5m2, and reciprocal scales without a `weight_block_size`, are refused by name. A block
+/// size that is not two positive numbers, or unknown scale semantics, is bad input.
 pub(crate) fn from_config(declared: &Declared) -> Result<Box<dyn Format>> {
     let bad = |what: String| {
         Error::input(format!("{}: {what}", declared.origin)).hint("correct the quantization_config")
@@ -57,7 +58,7 @@ pub(crate) fn from_config(declared: &Declared) -> Result<Box<dyn Format>> {
     let Some(size) = declared.raw.get("weight_block_size").filter(|size| !size.is_null()) else {
         return match declared.raw.get("weight_scale_semantics") {
             None | Some(Value::Null) => Ok(fp8::without_blocks(kind)),
-            Some(_) => Err(unsupported("fp8 of inverse scales without a weight_block_size")),
+            Some(_) => Err(unsupported("inverse FP8 scales without a weight_block_size")),
         };
     };
     let side =
@@ -68,7 +69,7 @@ pub(crate) fn from_config(declared: &Declared) -> Result<Box<dyn Format>> {
     let semantics = match declared.raw.get("weight_scale_semantics") {
         None | Some(Value::Null) => Semantics::Multiply,
         Some(Value::String(word)) if word == "inverse" => Semantics::Divide,
-        Some(other) => return Err(bad(format!("weight_scale_semantics is {other}, which is not known"))),
+        Some(other) => return Err(bad(format!("unknown weight_scale_semantics: {other}"))),
     };
     Ok(Box::new(Fp8 { height, width, semantics, kind }))
 }
@@ -127,9 +128,10 @@ impl BlockFp8 {
                 scale.name,
                 scale.describe()
             );
-            return Err(Error::input(asked)
-                .tensor(&weight.name)
-                .hint("weight_block_size in the config and the stored scales must agree: check where the config comes from"));
+            return Err(Error::input(asked).tensor(&weight.name).hint(
+                "weight_block_size in the config and the stored scales must agree: check that the config \
+                 belongs to this checkpoint",
+            ));
         }
         Ok(BlockFp8 { format, tensors: [weight.clone(), scale.clone()], shape })
     }
@@ -138,7 +140,7 @@ impl BlockFp8 {
         self.shape[1].div_ceil(self.format.width)
     }
 
-    /// The rows of scales that `rows` fall under.
+    /// The rows of scales that cover `rows`.
     fn block_rows(&self, rows: &Range<usize>) -> Range<usize> {
         if rows.is_empty() {
             return 0..0;
@@ -146,7 +148,7 @@ impl BlockFp8 {
         rows.start / self.format.height..rows.end.div_ceil(self.format.height)
     }
 
-    /// One row: `width` codes under each scale, the last block possibly short.
+    /// Decodes one row: `width` codes per scale, the last block possibly shorter.
     fn line(&self, codes: &[u8], scales: &[f32], width: usize, out: &mut [f32]) {
         let (dtype, semantics) = (self.tensors[0].dtype, self.format.semantics);
         widest(Line { dtype, semantics, codes, scales, width, out });

@@ -1,19 +1,23 @@
-//! compressed-tensors, as llm-compressor writes it: groups of modules, each with its own scheme of weights.
+//! compressed-tensors, as llm-compressor writes it: groups of modules, each with its own weight scheme.
 //!
-//! | format | weight | companions |
-//! |---|---|---|
-//! | `float-quantized`, `naive-quantized` | `X.weight` F8_E4M3 `[out, in]` | `X.weight_scale`: one, one a row, or one a block |
-//! | `int-quantized`, `naive-quantized` | `X.weight` I8 `[out, in]` | the same, or one a group; `X.weight_zero_point` I8 |
-//! | `pack-quantized`, 4 and 8 bits | `X.weight_packed` I32 `[out, ceil(in * bits / 32)]` | `X.weight_scale` `[out, in / group]`; `X.weight_shape`; packed `X.weight_zero_point`; `X.weight_g_idx` |
-//! | `nvfp4-pack-quantized` | `X.weight_packed` U8 `[out, in / 2]` of E2M1 | `X.weight_scale` F8_E4M3 `[out, in / 16]`, `X.weight_global_scale` F32 `[1]` |
-//! | `mxfp4-pack-quantized`, `mxfp8-quantized` | the same, or `X.weight` F8_E4M3 | `X.weight_scale` U8 `[out, in / 32]`, exponents |
+//! - `float-quantized`, `naive-quantized`: `X.weight` F8_E4M3 `[out, in]`; `X.weight_scale`, one per tensor, row or
+//!   block.
+//! - `int-quantized`, `naive-quantized`: `X.weight` I8 `[out, in]`; `X.weight_scale`, one per tensor, row, block or
+//!   group; `X.weight_zero_point` I8.
+//! - `pack-quantized`, 4 and 8 bits: `X.weight_packed` I32 `[out, ceil(in * bits / 32)]`; `X.weight_scale`
+//!   `[out, in / group]`; `X.weight_shape`; packed `X.weight_zero_point`; `X.weight_g_idx`.
+//! - `nvfp4-pack-quantized`: `X.weight_packed` U8 `[out, in / 2]` of E2M1; `X.weight_scale` F8_E4M3 `[out, in / 16]`;
+//!   `X.weight_global_scale` F32 `[1]`.
+//! - `mxfp4-pack-quantized`, `mxfp8-quantized`: the same `X.weight_packed`, or `X.weight` F8_E4M3; `X.weight_scale` U8
+//!   `[out, in / 32]`, exponents.
 //!
-//! An NVFP4 value is `rbf(q * r32(scale / global))`: this library divides, modelopt multiplies. An exponent of 0xFF is NaN here, as the
-//! standard has it, and infinite in the library.
+//! An NVFP4 value is `rbf(q * r32(scale / global))`: this library divides, modelopt multiplies. An exponent of 0xFF is
+//! NaN here, as in the standard, and infinite in the library.
 //!
-//! Other values come out in the dtype of the scale, as the library's own `decompress` gives them. Two differences: a block's size is the
-//! config's, where the library divides rows by rows of scales (576 rows in blocks of 128 have 5), and columns go by
-//! `weight_g_idx` itself, where the library sorts by it and cuts the result into groups, which is the same for full groups.
+//! Other values have the dtype of the scale, as in the library's own `decompress`. There are two differences. The block
+//! size is the config's, where the library divides rows by rows of scales (576 rows in blocks of 128 have 5). And
+//! columns follow `weight_g_idx` itself, where the library sorts by it and cuts the result into groups, which is the
+//! same for full groups.
 
 use std::sync::Arc;
 
@@ -29,7 +33,7 @@ use crate::quant::packing::scaled_codes::{Parts, Scales, Zeros, disagree};
 use crate::quant::weight::{Dequantize, Format, FoundWeight, SchemeKind, TensorInfo, Tensors};
 use crate::{Error, Result};
 
-/// What a scale is for.
+/// What one scale covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Strategy {
     Tensor,
@@ -39,7 +43,7 @@ enum Strategy {
 }
 
 impl Strategy {
-    /// Rows and columns under one scale.
+    /// Rows and columns that share a scale.
     fn cell(self, shape: [usize; 2]) -> [usize; 2] {
         match self {
             Strategy::Tensor => shape,
@@ -72,11 +76,14 @@ struct Compressed {
     ignore: Targets,
 }
 
+/// The most groups of weights; models of mixed precision have a handful.
+const MOST_GROUPS: usize = 64;
+
 /// The format of `quant_method: "compressed-tensors"`.
 ///
 /// # Errors
-/// Transforms, sparse weights and formats that are not in the table above are refused by name; a config whose parts do
-/// not fit together is bad input.
+/// Transforms, sparse weights and formats that are not listed above are refused by name; a config whose parts
+/// contradict each other is bad input.
 pub(crate) fn from_config(declared: &Declared) -> Result<Box<dyn Format>> {
     let filled = |key: &str| {
         let value = declared.raw.get(key).filter(|value| !value.is_null());
@@ -90,9 +97,16 @@ pub(crate) fn from_config(declared: &Declared) -> Result<Box<dyn Format>> {
     }
     let top = declared.text("format");
     let mut groups = Vec::new();
-    for (name, group) in declared.raw.get("config_groups").and_then(Value::as_object).into_iter().flatten() {
+    let named = declared.raw.get("config_groups").and_then(Value::as_object);
+    if let Some(count) = named.map(serde_json::Map::len).filter(|count| *count > MOST_GROUPS) {
+        return Err(Error::input(format!(
+            "{}: {count} config_groups; at most {MOST_GROUPS} are read",
+            declared.origin
+        )));
+    }
+    for (name, group) in named.into_iter().flatten() {
         let origin = format!("{}: config_groups.{name}", declared.origin);
-        // A group of activations or a cache alone says nothing of weights.
+        // A group of activations or of a cache alone does not concern weights.
         let Some(weights) = group.get("weights").filter(|weights| !weights.is_null()) else { continue };
         let format = group.get("format").and_then(Value::as_str).or(top);
         groups.push(Group {
@@ -109,14 +123,20 @@ pub(crate) fn from_config(declared: &Declared) -> Result<Box<dyn Format>> {
     Ok(Box::new(Compressed { label, groups, ignore }))
 }
 
-/// Reads `weights` of a group.
+/// Parses a group's `weights`.
 fn weights_of(origin: &str, format: Option<&str>, raw: &Value) -> Result<Weights> {
     let bad =
         |what: String| Error::input(format!("{origin}: {what}")).hint("correct the quantization_config");
-    let format = format.ok_or_else(|| bad("no format is given".to_owned()))?;
+    let format = format.ok_or_else(|| bad("the format is missing".to_owned()))?;
     let bits = raw.get("num_bits").map_or(Some(8), Value::as_u64).unwrap_or(0);
     let kind = raw.get("type").and_then(Value::as_str).unwrap_or("int").to_lowercase();
-    let symmetric = raw.get("symmetric").and_then(Value::as_bool).unwrap_or(true);
+    let symmetric = match raw.get("symmetric") {
+        None | Some(Value::Null) => true,
+        Some(Value::Bool(symmetric)) => *symmetric,
+        Some(other) => {
+            return Err(Error::input(format!("{origin}: symmetric is {other}, neither true nor false")));
+        }
+    };
     let (codes, scales) = match (format, kind.as_str(), bits) {
         ("float-quantized" | "naive-quantized", "float", 8) => (Codes::E4m3, Scales::Float),
         ("int-quantized" | "naive-quantized", "int", 8) => (Codes::Int8, Scales::Float),
@@ -132,7 +152,7 @@ fn weights_of(origin: &str, format: Option<&str>, raw: &Value) -> Result<Weights
     }
     let size = raw.get("group_size").and_then(Value::as_i64);
     let named = raw.get("strategy").and_then(Value::as_str).map(str::to_lowercase);
-    // Where no strategy is named, compressed-tensors goes by the size of the groups (`QuantizationArgs`).
+    // Without a strategy, compressed-tensors goes by the group size (`QuantizationArgs`).
     let strategy = named.as_deref().unwrap_or(match size {
         None => "tensor",
         Some(-1) => "channel",
@@ -143,13 +163,11 @@ fn weights_of(origin: &str, format: Option<&str>, raw: &Value) -> Result<Weights
         "channel" => Strategy::Channel,
         "group" | "tensor_group" => {
             let size = size.and_then(|size| usize::try_from(size).ok()).filter(|&size| size > 0);
-            Strategy::Group(
-                size.ok_or_else(|| bad("groups without a group_size that is positive".to_owned()))?,
-            )
+            Strategy::Group(size.ok_or_else(|| bad("groups need a positive group_size".to_owned()))?)
         }
         "block" => Strategy::Block(
             block(raw.get("block_structure"))
-                .ok_or_else(|| bad("blocks without a block_structure of two positive numbers".to_owned()))?,
+                .ok_or_else(|| bad("blocks need a block_structure of two positive numbers".to_owned()))?,
         ),
         other => return Err(unsupported(&format!("compressed-tensors (weights by {other})"))),
     };
@@ -194,8 +212,10 @@ impl Format for Compressed {
         };
         if !matches {
             let what =
-                format!("a weight is stored as {}, which its config group does not say", lead.describe());
-            return Err(Error::input(what).tensor(&lead.name).hint("check where the config comes from"));
+                format!("a weight is stored as {}, which does not match its config group", lead.describe());
+            return Err(Error::input(what)
+                .tensor(&lead.name)
+                .hint("check that the config belongs to this checkpoint"));
         }
         let weight: Arc<dyn Dequantize> = Arc::new(weight(weights, lead, module, tensors)?);
         Ok(vec![FoundWeight { module: module.to_owned(), weight, quantized: true }])
@@ -203,12 +223,15 @@ impl Format for Compressed {
 }
 
 impl Compressed {
-    /// The scheme of the group that names `module` best.
+    /// The scheme of the group that matches `module` best.
     fn weights_for(&self, lead: &TensorInfo, module: &str) -> Result<Weights> {
         let error = |what: String| {
             Error::input(format!("a weight is stored as {}, but {what}", lead.describe()))
                 .tensor(&lead.name)
-                .hint("the model's own config.json says how each module is quantized: check where this one comes from")
+                .hint(
+                    "the model's own config.json says how each module is quantized: check that this one belongs \
+                     to the checkpoint",
+                )
         };
         if self.ignore.fit(module).is_some() {
             return Err(error("the config's `ignore` says that it is not quantized".to_owned()));
@@ -217,15 +240,15 @@ impl Compressed {
         let fits: Vec<(Fit, Weights)> = fits.collect();
         let best = fits.iter().map(|(fit, _)| *fit).max();
         let mut best = fits.iter().filter(|(fit, _)| Some(*fit) == best).map(|(_, weights)| *weights);
-        let first = best.next().ok_or_else(|| error("no config group names it".to_owned()))?;
+        let first = best.next().ok_or_else(|| error("no config group matches it".to_owned()))?;
         match best.find(|other| *other != first) {
             None => Ok(first),
-            Some(_) => Err(error("two config groups that differ name it equally well".to_owned())),
+            Some(_) => Err(error("two different config groups match it equally well".to_owned())),
         }
     }
 }
 
-/// The decoder of `lead`, with its companions.
+/// The decoder of `lead` with its companions.
 fn weight(weights: Weights, lead: &TensorInfo, module: &str, tensors: &dyn Tensors) -> Result<ScaledGrid> {
     let part = |name: &str| tensors.stored(&format!("{module}.{name}"));
     let missing = |name: &str| missing(lead, &format!("{module}.{name}"));
@@ -241,12 +264,14 @@ fn weight(weights: Weights, lead: &TensorInfo, module: &str, tensors: &dyn Tenso
         && shape[1] > size
         && shape[1] % size != 0
     {
-        let what = format!("{} columns are no whole number of groups of {size}", shape[1]);
-        return Err(Error::input(what).tensor(&lead.name).hint("check where the config comes from"));
+        let what = format!("{} columns is not a whole number of groups of {size}", shape[1]);
+        return Err(Error::input(what)
+            .tensor(&lead.name)
+            .hint("check that the config belongs to this checkpoint"));
     }
     let scale = part("weight_scale").ok_or_else(|| missing("weight_scale"))?;
     let zeros = if weights.symmetric {
-        None // Older files store zeros all the same.
+        None // Older files store zeros anyway.
     } else {
         let stored = part("weight_zero_point").ok_or_else(|| missing("weight_zero_point"))?;
         let bits = if weights.codes == Codes::Packed4 { 4 } else { 8 };
@@ -269,7 +294,7 @@ fn weight(weights: Weights, lead: &TensorInfo, module: &str, tensors: &dyn Tenso
     ScaledGrid::new(shape, weights.strategy.cell(shape), weights.codes, parts)
 }
 
-/// The logical shape of a packed weight, which `X.weight_shape` holds and the packed one has to agree with.
+/// The logical shape of a packed weight, from `X.weight_shape`; it must agree with the packed shape.
 fn packed_shape(codes: Codes, lead: &TensorInfo, stored: &TensorInfo, bytes: &[u8]) -> Result<[usize; 2]> {
     let sides: Option<Vec<usize>> = match stored.dtype {
         Dtype::I64 => {

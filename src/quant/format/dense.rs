@@ -1,4 +1,4 @@
-//! Weights stored as numbers: BF16, F16, F32, F64.
+//! Weights stored as plain numbers: BF16, F16, F32, F64.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,14 +20,14 @@ pub struct Dense {
 }
 
 impl Dense {
-    /// The decoder of `stored`, or `None` where it is not 2-D or not BF16, F16, F32 or F64.
+    /// The decoder of `stored`, or `None` if it is not 2-D or not BF16, F16, F32 or F64.
     pub fn new(stored: &TensorInfo) -> Option<Dense> {
         let &[rows, columns] = stored.shape.as_slice() else { return None };
         let numeric = matches!(stored.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32 | Dtype::F64);
         numeric.then(|| Dense { tensor: [stored.clone()], shape: [rows, columns] })
     }
 
-    /// The weight of a linear layer, `X.weight`, as a module.
+    /// The weight `X.weight` of a linear layer, as a module.
     pub(crate) fn find(stored: &TensorInfo) -> Option<FoundWeight> {
         let module = stored.name.strip_suffix(".weight")?.to_owned();
         Some(FoundWeight { module, weight: Arc::new(Dense::new(stored)?), quantized: false })
@@ -41,7 +41,7 @@ impl Dense {
         self.shape[1] * self.tensor[0].dtype.bitsize() / 8
     }
 
-    /// The bytes of some `columns` of a row, of those of the whole weight.
+    /// The bytes of `columns` in one row, from the bytes of the whole weight.
     fn piece<'a>(&self, row: usize, columns: Range<usize>, bytes: &'a [u8]) -> &'a [u8] {
         let size = self.tensor[0].dtype.bitsize() / 8;
         let line = &bytes[row * self.row_bytes()..][..self.row_bytes()];
@@ -107,7 +107,7 @@ impl Double for Dense {
     }
 }
 
-/// Little-endian BF16, F16, F32 or F64 bytes, aligned or not, as f32; F64 is rounded to nearest.
+/// Converts little-endian BF16, F16, F32 or F64 bytes, aligned or not, to f32; F64 is rounded to nearest.
 ///
 /// # Panics
 /// If `bytes` does not hold exactly `out.len()` numbers, or for another dtype.
@@ -121,7 +121,7 @@ pub(crate) fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// The same as f64, exactly.
+/// The same to f64, exactly.
 fn widen_f64(dtype: Dtype, bytes: &[u8], out: &mut [f64]) {
     match dtype {
         Dtype::F64 => each(bytes, out, f64::from_le_bytes),
@@ -131,16 +131,19 @@ fn widen_f64(dtype: Dtype, bytes: &[u8], out: &mut [f64]) {
     }
 }
 
-/// Little-endian BF16, F16, F32 or F64 bytes, aligned or not, as f32.
+/// Converts little-endian BF16, F16, F32 or F64 bytes, aligned or not, to f32.
 ///
 /// # Errors
-/// Another dtype, or bytes that are no whole number of elements.
+/// Another dtype, or bytes that are not a whole number of elements.
 pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
     let size = dtype.bitsize() / 8;
     if !matches!(dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32 | Dtype::F64)
         || !bytes.len().is_multiple_of(size)
     {
-        return Err(Error::input(format!("{} bytes of {dtype} are no dense numbers", bytes.len())));
+        return Err(Error::input(format!(
+            "{} bytes of {dtype} are not whole BF16, F16, F32 or F64 values",
+            bytes.len()
+        )));
     }
     let mut values = vec![0.0; bytes.len() / size];
     widen(dtype, bytes, &mut values);
@@ -158,7 +161,7 @@ fn each<const N: usize, T>(bytes: &[u8], out: &mut [T], decode: impl Fn([u8; N])
     out.iter_mut().zip(values).for_each(|(o, &v)| *o = decode(v));
 }
 
-/// F16 through `half`, whose slice conversion uses the processor's own instruction where it has one. That wants aligned
+/// F16 through `half`, whose slice conversion uses the processor's own instruction if there is one. It requires aligned
 /// numbers, so the bytes pass through a small buffer.
 fn halves(bytes: &[u8], out: &mut [f32]) {
     const BLOCK: usize = 1024;

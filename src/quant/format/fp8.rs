@@ -1,10 +1,10 @@
-//! FP8 under one scale for the whole weight or for each row: `fp8` without a block size, and modelopt's FP8.
+//! FP8 with one scale for the whole weight or one per row: `fp8` without a block size, and modelopt's FP8.
 //!
-//! `X.weight` F8_E4M3 or F8_E5M2 `[out, in]`; `X.weight_scale` (or `X.weight_scale_inv`, `X.scale`) of one number, or `[out]` or `[out, 1]`, as
-//! F32, BF16 or F16. The value is `r32(f32(q) * f32(scale))` whatever the name, as in transformers'
-//! `integrations/finegrained_fp8.py:Fp8Dequantize`. An `input_scale` is for activations and is not read.
+//! `X.weight` F8_E4M3 or F8_E5M2 `[out, in]`; `X.weight_scale` (or `X.weight_scale_inv`, `X.scale`) with one number, or
+//! `[out]` or `[out, 1]`, as F32, BF16 or F16. The value is `r32(f32(q) * f32(scale))` whichever the name, as in
+//! transformers' `integrations/finegrained_fp8.py:Fp8Dequantize`. An `input_scale` is for activations and is not read.
 
-use crate::quant::declared::alone;
+use crate::quant::declared::refuse_extra_terms;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -18,12 +18,12 @@ use crate::quant::packing::scaled_codes::ScaledGrid;
 use crate::quant::packing::scaled_codes::{Parts, Scales};
 use crate::quant::weight::{Format, FoundWeight, SchemeKind, TensorInfo, Tensors};
 
-/// What a config says that a scale is for.
+/// What a scale covers, according to the config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Per {
     Tensor,
     Row,
-    /// `quant_method: "fp8"` has no word for it: one number is a tensor's, one a row a row's.
+    /// `quant_method: "fp8"` does not say: a single number covers the tensor, one number per row covers its row.
     Either,
 }
 
@@ -42,7 +42,7 @@ pub(crate) fn without_blocks(kind: Kind) -> Box<dyn Format> {
 /// The format of modelopt, from `hf_quant_config.json` or a `quantization_config`.
 ///
 /// # Errors
-/// A `quant_algo` other than `FP8`, `FP8_PER_CHANNEL_PER_TOKEN` and `NVFP4` is refused by its name.
+/// A `quant_algo` other than `FP8`, `FP8_PER_CHANNEL_PER_TOKEN` and `NVFP4` is refused by name.
 pub(crate) fn modelopt(declared: &Declared) -> Result<Box<dyn Format>> {
     let nested = declared.raw.pointer("/quantization/quant_algo");
     let algorithm = nested.and_then(Value::as_str).or(declared.text("quant_algo")).unwrap_or("no quant_algo");
@@ -73,7 +73,7 @@ impl Format for Fp8 {
         };
         let &[rows, columns] = lead.shape.as_slice() else { return Ok(Vec::new()) };
         self.kind.check(lead)?;
-        alone(module, tensors)?;
+        refuse_extra_terms(module, tensors)?;
         let names = ["weight_scale", "weight_scale_inv", "scale"].map(|part| format!("{module}.{part}"));
         let scale = names.iter().find_map(|name| tensors.stored(name));
         let scale = scale.ok_or_else(|| missing(lead, &names[0]))?;

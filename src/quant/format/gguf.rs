@@ -1,13 +1,14 @@
-//! GGUF's blocks: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K.
+//! GGUF block formats: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K.
 //!
-//! A row is a whole number of blocks, each with its own scales: 32 values under one scale, or 256 (a K-quant) in eight or sixteen
-//! parts whose scales are themselves codes under the block's. The arithmetic is that of gguf-py's `gguf/quants.py`
-//! (`dequantize_blocks`), in f32 with each product and sum rounded: `d * q`, `d * q + m`, `(d * sc) * q - (dmin * m)`.
+//! A row is a whole number of blocks, each with its own scales: 32 values with one scale, or 256 (a K-quant) in eight
+//! or sixteen parts whose scales are themselves codes under the block's scale. The arithmetic is that of gguf-py's
+//! `gguf/quants.py` (`dequantize_blocks`), in f32 with each product and sum rounded: `d * q`, `d * q + m`,
+//! `(d * sc) * q - (dmin * m)`.
 //!
-//! A file keeps a quantized tensor as bytes, and so does its [`TensorInfo`]: U8 `[out, bytes of a row]`.
+//! A file stores a quantized tensor as bytes, and so does its [`TensorInfo`]: U8 `[out, bytes of a row]`.
 //!
-//! llama.cpp's rotary embedding pairs neighbours where Hugging Face's pairs halves of a head. For the architecture `llama` its
-//! converter therefore stores the rows of Q and K in another order, which [`Permuted`] undoes.
+//! llama.cpp's rotary embedding pairs neighbours where Hugging Face's pairs halves of a head. For the architecture
+//! `llama` its converter therefore stores the rows of Q and K in another order, which [`Permuted`] undoes.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,6 +25,7 @@ use crate::{Error, Result};
 /// The type of a GGUF tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs, non_camel_case_types, reason = "as ggml names them")]
+#[non_exhaustive]
 pub enum GgmlType {
     F32,
     F16,
@@ -38,7 +40,7 @@ pub enum GgmlType {
     Q6_K,
 }
 
-/// ggml's numbers for the types that are read.
+/// The supported types, by ggml's number.
 const READ: [(u32, GgmlType); 11] = [
     (0, GgmlType::F32),
     (1, GgmlType::F16),
@@ -53,7 +55,7 @@ const READ: [(u32, GgmlType); 11] = [
     (30, GgmlType::BF16),
 ];
 
-/// And for those that are refused.
+/// The known types that are refused, by ggml's number.
 const REFUSED: [(u32, &str); 23] = [
     (9, "Q8_1"),
     (10, "Q2_K"),
@@ -87,10 +89,10 @@ impl fmt::Display for GgmlType {
 }
 
 impl GgmlType {
-    /// The type that a file numbers so.
+    /// The type with this number in a GGUF file.
     ///
     /// # Errors
-    /// A type that is not read, by its name where it has one.
+    /// A type that is not supported, by name if it has one.
     pub fn from_id(id: u32) -> Result<GgmlType> {
         if let Some((_, kind)) = READ.iter().find(|(known, _)| *known == id) {
             return Ok(*kind);
@@ -98,12 +100,12 @@ impl GgmlType {
         Err(match REFUSED.iter().find(|(known, _)| *known == id) {
             Some((_, name)) => Error::input(format!("GGUF's type {name} is not supported yet"))
                 .hint("give the model's original safetensors, or a GGUF of Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, F16 or BF16"),
-            None => Error::input(format!("the tensor's type has the number {id}, which is not known"))
-                .hint("a newer trephine may know it; else the file is damaged: download or copy it again"),
+            None => Error::input(format!("unknown tensor type {id}"))
+                .hint("a newer trephine may support it; otherwise the file is damaged: download or copy it again"),
         })
     }
 
-    /// Values in a block, and its bytes.
+    /// The number of values in a block, and of its bytes.
     pub fn block(self) -> (usize, usize) {
         match self {
             GgmlType::F32 => (1, 4),
@@ -130,23 +132,23 @@ impl GgmlType {
     }
 }
 
-/// What a GGUF file says of a 2-D tensor.
+/// What a GGUF file says about a 2-D tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// The type of its elements.
     pub kind: GgmlType,
     /// `[out, in]`.
     pub shape: [usize; 2],
-    /// The rows of a head, where they are permuted: an even number that divides `out`.
+    /// The number of rows in a head, if rows are permuted: even, and a divisor of `out`.
     pub head: Option<usize>,
 }
 
-/// The format of a GGUF file: what its header says of its tensors, by name.
+/// The format of a GGUF file: what its header says about each tensor, by name.
 #[derive(Debug)]
 pub struct Gguf(BTreeMap<String, Layout>);
 
 impl Gguf {
-    /// The format of these tensors.
+    /// The format for these tensors.
     pub fn new(layouts: BTreeMap<String, Layout>) -> Gguf {
         Gguf(layouts)
     }
@@ -181,7 +183,7 @@ impl Format for Gguf {
     }
 }
 
-/// A weight in blocks, row by row.
+/// A weight stored in blocks, row by row.
 #[derive(Clone, Debug)]
 struct Blocks {
     kind: GgmlType,
@@ -205,15 +207,7 @@ impl Dequantize for Blocks {
     }
 
     fn capabilities(&self) -> Capabilities<'_> {
-        Capabilities {
-            needs_all_bytes: false,
-            block: None,
-            round_to_nearest: None,
-            columns: None,
-            double: None,
-            saturation: None,
-            slice: None,
-        }
+        Capabilities::DECODING_ONLY
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
@@ -234,7 +228,7 @@ impl Dequantize for Blocks {
     }
 }
 
-/// Block after block.
+/// Decodes block after block.
 #[inline(always)]
 fn each<const B: usize, const N: usize>(
     bytes: &[u8],
@@ -246,7 +240,7 @@ fn each<const B: usize, const N: usize>(
     }
 }
 
-/// The F16 at `at`.
+/// The F16 at byte `at`.
 #[inline(always)]
 fn half(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
@@ -284,13 +278,13 @@ fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
     nibbles(&block[8..], out, |i, q| d * number(q | fifth(high, i)) + m);
 }
 
-/// The fifth bit of value `i`, in its place.
+/// The fifth bit of value `i`, shifted into place.
 #[inline(always)]
 fn fifth(high: u32, i: usize) -> u8 {
     ((high >> i & 1) << 4) as u8
 }
 
-/// 32 values of 16 bytes: the low nibbles are the first half.
+/// The 32 values in 16 bytes: the low nibbles are the first half.
 #[inline(always)]
 fn nibbles(bytes: &[u8], out: &mut [f32; 32], value: impl Fn(usize, u8) -> f32) {
     let (low, high) = out.split_at_mut(16);
@@ -300,8 +294,8 @@ fn nibbles(bytes: &[u8], out: &mut [f32; 32], value: impl Fn(usize, u8) -> f32) 
     }
 }
 
-/// The scales and minima of the eight parts of a Q4_K or Q5_K block: six bits each in 12 bytes, those of the last four parts
-/// split between the upper bits of the first eight bytes and the nibbles of the last four.
+/// The scales and minima of the eight parts of a Q4_K or Q5_K block: six bits each in 12 bytes; those of the last four
+/// parts are split between the upper bits of the first eight bytes and the nibbles of the last four.
 #[inline(always)]
 fn parts(block: &[u8]) -> ([f32; 8], [f32; 8]) {
     let (d, dmin, packed) = (half(block, 0), half(block, 2), &block[4..16]);
@@ -344,16 +338,16 @@ fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
     }
 }
 
-/// Two halves of 128 values, each of four parts of 32: the low nibbles of 64 bytes, then the high ones, under two more bits that
-/// 32 bytes hold for all four. A scale is for 16 values.
+/// Two halves of 128 values, each with four parts of 32: the low nibbles of 64 bytes, then the high ones, plus two
+/// upper bits from 32 bytes that all four share. A scale covers 16 values.
 fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let d = half(block, 208);
     let (low, rest) = block.split_at(128);
     let (high, scales) = rest.split_at(64);
     for (i, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (at, part) = (i / 4, i % 4);
-        let low = &low[at * 64 + part % 2 * 32..][..32];
-        let high = &high[at * 32..][..32];
+        let (half, part) = (i / 4, i % 4);
+        let low = &low[half * 64 + part % 2 * 32..][..32];
+        let high = &high[half * 32..][..32];
         let scale = |i: usize| d * f32::from(scales[i] as i8);
         let scales = [scale(2 * i), scale(2 * i + 1)];
         for (j, ((out, &low), &high)) in out.iter_mut().zip(low).zip(high).enumerate() {
@@ -363,7 +357,8 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     }
 }
 
-/// A weight whose rows lie in llama.cpp's order of Q and K: in each head, row `2 j + k` of the file is row `j + k * head / 2`.
+/// A weight with its rows in llama.cpp's order of Q and K: in each head, row `2 j + k` of the file is row
+/// `j + k * head / 2`.
 #[derive(Clone, Debug)]
 struct Permuted {
     head: usize,
@@ -371,7 +366,7 @@ struct Permuted {
 }
 
 impl Permuted {
-    /// All rows of the heads that `rows` are in.
+    /// All rows of the heads that overlap `rows`.
     fn heads(&self, rows: &Range<usize>) -> Range<usize> {
         if rows.is_empty() {
             return rows.clone();
@@ -379,7 +374,7 @@ impl Permuted {
         rows.start / self.head * self.head..rows.end.next_multiple_of(self.head)
     }
 
-    /// Where row `row` lies in the file.
+    /// The position of row `row` in the file.
     fn place(&self, row: usize) -> usize {
         let (head, within) = (row / self.head * self.head, row % self.head);
         head + within % (self.head / 2) * 2 + within / (self.head / 2)
@@ -415,10 +410,10 @@ impl Dequantize for Permuted {
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {
         let columns = self.shape()[1];
         assert_eq!(out.len(), rows.len() * columns, "the panel's values");
-        let (first, row) = (self.heads(&rows).start, self.weight.spans(0..1)[0].len());
-        for (at, out) in rows.zip(out.chunks_exact_mut(columns)) {
-            let place = self.place(at);
-            let bytes = &parts[0][(place - first) * row..][..row];
+        let (first, row_bytes) = (self.heads(&rows).start, self.weight.spans(0..1)[0].len());
+        for (row, out) in rows.zip(out.chunks_exact_mut(columns)) {
+            let place = self.place(row);
+            let bytes = &parts[0][(place - first) * row_bytes..][..row_bytes];
             self.weight.dequantize(place..place + 1, &[bytes], out)?;
         }
         Ok(())

@@ -1,9 +1,10 @@
-//! GPTQ with 2, 3, 4 and 8 bits, the formats `gptq` (v1) and `gptq_v2`, with act-order and without.
+//! GPTQ with 2, 3, 4 and 8 bits, formats `gptq` (v1) and `gptq_v2`, with and without act-order.
 //!
-//! `X.qweight` I32 `[in * bits / 32, out]`, `X.qzeros` I32 `[ceil(in / group), out * bits / 32]`, `X.scales` `[ceil(in / group), out]` and
-//! mostly `X.g_idx` I32 `[in]`, the group of each input, which is always followed. The value is `r16(s * (q - z))` as in AutoGPTQ's
-//! `nn_modules/qlinear/qlinear_cuda.py` (its torch branch). z is what is stored in v2, and one more in v1. A stored zero point of all
-//! ones is 2^bits in v1 here and in AutoGPTQ 0.7.1; loaders that mask the sum take it as 0. No symmetric weight has one.
+//! `X.qweight` I32 `[in * bits / 32, out]`, `X.qzeros` I32 `[ceil(in / group), out * bits / 32]`, `X.scales`
+//! `[ceil(in / group), out]` and usually `X.g_idx` I32 `[in]`, the group of each input, which is always followed. The
+//! value is `r16(s * (q - z))` as in AutoGPTQ's `nn_modules/qlinear/qlinear_cuda.py` (its torch branch). z is the
+//! stored zero point in v2, and one more in v1. A stored zero point of all ones is 2^bits in v1 here and in AutoGPTQ
+//! 0.7.1; loaders that mask the sum take it as 0. No symmetric weight has one.
 
 use std::sync::Arc;
 
@@ -20,15 +21,15 @@ use crate::{Error, Result};
 struct Columns {
     label: String,
     layout: Layout,
-    /// Inputs under one scale; none is all of them.
+    /// Inputs per scale; `None` means all of them.
     group: Option<usize>,
 }
 
-/// The format of `quant_method: "gptq"`, or of a `quantize_config.json`.
+/// The format of `quant_method: "gptq"` or of a `quantize_config.json`.
 ///
 /// # Errors
-/// Other layouts (marlin, gptq_p and what else `checkpoint_format` may say), other widths and schemes that change from module to module
-/// are refused by name.
+/// Other layouts (marlin, gptq_p and any other `checkpoint_format`), other bit widths and schemes that vary from module
+/// to module are refused by name.
 pub(crate) fn gptq(declared: &Declared) -> Result<Box<dyn Format>> {
     let format = declared.text("checkpoint_format").or(declared.text("format")).unwrap_or("gptq");
     let marlin = declared.raw.get("is_marlin_format").is_some_and(|flag| *flag == true);
@@ -47,7 +48,7 @@ pub(crate) fn gptq(declared: &Declared) -> Result<Box<dyn Format>> {
         return Err(unsupported(&format!("gptq with `{key}`")));
     }
     if let Some(pack) = declared.text("pack_dtype").filter(|dtype| *dtype != "int32") {
-        return Err(unsupported(&format!("gptq packed in {pack}")));
+        return Err(unsupported(&format!("gptq packed as {pack}")));
     }
     let bits = number(declared, &["bits"])?.ok_or_else(|| undeclared(declared, "bits"))?;
     let bits = match bits {
@@ -60,11 +61,13 @@ pub(crate) fn gptq(declared: &Declared) -> Result<Box<dyn Format>> {
     Ok(Box::new(Columns { label, layout: Layout::Gptq { bits, offset }, group }))
 }
 
-/// The format of `quant_method: "awq"`: `X.qweight` I32 `[in, out / 8]`, `X.qzeros` I32 `[in / group, out / 8]`, `X.scales`
-/// `[in / group, out]`. The value is `r16((q - z) * s)` as in AutoAWQ's `awq/utils/packing_utils.py:dequantize_gemm`.
+/// The format of `quant_method: "awq"`: `X.qweight` I32 `[in, out / 8]`, `X.qzeros` I32 `[in / group, out / 8]`,
+/// `X.scales` `[in / group, out]`. The value is `r16((q - z) * s)` as in AutoAWQ's
+/// `awq/utils/packing_utils.py:dequantize_gemm`.
 ///
 /// # Errors
-/// Other layouts than `gemm` (`gemv`, `gemv_fast`, llm-awq's, marlin's ...) and other widths than four bits are refused by name.
+/// Layouts other than `gemm` (`gemv`, `gemv_fast`, llm-awq's, marlin's ...) and bit widths other than four are refused
+/// by name.
 pub(crate) fn awq(declared: &Declared) -> Result<Box<dyn Format>> {
     if let Some(backend) = declared.text("backend").filter(|b| b.eq_ignore_ascii_case("llm-awq")) {
         return Err(unsupported(&format!("awq ({backend})")));
@@ -81,7 +84,7 @@ pub(crate) fn awq(declared: &Declared) -> Result<Box<dyn Format>> {
     Ok(Box::new(Columns { label: "AWQ (gemm)".to_owned(), layout: Layout::Awq, group }))
 }
 
-/// The first of `keys` that is given, which has to be a whole number.
+/// The first of `keys` that is present, which must be a whole number.
 fn number(declared: &Declared, keys: &[&str]) -> Result<Option<i64>> {
     let Some(value) = keys.iter().find_map(|key| declared.raw.get(key)).filter(|v| !v.is_null()) else {
         return Ok(None);
@@ -93,18 +96,18 @@ fn number(declared: &Declared, keys: &[&str]) -> Result<Option<i64>> {
 }
 
 fn undeclared(declared: &Declared, key: &str) -> Error {
-    Error::input(format!("{}: `{key}` is not given", declared.origin))
+    Error::input(format!("{}: `{key}` is missing", declared.origin))
         .hint("put the model's own config.json, or its quantize_config.json, beside the weights")
 }
 
-/// The size of a group; -1 is one group of all inputs.
+/// The group size; -1 means one group of all inputs.
 fn group(declared: &Declared, keys: &[&str]) -> Result<Option<usize>> {
     let size = number(declared, keys)?.ok_or_else(|| undeclared(declared, keys[0]))?;
     match usize::try_from(size) {
         Ok(size) if size > 0 => Ok(Some(size)),
         _ if size == -1 => Ok(None),
         _ => Err(Error::input(format!("{}: `{}` is {size}", declared.origin, keys[0]))
-            .hint("correct the quantization_config: a positive number, or -1")),
+            .hint("correct the quantization_config: it must be a positive number or -1")),
     }
 }
 

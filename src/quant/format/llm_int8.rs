@@ -12,22 +12,22 @@ use crate::quant::number::code_type::Codes;
 use crate::quant::weight::{Capabilities, Dequantize, Saturation, TensorInfo, Tensors};
 use crate::{Error, Result};
 
-/// The library's own reciprocal of 127.
+/// bitsandbytes' own reciprocal of 127.
 const STEP: f32 = 7.874_016e-3;
 
 /// An LLM.int8 weight.
 #[derive(Clone, Debug)]
 pub(crate) struct LlmInt8 {
     shape: [usize; 2],
-    /// Codes, scales, and `weight_format` where it is stored.
+    /// Codes, scales, and `weight_format` if it is stored.
     tensors: Vec<TensorInfo>,
 }
 
 impl LlmInt8 {
-    /// The weight of codes `lead`.
+    /// The weight with the codes `lead`.
     ///
     /// # Errors
-    /// It has no `SCB`, or one of another shape; `weight_format` names a layout of tiles, not of rows.
+    /// `SCB` is missing or has another shape; `weight_format` names a tiled layout instead of rows.
     pub(crate) fn new(lead: &TensorInfo, module: &str, tensors: &dyn Tensors) -> Result<LlmInt8> {
         let name = format!("{module}.weight_format");
         let format = tensors.stored(&name);

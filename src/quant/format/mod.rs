@@ -1,4 +1,4 @@
-//! One file a family of quantized formats. A further format is a file here and a line in `registry.rs`.
+//! One file per family of quantized formats. A new format is a file here and a line in `registry.rs`.
 
 pub(crate) mod bitsandbytes;
 pub(crate) mod block_fp8;

@@ -1,8 +1,9 @@
-//! MXFP4 as gpt-oss has it: experts of E2M1 in blocks of 32 under an exponent each, `X_blocks` U8 `[experts, out, in / 32, 16]` and
-//! `X_scales` U8 `[experts, out, in / 32]`.
+//! MXFP4 as in gpt-oss: experts of E2M1 in blocks of 32 with one exponent each, `X_blocks` U8
+//! `[experts, out, in / 32, 16]` and `X_scales` U8 `[experts, out, in / 32]`.
 //!
-//! The value is `q * 2^(scale - 127)`, which every bf16 model holds exactly: transformers' `integrations/mxfp4.py:
-//! convert_moe_packed_tensors`, before it transposes: the dense stack is `[experts, in, out]`. A scale of 255 is NaN here, as the standard has it, and infinite there.
+//! The value is `q * 2^(scale - 127)`, which bf16 represents exactly, as in transformers'
+//! `integrations/mxfp4.py:convert_moe_packed_tensors` before it transposes: the dense stack is `[experts, in, out]`. A
+//! scale of 255 is NaN here, as in the standard, and infinite there.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use crate::quant::weight::{
 };
 use crate::{Error, Result};
 
-/// Values under one scale, and the bytes that hold them.
+/// Values per scale, and the bytes that hold them.
 const BLOCK: usize = 32;
 const BYTES: usize = 16;
 
@@ -52,10 +53,10 @@ impl Format for Mxfp4 {
             Error::input(what).tensor(&lead.name).hint("the file is damaged: download or export it again")
         };
         let Some(stack) = self.experts.stack(stem) else {
-            return Err(disagree("blocks of MXFP4 that are not a model's experts".to_owned()));
+            return Err(disagree("MXFP4 blocks that do not belong to a model's experts".to_owned()));
         };
         let &[experts, rows, groups, BYTES] = lead.shape.as_slice() else {
-            let what = format!("blocks of MXFP4 are [experts, out, in / 32, 16], not {:?}", lead.shape);
+            let what = format!("MXFP4 blocks must be [experts, out, in / 32, 16], not {:?}", lead.shape);
             return Err(disagree(what));
         };
         let name = format!("{stem}_scales");
@@ -77,18 +78,19 @@ impl Format for Mxfp4 {
             note: None,
             g_idx: None,
         };
-        let one: Arc<dyn Dequantize> =
+        let slice: Arc<dyn Dequantize> =
             Arc::new(Blocks(ScaledGrid::new([rows, groups * BLOCK], [1, BLOCK], Codes::E2m1, parts)?));
-        let dense = self.experts.turn(Arc::clone(&one));
-        let dense = dense.ok_or_else(|| disagree("blocks of MXFP4 that cannot be turned".to_owned()))?;
+        let dense = self.experts.turn(Arc::clone(&slice));
+        let dense = dense.ok_or_else(|| disagree("MXFP4 blocks that cannot be transposed".to_owned()))?;
         let stored = [lead.clone(), scales.clone()];
-        let slices = (0..experts)
-            .map(|index| ExpertSlice::of_stack(Arc::clone(&one), Arc::clone(&dense), stored.to_vec(), index));
+        let slices = (0..experts).map(|index| {
+            ExpertSlice::of_stack(Arc::clone(&slice), Arc::clone(&dense), stored.to_vec(), index)
+        });
         self.experts.modules(&stack, slices, true)
     }
 }
 
-/// One expert's weight, which can be read by columns too.
+/// One expert's weight, which can also be read by columns.
 #[derive(Debug)]
 struct Blocks(ScaledGrid);
 
@@ -97,9 +99,9 @@ impl Segments for Blocks {
         let groups = self.0.shape()[1] / BLOCK;
         let mut values = [0f32; BLOCK];
         for group in columns.start / BLOCK..columns.end.div_ceil(BLOCK) {
-            let at = row * groups + group;
-            Codes::E2m1.decode(&parts[0][at * BYTES..(at + 1) * BYTES], &mut values);
-            let (first, scale) = (group * BLOCK, e8m0(parts[1][at]));
+            let block = row * groups + group;
+            Codes::E2m1.decode(&parts[0][block * BYTES..(block + 1) * BYTES], &mut values);
+            let (first, scale) = (group * BLOCK, e8m0(parts[1][block]));
             let (start, end) = (columns.start.max(first), columns.end.min(first + BLOCK));
             let out = out[start - columns.start..end - columns.start].iter_mut();
             out.zip(&values[start - first..]).for_each(|(out, value)| *out = value * scale);

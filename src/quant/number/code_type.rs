@@ -1,4 +1,4 @@
-//! Codes of eight and four bits, a row of them as numbers.
+//! Codes of 8 and 4 bits, and a row of them decoded to numbers.
 
 use safetensors::Dtype;
 
@@ -9,7 +9,7 @@ use crate::quant::number::simd::{Loop, widest};
 use crate::quant::weight::TensorInfo;
 use crate::{Error, Result};
 
-/// How the codes of a row lie.
+/// How the codes of a row are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Codes {
     /// F8_E4M3, a byte each.
@@ -18,11 +18,11 @@ pub(crate) enum Codes {
     E5m2,
     /// I8, a byte each.
     Int8,
-    /// Unsigned numbers of 4 bits, the lowest first, in I32 words that no row shares; stored = value + 8.
+    /// Unsigned 4-bit numbers, the lowest first, in I32 words that rows do not share; stored = value + 8.
     Packed4,
     /// The same with 8 bits; stored = value + 128.
     Packed8,
-    /// E2M1, two to a byte, the lower nibble first. A row has an even number of them.
+    /// E2M1, two per byte, the lower nibble first. A row has an even number of them.
     E2m1,
 }
 
@@ -30,37 +30,37 @@ pub(crate) enum Codes {
 const E2M1: [f32; 16] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
-/// The kind of FP8 that a config's `fmt` names, if it does.
+/// The FP8 type that a config's `fmt` names, if any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Kind(Option<Dtype>);
 
 impl Kind {
-    /// Reads `fmt`.
+    /// Parses `fmt`.
     ///
     /// # Errors
-    /// Neither e4m3 nor e5m2: refused by its name.
+    /// A `fmt` other than e4m3 and e5m2 is refused by name.
     pub(crate) fn parse(fmt: Option<&str>) -> Result<Kind> {
         match fmt.map(str::to_lowercase).as_deref() {
             None => Ok(Kind(None)),
             Some("e4m3") => Ok(Kind(Some(Dtype::F8_E4M3))),
             Some("e5m2") => Ok(Kind(Some(Dtype::F8_E5M2))),
-            Some(other) => Err(unsupported(&format!("fp8 of the kind {other}"))),
+            Some(other) => Err(unsupported(&format!("fp8 (fmt {other})"))),
         }
     }
 
-    /// Refuses a weight that is stored in another kind than the config names.
+    /// Refuses a weight whose stored type differs from the config's `fmt`.
     ///
     /// # Errors
-    /// That.
+    /// The stored type and the declared one differ.
     pub(crate) fn check(self, lead: &TensorInfo) -> Result<()> {
         let Some(named) = self.0.filter(|&named| named != lead.dtype) else { return Ok(()) };
         let what = format!("a weight is stored as {}, but the config's `fmt` says {named}", lead.describe());
-        Err(Error::input(what).tensor(&lead.name).hint("check where the config comes from"))
+        Err(Error::input(what).tensor(&lead.name).hint("check that the config belongs to this checkpoint"))
     }
 }
 
 impl Codes {
-    /// The codes of FP8 weights of that dtype; none for any other.
+    /// The codes of FP8 weights with this dtype; `None` for any other dtype.
     pub(crate) fn of_fp8(dtype: Dtype) -> Option<Codes> {
         match dtype {
             Dtype::F8_E4M3 => Some(Codes::E4m3),
@@ -69,7 +69,7 @@ impl Codes {
         }
     }
 
-    /// The stored bytes of a row of `columns`.
+    /// The number of stored bytes in a row of `columns`.
     pub(crate) fn row_bytes(self, columns: usize) -> usize {
         match self {
             Codes::E4m3 | Codes::E5m2 | Codes::Int8 => columns,
@@ -79,7 +79,7 @@ impl Codes {
         }
     }
 
-    /// Bits of a code.
+    /// Bits per code.
     pub(crate) fn bits(self) -> u32 {
         match self {
             Codes::E4m3 | Codes::E5m2 | Codes::Int8 | Codes::Packed8 => 8,
@@ -87,14 +87,15 @@ impl Codes {
         }
     }
 
-    /// How many of the codes in whole rows of `columns` are the largest or the smallest of their format. With 8 bits -127 counts as
-    /// -128 does, which few quantizers use. What fills up a row's last word is no code.
+    /// How many codes in whole rows of `columns` are the largest or smallest of their format. With 8 bits, -127 counts
+    /// like -128, which few quantizers use. Padding in a row's last word is not counted.
     pub(crate) fn saturated(self, bytes: &[u8], columns: usize) -> u64 {
         let lines = bytes.chunks_exact(self.row_bytes(columns).max(1));
         let count = |ends: fn(u8) -> bool| {
-            // As many as a byte can count at a time: that goes in vectors of bytes.
-            let some = |codes: &[u8]| u64::from(codes.iter().map(|code| u8::from(ends(*code))).sum::<u8>());
-            lines.clone().flat_map(|line| line[..columns].chunks(255)).map(some).sum()
+            // As many at a time as a u8 can count, so that the loop runs in vectors of bytes.
+            let count_ends =
+                |codes: &[u8]| u64::from(codes.iter().map(|code| u8::from(ends(*code))).sum::<u8>());
+            lines.clone().flat_map(|line| line[..columns].chunks(255)).map(count_ends).sum()
         };
         let nibbles = |ends: fn(u8) -> bool| {
             let line = |line: &[u8]| {
@@ -113,13 +114,13 @@ impl Codes {
         }
     }
 
-    /// One row as numbers.
+    /// Decodes one row to numbers.
     pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
         widest(DecodeRow(self, bytes, out));
     }
 }
 
-/// [`Codes::decode`].
+/// The loop of [`Codes::decode`].
 struct DecodeRow<'a>(Codes, &'a [u8], &'a mut [f32]);
 
 impl Loop for DecodeRow<'_> {
@@ -133,7 +134,7 @@ impl Loop for DecodeRow<'_> {
             Codes::E4m3 => codes.for_each(|(out, &code)| *out = e4m3(code)),
             Codes::E5m2 => codes.for_each(|(out, &code)| *out = e5m2(code)),
             Codes::Int8 => codes.for_each(|(out, &code)| *out = f32::from(code as i8)),
-            // Little-endian words whose lowest bits come first are bytes in order.
+            // Little-endian words with the lowest bits first are bytes in order.
             Codes::Packed8 => codes.for_each(|(out, &code)| *out = f32::from(code) - 128.0),
             Codes::E2m1 => {
                 for (pair, &byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
@@ -160,11 +161,11 @@ mod tests {
 
     #[test]
     fn ends_are_counted_and_fillings_are_not() {
-        assert_eq!(Codes::E4m3.saturated(&[0x7e, 0xfe, 0x7d, 0x7f, 0xff, 0], 3), 2, "NaN is no end");
-        assert_eq!(Codes::E5m2.saturated(&[0x7b, 0xfb, 0x7c, 0xfe], 4), 2, "infinity and NaN are no ends");
+        assert_eq!(Codes::E4m3.saturated(&[0x7e, 0xfe, 0x7d, 0x7f, 0xff, 0], 3), 2, "NaN is not an end");
+        assert_eq!(Codes::E5m2.saturated(&[0x7b, 0xfb, 0x7c, 0xfe], 4), 2, "infinity and NaN are not ends");
         assert_eq!(Codes::Int8.saturated(&[127, 129, 128, 126, 0, 255], 6), 3);
         assert_eq!(Codes::Packed8.saturated(&[0, 1, 255, 2, 128, 9, 0, 0], 5), 3);
-        // Two rows of three codes, each in a word of eight.
+        // Two rows of three codes, each in a word that holds eight.
         assert_eq!(Codes::Packed4.saturated(&[0x8f, 0x00, 0, 0, 0x70, 0x0f, 0, 0], 3), 4);
         assert_eq!(Codes::E2m1.saturated(&[0xf7, 0x68], 2), 2);
     }

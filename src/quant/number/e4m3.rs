@@ -1,5 +1,5 @@
-//! The numbers of `F8_E4M3`, which in safetensors is e4m3**fn**: 4 bits of exponent (bias 7), 3 of mantissa, no infinities,
-//! NaN at 0x7F and 0xFF (Micikevicius et al. 2022, "FP8 formats for deep learning").
+//! The numbers of `F8_E4M3`, which in safetensors means e4m3**fn**: 4 exponent bits (bias 7), 3 mantissa bits, no
+//! infinities, NaN at 0x7F and 0xFF (Micikevicius et al. 2022, "FP8 formats for deep learning").
 
 /// The value of each of the 256 codes.
 pub static E4M3: [f32; 256] = table();
@@ -14,13 +14,13 @@ const fn table() -> [f32; 256] {
     table
 }
 
-/// The value of a code, without a branch: where many are decoded this goes in vectors, which a table does not.
+/// The value of a code, without a branch: when many are decoded this vectorizes, which a table lookup does not.
 #[inline(always)]
 pub(crate) const fn e4m3(code: u8) -> f32 {
     let (sign, rest) = ((code as u32 & 0x80) << 24, code as u32 & 0x7f);
-    // 120 takes the exponent's bias from 7 to the 127 of f32.
+    // 120 moves the exponent's bias from 7 to the 127 of f32.
     let normal = f32::from_bits((rest << 20) + (120 << 23));
-    // Of a subnormal an exponent of 1 and a leading one make a normal number; the one is taken off again.
+    // A subnormal becomes normal with an exponent of 1 and a leading one, which is then subtracted again.
     let subnormal = f32::from_bits((rest << 20) + (121 << 23)) - f32::from_bits(121 << 23);
     let magnitude = if rest < 8 { subnormal } else { normal };
     let magnitude = if rest == 0x7f { f32::NAN } else { magnitude };

@@ -1,13 +1,13 @@
-//! The numbers of `F8_E5M2`: 5 bits of exponent (bias 15), 2 of mantissa, with infinities and NaN as IEEE has them (Micikevicius et
-//! al. 2022, "FP8 formats for deep learning"). A code is the upper byte of an f16.
+//! The numbers of `F8_E5M2`: 5 exponent bits (bias 15), 2 mantissa bits, with infinities and NaN as in IEEE 754
+//! (Micikevicius et al. 2022, "FP8 formats for deep learning"). A code is the upper byte of an f16.
 
-/// The value of a code, without a branch, for vectors.
+/// The value of a code, without a branch, so that loops vectorize.
 #[inline(always)]
 pub(crate) fn e5m2(code: u8) -> f32 {
     let (sign, rest) = ((code as u32 & 0x80) << 24, code as u32 & 0x7f);
-    // 112 takes the exponent's bias from 15 to the 127 of f32.
+    // 112 moves the exponent's bias from 15 to the 127 of f32.
     let normal = f32::from_bits((rest << 21) + (112 << 23));
-    // Of a subnormal an exponent of 1 and a leading one make a normal number; the one is taken off again.
+    // A subnormal becomes normal with an exponent of 1 and a leading one, which is then subtracted again.
     let subnormal = f32::from_bits((rest << 21) + (113 << 23)) - f32::from_bits(113 << 23);
     let magnitude = if rest < 4 { subnormal } else { normal };
     let special = f32::from_bits((rest << 21) | (255 << 23));

@@ -1,6 +1,7 @@
-//! Scales that are an exponent only.
+//! Scales that consist of an exponent only.
 
-/// A scale that is an exponent only: 2^(code - 127), with NaN at 0xFF (OCP Microscaling Formats 1.0, section 5.4.1).
+/// The value of a scale that is an exponent only: 2^(code - 127), with NaN at 0xFF (OCP Microscaling Formats 1.0,
+/// section 5.4.1).
 pub(crate) fn e8m0(code: u8) -> f32 {
     match code {
         0xff => f32::NAN,

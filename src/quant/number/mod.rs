@@ -1,4 +1,4 @@
-//! Numbers as formats store them: 8-bit floats, codes, and the rounding of f32 to what is written.
+//! Numbers as formats store them: 8-bit floats, codes, and the rounding of f32 to the output's type.
 
 pub(crate) mod code_type;
 pub(crate) mod e4m3;

@@ -18,15 +18,15 @@ impl Loop for CountNonFinite<'_> {
 
     #[inline(always)]
     fn run(self) -> u64 {
-        // As many as u32 can count at a time: that goes in vectors of the values' own width.
-        let some = |values: &[f32]| values.iter().map(|v| u32::from(!v.is_finite())).sum::<u32>();
-        self.0.chunks(1 << 16).map(|values| u64::from(some(values))).sum()
+        // As many at a time as a u32 can count, so that the loop runs in vectors of the values' own width.
+        let count = |values: &[f32]| values.iter().map(|v| u32::from(!v.is_finite())).sum::<u32>();
+        self.0.chunks(1 << 16).map(|values| u64::from(count(values))).sum()
     }
 }
 
-/// Rounds each value to the nearest bf16 (ties to even) and keeps it as f32, as a bridge on disk would.
+/// Rounds each value to the nearest bf16 (ties to even) and keeps it as f32, as storing it on disk in bf16 would.
 ///
-/// NaN stays NaN; what lies beyond the largest bf16 becomes infinite, as it does in every reference.
+/// NaN stays NaN; values beyond the largest bf16 become infinite, as in every reference.
 pub fn round_to_bf16(values: &mut [f32]) {
     widest(RoundToBf16(values));
 }
@@ -40,18 +40,18 @@ impl Loop for RoundToBf16<'_> {
     fn run(self) {
         for value in self.0 {
             let bits = value.to_bits();
-            // Adding just under half of the dropped part, and one more where the kept part is odd, carries as it must.
+            // Adding just under half of the dropped part, plus one if the kept part is odd, rounds to nearest even.
             let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
             *value = if value.is_nan() { *value } else { f32::from_bits(rounded) };
         }
     }
 }
 
-/// The little-endian bytes of `values` in BF16, F16 or F32, each rounded to nearest even. NaN stays NaN; what is beyond the largest
-/// number of the type becomes infinite.
+/// The little-endian bytes of `values` in BF16, F16 or F32, each rounded to nearest even. NaN stays NaN; values beyond
+/// the largest number of the type become infinite.
 ///
 /// # Panics
-/// If `out` is of another length, or for another dtype.
+/// If `out` has another length, or for another dtype.
 pub fn to_bytes(dtype: Dtype, values: &[f32], out: &mut [u8]) {
     assert_eq!(out.len() * 8, values.len() * dtype.bitsize(), "the bytes of the values");
     match dtype {
@@ -87,7 +87,7 @@ impl Loop for ToBf16<'_> {
     }
 }
 
-/// The bits of the nearest bf16, NaN quiet.
+/// The bits of the nearest bf16, with NaN made quiet.
 #[inline(always)]
 fn bf16(value: f32) -> u16 {
     let bits = value.to_bits();
@@ -96,7 +96,7 @@ fn bf16(value: f32) -> u16 {
     (if value.is_nan() { quiet } else { rounded }) as u16
 }
 
-/// To the nearest number of a dtype, kept as f32.
+/// Rounds to the nearest number of a dtype, kept as f32.
 pub(crate) fn round(dtype: Dtype, values: &mut [f32]) {
     match dtype {
         Dtype::BF16 => round_to_bf16(values),
@@ -145,7 +145,7 @@ mod tests {
             to_bytes(dtype, &values, &mut got);
             let size = dtype.bitsize() / 8;
             for ((got, want), value) in got.chunks(size).zip(expected.chunks(size)).zip(&values) {
-                // A NaN's own bits are nobody's business.
+                // The payload of a NaN does not matter.
                 let [got_nan, want_nan] = [got, want]
                     .map(|bytes| crate::quant::format::dense::to_f32(dtype, bytes).unwrap()[0].is_nan());
                 assert!(got == want || got_nan && want_nan, "{value:e} as {dtype}: {got:x?}, not {want:x?}");

@@ -1,12 +1,12 @@
-//! Weights that are stored transposed and packed, `[in, out]`, as GPTQ and AWQ have them: a logical row is a column of the file.
+//! Weights stored transposed and packed, `[in, out]`, as in GPTQ and AWQ: a logical row is a column of the file.
 //!
-//! **What is resident.** A panel of rows touches a few bytes in every stored row, so [`spans`](Dequantize::spans) names the tensors
-//! whole: their mapped pages are what a module costs, `bits / 32` of its size in f32 (an eighth at four bits), never more. They are
-//! mapped once for all panels and threads ([`is_whole`](Dequantize::is_whole)). A panel decodes its own columns alone, but a
-//! processor reads memory by lines of 64 bytes: 16 rows of GPTQ, 128 rows of AWQ at four bits. Panels of fewer rows, or that begin
-//! between, read such a line once more.
+//! **What is resident.** A panel of rows touches a few bytes in every stored row, so [`spans`](Dequantize::spans)
+//! returns whole tensors: a module costs their mapped pages, `bits / 32` of its size in f32 (an eighth at four bits),
+//! never more. They are mapped once for all panels and threads ([`is_whole`](Dequantize::is_whole)). A panel decodes
+//! only its own columns, but a processor reads memory in lines of 64 bytes: 16 rows of GPTQ, 128 rows of AWQ at four
+//! bits. Panels with fewer rows, or that begin inside a line, read such a line once more.
 //!
-//! The value is `rT((q - z) * s)`, T the dtype of the scale, which is what `grid.rs` computes for a row.
+//! The value is `rT((q - z) * s)`, with T the dtype of the scale, the same arithmetic as `scaled_codes.rs` for one row.
 
 use std::ops::Range;
 
@@ -19,33 +19,33 @@ use crate::quant::packing::scaled_codes::{gathered, order, scaled};
 use crate::quant::weight::{Capabilities, Dequantize, Saturation, TensorInfo, Tensors};
 use crate::{Error, Result};
 
-/// Stored rows in a tile. Three bits need a multiple of 3.
+/// Stored rows in a tile. Three-bit codes need a multiple of 3.
 const BLOCK: usize = 192;
 
-/// Words of a stored row in a tile: a line of the cache. A tile is copied before it is decoded, since lines that lie a power of two
-/// apart, as they do under 4096 outputs, push each other out of the cache.
+/// Words of a stored row in a tile: one cache line. A tile is copied before it is decoded, since lines that are a power
+/// of two apart, as with 4096 outputs, evict each other from the cache.
 const TILE: usize = 16;
 
-/// Codes of four bits.
+/// The number of 4-bit codes.
 const CODES: usize = 16;
 
 /// Rows that are unpacked and scaled together.
 const CHUNK: usize = 16;
 
-/// Where AWQ's GEMM layout keeps column `8c + j` of a word: its nibble, counted from the lowest.
+/// Where AWQ's GEMM layout keeps column `8c + j` in a word: its nibble, counted from the lowest.
 const NIBBLE: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
 /// How the words are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
-    /// Words `[in * bits / 32, out]` with consecutive inputs in one, the lowest first; zero points packed the same way along out,
-    /// `[groups, out * bits / 32]`. The zero point is what is stored, plus `offset`.
+    /// Words `[in * bits / 32, out]`, each with consecutive inputs, the lowest first; zero points packed the same way
+    /// along out, `[groups, out * bits / 32]`. The zero point is the stored value plus `offset`.
     Gptq { bits: usize, offset: u8 },
     /// Words `[in, out / 8]` and zero points `[groups, out / 8]` of four bits in the order of [`NIBBLE`].
     Awq,
 }
 
-/// A GPTQ or AWQ weight. Its tensors: words, zero points, scales `[groups, out]` and perhaps `g_idx` `[in]`.
+/// A GPTQ or AWQ weight. Its tensors: words, zero points, scales `[groups, out]` and optionally `g_idx` `[in]`.
 #[derive(Clone, Debug)]
 pub(crate) struct ColumnPacked {
     shape: [usize; 2],
@@ -56,10 +56,10 @@ pub(crate) struct ColumnPacked {
 }
 
 impl ColumnPacked {
-    /// The weight of the words `lead` of `module`, with one scale for each `group` of inputs (none: for all of them).
+    /// The weight with the words `lead` of `module`, with one scale per `group` inputs (`None`: one for all of them).
     ///
     /// # Errors
-    /// A companion is missing, or its dtype or shape does not go with the words.
+    /// A companion is missing, or its dtype or shape does not match the words.
     pub(crate) fn new(
         layout: Layout,
         group: Option<usize>,
@@ -69,13 +69,13 @@ impl ColumnPacked {
     ) -> Result<ColumnPacked> {
         let [high, wide] = [lead.shape[0], lead.shape[1]];
         let odd = || {
-            let what = format!("words of shape {:?} are no whole number of packs of 32 bits", lead.shape);
+            let what = format!("words of shape {:?} do not hold a whole number of 32-bit packs", lead.shape);
             Error::input(what)
                 .tensor(&lead.name)
-                .hint("check where the config comes from: `bits` decides the packing")
+                .hint("check that the config belongs to this checkpoint: `bits` determines the packing")
         };
         let [out, inputs, zeros] = match layout {
-            // Three bits run across words: 32 values in three of them.
+            // Three-bit codes cross word boundaries: 32 values in three words.
             Layout::Gptq { bits: 3, .. } if high % 3 != 0 || wide % 32 != 0 => return Err(odd()),
             Layout::Gptq { bits, .. } if wide * bits % 32 != 0 => return Err(odd()),
             Layout::Gptq { bits, .. } => [wide, high * 32 / bits, wide * bits / 32],
@@ -95,9 +95,10 @@ impl ColumnPacked {
                 dtypes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or "),
                 stored.describe()
             );
-            Err(Error::input(what)
-                .tensor(&lead.name)
-                .hint("the config and the stored tensors must agree: check where it comes from"))
+            Err(Error::input(what).tensor(&lead.name).hint(
+                "the config and the stored tensors must agree: check that the config belongs to this \
+                 checkpoint",
+            ))
         };
         let mut stored = vec![
             lead.clone(),
@@ -111,7 +112,7 @@ impl ColumnPacked {
         Ok(ColumnPacked { shape: [out, inputs], group, layout, ordered, tensors: stored })
     }
 
-    /// The scales and the zero points of one row, a pair for each group.
+    /// The scales and zero points of one row, one pair per group.
     fn pairs(&self, row: usize, parts: &[&[u8]], scales: &mut [f32], zeros: &mut [f32]) {
         let dtype = self.tensors[2].dtype;
         let (size, wide) = (dtype.bitsize() / 8, self.tensors[1].shape[1]);
@@ -166,11 +167,11 @@ fn word(bytes: &[u8], index: usize) -> u32 {
     u32::from_le_bytes(bytes.as_chunks::<4>().0[index])
 }
 
-/// The code at `index` of a stream of words, the lowest bits first; it may lie across two of them.
+/// The code at `index` in a stream of words, the lowest bits first; it may cross two words.
 fn code(word: impl Fn(usize) -> u32, bits: usize, index: usize) -> u32 {
-    let (at, shift) = (index * bits / 32, index * bits % 32);
-    let low = word(at) >> shift;
-    let over = if shift + bits > 32 { word(at + 1) << (32 - shift) } else { 0 };
+    let (first, shift) = (index * bits / 32, index * bits % 32);
+    let low = word(first) >> shift;
+    let over = if shift + bits > 32 { word(first + 1) << (32 - shift) } else { 0 };
     (low | over) & ((1 << bits) - 1)
 }
 
@@ -181,16 +182,18 @@ fn gptq(bits: usize, words: &[u32], out: &mut [f32]) {
         8 => whole::<4>(words, out),
         2 => whole::<16>(words, out),
         3 => threes(words, out),
-        _ => out.iter_mut().enumerate().for_each(|(i, out)| *out = code(|at| words[at], bits, i) as f32),
+        _ => {
+            out.iter_mut().enumerate().for_each(|(i, out)| *out = code(|index| words[index], bits, i) as f32)
+        }
     }
 }
 
-/// The same where a word holds N of them.
+/// The same where a word holds exactly N codes.
 #[inline(always)]
 fn whole<const N: usize>(words: &[u32], out: &mut [f32]) {
     for (word, out) in words.iter().zip(out.as_chunks_mut::<N>().0) {
         for (i, out) in out.iter_mut().enumerate() {
-            // Below 2^31, and so converted by one instruction.
+            // Less than 2^31, so one instruction converts it.
             *out = (word >> (i * (32 / N)) & ((1 << (32 / N)) - 1)) as i32 as f32;
         }
     }
@@ -204,15 +207,15 @@ fn threes(words: &[u32], out: &mut [f32]) {
         for (i, out) in start.iter_mut().enumerate() {
             *out = (low >> (3 * i) & 7) as i32 as f32;
         }
-        // Code 21, the first of these, lies across the first two words and the third.
+        // Code 21, the first of these, crosses from the second word into the third.
         for (i, out) in end.iter_mut().enumerate() {
             *out = (high >> (3 * i + 31) & 7) as i32 as f32;
         }
     }
 }
 
-/// The same as [`gathered`] and [`round`] for codes of four bits and fewer: the values of all codes of each group first, and then
-/// one look-up for each input.
+/// The same as [`gathered`] and [`round`] for codes of four bits or fewer: first the values of all codes in each group,
+/// then one table lookup per input.
 fn looked_up(
     out: &mut [f32],
     order: &[usize],
@@ -228,12 +231,12 @@ fn looked_up(
     table.clear();
     table.extend(pairs.0.iter().zip(pairs.1).map(entry));
     for (q, &group) in out.iter_mut().zip(order) {
-        // A small whole number lies in the lowest bits of its sum with 2^23: cheaper than a conversion that saturates.
+        // A small integer is in the lowest bits of its sum with 2^23: cheaper than a saturating conversion.
         *q = table[group][(*q + 8_388_608.0).to_bits() as usize % CODES];
     }
 }
 
-/// The codes of one of the eight rows that AWQ's words hold, for consecutive inputs.
+/// The codes of one of the eight rows in AWQ's words, for consecutive inputs.
 fn nibbles(words: &[u32], row: usize, out: &mut [f32]) {
     let shift = 4 * NIBBLE[row];
     out.iter_mut().zip(words).for_each(|(out, word)| *out = (word >> shift & 15) as i32 as f32);
@@ -284,7 +287,7 @@ impl Dequantize for ColumnPacked {
         let groups = inputs.div_ceil(self.group);
         let order = match parts.get(3).filter(|_| self.ordered) {
             None => None,
-            // In order is the common case, and the faster one.
+            // Without a reordering is the common case, and the faster one.
             Some(bytes) => Some(order(&self.tensors[3], bytes, groups)?)
                 .filter(|order| order.iter().enumerate().any(|(i, &group)| group != i / self.group)),
         };

@@ -1,4 +1,4 @@
-//! How several formats pack codes into words: by rows, by columns, side by side, transposed.
+//! How formats pack codes into words: by rows, by columns, side by side, transposed.
 
 pub(crate) mod column_packed;
 pub(crate) mod row_concat;

@@ -1,8 +1,9 @@
-//! Codes under a grid of scales, `(q - z) * s`: what every scheme of integers and FP8 with a scale to a tensor, a row, a group of
-//! columns or a block comes down to.
+//! Codes with a grid of scales, `(q - z) * s`: the common form of every integer and FP8 scheme with one scale per
+//! tensor, row, group of columns or block.
 //!
-//! The arithmetic is that of compressed-tensors' `quantization/lifecycle/forward_helpers.py:_dequantize`: in the dtype of the
-//! scale, so `rT(rT(q - z) * s)` with T the scale's. The difference is exact in each of them (a whole number of no more than 9 bits).
+//! The arithmetic is that of compressed-tensors' `quantization/lifecycle/forward_helpers.py:_dequantize`, in the dtype
+//! of the scale: `rT(rT(q - z) * s)` with T the scale's dtype. The difference is exact in each of them (an integer of
+//! at most 9 bits).
 
 use crate::quant::number::rounding::round;
 use std::ops::Range;
@@ -18,29 +19,29 @@ use crate::quant::number::simd::{Loop, widest};
 use crate::quant::weight::{Capabilities, Dequantize, Saturation, TensorInfo};
 use crate::{Error, Result};
 
-/// Rows of the tallest cell that is quantized at once: a scale for a whole weight would take all of it in memory.
+/// The most rows of a cell that are quantized at once: a scale for a whole weight would need all of it in memory.
 const TALLEST: usize = 128;
 
-/// How the scales lie.
+/// How the scales are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scales {
     /// F32, BF16 or F16.
     Float,
-    /// U8 or F8_E8M0: an exponent alone.
+    /// U8 or F8_E8M0: an exponent only.
     E8m0,
-    /// F8_E4M3, to be divided in f32 by one F32 for the whole weight.
+    /// F8_E4M3, divided in f32 by one F32 for the whole weight.
     Over,
-    /// F8_E4M3, to be multiplied in f32 by one F32 for the whole weight.
+    /// F8_E4M3, multiplied in f32 by one F32 for the whole weight.
     Times,
 }
 
-/// How the zero points lie.
+/// How the zero points are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Zeros {
-    /// I8, one beside each scale.
+    /// I8, one per scale.
     Int8,
-    /// I32 words `[ceil(rows * bits / 32), groups]`, each with those of `32 / bits` consecutive rows, the lowest first; stored with
-    /// the offset of the codes.
+    /// I32 words `[ceil(rows * bits / 32), groups]`, each with the zero points of `32 / bits` consecutive rows, the
+    /// lowest first; stored with the same offset as the codes.
     Packed(usize),
 }
 
@@ -49,23 +50,23 @@ pub(crate) enum Zeros {
 pub(crate) struct Parts {
     pub weight: TensorInfo,
     pub scale: (Scales, TensorInfo),
-    /// F32 of one number, under [`Scales::Over`] and [`Scales::Times`].
+    /// One F32, for [`Scales::Over`] and [`Scales::Times`].
     pub global: Option<TensorInfo>,
     pub zeros: Option<(Zeros, TensorInfo)>,
-    /// The tensor that held the shape: read at opening, and a part of the weight all the same.
+    /// The tensor that held the shape: read when the weight was opened, but still a part of it.
     pub note: Option<TensorInfo>,
     /// I32 `[in]`: the column of scales for each column of the weight.
     pub g_idx: Option<TensorInfo>,
 }
 
-/// A weight `[out, in]` of codes under one scale for each cell of `height` by `width`.
+/// A weight `[out, in]` of codes with one scale per cell of `height` by `width`.
 #[derive(Clone, Debug)]
 pub struct ScaledGrid {
     shape: [usize; 2],
     cell: [usize; 2],
     codes: Codes,
     scales: Scales,
-    /// What the values are rounded to.
+    /// The dtype that values are rounded to.
     dtype: Dtype,
     zeros: Option<Zeros>,
     noted: bool,
@@ -74,21 +75,21 @@ pub struct ScaledGrid {
 }
 
 impl ScaledGrid {
-    /// A weight of `shape` in cells of `cell` (rows, columns).
+    /// A weight of `shape` with cells of `cell` (rows, columns).
     ///
     /// # Errors
-    /// A tensor whose dtype or shape is not what the cells ask for; both are named.
+    /// A tensor whose dtype or shape does not match the cells; the error names both.
     pub(crate) fn new(shape: [usize; 2], cell: [usize; 2], codes: Codes, parts: Parts) -> Result<ScaledGrid> {
         let Parts { weight, scale: (scales, scale), global, zeros, note, g_idx } = parts;
         let grid = [shape[0].div_ceil(cell[0]), shape[1].div_ceil(cell[1])];
-        let one = grid == [1, 1] && scale.shape.iter().product::<usize>() == 1;
+        let single = grid == [1, 1] && scale.shape.iter().product::<usize>() == 1;
         let rows = grid[1] == 1 && scale.shape == [grid[0]];
         let (dtypes, asked) = match scales {
             Scales::Float => ([Dtype::F32, Dtype::BF16, Dtype::F16], "F32, BF16 or F16"),
             Scales::E8m0 => ([Dtype::U8, Dtype::U8, Dtype::F8_E8M0], "U8 or F8_E8M0"),
             Scales::Over | Scales::Times => ([Dtype::F8_E4M3; 3], "F8_E4M3"),
         };
-        if !dtypes.contains(&scale.dtype) || !(scale.shape == grid || one || rows) {
+        if !dtypes.contains(&scale.dtype) || !(scale.shape == grid || single || rows) {
             return Err(disagree(&weight, shape, &scale, grid, asked));
         }
         if let Some(global) =
@@ -101,24 +102,20 @@ impl ScaledGrid {
                 Zeros::Int8 => (Dtype::I8, "I8", grid),
                 Zeros::Packed(bits) => (Dtype::I32, "I32", [grid[0].div_ceil(32 / bits), grid[1]]),
             };
-            let alone = one && zeros.shape.iter().product::<usize>() == 1;
+            let alone = single && zeros.shape.iter().product::<usize>() == 1;
             if zeros.dtype != dtype || !(zeros.shape == shape_of || alone && *kind == Zeros::Int8) {
                 return Err(disagree(&weight, shape, zeros, shape_of, name));
             }
         }
         if let Some(g_idx) = g_idx.as_ref().filter(|g| g.dtype != Dtype::I32 || g.shape != [shape[1]]) {
-            let what = format!(
-                "'{}' is {}, not I32 [{}] as the weight asks",
-                g_idx.name,
-                g_idx.describe(),
-                shape[1]
-            );
+            let what =
+                format!("'{}' is {}, but the weight needs I32 [{}]", g_idx.name, g_idx.describe(), shape[1]);
             return Err(Error::input(what).tensor(&weight.name).hint("export the checkpoint again"));
         }
         let kind = zeros.as_ref().map(|(kind, _)| *kind);
         let (dtype, ordered) = match scales {
             Scales::Float => (scale.dtype, g_idx.is_some()),
-            // What the library unpacks these codes to.
+            // The dtype that the library unpacks these codes to.
             Scales::E8m0 | Scales::Over | Scales::Times => (Dtype::BF16, g_idx.is_some()),
         };
         let noted = note.is_some();
@@ -127,7 +124,7 @@ impl ScaledGrid {
         Ok(ScaledGrid { shape, cell, codes, scales, dtype, zeros: kind, noted, ordered, tensors })
     }
 
-    /// The same weight by arithmetic in f32, whatever the dtype of the scale.
+    /// The same weight with f32 arithmetic, whatever the dtype of the scale.
     pub(crate) fn in_f32(self) -> ScaledGrid {
         ScaledGrid { dtype: Dtype::F32, ..self }
     }
@@ -136,7 +133,7 @@ impl ScaledGrid {
         self.shape[1].div_ceil(self.cell[1])
     }
 
-    /// The rows of scales that `rows` fall under.
+    /// The rows of scales that cover `rows`.
     fn scale_rows(&self, rows: &Range<usize>) -> Range<usize> {
         if rows.is_empty() {
             return 0..0;
@@ -144,7 +141,7 @@ impl ScaledGrid {
         rows.start / self.cell[0]..rows.end.div_ceil(self.cell[0])
     }
 
-    /// The scales of some rows of cells.
+    /// The scales for some rows of cells.
     fn scales(&self, parts: &[&[u8]], out: &mut [f32]) {
         let codes = out.iter_mut().zip(parts[1]);
         match self.scales {
@@ -170,7 +167,7 @@ impl ScaledGrid {
         }
     }
 
-    /// The zero points of one row of scales, from the `bytes` of those of `scales`.
+    /// The zero points of one row of scales, where `bytes` holds those of the rows `scales`.
     fn zeros(&self, row: usize, scales: &Range<usize>, bytes: &[u8], out: &mut [f32]) {
         let width = self.grid_width();
         match self.zeros {
@@ -191,7 +188,7 @@ impl ScaledGrid {
         }
     }
 
-    /// The columns' groups, or none where they are in order: a -1 anywhere means that the index was never filled in.
+    /// The columns' groups, or `None` if they are in order: a -1 anywhere means that the index was never filled in.
     fn order(&self, parts: &[&[u8]]) -> Result<Option<Vec<usize>>> {
         let (Some(bytes), Some(stored)) = (parts.last(), self.tensors.last().filter(|_| self.ordered)) else {
             return Ok(None);
@@ -212,7 +209,7 @@ pub(crate) fn order(stored: &TensorInfo, bytes: &[u8], groups: usize) -> Result<
         |&bytes: &[u8; 4]| usize::try_from(i32::from_le_bytes(bytes)).ok().filter(|&group| group < groups);
     let order: Option<Vec<usize>> = bytes.as_chunks::<4>().0.iter().map(known).collect();
     order.ok_or_else(|| {
-        Error::input(format!("an index of a group is not among the {groups} that have scales"))
+        Error::input(format!("a group index is not among the {groups} that have scales"))
             .tensor(&stored.name)
             .hint("the file is damaged: download or export it again")
     })
@@ -292,7 +289,7 @@ impl Dequantize for ScaledGrid {
         let under = self.scale_rows(&rows);
         let mut scales = vec![0f32; under.len() * width];
         self.scales(parts, &mut scales);
-        // modelopt's table has no minus zero: taking off -0 makes +0 of it and leaves all else.
+        // modelopt's table has no minus zero: subtracting -0 turns it into +0 and leaves every other number unchanged.
         let mut zeros = vec![if self.scales == Scales::Times { -0f32 } else { 0f32 }; width];
         let lines = parts[0].chunks_exact(self.codes.row_bytes(columns)).zip(out.chunks_exact_mut(columns));
         assert_eq!(lines.len(), rows.len(), "the panel's bytes");
@@ -311,12 +308,12 @@ impl Dequantize for ScaledGrid {
     }
 }
 
-/// `(q - z) * s`, each pair for `width` columns.
+/// `(q - z) * s`, with one pair for every `width` columns.
 pub(crate) fn scaled(out: &mut [f32], width: usize, scales: &[f32], zeros: &[f32]) {
     widest(ScaleRow { out, width, scales, zeros });
 }
 
-/// [`scaled`].
+/// The loop of [`scaled`].
 struct ScaleRow<'a> {
     out: &'a mut [f32],
     width: usize,
@@ -330,20 +327,20 @@ impl Loop for ScaleRow<'_> {
     #[inline(always)]
     fn run(self) {
         for ((out, &scale), &zero) in self.out.chunks_mut(self.width).zip(self.scales).zip(self.zeros) {
-            // Where there is no zero point, taking off +0 leaves every number as it is, -0 among them.
+            // Without a zero point, subtracting +0 leaves every number unchanged, including -0.
             out.iter_mut().for_each(|q| *q = (*q - zero) * scale);
         }
     }
 }
 
-/// The same with the pair that each column names.
+/// The same with the pair that `order` gives for each column.
 pub(crate) fn gathered(out: &mut [f32], order: &[usize], scales: &[f32], zeros: &[f32]) {
     for (q, &group) in out.iter_mut().zip(order) {
         *q = (*q - zeros[group]) * scales[group];
     }
 }
 
-/// The error of a companion that does not go with its weight.
+/// The error for a companion that does not match its weight.
 pub(crate) fn disagree(
     weight: &TensorInfo,
     shape: [usize; 2],
@@ -352,11 +349,13 @@ pub(crate) fn disagree(
     dtypes: &str,
 ) -> Error {
     let asked = format!(
-        "a weight of shape {shape:?} needs, by the config, a companion of shape {asked:?} and dtype {dtypes}; '{}' is {}",
+        "a weight of shape {shape:?} needs, according to the config, a companion of shape {asked:?} and dtype \
+         {dtypes}; '{}' is {}",
         part.name,
         part.describe()
     );
-    Error::input(asked)
-        .tensor(&weight.name)
-        .hint("the quantization_config and the stored tensors must agree: check where the config comes from")
+    Error::input(asked).tensor(&weight.name).hint(
+        "the quantization_config and the stored tensors must agree: check that the config belongs to this \
+         checkpoint",
+    )
 }

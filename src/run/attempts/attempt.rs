@@ -19,6 +19,7 @@ use crate::run::identity::RunIdentity;
 use crate::run::layout::{ATTEMPT, JOURNAL, PARTS, STATE};
 use crate::run::parts::part_id::Part;
 use crate::run::unit::{JournalEntry, Unit, UnitId, Work};
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
 /// How, where and on which inputs an attempt runs. None of it determines a byte of the output.
@@ -109,7 +110,7 @@ impl<R: DeserializeOwned> Attempt<R> {
     /// A journal that cannot be read.
     pub fn read(folder: &Path) -> Result<Option<Attempt<R>>> {
         let path = folder.join(JOURNAL);
-        match fs::metadata(&path) {
+        match fs::symlink_metadata(&path) {
             Ok(data) if data.len() > 0 => {}
             _ => return Ok(None),
         }
@@ -129,7 +130,9 @@ impl<R: DeserializeOwned> Attempt<R> {
             JournalEntry::Begin(identity) => Some(*identity),
             _ => None,
         });
-        let info = fs::read(folder.join(ATTEMPT)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let info = regular_file::read(&folder.join(ATTEMPT))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let units = records.filter_map(JournalEntry::into_unit).collect();
         Attempt { folder: folder.to_owned(), identity, info, units, damage }
     }
@@ -191,8 +194,15 @@ pub fn folders(out: &Path) -> Result<Vec<PathBuf>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(failed(e)),
     };
-    let paths: std::io::Result<Vec<PathBuf>> = entries.map(|entry| entry.map(|e| e.path())).collect();
-    let mut paths = paths.map_err(failed)?;
+    let mut paths = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        // No part is a link, nor hidden: what is there under such a name is somebody else's.
+        let is_ours = !entry.file_name().as_encoded_bytes().starts_with(b".");
+        if is_ours && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            paths.push(entry.path());
+        }
+    }
     paths.sort();
     Ok(paths)
 }

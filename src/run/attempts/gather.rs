@@ -1,6 +1,6 @@
 //! Valid work of earlier attempts: results that are intact, made from inputs that have not changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::Checkpoint;
@@ -40,8 +40,11 @@ pub(crate) fn gather<J: Job + ?Sized>(
 ) -> Result<Completed<J::Done>> {
     // In the order of names, so that notes and errors are reproducible.
     let mut claims: Claims<'_, J::Record> = BTreeMap::new();
+    // What a journal names beside the plan is not of this run: not even its file is looked at.
+    let planned: HashSet<&UnitId> = job.units().iter().map(|unit| &unit.id).collect();
+    let counts = |id: &UnitId| planned.contains(id) && wanted(id);
     for (index, attempt) in attempts.iter().enumerate() {
-        for unit in attempt.units.iter().filter(|unit| wanted(&unit.id)) {
+        for unit in attempt.units.iter().filter(|unit| counts(&unit.id)) {
             let claims = claims.entry(&unit.id).or_default();
             claims.retain(|(attempt, _)| *attempt != index);
             claims.push((index, unit));

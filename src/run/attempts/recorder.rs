@@ -21,6 +21,8 @@ pub struct Recorder<'a, R, D> {
     pub(crate) done: Completed<D>,
     pub(crate) living: &'a Heartbeat<'a>,
     pub(crate) log: &'a Log,
+    /// Fails where an input is no longer what it was.
+    pub(crate) check_inputs: &'a dyn Fn() -> Result<()>,
     pub(crate) times: BTreeMap<String, f64>,
 }
 
@@ -38,8 +40,10 @@ impl<R: Serialize + DeserializeOwned, D> Recorder<'_, R, D> {
     /// Records a unit whose result, if it has one, is safe on the disk as `result`, and which took the time `took`.
     ///
     /// # Errors
-    /// A journal that cannot be written to.
+    /// An input that was written to meanwhile: the result is of neither state, and is not recorded. A journal that cannot be
+    /// written to.
     pub fn record(&mut self, unit: Unit<R>, result: PathBuf, done: D, took: Duration) -> Result<()> {
+        (self.check_inputs)()?;
         let (id, written) = (unit.id.clone(), unit.written);
         self.journal.append(&JournalEntry::from(unit))?;
         self.living.finished(&id);

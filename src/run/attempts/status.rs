@@ -5,25 +5,27 @@
 //! a network file system.
 
 use std::collections::{BTreeSet, HashSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 
 use crate::durable::checksums::Checksums;
 use crate::run::attempts::attempt;
 use crate::run::attempts::attempt::{Attempt, result_bytes};
 use crate::run::folder::{STATE_HAS_NOTHING, is_finished};
-use crate::run::layout::{RECORDS, STATE};
+use crate::run::layout::{LONGEST_RECORD, RECORDS, STATE};
 use crate::run::life::{Beat, Condition, SILENT, last_beat};
 use crate::run::parts::part_id::Part;
 use crate::run::unit::{AnyRecord, UnitId, UnitKind, Work};
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
 /// The state of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum RunState {
     /// The output is complete.
     Assembled,
@@ -38,6 +40,7 @@ pub enum RunState {
 /// The apparent state of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum AttemptState {
     /// Its heartbeat is fresh.
     Running,
@@ -197,6 +200,15 @@ pub fn status(out: &Path) -> Result<Status> {
     Ok(status)
 }
 
+/// The lists of a record that are counted. Their entries are read past, and take no memory.
+#[derive(Deserialize)]
+struct Counts {
+    #[serde(default)]
+    modules: Option<Vec<IgnoredAny>>,
+    #[serde(default)]
+    not_represented: Option<Vec<IgnoredAny>>,
+}
+
 /// The status of a complete folder, from its record.
 fn assembled(out: &Path) -> Result<Status> {
     let Some(name) = RECORDS.into_iter().find(|record| out.join(record).is_file()) else {
@@ -206,10 +218,11 @@ fn assembled(out: &Path) -> Result<Status> {
     };
     let path = out.join(name);
     let failed = |e| Error::unexpected("cannot read the record of the run").path(&path).because(e);
-    let record: AnyRecord = serde_json::from_slice(&fs::read(&path).map_err(failed)?)
-        .map_err(|e| Error::input("the record of the finished run cannot be read").path(&path).because(e))?;
-    let count = |key: &str| record.get(key).and_then(|list| list.as_array()).map(Vec::len);
-    let (unit, modules) = match count("modules") {
+    let record: Counts = serde_json::from_slice(
+        &regular_file::read_within(&path, LONGEST_RECORD).map_err(failed)?,
+    )
+    .map_err(|e| Error::input("the record of the finished run cannot be read").path(&path).because(e))?;
+    let (unit, modules) = match record.modules.map(|list| list.len()) {
         Some(modules) => (UnitKind::Module, modules),
         None => {
             let sums = Checksums::read(out)?;
@@ -217,7 +230,7 @@ fn assembled(out: &Path) -> Result<Status> {
             (UnitKind::File, sums.entries().iter().filter(|entry| is_weights(&entry.name)).count())
         }
     };
-    let compared = count("not_represented").unwrap_or(0);
+    let compared = record.not_represented.map_or(0, |list| list.len());
     let total = Some(Work { modules, compared, ..Work::default() });
     Ok(Status { state: RunState::Assembled, unit, modules, compared, total, ..Status::blank(out) })
 }

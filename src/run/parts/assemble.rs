@@ -92,6 +92,7 @@ pub struct MissingPart {
 
 /// The state of a run, as recorded in its folder.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Recorded {
     /// The output is complete; this is the name of its record.
     Finished(&'static str),

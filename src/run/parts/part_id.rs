@@ -20,6 +20,7 @@ pub struct Part {
 
 /// The values of `--part`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PartChoice {
     /// `3/16`.
     Given(Part),

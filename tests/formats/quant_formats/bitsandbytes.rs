@@ -43,28 +43,28 @@ fn states_that_do_not_go_with_their_weight() {
         refusal(Shelf::new(&[("w.weight", Dtype::U8, &[64, 1])]).weights(config())),
     ];
     insta::assert_snapshot!(messages.join("\n"), @"
-    'w.weight.quant_state.bitsandbytes__nf4' describes no weight of two dimensions: tensor 'w.weight'
+    'w.weight.quant_state.bitsandbytes__nf4' is not usable: its shape is not 2-D: tensor 'w.weight'
       export the checkpoint again
-    'w.weight.quant_state.bitsandbytes__nf4' describes 136 values, but the weight is U8 [64, 1]: tensor 'w.weight'
+    'w.weight.quant_state.bitsandbytes__nf4' is not usable: it describes 136 values, but the weight is U8 [64, 1]: tensor 'w.weight'
       export the checkpoint again
-    'w.weight.quant_state.bitsandbytes__nf4' describes a weight that is empty or too large: tensor 'w.weight'
+    'w.weight.quant_state.bitsandbytes__nf4' is not usable: its shape is empty or too large: tensor 'w.weight'
       export the checkpoint again
-    'w.weight.quant_state.bitsandbytes__nf4' describes a dtype that is not bfloat16, float16 or float32: tensor 'w.weight'
+    'w.weight.quant_state.bitsandbytes__nf4' is not usable: its dtype is not bfloat16, float16 or float32: tensor 'w.weight'
       export the checkpoint again
-    'w.weight.quant_state.bitsandbytes__nf4' describes no blocksize: tensor 'w.weight'
+    'w.weight.quant_state.bitsandbytes__nf4' is not usable: it has no blocksize: tensor 'w.weight'
       export the checkpoint again
-    'w.weight.quant_state.bitsandbytes__nf4' describes that 'w.weight.absmax' is F32 [2], but it is F32 [3]: tensor 'w.weight'
+    'w.weight.quant_state.bitsandbytes__nf4' is not usable: 'w.weight.absmax' should be F32 [2], but it is F32 [3]: tensor 'w.weight'
       export the checkpoint again
-    'w.weight.quant_state.bitsandbytes__nf4' describes that 'w.weight.absmax' is F32 [2], but it is U8 [2]: tensor 'w.weight'
+    'w.weight.quant_state.bitsandbytes__nf4' is not usable: 'w.weight.absmax' should be F32 [2], but it is U8 [2]: tensor 'w.weight'
       export the checkpoint again
     a weight is stored as U8 [64, 1] without its 'w.weight.nested_absmax': tensor 'w.weight'
       it is missing from the files or from the index: download or export the checkpoint again
-    'w.weight.quant_state.bitsandbytes__nf4' describes no weight of two dimensions: tensor 'w.weight'
+    'w.weight.quant_state.bitsandbytes__nf4' is not usable: its shape is not 2-D: tensor 'w.weight'
       export the checkpoint again
     a weight is stored as nf4, but the config declares bitsandbytes (fp4): tensor 'w.weight'
-      check where the config comes from
+      check that the config belongs to this checkpoint
     a weight is stored as nf4, but the config declares bitsandbytes (LLM.int8): tensor 'w.weight'
-      check where the config comes from
+      check that the config belongs to this checkpoint
     a weight is stored as U8 [64, 1] without its 'w.weight.quant_state.bitsandbytes__nf4': tensor 'w.weight'
       it is missing from the files or from the index: download or export the checkpoint again
     ");
@@ -89,7 +89,7 @@ fn llm_int8() {
       export the checkpoint again
     quantization with LLM.int8 in tiles (weight_format other than 0) is not supported yet: tensor 'w.weight_format'
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
-    a weight is stored as I8 [4, 6], which bitsandbytes (nf4), the declared quantization, does not read: tensor 'w.weight'
+    a weight is stored as I8 [4, 6], which the declared quantization, bitsandbytes (nf4), does not cover: tensor 'w.weight'
       put the model's own config.json, with its quantization_config, beside the weights, or dequantize the model to bf16 and give that folder
     ");
     // A skipped module is dense.

@@ -44,7 +44,7 @@ fn refused_by_name() {
     quantization with gptq of 7 bits is not supported yet
     quantization with gptq with `dynamic` is not supported yet
     quantization with gptq with `rotation` is not supported yet
-    quantization with gptq packed in int16 is not supported yet
+    quantization with gptq packed as int16 is not supported yet
     quantization with awq (GEMV) is not supported yet
     quantization with awq (gemv_fast) is not supported yet
     quantization with awq (marlin) is not supported yet
@@ -63,16 +63,16 @@ fn configs_that_make_no_sense() {
         declared("config.json", json!({"quant_method": "awq", "group_size": -2})),
     ];
     insta::assert_snapshot!(messages.join("\n"), @r#"
-    config.json: `bits` is not given
+    config.json: `bits` is missing
       put the model's own config.json, or its quantize_config.json, beside the weights
     config.json: `bits` is "four", not a number
       correct the quantization_config
-    config.json: `group_size` is not given
+    config.json: `group_size` is missing
       put the model's own config.json, or its quantize_config.json, beside the weights
     config.json: `group_size` is 0
-      correct the quantization_config: a positive number, or -1
+      correct the quantization_config: it must be a positive number or -1
     config.json: `group_size` is -2
-      correct the quantization_config: a positive number, or -1
+      correct the quantization_config: it must be a positive number or -1
     "#);
 }
 
@@ -103,21 +103,21 @@ fn words_that_do_not_go_with_their_companions() {
     ];
     insta::assert_snapshot!(messages.join("\n"), @"
     a packed weight [8, 32] in groups of 32 needs a companion of shape [2, 4] and dtype I32; 'w.qzeros' is I32 [2, 5]: tensor 'w.qweight'
-      the config and the stored tensors must agree: check where it comes from
+      the config and the stored tensors must agree: check that the config belongs to this checkpoint
     a packed weight [8, 32] in groups of 32 needs a companion of shape [2, 32] and dtype F16 or BF16 or F32; 'w.scales' is F16 [3, 32]: tensor 'w.qweight'
-      the config and the stored tensors must agree: check where it comes from
+      the config and the stored tensors must agree: check that the config belongs to this checkpoint
     a packed weight [8, 32] in groups of 32 needs a companion of shape [2, 32] and dtype F16 or BF16 or F32; 'w.scales' is I32 [2, 32]: tensor 'w.qweight'
-      the config and the stored tensors must agree: check where it comes from
+      the config and the stored tensors must agree: check that the config belongs to this checkpoint
     a packed weight [8, 32] in groups of 32 needs a companion of shape [64] and dtype I32; 'w.g_idx' is I32 [63]: tensor 'w.qweight'
-      the config and the stored tensors must agree: check where it comes from
+      the config and the stored tensors must agree: check that the config belongs to this checkpoint
     a packed weight [8, 32] in groups of 32 needs a companion of shape [1, 8] and dtype I32; 'w.qzeros' is I32 [2, 4]: tensor 'w.qweight'
-      the config and the stored tensors must agree: check where it comes from
-    words of shape [8, 32] are no whole number of packs of 32 bits: tensor 'w.qweight'
-      check where the config comes from: `bits` decides the packing
-    words of shape [8, 33] are no whole number of packs of 32 bits: tensor 'w.qweight'
-      check where the config comes from: `bits` decides the packing
+      the config and the stored tensors must agree: check that the config belongs to this checkpoint
+    words of shape [8, 32] do not hold a whole number of 32-bit packs: tensor 'w.qweight'
+      check that the config belongs to this checkpoint: `bits` determines the packing
+    words of shape [8, 33] do not hold a whole number of 32-bit packs: tensor 'w.qweight'
+      check that the config belongs to this checkpoint: `bits` determines the packing
     a packed weight [64, 4] in groups of 32 needs a companion of shape [2, 4] and dtype I32; 'w.qzeros' is I32 [2, 3]: tensor 'w.qweight'
-      the config and the stored tensors must agree: check where it comes from
+      the config and the stored tensors must agree: check that the config belongs to this checkpoint
     a weight is stored as I32 [8, 32] without its 'w.qzeros': tensor 'w.qweight'
       it is missing from the files or from the index: download or export the checkpoint again
     ");

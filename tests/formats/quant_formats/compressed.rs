@@ -88,8 +88,8 @@ fn configs_that_make_no_sense() {
     let firsts: Vec<_> = lines.iter().map(|l| l[0]).collect();
     insta::assert_snapshot!(firsts.join("\n"), @r#"
     config.json: compressed-tensors (float-quantized) without config_groups
-    config.json: config_groups.group_0: groups without a group_size that is positive
-    config.json: config_groups.group_0: blocks without a block_structure of two positive numbers
+    config.json: config_groups.group_0: groups need a positive group_size
+    config.json: config_groups.group_0: blocks need a block_structure of two positive numbers
     config.json: config_groups.g: "re:(" names no modules: regex parse error:
     "#);
 }
@@ -170,24 +170,24 @@ fn weights_that_the_config_does_not_explain() {
     insta::assert_snapshot!(messages.join("\n"), @"
     a weight is stored as F8_E4M3 [8, 64] without its 'w.weight_scale': tensor 'w.weight'
       it is missing from the files or from the index: download or export the checkpoint again
-    a weight of shape [8, 64] needs, by the config, a companion of shape [8, 1] and dtype F32, BF16 or F16; 'w.weight_scale' is F32 [7, 1]: tensor 'w.weight'
-      the quantization_config and the stored tensors must agree: check where the config comes from
-    a weight of shape [8, 64] needs, by the config, a companion of shape [8, 1] and dtype F32, BF16 or F16; 'w.weight_scale' is F8_E4M3 [8, 1]: tensor 'w.weight'
-      the quantization_config and the stored tensors must agree: check where the config comes from
-    a weight is stored as I8 [8, 64], which its config group does not say: tensor 'w.weight'
-      check where the config comes from
+    a weight of shape [8, 64] needs, according to the config, a companion of shape [8, 1] and dtype F32, BF16 or F16; 'w.weight_scale' is F32 [7, 1]: tensor 'w.weight'
+      the quantization_config and the stored tensors must agree: check that the config belongs to this checkpoint
+    a weight of shape [8, 64] needs, according to the config, a companion of shape [8, 1] and dtype F32, BF16 or F16; 'w.weight_scale' is F8_E4M3 [8, 1]: tensor 'w.weight'
+      the quantization_config and the stored tensors must agree: check that the config belongs to this checkpoint
+    a weight is stored as I8 [8, 64], which does not match its config group: tensor 'w.weight'
+      check that the config belongs to this checkpoint
     a weight is stored as F8_E4M3 [8, 64], but the config's `ignore` says that it is not quantized: tensor 'lm_head.weight'
-      the model's own config.json says how each module is quantized: check where this one comes from
-    a weight is stored as F8_E4M3 [8, 64], but no config group names it: tensor 'embed_tokens.weight'
-      the model's own config.json says how each module is quantized: check where this one comes from
-    a weight is stored as F8_E4M3 [8, 64], but two config groups that differ name it equally well: tensor 'w.weight'
-      the model's own config.json says how each module is quantized: check where this one comes from
-    a weight of shape [8, 64] needs, by the config, a companion of shape [8, 8] and dtype I32; 'w.weight_packed' is I32 [8, 7]: tensor 'w.weight_shape'
-      the quantization_config and the stored tensors must agree: check where the config comes from
-    a weight of shape [8, 64] needs, by the config, a companion of shape [8, 2] and dtype F32, BF16 or F16; 'w.weight_scale' is BF16 [8, 3]: tensor 'w.weight_packed'
-      the quantization_config and the stored tensors must agree: check where the config comes from
-    48 columns are no whole number of groups of 32: tensor 'w.weight_packed'
-      check where the config comes from
+      the model's own config.json says how each module is quantized: check that this one belongs to the checkpoint
+    a weight is stored as F8_E4M3 [8, 64], but no config group matches it: tensor 'embed_tokens.weight'
+      the model's own config.json says how each module is quantized: check that this one belongs to the checkpoint
+    a weight is stored as F8_E4M3 [8, 64], but two different config groups match it equally well: tensor 'w.weight'
+      the model's own config.json says how each module is quantized: check that this one belongs to the checkpoint
+    a weight of shape [8, 64] needs, according to the config, a companion of shape [8, 8] and dtype I32; 'w.weight_packed' is I32 [8, 7]: tensor 'w.weight_shape'
+      the quantization_config and the stored tensors must agree: check that the config belongs to this checkpoint
+    a weight of shape [8, 64] needs, according to the config, a companion of shape [8, 2] and dtype F32, BF16 or F16; 'w.weight_scale' is BF16 [8, 3]: tensor 'w.weight_packed'
+      the quantization_config and the stored tensors must agree: check that the config belongs to this checkpoint
+    48 columns is not a whole number of groups of 32: tensor 'w.weight_packed'
+      check that the config belongs to this checkpoint
     'w.weight_shape' is I64 [2], not a shape of two numbers: tensor 'w.weight_packed'
       export the checkpoint again
     a weight is stored as I32 [8, 8] without its 'w.weight_shape': tensor 'w.weight_packed'
@@ -210,10 +210,10 @@ fn nvfp4_needs_its_global_scale() {
     insta::assert_snapshot!(messages.join("\n"), @"
     a weight is stored as U8 [4, 16] without its 'w.weight_global_scale': tensor 'w.weight_packed'
       it is missing from the files or from the index: download or export the checkpoint again
-    a weight of shape [4, 32] needs, by the config, a companion of shape [1, 1] and dtype F32; 'w.weight_global_scale' is BF16 [1]: tensor 'w.weight_packed'
-      the quantization_config and the stored tensors must agree: check where the config comes from
-    a weight of shape [4, 32] needs, by the config, a companion of shape [1, 1] and dtype F32; 'w.weight_global_scale' is F32 [4, 1]: tensor 'w.weight_packed'
-      the quantization_config and the stored tensors must agree: check where the config comes from
+    a weight of shape [4, 32] needs, according to the config, a companion of shape [1, 1] and dtype F32; 'w.weight_global_scale' is BF16 [1]: tensor 'w.weight_packed'
+      the quantization_config and the stored tensors must agree: check that the config belongs to this checkpoint
+    a weight of shape [4, 32] needs, according to the config, a companion of shape [1, 1] and dtype F32; 'w.weight_global_scale' is F32 [4, 1]: tensor 'w.weight_packed'
+      the quantization_config and the stored tensors must agree: check that the config belongs to this checkpoint
     ");
 }
 

@@ -43,9 +43,9 @@ fn stacks_that_do_not_go_with_their_scales() {
       it is missing from the files or from the index: download or export the checkpoint again
     blocks [2, 8, 2, 16] need scales U8 [2, 8, 2]; 'l.experts.down_proj_scales' is U8 [2, 8, 3]: tensor 'l.experts.down_proj_blocks'
       the file is damaged: download or export it again
-    blocks of MXFP4 are [experts, out, in / 32, 16], not [2, 8, 2, 8]: tensor 'l.experts.down_proj_blocks'
+    MXFP4 blocks must be [experts, out, in / 32, 16], not [2, 8, 2, 8]: tensor 'l.experts.down_proj_blocks'
       the file is damaged: download or export it again
-    blocks of MXFP4 that are not a model's experts: tensor 'l.other_blocks'
+    MXFP4 blocks that do not belong to a model's experts: tensor 'l.other_blocks'
       the file is damaged: download or export it again
     a weight is stored as U8 [2, 8, 2, 16], but nothing declares how it is quantized: tensor 'l.experts.down_proj_blocks'
       put the model's own config.json, with its quantization_config, beside the weights, or dequantize the model to bf16 and give that folder
@@ -54,11 +54,11 @@ fn stacks_that_do_not_go_with_their_scales() {
     a stack of 2 experts has scales 'l.experts.down_proj_scale_inv' of shape [3, 1, 2]: tensor 'l.experts.down_proj'
       export the checkpoint again
     a weight of shape [16, 32] in blocks of 16 x 16 needs a scale of shape [1, 2] and dtype F32, BF16, F16, F8_E8M0 or U8; 'l.experts.down_proj_scale_inv' is F32 [2, 2]: tensor 'l.experts.down_proj.weight'
-      weight_block_size in the config and the stored scales must agree: check where the config comes from
+      weight_block_size in the config and the stored scales must agree: check that the config belongs to this checkpoint
     a weight is stored as F8_E4M3 [2, 16, 32], but nothing declares how it is quantized: tensor 'l.experts.down_proj'
       put the model's own config.json, with its quantization_config, beside the weights, or dequantize the model to bf16 and give that folder
     a weight is stored as F8_E5M2 [16, 16], but the config's `fmt` says F8_E4M3: tensor 'q.weight'
-      check where the config comes from
+      check that the config belongs to this checkpoint
     ");
 }
 
@@ -71,7 +71,9 @@ fn a_transposed_stack_needs_a_format_that_is_read_by_columns() {
     let config = || Some(json!({"quant_method": "fp8"}));
     let message = refusal(Shelf::new(&tensors).weights_of(config(), Experts::of(&["gpt_oss"], None)));
     assert!(
-        message.starts_with("a stack of experts F8_E4M3 [2, 16, 32] is stored transposed in this format"),
+        message.starts_with(
+            "a stack of experts F8_E4M3 [2, 16, 32] is stored transposed, which is not supported"
+        ),
         "{message}"
     );
     let found = Shelf::new(&tensors).weights_of(config(), Experts::of(&["qwen3_moe"], None)).unwrap();
@@ -105,7 +107,7 @@ fn gate_and_up_are_cut_apart_for_models_of_single_experts() {
     }
     let odd = [("l.experts.gate_up_proj", Dtype::F32, [1, 7, 5].as_slice())];
     let message = refusal(Shelf::new(&odd).weights_of(None, Experts::of(&["qwen3_moe"], None)));
-    assert!(message.starts_with("7 rows are no whole number of pairs of gate and up"), "{message}");
+    assert!(message.starts_with("7 rows is not a whole number of pairs of gate and up"), "{message}");
 }
 
 #[test]

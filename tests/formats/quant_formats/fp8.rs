@@ -44,16 +44,16 @@ fn weights_that_cannot_be_read_alone_or_at_all() {
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     quantization with a weight that is not used alone (pre_quant_scale, svdquant_lora) is not supported yet: tensor 'w.svdquant_lora_a'
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
-    a weight of shape [8, 4] needs, by the config, a companion of shape [1, 1] and dtype F32, BF16 or F16; 'w.weight_scale' is F32 [8]: tensor 'w.weight'
-      the quantization_config and the stored tensors must agree: check where the config comes from
-    a weight of shape [8, 4] needs, by the config, a companion of shape [8, 1] and dtype F32, BF16 or F16; 'w.weight_scale' is F32 []: tensor 'w.weight'
-      the quantization_config and the stored tensors must agree: check where the config comes from
+    a weight of shape [8, 4] needs, according to the config, a companion of shape [1, 1] and dtype F32, BF16 or F16; 'w.weight_scale' is F32 [8]: tensor 'w.weight'
+      the quantization_config and the stored tensors must agree: check that the config belongs to this checkpoint
+    a weight of shape [8, 4] needs, according to the config, a companion of shape [8, 1] and dtype F32, BF16 or F16; 'w.weight_scale' is F32 []: tensor 'w.weight'
+      the quantization_config and the stored tensors must agree: check that the config belongs to this checkpoint
     a weight is stored as F8_E4M3 [8, 4] without its 'w.weight_scale': tensor 'w.weight'
       it is missing from the files or from the index: download or export the checkpoint again
-    a weight of shape [8, 4] needs, by the config, a companion of shape [8, 1] and dtype F32, BF16 or F16; 'w.weight_scale_inv' is F32 [2, 1]: tensor 'w.weight'
-      the quantization_config and the stored tensors must agree: check where the config comes from
-    a weight of shape [8, 4] needs, by the config, a companion of shape [1, 1] and dtype F32, BF16 or F16; 'w.weight_scale' is F8_E8M0 [1]: tensor 'w.weight'
-      the quantization_config and the stored tensors must agree: check where the config comes from
+    a weight of shape [8, 4] needs, according to the config, a companion of shape [8, 1] and dtype F32, BF16 or F16; 'w.weight_scale_inv' is F32 [2, 1]: tensor 'w.weight'
+      the quantization_config and the stored tensors must agree: check that the config belongs to this checkpoint
+    a weight of shape [8, 4] needs, according to the config, a companion of shape [1, 1] and dtype F32, BF16 or F16; 'w.weight_scale' is F8_E8M0 [1]: tensor 'w.weight'
+      the quantization_config and the stored tensors must agree: check that the config belongs to this checkpoint
     ");
 }
 
@@ -77,10 +77,10 @@ fn nvfp4_of_modelopt_needs_both_scales() {
       it is missing from the files or from the index: download or export the checkpoint again
     a weight is stored as U8 [4, 16] without its 'w.weight_scale_2': tensor 'w.weight'
       it is missing from the files or from the index: download or export the checkpoint again
-    a weight of shape [4, 32] needs, by the config, a companion of shape [1, 1] and dtype F32; 'w.weight_scale_2' is F32 [4]: tensor 'w.weight'
-      the quantization_config and the stored tensors must agree: check where the config comes from
-    a weight of shape [4, 32] needs, by the config, a companion of shape [4, 2] and dtype F8_E4M3; 'w.weight_scale' is F8_E4M3 [4, 1]: tensor 'w.weight'
-      the quantization_config and the stored tensors must agree: check where the config comes from
+    a weight of shape [4, 32] needs, according to the config, a companion of shape [1, 1] and dtype F32; 'w.weight_scale_2' is F32 [4]: tensor 'w.weight'
+      the quantization_config and the stored tensors must agree: check that the config belongs to this checkpoint
+    a weight of shape [4, 32] needs, according to the config, a companion of shape [4, 2] and dtype F8_E4M3; 'w.weight_scale' is F8_E4M3 [4, 1]: tensor 'w.weight'
+      the quantization_config and the stored tensors must agree: check that the config belongs to this checkpoint
     quantization with a weight that is not used alone (pre_quant_scale, svdquant_lora) is not supported yet: tensor 'w.pre_quant_scale'
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     ");

@@ -56,6 +56,21 @@ pub struct Spectrum {
     pub singular_values: Vec<f64>,
 }
 
+impl Manifest {
+    /// What `--non-finite zero` did, as a sentence; `None` where it did nothing.
+    pub fn non_finite(&self) -> Option<String> {
+        let hit = self.modules.iter().filter(|module| module.non_finite > 0);
+        let (count, modules) =
+            hit.fold((0, 0), |(sum, modules), module| (sum + module.non_finite, modules + 1));
+        (count > 0).then(|| {
+            format!(
+                "{count} elements in {modules} modules were taken as unchanged, for a weight is NaN or infinite there: \
+                 errors and captured energy are of what is left."
+            )
+        })
+    }
+}
+
 /// The quality of all `modules` together.
 pub fn total<'a>(modules: impl Iterator<Item = &'a ModuleRecord>) -> Quality {
     let (mut norm2, mut error2) = (0.0, 0.0);

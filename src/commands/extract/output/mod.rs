@@ -3,6 +3,7 @@
 pub(crate) mod files;
 pub(crate) mod manifest;
 pub(crate) mod model_card;
+pub(crate) mod quoting;
 pub(crate) mod summary;
 pub(crate) mod write;
 pub use self::files::{CARD, MANIFEST, SPECTRA};

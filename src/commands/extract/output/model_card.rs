@@ -5,6 +5,9 @@ use std::fmt::Write;
 
 use crate::commands::extract::options::ResultOptions;
 use crate::commands::extract::output::manifest::{Manifest, Spectrum};
+use crate::commands::extract::output::quoting::{
+    code, is_hub_name, loadable, prose, python_text, shell_word,
+};
 use crate::commands::extract::output::summary::{groups, kinds};
 
 /// The values of `--max-lora-rank` that vLLM accepts.
@@ -29,15 +32,18 @@ pub fn write(manifest: &Manifest, deciding: &ResultOptions, spectra: &[Spectrum]
     };
     let (tuned, total) = (&manifest.tuned.name, &manifest.total);
     // A local path means nothing to readers on other machines.
-    let on = if front_matter(base).is_empty() { &manifest.base.name } else { base };
+    let on = if is_hub_name(base) { base } else { &manifest.base.name };
     let _ = writeln!(
         text,
-        "# {tuned} as a LoRA on {on}\n\nExtracted by Trephine {} from `{tuned}` and `{}` ({}): {method}.\n\n\
+        "# {} as a LoRA on {}\n\nExtracted by Trephine {} from {} and {} ({}): {method}.\n\n\
          Rank {}, {} modules, factors in {}. The adapter captures {:.2} % of the difference's energy; the remaining \
          error is {:.4} of its norm.",
-        manifest.trephine,
-        manifest.base.name,
-        manifest.base.scheme,
+        prose(tuned),
+        prose(on),
+        prose(&manifest.trephine),
+        code(tuned),
+        code(&manifest.base.name),
+        prose(&manifest.base.scheme),
         manifest.rank,
         manifest.modules.len(),
         format!("{:?}", deciding.dtype).to_lowercase(),
@@ -56,25 +62,25 @@ pub fn write(manifest: &Manifest, deciding: &ResultOptions, spectra: &[Spectrum]
 
 /// The front matter's `base_model` line. The hub refuses a card whose `base_model` is not a repository name.
 fn front_matter(base: &str) -> String {
-    let plain = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-    };
-    match base.split_once('/') {
-        Some((owner, name)) if plain(owner) && plain(name) => format!("base_model: {base}\n"),
-        _ => String::new(),
-    }
+    if is_hub_name(base) { format!("base_model: {base}\n") } else { String::new() }
 }
 
 fn served(text: &mut String, manifest: &Manifest) {
     if let (Some(served), Some(error)) = (&manifest.served, manifest.total.served) {
-        let share = 100.0 * error.with_adapter / error.without_adapter.max(f64::MIN_POSITIVE);
+        let remains = match error.without_adapter > 0.0 {
+            true => {
+                format!("{:.1} % of the distance remains", 100.0 * error.with_adapter / error.without_adapter)
+            }
+            false => "they were the tuned ones already".to_owned(),
+        };
         let _ = writeln!(
             text,
-            "\nOn `{}` ({}), the served weights are {:.4} from the tuned ones with this adapter and {:.4} without it: \
-             {share:.1} % of the distance remains.",
-            served.name, served.scheme, error.with_adapter, error.without_adapter
+            "\nOn {} ({}), the served weights are {:.4} from the tuned ones with this adapter and {:.4} without it: \
+             {remains}.",
+            code(&served.name),
+            prose(&served.scheme),
+            error.with_adapter,
+            error.without_adapter
         );
     }
 }
@@ -90,7 +96,7 @@ fn quality(text: &mut String, manifest: &Manifest) {
         let _ = writeln!(
             text,
             "| {} | {} | {rank} | {:.4} | {:.4} | {:.2} % |",
-            kind.kind,
+            prose(&kind.kind),
             kind.modules,
             kind.mean_error,
             kind.worst_error,
@@ -98,6 +104,9 @@ fn quality(text: &mut String, manifest: &Manifest) {
         );
     }
     text.push_str("\nErrors are `||delta - B·A|| / ||delta||` (Frobenius) of the factors as stored.\n");
+    if let Some(sentence) = manifest.non_finite() {
+        let _ = writeln!(text, "\n{sentence}");
+    }
 }
 
 /// What each lower rank would have given, from the singular values.
@@ -121,12 +130,13 @@ fn lower_ranks(text: &mut String, manifest: &Manifest, spectra: &[Spectrum]) {
 
 fn usage(text: &mut String, manifest: &Manifest, base: &str) {
     text.push_str("\n## Use\n\n");
-    let on = manifest.served.as_ref().map_or(base, |served| &served.name);
+    let on = manifest.served.as_ref().map_or(base.to_owned(), |served| loadable(&served.name));
     match smallest_vllm_rank(manifest.rank) {
         Some(rank) => {
             let _ = writeln!(
                 text,
-                "```\nvllm serve {on} --enable-lora --max-lora-rank {rank} --lora-modules tuned=PATH_OF_THIS_FOLDER\n```"
+                "```\nvllm serve {} --enable-lora --max-lora-rank {rank} --lora-modules tuned=PATH_OF_THIS_FOLDER\n```",
+                shell_word(&on)
             );
         }
         None => {
@@ -141,8 +151,9 @@ fn usage(text: &mut String, manifest: &Manifest, base: &str) {
     let _ = writeln!(
         text,
         "\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\
-         model = AutoModelForCausalLM.from_pretrained({base:?}, dtype=\"bfloat16\")\n\
-         model = PeftModel.from_pretrained(model, \"PATH_OF_THIS_FOLDER\")\n```"
+         model = AutoModelForCausalLM.from_pretrained({}, dtype=\"bfloat16\")\n\
+         model = PeftModel.from_pretrained(model, \"PATH_OF_THIS_FOLDER\")\n```",
+        python_text(base)
     );
 }
 
@@ -158,7 +169,7 @@ fn not_held(text: &mut String, manifest: &Manifest) {
     for group in groups {
         let change =
             group.largest_change.map_or("unknown".into(), |change| format!("{:.2} %", 100.0 * change));
-        let (kind, why) = (&group.kind, group.reason.words());
+        let (kind, why) = (prose(&group.kind), group.reason.words());
         let _ = writeln!(text, "| {kind} | {why} | {} | {} | {change} |", group.tensors, group.elements);
     }
 }

@@ -1,0 +1,74 @@
+//! The corpus of the fuzz targets (tests/fuzz), replayed: hostile headers and configs end in a verdict, and soon.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use trephine::checkpoint::Checkpoint;
+use trephine::lora::read::PeftConfig;
+
+/// The cases of a target, by name.
+fn cases(target: &str) -> Vec<(String, Vec<u8>)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
+    let mut paths: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    let case =
+        |path: PathBuf| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap());
+    paths.into_iter().map(case).collect()
+}
+
+/// Reads every case of `target`, and holds against the list which of them are taken; the others are refused as bad input.
+fn replay(target: &str, taken: &[&str], read: impl Fn(&[u8]) -> trephine::Result<()>) {
+    let cases = cases(target);
+    assert!(cases.len() > taken.len() && taken.iter().all(|name| cases.iter().any(|(case, _)| case == name)));
+    for (name, bytes) in cases {
+        let started = Instant::now();
+        let result = read(&bytes);
+        assert!(started.elapsed() < Duration::from_secs(10), "{target}/{name} took {:?}", started.elapsed());
+        assert_eq!(result.is_ok(), taken.contains(&name.as_str()), "{target}/{name}: {result:?}");
+        if let Err(error) = result {
+            assert_eq!(error.kind(), trephine::Kind::Input, "{target}/{name}: {error}");
+            let text = error.to_string();
+            assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{target}/{name}: {text:?}");
+        }
+    }
+}
+
+/// A checkpoint with these files, opened.
+fn open(files: &[(&str, &[u8])]) -> trephine::Result<()> {
+    let home = tempfile::tempdir().unwrap();
+    files.iter().for_each(|(name, bytes)| fs::write(home.path().join(name), bytes).unwrap());
+    Checkpoint::open(home.path().to_str().unwrap()).map(drop)
+}
+
+#[test]
+fn headers_of_safetensors() {
+    let taken = ["good", "control", "empty_header", "empty_tensors"];
+    replay("safetensors_header", &taken, |bytes| open(&[("model.safetensors", bytes)]));
+}
+
+#[test]
+fn headers_of_gguf() {
+    replay("gguf_header", &["good"], |bytes| open(&[("model.gguf", bytes)]));
+}
+
+#[test]
+fn configs_of_models() {
+    let header = br#"{"a.weight":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}"#;
+    let weights = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 16]].concat();
+    let taken =
+        ["good", "fp8", "block_0", "block_huge", "compressed", "awq", "gptq", "nested", "list", "number"];
+    replay("config_json", &taken, |bytes| open(&[("config.json", bytes), ("model.safetensors", &weights)]));
+}
+
+#[test]
+fn configs_of_adapters() {
+    let taken = ["good", "patterns", "huge_rank", "negative", "null", "targets_pattern", "twice"];
+    replay("adapter_config", &taken, |bytes| {
+        let text = String::from_utf8_lossy(bytes);
+        let config = PeftConfig::parse(&text, Path::new("adapter_config.json"))?;
+        let scale = config.scale_of("model.layers.1.mlp.up_proj", config.rank_of("q_proj"));
+        assert!(!scale.is_nan());
+        Ok(())
+    });
+}
