@@ -8,6 +8,7 @@ mod common;
 mod adapter;
 mod bad_input;
 mod gguf;
+mod layouts;
 mod module_trees;
 mod moe;
 mod moe_merge;
