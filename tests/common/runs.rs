@@ -95,7 +95,7 @@ fn child() {
     match part {
         "" => drop(trephine::commands::extract::extract(&job, &killer).unwrap()),
         part => {
-            drop(trephine::commands::extract::extract_part(&job, part.parse().unwrap(), &killer).unwrap())
+            drop(trephine::commands::extract::extract_part(&job, part.parse().unwrap(), &killer).unwrap());
         }
     }
 }
