@@ -117,7 +117,7 @@ fn weighted(delta: &Mat<f64>, root: &Root, request: &Request, rounded: bool) -> 
 }
 
 const SHAPES: [(usize, usize, usize, usize); 4] =
-    [(300, 200, 500, 8), (200, 300, 260, 16), (900, 160, 640, 4), (64, 400, 700, 4)];
+    [(150, 120, 260, 8), (120, 160, 140, 16), (400, 90, 320, 4), (40, 200, 300, 4)];
 
 #[test]
 fn factors_are_the_best_of_their_rank_for_the_outputs() {
@@ -129,7 +129,7 @@ fn factors_are_the_best_of_their_rank_for_the_outputs() {
             let values = product.singular_values().unwrap();
             let norm2: f64 = values.iter().map(|s| s * s).sum();
             let best: f64 = values.iter().skip(rank).map(|s| s * s).sum();
-            for (method, rounded) in [(Method::Auto, true), (Method::Krylov, false), (Method::Gram, false)] {
+            for (method, rounded) in [(Method::Auto, true), (Method::Krylov, false)] {
                 let what = format!("{moments:?} {m} x {n}, {rows} rows, rank {rank}, {method:?}");
                 let found = weighted(&delta, &root, &request(rank, method), rounded);
                 let off = &delta - &found.left * &found.right;

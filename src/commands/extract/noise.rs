@@ -57,6 +57,8 @@ pub fn mostly_noise(manifest: &Manifest) -> Option<f64> {
 mod tests {
     use super::*;
     use crate::checkpoint::Checkpoint;
+    use crate::delta::record::Source;
+    use crate::quant::weight::SchemeKind;
 
     #[test]
     fn the_expected_noise_is_near_that_of_the_repositorys_pair() {
@@ -85,7 +87,8 @@ mod tests {
     fn an_adapter_of_noise_alone_is_known_for_one() {
         let white = leading_noise_energy([200, 100], 8);
         let manifest = |captured: f64, minimized: Option<Minimized>| -> Manifest {
-            let source = serde_json::json!({"name": "m", "model_type": null, "scheme": "FP8"});
+            let (name, scheme) = ("m".to_owned(), "FP8".to_owned());
+            let source = Source { name, model_type: None, scheme, kind: SchemeKind::Quantized };
             let module = serde_json::json!({"name": "m", "shape": [200, 100], "rank": 8, "method": "krylov", "basis": 8,
                 "passes": 1, "delta_norm": 1.0, "relative_error": (1.0 - captured).sqrt(), "captured_energy": captured,
                 "estimated_excess": 0.0, "expected_noise": 1.0, "minimized": minimized, "blake3": ""});
