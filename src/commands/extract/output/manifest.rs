@@ -94,7 +94,8 @@ pub enum SpectrumOf {
 /// The quality of all `modules` together.
 pub fn total<'a>(modules: impl Iterator<Item = &'a ModuleRecord>) -> Quality {
     let (mut norm2, mut error2) = (0.0, 0.0);
-    let (mut served, mut outputs): (Option<(f64, f64)>, Option<(f64, f64)>) = (None, None);
+    let mut served: Option<(f64, f64)> = None;
+    let mut outputs: Option<(f64, f64)> = None;
     for module in modules {
         let quality = &module.quality;
         norm2 += quality.delta_norm.powi(2);
