@@ -149,7 +149,9 @@ def write_renames(seen, file):
     for rules, classes in sorted(groups.items(), key=lambda item: (not item[0], item[1])):
         file.write("= " + " ".join(f"{seen[c]['model_type']}:{c}" for c in sorted(classes)) + "\n")
         for a, b in rules: file.write(f"{a}\t{b}\n")
-    families = {base: {base} | {k for k, v in PATTERNS.items() if v == base} for base in ("mixtral", "qwen2_moe")}
+    # PEFT adds "mixtral" itself to this list, and not "qwen2_moe".
+    families = {base: {k for k, v in PATTERNS.items() if v == base} for base in ("mixtral", "qwen2_moe")}
+    families["mixtral"].add("mixtral")
     file.write("* " + " ".join(sorted({of["model_type"] for of in seen.values() if "conv1d" in of["kinds"].values()})) + "\n")
     heads = collections.defaultdict(list)
     for name, of in seen.items():
@@ -159,6 +161,8 @@ def write_renames(seen, file):
             if what == "head" and not head.endswith("lm_head"): heads[head].append(name)
     for head, classes in sorted(heads.items()): file.write(f"% {head} " + " ".join(classes) + "\n")
     families["other"] = {of["model_type"] for of in seen.values() if of["experts"]} - families["mixtral"] - families["qwen2_moe"]
+    # Stacks of experts without a gate, whose keys PEFT does not turn.
+    families["none"] = {of["model_type"] for of in seen.values() if any(k.endswith("experts.up_proj") and v == "stack" for k, v in of["kinds"].items())}
     for base, types in families.items():
         file.write(f"@ {base} " + " ".join(sorted(types)) + "\n")
 

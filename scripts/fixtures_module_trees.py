@@ -32,7 +32,7 @@ CLASSES = """LlamaForCausalLM MistralForCausalLM Qwen2ForCausalLM Qwen3ForCausal
  Qwen2_5_VLForConditionalGeneration Qwen3VLForConditionalGeneration Qwen2AudioForConditionalGeneration VoxtralForConditionalGeneration
  Idefics3ForConditionalGeneration SmolVLMForConditionalGeneration GotOcr2ForConditionalGeneration Llama4ForConditionalGeneration
  T5ForConditionalGeneration BartForConditionalGeneration WhisperForConditionalGeneration BertForMaskedLM RobertaForMaskedLM
- ModernBertForMaskedLM AlbertForMaskedLM Zamba2ForCausalLM MambaForCausalLM FalconH1ForCausalLM""".split()
+ ModernBertForMaskedLM AlbertForMaskedLM MambaForCausalLM FalconH1ForCausalLM""".split()
 SMALL = {"vocab_size": 32}
 
 
@@ -55,10 +55,13 @@ def of(model_type, name):
         if not path: continue
         if isinstance(module, (torch.nn.Linear, transformers.pytorch_utils.Conv1D)): kinds[path] = "head" if module is head else "linear"
         else: kinds[path] = "other"
-    linear = [path for path, kind in kinds.items() if kind == "linear" and not path.endswith(".gate")]
+    linear = [path for path, kind in kinds.items() if kind == "linear" and not path.endswith((".gate", ".router"))]
     if model_type.startswith(("mamba", "falcon_h1")): linear = [path for path in linear if not path.endswith("out_proj")]
     wrapped = get_peft_model(model, LoraConfig(r=2, lora_alpha=2, target_modules=linear))
     keys = {key: list(tensor.shape) for key, tensor in get_peft_model_state_dict(wrapped).items()}
+    # A module under several names is stored, and adapted, under its first.
+    def first(key): return key.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] in kinds
+    keys = {key: shape for key, shape in keys.items() if first(key)}
     short = {"architectures": [name], "model_type": config.model_type, "tie_word_embeddings": bool(getattr(config, "tie_word_embeddings", True))}
     if getattr(config, "text_config", None) is not None: short["text_config"] = {"model_type": config.text_config.model_type}
     return dict(config=short, tensors=tensors, keys=keys, modules=kinds)

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::module_tree::Origin;
+use crate::checkpoint::{Checkpoint, Module};
 use crate::delta::prefix_map::Renaming;
 use crate::delta::record::{LeftOut, Reason, Side};
 use crate::delta::select::Selection;
@@ -102,6 +103,7 @@ pub fn pair(
             .notes
             .push(format!("names are paired by prefix: '{b}' in the base is '{t}' in the tuned checkpoint"));
     }
+    pairing.notes.extend(naming(base));
     vocabulary(base, tuned, &names, trim_vocab, &mut pairing.notes)?;
     let (mut taken, modules) = (BTreeSet::new(), base_names(base, selection));
     pairing
@@ -252,6 +254,21 @@ fn same_architecture(base: &Checkpoint, tuned: &Checkpoint) -> Result<()> {
     let what =
         format!("base and tuned do not belong together: their model_type is '{}' and '{}'", b[0], t[0]);
     Err(Error::input(what).path(tuned.root()).hint("give the model that the tuned one was trained from"))
+}
+
+/// What to say of the names that the adapter gets, where they are not those of the files or may have to be others.
+fn naming(base: &Checkpoint) -> Option<String> {
+    let (tree, raw) = (base.tree(), base.config().raw()?);
+    let renamed = |module: &Module| tree.module_of(module.name()) != module.name();
+    match tree.origin() {
+        Origin::Table(class) if base.modules().any(renamed) => Some(format!(
+            "modules are named as in transformers' {class}, where the files name them otherwise"
+        )),
+        Origin::Unknown if ["text_config", "vision_config"].iter().any(|key| raw.get(key).is_some()) => Some(
+            "this model is not in the table of module names: modules are named as in the files".to_owned(),
+        ),
+        _ => None,
+    }
 }
 
 /// `out_proj` in models of a state space: PEFT refuses an adapter that holds one.

@@ -99,6 +99,9 @@ impl AdapterConfig {
 }
 
 /// The config as JSON text. `lora_alpha` is written as an integer where it is one: old loaders parse it as `int`.
+///
+/// # Errors
+/// A number that JSON cannot hold.
 pub fn write_config(config: &AdapterConfig) -> serde_json::Result<String> {
     let mut value = serde_json::to_value(config)?;
     if config.lora_alpha.fract() == 0.0 {

@@ -126,7 +126,7 @@ impl Forward<'_> {
         };
         let norms = [norm("q_norm")?, norm("k_norm")?];
         let tasks: Vec<_> = groups.iter().zip(projected.iter_mut()).collect();
-        spread(self.engine.threads, tasks, |_: &mut (), (group, parts)| {
+        spread(self.engine.threads, tasks, |(): &mut (), (group, parts)| {
             let columns = group.sequences.iter().map(|(_, columns)| columns);
             let angles = Angles::of(&decoder.rotary[layer], columns, group.tokens());
             for (x, norm) in [&mut parts.queries, &mut parts.keys].into_iter().zip(&norms) {

@@ -93,7 +93,7 @@ impl Forward<'_> {
             let ups = self.apply_tiles(&up_name, tiles, &xs)?;
             drop(xs);
             let tasks: Vec<_> = inner.iter_mut().zip(&ups).collect();
-            spread(self.engine.threads, tasks, |_: &mut (), (x, up): (&mut Activations, &Activations)| {
+            spread(self.engine.threads, tasks, |(): &mut (), (x, up): (&mut Activations, &Activations)| {
                 self.expect(&up_name, up.features, x.features)?;
                 gate(&mut x.values, &up.values, self.decoder.activation);
                 Ok(())

@@ -119,7 +119,7 @@ impl<'a> Weight<'a> {
     pub fn inner(&self, inputs: &[LinearInput<'_>]) -> Result<Vec<Option<Activations>>> {
         let mut inner: Vec<Option<Activations>> = inputs.iter().map(|_| None).collect();
         let tasks: Vec<_> = inner.iter_mut().zip(inputs).collect();
-        spread(self.engine.threads, tasks, |_: &mut (), (inner, operand)| {
+        spread(self.engine.threads, tasks, |(): &mut (), (inner, operand)| {
             if let Some(update) = &self.updates[operand.variant] {
                 let mut product_of = Activations::zeros(update.rank, operand.x.tokens);
                 product(&update.a, operand.x, &mut product_of.values);

@@ -60,7 +60,7 @@ impl Forward<'_> {
                 self.expect(&gates[0], output.features % 2, 0)?;
             }
             let tasks: Vec<_> = first.iter_mut().collect();
-            spread(self.engine.threads, tasks, |_: &mut (), x: &mut Activations| {
+            spread(self.engine.threads, tasks, |(): &mut (), x: &mut Activations| {
                 x.gate_halves(activation);
                 Ok(())
             })?;
@@ -72,7 +72,7 @@ impl Forward<'_> {
             self.expect(up, other.features, gate.features)?;
         }
         let tasks: Vec<_> = first.iter_mut().zip(&ups).collect();
-        spread(self.engine.threads, tasks, |_: &mut (), (x, up): (&mut Activations, &Activations)| {
+        spread(self.engine.threads, tasks, |(): &mut (), (x, up): (&mut Activations, &Activations)| {
             gate(&mut x.values, &up.values, activation);
             Ok(())
         })?;

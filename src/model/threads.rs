@@ -6,7 +6,7 @@ use crate::{Error, Result};
 
 /// Runs every task once, on `threads` threads: for tasks that write to separate places and cannot fail.
 pub fn run_tasks<T: Send>(threads: usize, tasks: Vec<T>, work: impl Fn(T) + Sync) {
-    let done = spread(threads, tasks, |_: &mut (), task| {
+    let done = spread(threads, tasks, |(): &mut (), task| {
         work(task);
         Ok(())
     });

@@ -103,15 +103,15 @@ pub fn tell_of_cut_files() {
     // calls nothing that a signal handler may not.
     unsafe {
         let mut before: libc::sigaction = std::mem::zeroed();
-        if libc::sigaction(libc::SIGBUS, std::ptr::null(), &mut before) != 0 {
+        if libc::sigaction(libc::SIGBUS, std::ptr::null(), &raw mut before) != 0 {
             return;
         }
         let _ = BEFORE.set(before);
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handle as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        libc::sigemptyset(&mut action.sa_mask);
-        libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut());
+        libc::sigemptyset(&raw mut action.sa_mask);
+        libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut());
     }
 }
 

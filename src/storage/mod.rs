@@ -102,7 +102,7 @@ enum Bytes {
 impl Window {
     /// Mapped bytes; `None` for an empty range.
     pub(crate) fn mapped(map: Option<(Noted, Mmap)>) -> Window {
-        Window(map.map_or(Bytes::None, |(_noted, map)| Bytes::Mapped { _noted, map }))
+        Window(map.map_or(Bytes::None, |(noted, map)| Bytes::Mapped { _noted: noted, map }))
     }
 }
 

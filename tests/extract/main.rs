@@ -9,6 +9,7 @@ mod adapter;
 mod bad_input;
 mod calibrated;
 mod gguf;
+mod layouts;
 mod module_trees;
 mod moe;
 mod moe_merge;

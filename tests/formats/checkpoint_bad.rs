@@ -84,11 +84,11 @@ fn headers_that_are_not_json() {
       the file is damaged or was cut short: download or copy it again
     ");
     insta::assert_snapshot!(file(&[&4u64.to_le_bytes()[..], b"{\"\xff\""].concat()), @"
-    the header is not a JSON object: [folder]/model.safetensors: invalid unicode code point at line 1 column 3
+    the header is not UTF-8: [folder]/model.safetensors
       the file is damaged or was cut short: download or copy it again
     ");
     insta::assert_snapshot!(header(r#"{"__metadata__": {"format": 3}}"#, 0), @"
-    the header is not valid: [folder]/model.safetensors: invalid type: integer `3`, expected a string at line 1 column 29
+    the header is not valid: [folder]/model.safetensors: invalid type: integer `3`, expected a string at line 1 column 30
       the file is damaged or was cut short: download or copy it again
     ");
 }

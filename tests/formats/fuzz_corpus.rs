@@ -21,17 +21,21 @@ fn cases(target: &str) -> Vec<(String, Vec<u8>)> {
 fn replay(target: &str, taken: &[&str], read: impl Fn(&[u8]) -> trephine::Result<()>) {
     let cases = cases(target);
     assert!(cases.len() > taken.len() && taken.iter().all(|name| cases.iter().any(|(case, _)| case == name)));
+    let mut wrong = Vec::new();
     for (name, bytes) in cases {
         let started = Instant::now();
         let result = read(&bytes);
         assert!(started.elapsed() < Duration::from_secs(10), "{target}/{name} took {:?}", started.elapsed());
-        assert_eq!(result.is_ok(), taken.contains(&name.as_str()), "{target}/{name}: {result:?}");
+        if result.is_ok() != taken.contains(&name.as_str()) {
+            wrong.push(format!("{name}: {result:?}"));
+        }
         if let Err(error) = result {
             assert_eq!(error.kind(), trephine::Kind::Input, "{target}/{name}: {error}");
             let text = error.to_string();
             assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{target}/{name}: {text:?}");
         }
     }
+    assert!(wrong.is_empty(), "{target}: {wrong:#?}");
 }
 
 /// A checkpoint with these files, opened.
@@ -56,14 +60,13 @@ fn headers_of_gguf() {
 fn configs_of_models() {
     let header = br#"{"a.weight":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}"#;
     let weights = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 16]].concat();
-    let taken =
-        ["good", "fp8", "block_0", "block_huge", "compressed", "awq", "gptq", "nested", "list", "number"];
+    let taken = ["good", "fp8", "block_huge", "compressed", "awq", "nested", "list", "number", "patterns"];
     replay("config_json", &taken, |bytes| open(&[("config.json", bytes), ("model.safetensors", &weights)]));
 }
 
 #[test]
 fn configs_of_adapters() {
-    let taken = ["good", "patterns", "huge_rank", "negative", "null", "targets_pattern", "twice"];
+    let taken = ["good", "patterns", "many", "huge_rank", "null", "targets_pattern", "twice"];
     replay("adapter_config", &taken, |bytes| {
         let text = String::from_utf8_lossy(bytes);
         let config = PeftConfig::parse(&text, Path::new("adapter_config.json"))?;

@@ -57,7 +57,9 @@ fn headers_that_stand_for_gigabytes() {
         ("many", many, "more than 400000 tensors"),
     ] {
         let folder = with_header(home.path(), name, &json);
-        within(500, &["probe", text(&folder)]).code(3).says(words);
+        within(500, &["dequantize", text(&folder), "--out", text(&home.path().join("out"))])
+            .code(3)
+            .says(words);
     }
     let folder = home.path().join("gguf");
     fs::create_dir(&folder).unwrap();
@@ -81,7 +83,9 @@ fn patterns_that_stand_for_gigabytes() {
     let weight = Tensor::bf16("a.q_proj.weight", &[8, 8], &noise(1, 64));
     let quantization = json!({"quant_method": "compressed-tensors", "format": "dense", "ignore": ignore});
     let folder = write(&home.path().join("model"), &[weight], &json!({"quantization_config": quantization}));
-    within(700, &["probe", text(&folder)]).code(3).says("2000 patterns are too large");
+    within(700, &["dequantize", text(&folder), "--out", text(&home.path().join("out"))])
+        .code(3)
+        .says("2000 patterns are too large");
 }
 
 #[test]
@@ -203,7 +207,11 @@ fn the_cards_commands_are_quoted() {
     let name = "a b; touch c #\n```\n# \"x\"";
     extract_with(&base, &tuned, &out, &["--rank", "4", "--base-model-name", name]).code(0);
     let card = fs::read_to_string(out.join("README.md")).unwrap();
-    assert!(card.contains("\nvllm serve 'a b; touch c #\\n```\\n# \"x\"' --enable-lora"), "{card}");
+    // What a shell makes of it is one word.
+    let line = card.lines().find(|line| line.starts_with("vllm serve ")).unwrap();
+    let word = line.strip_prefix("vllm serve ").and_then(|rest| rest.split_once(" --enable-lora")).unwrap().0;
+    let printed = Command::new("sh").args(["-c", &format!("printf '%s|' {word}")]).output().unwrap().stdout;
+    assert_eq!(String::from_utf8(printed).unwrap(), "a b; touch c #\\n```\\n# \"x\"|", "{line}");
     assert!(card.contains(r##"from_pretrained("a b; touch c #\n```\n# \"x\"", dtype="##), "{card}");
     assert_eq!(card.lines().filter(|line| line.starts_with("```")).count(), 4, "{card}");
     assert!(card.lines().all(|line| !line.starts_with("# \"x\"")), "{card}");
@@ -373,4 +381,63 @@ fn an_output_inside_the_input_is_no_part_of_it() {
     }
     run(trephine().arg("dequantize").arg(&input).args(["--overwrite", "--out"]).arg(&out)).code(0);
     assert!(!out.join("o").exists());
+}
+
+/// A control group of this process's own with a limit on memory; `None` where none can be made. Removed when dropped.
+struct Group(PathBuf);
+
+impl Group {
+    fn with_limit(bytes: u64) -> Option<Group> {
+        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let path = |prefix: &str| groups.lines().find_map(|line| Some(line.split_once(prefix)?.1.to_owned()));
+        let v1 = path(":memory:/")
+            .map(|own| (Path::new("/sys/fs/cgroup/memory").join(own), "memory.limit_in_bytes"));
+        let v2 = path("0::/").map(|own| (Path::new("/sys/fs/cgroup").join(own), "memory.max"));
+        let (own, limit) = v1.or(v2)?;
+        let group = own.join(format!("trephine-test-{}", std::process::id()));
+        fs::create_dir(&group).ok()?;
+        let group = Group(group);
+        fs::write(group.0.join(limit), bytes.to_string()).ok()?;
+        Some(group)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn a_group_with_little_memory_is_heeded() {
+    const LIMIT: u64 = 512 << 20;
+    let Some(group) = Group::with_limit(LIMIT) else {
+        eprintln!("skipped: no control group can be made here");
+        return;
+    };
+    let home = tempdir().unwrap();
+    let names: Vec<String> = (0..4).map(|i| format!("model.layers.{i}.mlp.up_proj")).collect();
+    let weights: Vec<(&str, [usize; 2])> = names.iter().map(|name| (name.as_str(), [2048, 1024])).collect();
+    let (base, tuned) = pair(home.path(), &weights);
+    let run_inside = |more: &[&str]| {
+        let mut command = Command::new("sh");
+        let line = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", group.0.display());
+        command.args([
+            "-c",
+            &line,
+            "sh",
+            env!("CARGO_BIN_EXE_trephine"),
+            "extract",
+            "--rank",
+            "8",
+            "--threads",
+            "2",
+        ]);
+        command.args(["--base", &base, "--tuned", &tuned, "--out"]).arg(home.path().join("out")).args(more);
+        run(&mut command).code(0)
+    };
+    let plan: Value = serde_json::from_str(&run_inside(&["--dry-run", "--json"]).stdout).unwrap();
+    let allowed = plan["memory"].as_u64().unwrap();
+    assert!(allowed <= LIMIT / 2 && allowed > LIMIT / 4, "{allowed}");
+    run_inside(&[]);
 }

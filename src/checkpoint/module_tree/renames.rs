@@ -33,6 +33,8 @@ pub enum ExpertConversion {
     Config(FusedExperts),
     /// It turns the keys alone.
     Keys,
+    /// Nothing: an adapter of such experts has no effect there.
+    Nothing,
 }
 
 /// A family of models by the names of an expert's projections.
@@ -83,6 +85,7 @@ fn parse(text: &'static str) -> Table {
             let conversion = match names.next() {
                 Some("mixtral") => ExpertConversion::Config(FusedExperts::Mixtral),
                 Some("qwen2_moe") => ExpertConversion::Config(FusedExperts::Qwen),
+                Some("none") => ExpertConversion::Nothing,
                 _ => ExpertConversion::Keys,
             };
             experts.extend(names.map(|name| (name, conversion)));
@@ -256,7 +259,10 @@ mod tests {
     fn families_of_experts() {
         assert_eq!(expert_conversion("deepseek_v3"), Some(ExpertConversion::Config(FusedExperts::Qwen)));
         assert_eq!(expert_conversion("mixtral"), Some(ExpertConversion::Config(FusedExperts::Mixtral)));
-        assert_eq!(expert_conversion("jamba"), Some(ExpertConversion::Keys));
+        for kind in ["jamba", "qwen2_moe"] {
+            assert_eq!(expert_conversion(kind), Some(ExpertConversion::Keys), "{kind}");
+        }
+        assert_eq!(expert_conversion("nemotron_h"), Some(ExpertConversion::Nothing));
         assert_eq!(expert_conversion("llama"), None);
     }
 }

@@ -155,7 +155,8 @@ fn items<'a>(checkpoint: &'a Checkpoint, selection: &Selection) -> (Vec<Item<'a>
         match Module::lines(tensor) {
             _ if tensor.stored.shape.contains(&0) => left_out.push(leave("has no elements".to_owned())),
             None => {
-                left_out.push(leave(format!("is {}, which is not read as numbers", tensor.stored.describe())))
+                left_out
+                    .push(leave(format!("is {}, which is not read as numbers", tensor.stored.describe())));
             }
             Some(lines) => items.push(Item {
                 name: short(tensor.name()).to_owned(),

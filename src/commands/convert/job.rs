@@ -24,7 +24,7 @@ use crate::durable::checksums::Checksums;
 use crate::durable::digest::Written;
 use crate::durable::{atomic_file, checksums, digest, folder};
 use crate::lora::read::PeftAdapter;
-use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD};
+use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, TENSOR_RECORD, THREAD};
 use crate::pipeline::options::RunOptions;
 use crate::pipeline::ordered_panels::threads_within;
 use crate::run::attempts::completed::Completed;
@@ -352,7 +352,12 @@ fn threads(job: &Parts<'_>) -> Result<usize> {
         computed.iter().filter(|module| module.is_whole()).map(|module| module.size()).max().unwrap_or(0);
     let writing = job.shards.iter().map(|shard| memory_for(shard.bytes)).max().unwrap_or(0);
     let entries = job.base.tensors().len() + job.adapter.map_or(0, |adapter| adapter.tensors().len());
-    let fixed = OVERHEAD + HASHING + writing + entries as u64 * CATALOGUE_ENTRY + 2 * whole + job.held[0];
+    let fixed = OVERHEAD
+        + HASHING
+        + writing
+        + entries as u64 * (CATALOGUE_ENTRY + TENSOR_RECORD)
+        + 2 * whole
+        + job.held[0];
     // A thread holds its values in f32 and what is mapped; two of its results wait to be written while it computes a
     // third.
     let made = (piece * element(safetensors::Dtype::F32) + piece * 4).max(2 << 20);

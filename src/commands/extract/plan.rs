@@ -16,7 +16,7 @@ use crate::factorize::choose;
 use crate::factorize::kernel::tiling;
 use crate::factorize::types::{Method, Request};
 use crate::lora::names::{Place, group_of};
-use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD, mapped};
+use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, TENSOR_RECORD, THREAD, mapped};
 use crate::{Error, Result};
 use std::time::Instant;
 
@@ -171,7 +171,7 @@ impl ExtractionPlan {
         let scratch = if whole { VISIT_SCRATCH } else { PIECE_SCRATCH };
         // Reader threads and factorizing threads.
         let threads = self.threads as u64 * (THREAD + 2 * (scratch + mapped));
-        let fixed = OVERHEAD + threads + entries as u64 * CATALOGUE_ENTRY;
+        let fixed = OVERHEAD + threads + entries as u64 * (CATALOGUE_ENTRY + TENSOR_RECORD);
         let needed = costs.iter().map(|cost| cost.recomputed(1));
         let needed = needed.chain(self.not_represented.iter().map(|l| l.memory)).max().unwrap_or(0);
         self.least_memory = (fixed + needed).next_multiple_of(1 << 20);

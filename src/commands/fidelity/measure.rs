@@ -26,7 +26,7 @@ use crate::lora::names::{Place, kind_of, place_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{ExtraKind, PeftModule};
 use crate::lora::tree::BaseModules;
-use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD, mapped};
+use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, TENSOR_RECORD, THREAD, mapped};
 use crate::pipeline::options::RunOptions;
 use crate::run::identity::RunIdentity;
 use crate::run::progress::Progress;
@@ -256,7 +256,7 @@ fn visitors(
     }
     let fixed = OVERHEAD
         + threads as u64 * (THREAD + VISIT_SCRATCH + ROWS * row + pages)
-        + entries as u64 * CATALOGUE_ENTRY
+        + entries as u64 * (CATALOGUE_ENTRY + TENSOR_RECORD)
         + factors
         + kept;
     crate::pipeline::ordered_panels::threads_within(threads, memory, fixed, panel)

@@ -371,7 +371,7 @@ impl Fields {
 fn dtype(field: Field) -> Result<Dtype> {
     let unknown = |shown: String| {
         Error::input(format!("unknown dtype {shown}"))
-            .hint("a newer trephine may know it; else convert the checkpoint to bf16 or f32")
+            .hint("use a newer trephine that may know it, or convert the checkpoint to bf16 or f32")
     };
     match field {
         Field::Text(text) => {

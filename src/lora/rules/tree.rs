@@ -74,6 +74,9 @@ fn standing(config: &PeftConfig, base: &BaseModules, module: &PeftModule) -> Sta
                 "is part of a stack in the model that PEFT wraps, which is in no entry of target_parameters",
             )
         }
+        (Some(ExpertConversion::Nothing), Some(_)) => Standing::Unwrapped(
+            "is one of a stack of experts without a gate, which PEFT does not take from single keys",
+        ),
         _ => Standing::Wrapped,
     }
 }

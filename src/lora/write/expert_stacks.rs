@@ -72,7 +72,7 @@ pub(crate) fn copy(
         block.clear();
         block.resize(rows.len() * row, 0);
         for (index, piece) in pieces.iter().enumerate() {
-            read_rows(piece, &shards[index], names.b, rows.clone(), r * size, size, &mut own)?;
+            read_rows(piece, shards[index].as_ref(), names.b, rows.clone(), r * size, size, &mut own)?;
             hashers[index].update(&own);
             scatter(&own, &mut block, index, pieces.len(), size);
         }
@@ -87,7 +87,7 @@ pub(crate) fn copy(
 /// Reads rows of an expert's `lora_B` into `own`, each padded with zeros to `to` bytes.
 fn read_rows(
     piece: &Piece,
-    kept: &Option<Shard>,
+    kept: Option<&Shard>,
     name: &str,
     rows: Range<usize>,
     to: usize,
@@ -99,7 +99,7 @@ fn read_rows(
     let from = piece.rank * size;
     let (Some(open), true) = (&piece.shard, from > 0) else { return Ok(()) };
     let opened = if kept.is_none() { Some(open()?) } else { None };
-    let Some(shard) = kept.as_ref().or(opened.as_ref()) else { return Ok(()) };
+    let Some(shard) = kept.or(opened.as_ref()) else { return Ok(()) };
     let mut packed = vec![0; rows.len() * from];
     shard.read(name, (rows.start * from) as u64, &mut packed)?;
     for (own, packed) in own.chunks_exact_mut(to).zip(packed.chunks_exact(from)) {

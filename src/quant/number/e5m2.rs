@@ -4,7 +4,7 @@
 /// The value of a code, without a branch, so that loops vectorize.
 #[inline(always)]
 pub(crate) fn e5m2(code: u8) -> f32 {
-    let (sign, rest) = ((code as u32 & 0x80) << 24, code as u32 & 0x7f);
+    let (sign, rest) = ((u32::from(code) & 0x80) << 24, u32::from(code) & 0x7f);
     // 112 moves the exponent's bias from 15 to the 127 of f32.
     let normal = f32::from_bits((rest << 21) + (112 << 23));
     // A subnormal becomes normal with an exponent of 1 and a leading one, which is then subtracted again.

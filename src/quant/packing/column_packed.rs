@@ -183,7 +183,7 @@ fn gptq(bits: usize, words: &[u32], out: &mut [f32]) {
         2 => whole::<16>(words, out),
         3 => threes(words, out),
         _ => {
-            out.iter_mut().enumerate().for_each(|(i, out)| *out = code(|index| words[index], bits, i) as f32)
+            out.iter_mut().enumerate().for_each(|(i, out)| *out = code(|index| words[index], bits, i) as f32);
         }
     }
 }

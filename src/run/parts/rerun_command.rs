@@ -80,7 +80,7 @@ mod tests {
             "--name",
             "Qwen 3",
         ];
-        expected.sort();
+        expected.sort_unstable();
         assert_eq!(words, expected);
     }
 }
