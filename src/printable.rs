@@ -12,7 +12,7 @@ pub fn is_hidden(c: char) -> bool {
 
 /// The text with every hidden character as an escape, ends of lines and tabs included.
 pub fn one_line(text: &str) -> Cow<'_, str> {
-    escaped(text, |c| is_hidden(c))
+    escaped(text, is_hidden)
 }
 
 /// The text with every hidden character as an escape, but for ends of lines and tabs. JSON stays the JSON that it was.
