@@ -29,6 +29,10 @@ warnings.simplefilter("ignore")
 transformers.logging.set_verbosity_error()
 
 
+# Where the path of experts is renamed and no tensor of them keeps its form, so that no pair of names tells.
+PATHS = {"PhimoeForCausalLM": {"model.layers.0.block_sparse_moe.experts.x": "model.layers.0.mlp.experts.x"}}
+
+
 def plain(name):
     return ".".join("#" if part.isdigit() else part for part in name.split("."))
 
@@ -145,7 +149,7 @@ def gather():
 def write_renames(seen, file):
     groups = collections.defaultdict(list)
     for name, of in seen.items():
-        groups[tuple(sorted(rules_of(of["pairs"]).items()))].append(name)
+        groups[tuple(sorted(rules_of(of["pairs"] | PATHS.get(name, {})).items()))].append(name)
     for rules, classes in sorted(groups.items(), key=lambda item: (not item[0], item[1])):
         file.write("= " + " ".join(f"{seen[c]['model_type']}:{c}" for c in sorted(classes)) + "\n")
         for a, b in rules: file.write(f"{a}\t{b}\n")

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::checkpoint::module_tree::Origin;
+use crate::checkpoint::module_tree::renames::expert_conversion;
+use crate::checkpoint::module_tree::{ExpertConversion, Origin};
 use crate::checkpoint::{Checkpoint, Module};
 use crate::delta::prefix_map::Renaming;
 use crate::delta::record::{LeftOut, Reason, Side};
 use crate::delta::select::Selection;
-use crate::lora::names::{Place, experts_of, fused_siblings, kind_of, place_of};
+use crate::lora::names::{Place, expert_of, experts_of, fused_siblings, kind_of, place_of};
 use crate::{Error, Result};
 
 /// A module that both checkpoints have and that was selected.
@@ -124,6 +125,7 @@ pub fn pair(
             "PEFT refuses adapters with out_proj in models of type '{kind}': left out; --include out_proj takes it, for other programs"
         ));
     }
+    pairing.notes.extend(experts_without_effect(base, &pairing.pairs));
     pairing.zeros = complete_fused(base, &pairing.pairs);
     pairing.leftovers.sort_by(|a, b| a.name.cmp(&b.name));
     belong_together(base, tuned, selection, &pairing)?;
@@ -269,6 +271,17 @@ fn naming(base: &Checkpoint) -> Option<String> {
         ),
         _ => None,
     }
+}
+
+/// What to say of single experts that PEFT does not take.
+fn experts_without_effect(base: &Checkpoint, pairs: &[Pair]) -> Option<String> {
+    let kind = base
+        .config()
+        .model_type()
+        .filter(|kind| expert_conversion(kind) == Some(ExpertConversion::Nothing))?;
+    pairs.iter().any(|pair| expert_of(&pair.name).is_some()).then(|| {
+        format!("PEFT does not take adapters of single experts in models of type '{kind}': they have no effect there")
+    })
 }
 
 /// `out_proj` in models of a state space: PEFT refuses an adapter that holds one.

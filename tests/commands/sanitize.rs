@@ -402,7 +402,10 @@ fn a_vocabulary_goes_where_the_base_does_not_take_it() {
     let mut tensors = lora("model.layers.0.self_attn.o_proj", [8, 6], 4, 1);
     tensors.extend(lora("lm_head", [10, 6], 4, 5));
     let (home, adapter, out) = made(&tensors, &config(&["o_proj", "lm_head"]));
-    let weights = [Tensor::bf16("model.layers.0.self_attn.o_proj.weight", &[8, 6], &noise(8, 48))];
+    let weights = [
+        Tensor::bf16("model.layers.0.self_attn.o_proj.weight", &[8, 6], &noise(8, 48)),
+        Tensor::bf16("lm_head.weight", &[10, 6], &noise(9, 60)),
+    ];
     let base = write(&home.path().join("base"), &weights, &json!({"model_type": "qwen2"}));
     sanitize(&adapter, &out, &["--for", "vllm", "--base", text(&base)]).code(0);
     let record = record(&out);

@@ -21,7 +21,7 @@ use crate::durable::checksums::Checksums;
 use crate::durable::digest::hash_file;
 use crate::durable::finding;
 use crate::factorize::residual;
-use crate::lora::names::{Place, place_of};
+use crate::lora::names::{Place, expert_of, place_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::rules;
 use crate::lora::rules::RuleFinding;
@@ -217,9 +217,12 @@ fn check_rules(folder: &Path, base: &BaseModules, found: &mut Vec<Mismatch>) {
     match PeftAdapter::open_folder(folder) {
         Err(why) => found.push(mismatch(lora::CONFIG, why.to_string())),
         Ok(adapter) => {
-            // The rank of fused experts has to be said for PEFT; the tensors are of one rank.
-            let said = |finding: &RuleFinding| {
-                base.expert_conversion() == Some(ExpertConversion::Keys) && finding.at.ends_with("_pattern")
+            // What `extract` itself has told: the rank of fused experts has to be said for PEFT, though the tensors are
+            // of one rank, and some experts it does not take.
+            let said = |finding: &RuleFinding| match base.expert_conversion() {
+                Some(ExpertConversion::Keys) => finding.at.ends_with("_pattern"),
+                Some(ExpertConversion::Nothing) => expert_of(&finding.at).is_some(),
+                _ => false,
             };
             let broken = rules::portable(&adapter, Some(base)).into_iter().filter(|finding| !said(finding));
             found.extend(broken.map(|finding| mismatch(&finding.at, &*finding.why)));

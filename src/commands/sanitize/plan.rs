@@ -63,9 +63,11 @@ impl<'a> SanitizePlan<'a> {
         found: &[RuleFinding],
     ) -> Result<SanitizePlan<'a>> {
         let refused = |module: &&PeftModule| {
-            found
-                .iter()
-                .any(|f| f.at == module.name() && f.mend == Fix::ByPruning && f.outcome == Effect::Refused)
+            found.iter().any(|f| {
+                f.at == module.name()
+                    && f.mend == Fix::ByPruning
+                    && matches!(f.outcome, Effect::Refused | Effect::NoEffect)
+            })
         };
         let (dropped, carried): (Vec<_>, Vec<_>) =
             adapter.modules().filter(|module| module.rank() > 0).partition(refused);

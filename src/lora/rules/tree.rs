@@ -25,7 +25,7 @@ pub(crate) fn check(adapter: &PeftAdapter, base: &BaseModules, report: &mut Repo
             }
             Standing::Absent => {
                 let why = "is no module of the base";
-                report.add(&Loader::ALL, module.name(), why, Effect::NoEffect, Fix::No);
+                report.add(&Loader::ALL, module.name(), why, Effect::NoEffect, Fix::ByPruning);
             }
         }
     }

@@ -80,7 +80,13 @@ impl BaseModules {
             loaded: tree.module_of(module.name()),
             shape: module.shape(),
         };
-        let modules: Vec<BaseModule> = base.modules().map(module).collect();
+        let mut modules: Vec<BaseModule> = base.modules().map(module).collect();
+        // A head that is the embedding is a module of the model, though no file holds it.
+        let head = tree.head();
+        if let Some(embedding) = base.module(head).filter(|module| module.name() != head) {
+            let (stored, loaded, shape) = (head.to_owned(), tree.module_of(head), embedding.shape());
+            modules.push(BaseModule { stored, loaded, shape });
+        }
         let by = |name: fn(&BaseModule) -> &String| {
             modules.iter().enumerate().map(|(at, module)| (name(module).clone(), at)).collect()
         };

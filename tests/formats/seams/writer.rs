@@ -74,7 +74,8 @@ fn conforms(writer: &dyn AdapterWriter, read: Read) {
         let written = writer.write(&out, &adapter).unwrap();
         let mut found: Vec<_> = fs::read_dir(&out).unwrap().map(|file| file.unwrap().file_name()).collect();
         let mut files: Vec<_> = writer.files().iter().map(|file| file.to_string()).collect();
-        (found.sort(), files.sort());
+        found.sort();
+        files.sort();
         assert_eq!(found, files.iter().map(|file| file.as_str()).collect::<Vec<_>>(), "no file too many");
         for file in files {
             assert_eq!(written.files[&file], blake3::hash(&fs::read(out.join(&file)).unwrap()), "{file}");
