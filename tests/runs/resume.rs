@@ -107,9 +107,9 @@ fn killed_while_tidying_up() {
     for gone in ["journal", "shards", "lock"] {
         let path = killed.join(".trephine").join(gone);
         if path.is_dir() {
-            fs::remove_dir_all(path).unwrap()
+            fs::remove_dir_all(path).unwrap();
         } else {
-            fs::remove_file(path).unwrap()
+            fs::remove_file(path).unwrap();
         }
         let out = home.path().join(gone);
         copy(&killed, &out);

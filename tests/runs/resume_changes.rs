@@ -46,9 +46,9 @@ fn a_finished_folder_that_was_damaged_is_not_called_done() {
         let out = home.path().join(at.to_string());
         copy(&reference.job.out, &out);
         if at % 2 == 0 {
-            flip(&out.join(file), 70)
+            flip(&out.join(file), 70);
         } else {
-            fs::remove_file(out.join(file)).unwrap()
+            fs::remove_file(out.join(file)).unwrap();
         }
         if *file == "B3SUMS" {
             // Without checksums the folder is an unfinished one.
