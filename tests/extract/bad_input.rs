@@ -201,18 +201,6 @@ fn numbers_that_are_none() {
 }
 
 #[test]
-fn transposed_weights_are_refused_by_the_name_of_their_model() {
-    let bench = Bench::new();
-    let [base, tuned] = ["base", "tuned"].map(|name| {
-        let folder = copied(name, bench.home.path());
-        let config = fs::read_to_string(folder.join("config.json")).unwrap();
-        fs::write(folder.join("config.json"), config.replace("\"qwen3\"", "\"gpt2\"")).unwrap();
-        text(&folder)
-    });
-    bench.fails("transposed_weights", &base, &tuned, &[]);
-}
-
-#[test]
 fn checkpoints_that_do_not_belong_together() {
     let bench = Bench::new();
     let folder = copied("tuned", bench.home.path());

@@ -90,7 +90,7 @@ fn configs_that_make_no_sense() {
     config.json: compressed-tensors (float-quantized) without config_groups
     config.json: config_groups.group_0: groups need a positive group_size
     config.json: config_groups.group_0: blocks need a block_structure of two positive numbers
-    config.json: config_groups.g: "re:(" names no modules: regex parse error:
+    config.json: config_groups.g: the list of modules cannot be read: the pattern 're:(' cannot be read: regex parse error:
     "#);
 }
 
