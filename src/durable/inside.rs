@@ -145,7 +145,12 @@ fn remove_at(folder: &OwnedFd, name: &OsStr) -> io::Result<()> {
 pub(crate) fn refuse_links(out: &Path) -> Result<()> {
     let mut open = vec![out.join(STATE)];
     while let Some(path) = open.pop() {
-        let failed = |e: io::Error| Error::unexpected("cannot look for links").path(&path).because(e);
+        let failed = |e: io::Error| match e.kind() {
+            io::ErrorKind::PermissionDenied => {
+                Error::decide("the output folder cannot be read").path(out).because(e)
+            }
+            _ => Error::unexpected("cannot look for links").path(&path).because(e),
+        };
         let kind = match std::fs::symlink_metadata(&path) {
             Ok(data) => data.file_type(),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => continue,

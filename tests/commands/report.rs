@@ -577,7 +577,7 @@ fn what_cannot_be_read_is_refused_by_name() {
     let mut table = serde_json::to_value(analysis(1)).unwrap();
     (table["version"], table["trephine"]) = (99.into(), "0.7.1".into());
     let later = written(home.path(), "later analysis", ANALYSIS, &table);
-    says(later, &["version 99 of analysis.json, by trephine 0.7.1", "reads version 1"]);
+    says(later, &["analysis.json has version 99, written by trephine 0.7.1", "reads version 1"]);
     table["version"] = 1.into();
     table.as_object_mut().unwrap().remove("total");
     let torn = written(home.path(), "torn analysis", ANALYSIS, &table);

@@ -286,7 +286,9 @@ fn everything_that_can_be_mended_is() {
     let mut weights: Vec<Tensor> =
         shapes.map(|(kind, shape)| weight(&format!("{layer}.{kind}"), shape)).collect();
     weights.extend([weight("lm_head", [30, 12]), weight("model.embed_tokens", [30, 12])]);
-    let base = write(&home.path().join("base"), &weights, &json!({"model_type": "qwen3"}));
+    // Without `tie_word_embeddings` the head would be the embedding, on which llama.cpp has no LoRA.
+    let settings = json!({"model_type": "qwen3", "tie_word_embeddings": false});
+    let base = write(&home.path().join("base"), &weights, &settings);
     sanitize(&adapter, &out, &["--base", text(&base)]).code(0);
     crate::common::measure::check_rules(&out);
     assert_eq!(distance(&adapter, &out), 0.0);
@@ -422,11 +424,14 @@ fn llama_cpp_takes_no_lora_on_a_head_that_is_the_embedding() {
     let mut tensors = lora("model.layers.0.self_attn.o_proj", [8, 6], 4, 1);
     tensors.extend(lora("lm_head", [10, 6], 4, 5));
     let (home, adapter, out) = made(&tensors, &config(&["o_proj", "lm_head"]));
-    let weights = [
-        Tensor::bf16("model.layers.0.self_attn.o_proj.weight", &[8, 6], &noise(8, 48)),
-        Tensor::bf16("model.embed_tokens.weight", &[10, 6], &noise(9, 60)),
-    ];
     let base = |tied: bool| {
+        let mut weights = vec![
+            Tensor::bf16("model.layers.0.self_attn.o_proj.weight", &[8, 6], &noise(8, 48)),
+            Tensor::bf16("model.embed_tokens.weight", &[10, 6], &noise(9, 60)),
+        ];
+        if !tied {
+            weights.push(Tensor::bf16("lm_head.weight", &[10, 6], &noise(10, 60)));
+        }
         let settings = json!({"model_type": "llama", "tie_word_embeddings": tied});
         write(&home.path().join(format!("base-{tied}")), &weights, &settings)
     };

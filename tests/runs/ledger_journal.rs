@@ -165,7 +165,7 @@ fn what_could_not_be_replayed_is_refused_when_it_is_written() {
     drop(journal);
     assert_eq!(replay::<f64>(&path).unwrap(), [0.1, 0.2]);
     let error = replay::<String>(&path).unwrap_err();
-    assert!(error.to_string().contains("line 1 was written by another version"), "{error}");
+    assert!(error.to_string().contains("line 1 was written by a different version"), "{error}");
 }
 
 #[test]

@@ -177,7 +177,7 @@ fn data_that_do_not_fit_are_refused_and_leave_nothing() {
         let tensors = vec![stored("a", Dtype::U8, &[2]), stored("b", Dtype::U8, &[2])];
         SafetensorsWriter::create(&path, tensors).unwrap()
     };
-    assert!(begin().put("b", b"xy").unwrap_err().to_string().contains("due is 'a'"));
+    assert!(begin().put("b", b"xy").unwrap_err().to_string().contains("the next is 'a'"));
     assert!(begin().put("a", b"xyz").unwrap_err().to_string().contains("2 bytes was given 3"));
     let mut short = begin();
     short.put("a", b"xy").unwrap();

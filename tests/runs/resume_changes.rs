@@ -163,7 +163,7 @@ fn touched_inputs_are_read_again() {
         fs::write(&weights, whole).unwrap();
     }
     fs::write(tuned.join("config.json"), "{\"model_type\": \"qwen3\"}").unwrap();
-    run(&mut reference.extract(&killed)).code(2).says("another one: config.json had ");
+    run(&mut reference.extract(&killed)).code(2).says("is a different one: config.json had ");
     assert_same(&done, &reference.files, "refused");
 }
 
