@@ -61,7 +61,7 @@ mod tests {
     use crate::quant::weight::SchemeKind;
 
     #[test]
-    fn the_expected_noise_is_near_that_of_the_repositorys_pair() {
+    fn the_expected_noise_is_near_that_of_the_pair_in_the_repository() {
         let open = |name: &str| {
             Checkpoint::open(&format!("{}/tests/data/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
         };
