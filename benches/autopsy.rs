@@ -3,9 +3,9 @@
 //! ```text
 //! cargo bench --bench autopsy -- run [TENSORS [ROWS COLUMNS [THREADS]]]
 //! ```
-//! Checkpoints of normally distributed weights are written to a temporary folder and read from the page cache, through the same
-//! mappings for both, by turns; the medians are shown. Without `run` it prints its usage, so that `cargo test` and `cargo bench`
-//! stay light.
+//! Checkpoints of normally distributed weights are written to a temporary folder and read from the page cache,
+//! through the same mappings for both, by turns; the medians are shown. Without `run` it prints its usage, so that
+//! `cargo test` and `cargo bench` stay light.
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};

@@ -3,8 +3,8 @@
 //! ```text
 //! cargo bench --bench dequantize -- run [ROWS COLUMNS]
 //! ```
-//! Panels of 512 rows into one buffer, as the pipeline does it; the stored weight is larger than the caches. Without `run` it
-//! prints its usage, so that `cargo test` and `cargo bench` stay light.
+//! Panels of 512 rows into one buffer, as the pipeline does it; the stored weight is larger than the caches.
+//! Without `run` it prints its usage, so that `cargo test` and `cargo bench` stay light.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -39,7 +39,8 @@ type Part<'a> = (&'a str, Dtype, Vec<usize>);
 /// A decoder and the bytes of its tensors.
 type Weight = (Arc<dyn Dequantize>, Vec<Vec<u8>>);
 
-/// The weight that a config and some tensors describe, and bytes for it. `content` is what a format finds in a small tensor.
+/// The weight that a config and some tensors describe, and bytes for it. `content` is what a format finds in a
+/// small tensor.
 fn weight(config: Option<Value>, content: Vec<u8>, tensors: &[Part]) -> Weight {
     let stored = |(name, dtype, shape): &Part| TensorInfo {
         name: (*name).into(),

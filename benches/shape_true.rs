@@ -1,12 +1,13 @@
-//! Makes a trio of checkpoints with the true shapes of Qwen3 and synthetic weights: `base/` and `tuned/` in bf16, `base-fp8/` in
-//! block FP8. A generator of input for measurements, not a timing itself.
+//! Makes a trio of checkpoints with the true shapes of Qwen3 and synthetic weights: `base/` and `tuned/` in bf16,
+//! `base-fp8/` in block FP8. A generator of input for measurements, not a timing itself.
 //!
 //! ```text
 //! cargo bench --bench shape_true -- OUT [--layers 1] [--hidden 5120] ...
 //! ```
-//! The defaults are one layer of Qwen3-32B and a small vocabulary. base is N(0, 0.02); tuned adds a decaying delta of rank 64, as
-//! training leaves one, and white noise of 1e-4. Weights stream in panels of 128 rows, each from a generator of its own seed, so
-//! that the bytes do not depend on the number of threads and memory stays small whatever the size.
+//! The defaults are one layer of Qwen3-32B and a small vocabulary. base is N(0, 0.02); tuned adds a decaying delta
+//! of rank 64, as training leaves one, and white noise of 1e-4. Weights stream in panels of 128 rows, each from a
+//! generator of its own seed, so that the bytes do not depend on the number of threads and memory stays small
+//! whatever the size.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};

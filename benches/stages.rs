@@ -1,9 +1,10 @@
-//! Where the time of a whole run goes, module by module: `cargo bench --bench stages -- BASE TUNED [RANK [TOLERANCE [THREADS]]]`.
+//! Where the time of a whole run goes, module by module:
+//! `cargo bench --bench stages -- BASE TUNED [RANK [TOLERANCE [THREADS]]]`.
 //!
-//! Each module is read, hashed and factorized one after the other, with nothing beside it; then the same products are made
-//! alone. Times are in seconds. "flops" are those of the factorization as a multiple of `2·m·n·r`, the cost of one product
-//! with the rank's columns; "needed" is what the final basis costs, two products a column. "products" is the share of the
-//! factorization that its passes over the delta take when they are timed alone.
+//! Each module is read, hashed and factorized one after the other, with nothing beside it; then the same products
+//! are made alone. Times are in seconds. "flops" are those of the factorization as a multiple of `2·m·n·r`, the
+//! cost of one product with the rank's columns; "needed" is what the final basis costs, two products a column.
+//! "products" is the share of the factorization that its passes over the delta take when they are timed alone.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
-//! What the fuzz targets in `tests/fuzz` call: every parser of a file that anybody may have written, on bytes in memory. Nothing here
-//! is for use elsewhere.
+//! What the fuzz targets in `tests/fuzz` call: every parser of a file that anybody may have written, on bytes in
+//! memory. Nothing here is for use elsewhere.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -281,8 +281,8 @@ impl Checkpoint {
         self.files[tensor.file.0].read_range(within(tensor, range)).map_err(|e| e.tensor(tensor.name()))
     }
 
-    /// Looks whether every file is as it was when the checkpoint was opened, by size and time. What was read is to be trusted only
-    /// if this holds afterwards.
+    /// Looks whether every file is as it was when the checkpoint was opened, by size and time. What was read is to
+    /// be trusted only if this holds afterwards.
     ///
     /// # Errors
     /// [`Kind::Input`](crate::Kind::Input) with the first file that was written to since.

@@ -31,7 +31,8 @@ pub struct ProbeArgs {
     /// Also show the first N values of the first N rows of each listed tensor, after dequantization
     #[arg(long, value_name = "N", requires = "tensor", value_parser = clap::value_parser!(u16).range(1..=1024))]
     values: Option<u16>,
-    /// The checkpoint that the adapter is for: its modules are matched, and rules depend on it (folder, file, or cached name)
+    /// The checkpoint that the adapter is for: its modules are matched, and rules depend on it (folder, file, or
+    /// cached name)
     #[arg(long, value_name = "CHECKPOINT")]
     base: Option<String>,
     /// Print everything as JSON to stdout

@@ -1,5 +1,5 @@
-//! What each subcommand does, a folder each. None knows another: what two of them need lies below, in [`run`](crate::run),
-//! [`delta`](crate::delta), [`pipeline`](crate::pipeline) or further down.
+//! What each subcommand does, a folder each. None knows another: what two of them need lies below, in
+//! [`run`](crate::run), [`delta`](crate::delta), [`pipeline`](crate::pipeline) or further down.
 
 pub mod analyze;
 pub mod autopsy;

@@ -1,8 +1,10 @@
-//! Files below an output folder, reached without following a link, and the one judge of names that were read from a file.
+//! Files below an output folder, reached without following a link, and the one judge of names that were read from a
+//! file.
 //!
-//! The output folder itself is the user's choice, and may be a link. What lies in it need not be Trephine's doing: a journal may
-//! name `../../x`, `.trephine` may be a link to somebody's folder. So a name counts only if it leads to a place inside, and every
-//! part of a path below the folder is opened relative to the one before it, with `O_NOFOLLOW`.
+//! The output folder itself is the user's choice, and may be a link. What lies in it need not be Trephine's doing:
+//! a journal may name `../../x`, `.trephine` may be a link to somebody's folder. So a name counts only if it leads
+//! to a place inside, and every part of a path below the folder is opened relative to the one before it, with
+//! `O_NOFOLLOW`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -23,7 +25,8 @@ pub fn is_component(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0'])
 }
 
-/// Whether `name`, of one or more parts with `/` between them, leads to a place inside the folder that it is relative to.
+/// Whether `name`, of one or more parts with `/` between them, leads to a place inside the folder that it is
+/// relative to.
 pub fn is_inside(name: &str) -> bool {
     name.split('/').all(is_component)
 }
@@ -102,7 +105,8 @@ pub(crate) fn open_at(folder: impl AsFd, name: &OsStr, flags: OFlags) -> io::Res
     Ok(file)
 }
 
-/// Removes what is `below` the folder `root`: a file, a link itself, or a folder with all that is in it. Nothing is as good.
+/// Removes what is `below` the folder `root`: a file, a link itself, or a folder with all that is in it. Nothing is
+/// as good.
 ///
 /// # Errors
 /// A part of the way that is a link; what the file system refuses.

@@ -1,5 +1,5 @@
-//! Which backend factorizes a matrix: from shape, rank and tolerance only, so that neither memory nor threads decide what
-//! comes out.
+//! Which backend factorizes a matrix: from shape, rank and tolerance only, so that neither memory nor threads
+//! decide what comes out.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};

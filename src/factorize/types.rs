@@ -73,7 +73,8 @@ pub struct Cost {
 
 /// A way to factorize a matrix. An implementation passes the conformance suite in `tests/numerics/backends.rs`.
 ///
-/// What comes out depends on the matrix, the module's name and the request alone: not on threads, memory or the time of day.
+/// What comes out depends on the matrix, the module's name and the request alone: not on threads, memory or the
+/// time of day.
 pub trait Backend: Sync {
     /// The method that it is.
     fn method(&self) -> Method;
@@ -81,7 +82,8 @@ pub trait Backend: Sync {
     /// What a matrix `[m, n]` would cost.
     fn cost(&self, shape: [usize; 2], request: &Request) -> Cost;
 
-    /// Factorizes `delta`, whose squared Frobenius norm is `norm2`, neither zero nor infinite; `module` names the random stream.
+    /// Factorizes `delta`, whose squared Frobenius norm is `norm2`, neither zero nor infinite; `module` names the
+    /// random stream.
     ///
     /// # Errors
     /// What visiting the delta meets.

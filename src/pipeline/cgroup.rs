@@ -1,8 +1,8 @@
 //! What the control group of this process still allows it: its own group and every one above, of version 1 or 2.
 //!
-//! A batch job or a container is killed when its group is full, however much the machine has left. The group's files are found as
-//! `/proc/self/cgroup` and `/proc/self/mountinfo` tell: a container may see its own group alone, under a path that is another
-//! outside.
+//! A batch job or a container is killed when its group is full, however much the machine has left. The group's
+//! files are found as `/proc/self/cgroup` and `/proc/self/mountinfo` tell: a container may see its own group alone,
+//! under a path that is another outside.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,8 @@ struct Version {
     /// Limits; the least counts.
     limits: &'static [&'static str],
     usage: &'static str,
-    /// The key in `memory.stat` of what the system takes back before it kills: pages of files that were not used lately.
+    /// The key in `memory.stat` of what the system takes back before it kills: pages of files that were not used
+    /// lately.
     reclaimable: &'static str,
 }
 

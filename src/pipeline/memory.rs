@@ -9,8 +9,8 @@ pub const OVERHEAD: u64 = 40 * 1024 * 1024;
 /// A generous estimate of the bytes that one entry of a checkpoint's catalogue takes.
 pub const CATALOGUE_ENTRY: u64 = 1024;
 
-/// What is recorded of one tensor that was read, in bytes: it is held until the output is written, and stands there as text then. On
-/// 92,160 tensors `extract` and `dequantize` were measured to take up to 2.3 KiB each.
+/// What is recorded of one tensor that was read, in bytes: it is held until the output is written, and stands there
+/// as text then. On 92,160 tensors `extract` and `dequantize` were measured to take up to 2.3 KiB each.
 pub const TENSOR_RECORD: u64 = 2560;
 
 /// Packing buffers of the matrix products, and the stack, per thread.

@@ -1,7 +1,7 @@
 //! Regular expressions that a config gives: all of a list in one automaton, whose size is bounded as a whole.
 //!
-//! A short text may stand for an automaton of gigabytes, as `(x{1000}){1000}` does, or a list of thousands of small ones. So a list is
-//! compiled together, and refused where it is more than configs have use for.
+//! A short text may stand for an automaton of gigabytes, as `(x{1000}){1000}` does, or a list of thousands of small
+//! ones. So a list is compiled together, and refused where it is more than configs have use for.
 
 use regex::bytes::{RegexBuilder, RegexSet, RegexSetBuilder};
 
@@ -21,7 +21,8 @@ impl Patterns {
     /// Compiles `patterns`, each with what it is called in messages.
     ///
     /// # Errors
-    /// [`Kind::Input`](crate::Kind::Input) with the first one that is no regular expression, or for a list that is too large.
+    /// [`Kind::Input`](crate::Kind::Input) with the first one that is no regular expression, or for a list that is
+    /// too large.
     pub(crate) fn compile(patterns: &[(String, &str)]) -> Result<Patterns> {
         let all = patterns.iter().map(|(pattern, _)| pattern);
         let set = RegexSetBuilder::new(all).size_limit(COMPILED).dfa_size_limit(CACHE).build();

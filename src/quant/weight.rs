@@ -36,8 +36,8 @@ pub trait Tensors {
     /// The tensor of that name.
     fn stored(&self, name: &str) -> Option<&TensorInfo>;
 
-    /// The bytes of a small tensor (at most [`SMALL`]): some formats keep the shape of a weight, or a description of it, in the
-    /// content of a tensor beside it.
+    /// The bytes of a small tensor (at most [`SMALL`]): some formats keep the shape of a weight, or a description
+    /// of it, in the content of a tensor beside it.
     ///
     /// # Errors
     /// It is not there, is larger, or cannot be read.
@@ -99,15 +99,15 @@ pub trait Dequantize: Debug + Send + Sync {
     /// `[out, in]`.
     fn shape(&self) -> [usize; 2];
 
-    /// The stored tensors that make up this weight, the weight itself first. One whose content was read at opening, as a shape, is
-    /// among them, with an empty span.
+    /// The stored tensors that make up this weight, the weight itself first. One whose content was read at opening,
+    /// as a shape, is among them, with an empty span.
     fn tensors(&self) -> &[TensorInfo];
 
     /// For each of [`tensors`](Self::tensors), the bytes of it that `rows` needs (relative to the tensor's start).
     fn spans(&self, rows: Range<usize>) -> Vec<Range<usize>>;
 
-    /// What the weight can do beyond being decoded. It has no default, so that neither a format nor a wrapper can forget a
-    /// capability: a wrapper takes over what it passes on by name.
+    /// What the weight can do beyond being decoded. It has no default, so that neither a format nor a wrapper can
+    /// forget a capability: a wrapper takes over what it passes on by name.
     fn capabilities(&self) -> Capabilities<'_>;
 
     /// Decodes `rows` into `out` (row-major, `rows.len() * in` values). `parts` holds the bytes that
@@ -124,13 +124,13 @@ pub trait Dequantize: Debug + Send + Sync {
 /// What a weight can do beyond being decoded in f32, row by row.
 #[derive(Clone, Copy, Debug)]
 pub struct Capabilities<'a> {
-    /// Whether any row needs all of the stored bytes, as in formats that are packed along columns: the spans are then those of
-    /// whole tensors, whatever the rows, and are best mapped once.
+    /// Whether any row needs all of the stored bytes, as in formats that are packed along columns: the spans are
+    /// then those of whole tensors, whatever the rows, and are best mapped once.
     pub needs_all_bytes: bool,
     /// Rows and columns of the values under one scale, where there is one size for all.
     pub block: Option<[usize; 2]>,
-    /// How a dense weight would be quantized to be stored like this one, where that can be done by rounding to nearest; `None`
-    /// for dense weights, and for schemes that are not known well enough to do the same.
+    /// How a dense weight would be quantized to be stored like this one, where that can be done by rounding to
+    /// nearest; `None` for dense weights, and for schemes that are not known well enough to do the same.
     pub round_to_nearest: Option<RoundToNearest>,
     /// Decoding by columns.
     pub columns: Option<&'a dyn Segments>,
@@ -166,8 +166,8 @@ pub trait Double: Debug {
 
 /// A weight whose codes at the ends of the format's range can be counted.
 pub trait Saturation: Debug {
-    /// How many codes of `rows` are the largest or the smallest that the format has, and the bits of a code. `None` where it
-    /// turns out that they cannot be counted. `parts` as for [`Dequantize::dequantize`].
+    /// How many codes of `rows` are the largest or the smallest that the format has, and the bits of a code. `None`
+    /// where it turns out that they cannot be counted. `parts` as for [`Dequantize::dequantize`].
     fn count(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)>;
 }
 

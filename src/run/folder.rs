@@ -110,7 +110,8 @@ pub(crate) fn clear_finished(out: &Path, layout: &Layout) -> Result<()> {
     removed(out, layout.record)
 }
 
-/// Removes what is `below` the output folder: a file, or a folder with all that is in it; none is as good. No link is followed.
+/// Removes what is `below` the output folder: a file, or a folder with all that is in it; none is as good. No link
+/// is followed.
 ///
 /// # Errors
 /// What cannot be removed.

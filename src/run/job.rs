@@ -47,8 +47,8 @@ pub trait Job: Sync {
     /// The checkpoint with this role; `None` for an input whose identity covers all of its content.
     fn checkpoint(&self, side: Side) -> Option<&Checkpoint>;
 
-    /// Looks whether all that is read is as it was when it was opened: before finished work is recorded, and before the output is
-    /// written.
+    /// Looks whether all that is read is as it was when it was opened: before finished work is recorded, and before
+    /// the output is written.
     ///
     /// # Errors
     /// An input that was written to since.

@@ -1,9 +1,9 @@
-//! What is said where a mapped file is cut short by another process: touching a page behind its new end is a signal (SIGBUS), which
-//! by itself ends the process with two words and no name.
+//! What is said where a mapped file is cut short by another process: touching a page behind its new end is a signal
+//! (SIGBUS), which by itself ends the process with two words and no name.
 //!
 //! Every mapped range is noted with the file's path in a table that a signal handler may read. A program that calls
-//! [`tell_of_cut_files`] ends with exit code 1 and the file's name then; a library that is used by another program leaves its
-//! signals alone.
+//! [`tell_of_cut_files`] ends with exit code 1 and the file's name then; a library that is used by another program
+//! leaves its signals alone.
 
 use std::ffi::c_void;
 use std::path::Path;
@@ -96,11 +96,12 @@ impl Drop for Noted {
     }
 }
 
-/// Makes this process end with exit code 1 and the name of the file where a mapped file has been cut short. Any other SIGBUS is left
-/// to whoever handled it before. For programs, not for libraries: a process has one handler for a signal.
+/// Makes this process end with exit code 1 and the name of the file where a mapped file has been cut short. Any
+/// other SIGBUS is left to whoever handled it before. For programs, not for libraries: a process has one handler
+/// for a signal.
 pub fn tell_of_cut_files() {
-    // SAFETY: both structs are plain data, for which all zeros are a value; `handle` has the signature that SA_SIGINFO asks for, and
-    // calls nothing that a signal handler may not.
+    // SAFETY: both structs are plain data, for which all zeros are a value; `handle` has the signature that
+    // SA_SIGINFO asks for, and calls nothing that a signal handler may not.
     unsafe {
         let mut before: libc::sigaction = std::mem::zeroed();
         if libc::sigaction(libc::SIGBUS, std::ptr::null(), &raw mut before) != 0 {
@@ -116,8 +117,8 @@ pub fn tell_of_cut_files() {
 }
 
 extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
-    // SAFETY: the system gives a valid `info`; loads of atomics, `write`, `_exit` and `sigaction` are allowed here. The text of the
-    // entry that holds the address is alive, for the thread that was interrupted is reading its range.
+    // SAFETY: the system gives a valid `info`; loads of atomics, `write`, `_exit` and `sigaction` are allowed here.
+    // The text of the entry that holds the address is alive, for the thread that was interrupted is reading its range.
     unsafe {
         let address = (*info).si_addr() as usize;
         for entry in &TABLE {

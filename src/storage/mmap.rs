@@ -1,14 +1,15 @@
 //! Files that are read through memory-mapped windows.
 //!
 //! # The contract
-//! A mapped file must not change while it is read. If another process truncates one, touching a page beyond its new end kills
-//! this process with SIGBUS; if another process writes to one, the numbers may be of either state. Two things narrow that: the
-//! file's size is compared with the one at opening before every window, and the window's pages are read in at once where the
-//! system can (Linux 5.14 and later), which turns a file that is too short, or a disk that fails, into an error. What is left
-//! is a truncation while a window is alive. Checkpoints are written once, so this is taken as a condition of use; the program
-//! names the file where it happens ([`cut_file`]).
+//! A mapped file must not change while it is read. If another process truncates one, touching a page beyond its new
+//! end kills this process with SIGBUS; if another process writes to one, the numbers may be of either state. Two
+//! things narrow that: the file's size is compared with the one at opening before every window, and the window's
+//! pages are read in at once where the system can (Linux 5.14 and later), which turns a file that is too short, or
+//! a disk that fails, into an error. What is left is a truncation while a window is alive. Checkpoints are written
+//! once, so this is taken as a condition of use; the program names the file where it happens ([`cut_file`]).
 //!
-//! Mapped pages count as resident memory. A window unmaps its pages when it is dropped, so what is resident is what is alive.
+//! Mapped pages count as resident memory. A window unmaps its pages when it is dropped, so what is resident is what
+//! is alive.
 
 use std::fs::File;
 use std::io;
@@ -72,8 +73,8 @@ impl MappedFile {
         if length == 0 {
             return Ok(Window::mapped(None));
         }
-        // SAFETY: the mapping is private to the returned window and read-only; that nobody changes the file meanwhile is the
-        // contract above, which is a condition of use and is checked as far as it can be.
+        // SAFETY: the mapping is private to the returned window and read-only; that nobody changes the file
+        // meanwhile is the contract above, which is a condition of use and is checked as far as it can be.
         let map = unsafe { MmapOptions::new().offset(range.start).len(length).map(&self.file) };
         let map = map.map_err(|e| self.failed(e))?;
         let noted = cut_file::note(&map, &self.notice);

@@ -1,5 +1,5 @@
-//! Sources of bytes. A memory-mapped file is the first; another source (ranges over HTTP, an object store) is a file beside
-//! `mmap.rs` that implements [`Storage`].
+//! Sources of bytes. A memory-mapped file is the first; another source (ranges over HTTP, an object store) is a
+//! file beside `mmap.rs` that implements [`Storage`].
 
 pub(crate) mod cut_file;
 pub(crate) mod mmap;
@@ -34,8 +34,9 @@ pub trait Storage: Debug + Send + Sync {
     /// What differs when the object was written again with the same length; `None` where the source cannot tell.
     fn version(&self) -> Option<Version>;
 
-    /// Checks that the object is as it was when it was opened, by its length and version. What was read before is of one state
-    /// only if this succeeds afterwards. A source that is told of a change with every read has nothing to do here.
+    /// Checks that the object is as it was when it was opened, by its length and version. What was read before is
+    /// of one state only if this succeeds afterwards. A source that is told of a change with every read has nothing
+    /// to do here.
     ///
     /// # Errors
     /// [`Kind::Input`](crate::Kind::Input) for an object that was written to since.
@@ -49,7 +50,8 @@ pub trait Storage: Debug + Send + Sync {
     /// The object has changed since it was opened, ends before the range does, or cannot be read.
     fn read_range(&self, range: Range<u64>) -> Result<Window>;
 
-    /// The bytes of several ranges, in their order. A source that pays for each request overrides it to fetch them side by side.
+    /// The bytes of several ranges, in their order. A source that pays for each request overrides it to fetch them
+    /// side by side.
     ///
     /// # Errors
     /// As [`read_range`](Self::read_range).

@@ -1,7 +1,7 @@
 //! Opening and reading whole files that are expected to be small: regular files of a bounded size, nothing else.
 //!
-//! A pipe in place of a config would wait for ever, `/dev/zero` would fill the memory. So a file is opened without waiting, is
-//! looked at before it is read, and is read no further than it may be long.
+//! A pipe in place of a config would wait for ever, `/dev/zero` would fill the memory. So a file is opened without
+//! waiting, is looked at before it is read, and is read no further than it may be long.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -70,7 +70,8 @@ pub(crate) fn read_text(path: &Path) -> io::Result<String> {
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the text is not UTF-8"))
 }
 
-/// The error for an input file that could not be read: bad input where it is not what was expected there, otherwise unexpected.
+/// The error for an input file that could not be read: bad input where it is not what was expected there, otherwise
+/// unexpected.
 pub(crate) fn cannot_read(path: &Path, source: io::Error) -> Error {
     use io::ErrorKind::{InvalidData, InvalidInput, IsADirectory};
     let bad = matches!(source.kind(), InvalidData | InvalidInput | IsADirectory);

@@ -253,7 +253,8 @@ fn fused_sets_must_be_whole() {
     );
 }
 
-/// Nemotron, Apertus and others have an `up_proj` and no `gate_proj`; Kimi's `q_proj` has neither `k_proj` nor `v_proj` beside it.
+/// Nemotron, Apertus and others have an `up_proj` and no `gate_proj`; Kimi's `q_proj` has neither `k_proj` nor
+/// `v_proj` beside it.
 #[test]
 fn a_sibling_counts_only_if_the_base_has_it() {
     let home = tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! One model in the layouts that it is stored in, adapters under the names that different programs give them, heads of other names,
-//! and what PEFT refuses.
+//! One model in the layouts that it is stored in, adapters under the names that different programs give them, heads
+//! of other names, and what PEFT refuses.
 
 use std::collections::BTreeSet;
 use std::fs;

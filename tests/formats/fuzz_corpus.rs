@@ -17,7 +17,8 @@ fn cases(target: &str) -> Vec<(String, Vec<u8>)> {
     paths.into_iter().map(case).collect()
 }
 
-/// Reads every case of `target`, and holds against the list which of them are taken; the others are refused as bad input.
+/// Reads every case of `target`, and holds against the list which of them are taken; the others are refused as bad
+/// input.
 fn replay(target: &str, taken: &[&str], read: impl Fn(&[u8]) -> trephine::Result<()>) {
     let cases = cases(target);
     assert!(cases.len() > taken.len() && taken.iter().all(|name| cases.iter().any(|(case, _)| case == name)));

@@ -1,4 +1,5 @@
-//! The conformance suite of [`Backend`], which every factorization passes, and a toy: the full singular value decomposition.
+//! The conformance suite of [`Backend`], which every factorization passes, and a toy: the full singular value
+//! decomposition.
 
 use faer::prelude::*;
 use trephine::Result;

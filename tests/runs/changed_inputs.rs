@@ -85,8 +85,8 @@ impl Inputs {
 /// A command on these inputs, with its output folder and who is told of its progress.
 type Command = dyn Fn(&Inputs, &Path, &dyn Progress) -> Result<(), Error>;
 
-/// Runs a command on inputs of which one changes. It has to end with an error that names the file, and to leave nothing that passes
-/// for finished; run again it starts from what the file holds then, or refuses.
+/// Runs a command on inputs of which one changes. It has to end with an error that names the file, and to leave
+/// nothing that passes for finished; run again it starts from what the file holds then, or refuses.
 fn changed(file: &str, run: &Command) {
     for when in [When::Beginning, When::FirstRecord, When::Assembling] {
         let inputs = Inputs::new();

@@ -1,4 +1,5 @@
-//! Output folders that somebody else has prepared: names that lead out of them, links in them, and side files that are links.
+//! Output folders that somebody else has prepared: names that lead out of them, links in them, and side files that
+//! are links.
 
 use std::fs;
 use std::os::unix::fs::symlink;

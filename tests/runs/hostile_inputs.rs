@@ -1,5 +1,5 @@
-//! Inputs that are made to do harm: small files that stand for gigabytes, pipes and devices in their place, names that write to the
-//! terminal, numbers that are none. And limits that the system sets.
+//! Inputs that are made to do harm: small files that stand for gigabytes, pipes and devices in their place, names
+//! that write to the terminal, numbers that are none. And limits that the system sets.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -306,7 +306,8 @@ fn limits_of_the_system_are_errors() {
     limited("-Sn 8", "files").code(0);
 }
 
-/// Not a test by itself: in a process that [`a_file_that_is_cut_short_is_named`] starts it reads behind the end of a file.
+/// Not a test by itself: in a process that [`a_file_that_is_cut_short_is_named`] starts it reads behind the end of
+/// a file.
 #[test]
 fn child_that_reads_a_cut_file() {
     let Ok(folder) = std::env::var("TREPHINE_TEST_CUT") else { return };

@@ -1,5 +1,5 @@
-//! Limits that the system sets a process (`ulimit`): reaching one is an error with a message and exit code 1, not a signal, a panic
-//! or an abort.
+//! Limits that the system sets a process (`ulimit`): reaching one is an error with a message and exit code 1, not a
+//! signal, a panic or an abort.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic;
@@ -48,8 +48,8 @@ fn out_of_memory() -> ! {
     }
 }
 
-/// Prepares the process: a file that may not grow is an error of the write, as many files may be open as are allowed at all, and a
-/// thread that cannot be had is told of.
+/// Prepares the process: a file that may not grow is an error of the write, as many files may be open as are
+/// allowed at all, and a thread that cannot be had is told of.
 pub fn prepare() {
     // SAFETY: no handler is installed; the signal is only ignored, so that the write fails instead.
     unsafe {

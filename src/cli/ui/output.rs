@@ -13,7 +13,8 @@ pub fn write(to: &mut impl Write, text: &str) -> io::Result<()> {
     to.flush()
 }
 
-/// A line on stderr. Nobody may be reading it any more (`2>&1 | head`): that is no reason to stop, as `eprintln!` would.
+/// A line on stderr. Nobody may be reading it any more (`2>&1 | head`): that is no reason to stop, as `eprintln!`
+/// would.
 pub fn tell(text: &str) {
     let _ = write(&mut io::stderr(), &format!("{text}\n"));
 }

@@ -80,8 +80,8 @@ pub(crate) struct Copies {
     out: Option<PathBuf>,
 }
 
-/// Whether a link may be followed: it leads to a place inside the folder, or to a blob of a Hugging Face cache. Any other may lead
-/// to what nobody meant to publish.
+/// Whether a link may be followed: it leads to a place inside the folder, or to a blob of a Hugging Face cache. Any
+/// other may lead to what nobody meant to publish.
 fn leads_inside(root: &Path, link: &Path) -> bool {
     let Ok(target) = link.canonicalize() else { return false };
     let named = |up: usize| target.ancestors().nth(up).and_then(Path::file_name).unwrap_or_default();

@@ -28,8 +28,8 @@ use crate::run::engine::PartOutcome;
 use crate::run::parts::part_id::Part;
 use crate::run::progress::Progress;
 
-/// The default memory limit of a run in bytes: the smaller of 2 GiB and half of the memory that is available now to this
-/// process and its control group.
+/// The default memory limit of a run in bytes: the smaller of 2 GiB and half of the memory that is available now to
+/// this process and its control group.
 pub fn default_memory() -> u64 {
     const MOST: u64 = 2 << 30;
     let mut system = sysinfo::System::new();

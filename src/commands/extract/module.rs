@@ -110,7 +110,8 @@ pub fn load(
     Ok(Loaded { held: Some(Held::new(m, n, values)?), survey })
 }
 
-/// The largest share of a weight's elements that `--non-finite zero` takes as unchanged: some stray values, not a weight that is lost.
+/// The largest share of a weight's elements that `--non-finite zero` takes as unchanged: some stray values, not a
+/// weight that is lost.
 const MOST_NON_FINITE: f64 = 0.01;
 
 /// Refuses a delta of which too little is left to speak of quality.

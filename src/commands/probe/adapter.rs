@@ -74,8 +74,8 @@ pub struct LoaderVerdict {
     pub why: Option<String>,
 }
 
-/// Probes an adapter. `base` is the checkpoint that it is for, if known: the adapter's modules are matched against it, and
-/// whether vLLM and llama.cpp accept a LoRA on the embedding or the head depends on it.
+/// Probes an adapter. `base` is the checkpoint that it is for, if known: the adapter's modules are matched against
+/// it, and whether vLLM and llama.cpp accept a LoRA on the embedding or the head depends on it.
 ///
 /// # Errors
 /// See [`PeftAdapter::open`] and [`Checkpoint::open`].

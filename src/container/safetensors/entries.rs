@@ -1,5 +1,5 @@
-//! The JSON of a safetensors header, parsed into tensors as it streams by: what a hostile header claims is never held, only what it
-//! can prove to be a tensor.
+//! The JSON of a safetensors header, parsed into tensors as it streams by: what a hostile header claims is never
+//! held, only what it can prove to be a tensor.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -31,11 +31,12 @@ const METADATA: &str = "__metadata__";
 /// A tensor's entry: its bytes count from the end of the header.
 pub(crate) type Entry = (TensorInfo, Range<u64>);
 
-/// Parses the JSON that `reader` holds to its end. The tensors come in the order of the header. Strings of the metadata go to
-/// `metadata` where that is wanted.
+/// Parses the JSON that `reader` holds to its end. The tensors come in the order of the header. Strings of the
+/// metadata go to `metadata` where that is wanted.
 ///
 /// # Errors
-/// [`Kind::Input`](crate::Kind::Input) for what is no header, or describes a tensor that contradicts itself; a failing read.
+/// [`Kind::Input`](crate::Kind::Input) for what is no header, or describes a tensor that contradicts itself; a
+/// failing read.
 pub(crate) fn parse(
     reader: impl Read,
     metadata: Option<&mut BTreeMap<String, String>>,

@@ -1,7 +1,7 @@
 //! Reading the header of a safetensors file: 8 bytes of length, JSON, then the tensors' bytes without gaps.
 //!
-//! The checks are those of the `safetensors` crate (whose `read_metadata` wants the whole file as one slice, and whose `Metadata` is
-//! built before anything is checked), with messages that name the tensor and the bytes.
+//! The checks are those of the `safetensors` crate (whose `read_metadata` wants the whole file as one slice, and
+//! whose `Metadata` is built before anything is checked), with messages that name the tensor and the bytes.
 
 use std::io::{self, BufReader, Read};
 use std::ops::Range;

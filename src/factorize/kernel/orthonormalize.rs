@@ -117,7 +117,8 @@ fn distance_from_identity(gram: MatRef<'_, f64>) -> f64 {
     (0..side).flat_map(|j| (0..side).map(move |i| (i, j))).map(|(i, j)| deviation(i, j)).fold(0.0, f64::max)
 }
 
-/// To make a block `[n, block]` orthogonal to at most `most` columns: the block, its copy, its better and partial Gram matrices.
+/// To make a block `[n, block]` orthogonal to at most `most` columns: the block, its copy, its better and partial
+/// Gram matrices.
 pub(crate) fn orthogonal_bytes(n: usize, most: usize, block: usize) -> usize {
     4 * 4 * n * block + 17 * 8 * most * block
 }

@@ -142,8 +142,8 @@ impl PeftConfig {
         &self.targets
     }
 
-    /// Whether `target_modules` reaches the module, by PEFT's rule: names by the last parts of the module's name, a pattern by the
-    /// whole of it. `None` where its pattern cannot be read here.
+    /// Whether `target_modules` reaches the module, by PEFT's rule: names by the last parts of the module's name, a
+    /// pattern by the whole of it. `None` where its pattern cannot be read here.
     pub(crate) fn is_target(&self, module: &str) -> Option<bool> {
         match &self.targets {
             Targets::None => Some(false),
@@ -200,12 +200,12 @@ fn strings(value: &Value) -> Option<Vec<String>> {
     value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
 }
 
-/// The values of a pattern by its keys. PEFT matches `(.*\.)?(key)$` from the start of a module's name; the first key that matches
-/// wins.
+/// The values of a pattern by its keys. PEFT matches `(.*\.)?(key)$` from the start of a module's name; the first
+/// key that matches wins.
 #[derive(Clone, Debug)]
 struct ByPattern<T> {
-    /// Keys of letters, digits and dots, of which a dot stands for any character. mergekit writes one a module, so these may be
-    /// thousands and are matched without a regular expression. Each with its place among all keys.
+    /// Keys of letters, digits and dots, of which a dot stands for any character. mergekit writes one a module, so
+    /// these may be thousands and are matched without a regular expression. Each with its place among all keys.
     plain: Vec<(String, usize)>,
     /// The others.
     patterns: Patterns,

@@ -1,8 +1,8 @@
 //! A weight that is stored transposed, `[in, out]`, as experts of gpt-oss and Llama 4 are.
 //!
-//! A logical row is a column of the file, so any panel needs all stored rows: [`spans`](Dequantize::spans) names the tensor whole,
-//! and its mapped pages are what a module costs. A panel decodes its own columns alone. They pass through a tile of a few stored
-//! rows, so that the output is written in lines and not number by number.
+//! A logical row is a column of the file, so any panel needs all stored rows: [`spans`](Dequantize::spans) names
+//! the tensor whole, and its mapped pages are what a module costs. A panel decodes its own columns alone. They pass
+//! through a tile of a few stored rows, so that the output is written in lines and not number by number.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -40,8 +40,8 @@ impl<R: Serialize + DeserializeOwned, D> Recorder<'_, R, D> {
     /// Records a unit whose result, if it has one, is safe on the disk as `result`, and which took the time `took`.
     ///
     /// # Errors
-    /// An input that was written to meanwhile: the result is of neither state, and is not recorded. A journal that cannot be
-    /// written to.
+    /// An input that was written to meanwhile: the result is of neither state, and is not recorded. A journal that
+    /// cannot be written to.
     pub fn record(&mut self, unit: Unit<R>, result: PathBuf, done: D, took: Duration) -> Result<()> {
         (self.check_inputs)()?;
         let (id, written) = (unit.id.clone(), unit.written);

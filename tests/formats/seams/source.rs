@@ -1,4 +1,5 @@
-//! The conformance suite of [`Storage`], the memory-mapped file that passes it, and a toy source that keeps its bytes in memory.
+//! The conformance suite of [`Storage`], the memory-mapped file that passes it, and a toy source that keeps its
+//! bytes in memory.
 
 use std::fs;
 use std::ops::Range;

@@ -9,8 +9,8 @@ use crate::factorize::types::{Factors, Panels, Request};
 use crate::lora::factor_dtype::FactorType;
 use crate::{Error, Result};
 
-/// The share of a delta's energy that rounding the factors may cost: far more than any rounding does but that of numbers
-/// too small for their type.
+/// The share of a delta's energy that rounding the factors may cost: far more than any rounding does but that of
+/// numbers too small for their type.
 const MOST_LOST: f64 = 0.01;
 
 /// Factorizes `delta` of squared norm `norm2`.

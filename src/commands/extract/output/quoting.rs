@@ -1,5 +1,5 @@
-//! Names in a model card: as words of a shell, as texts of Python, as prose and code of Markdown. A name is anybody's, and what stands
-//! in a card is copied into terminals.
+//! Names in a model card: as words of a shell, as texts of Python, as prose and code of Markdown. A name is
+//! anybody's, and what stands in a card is copied into terminals.
 
 use crate::printable::{is_hidden, one_line};
 
@@ -18,8 +18,8 @@ pub(super) fn loadable(name: &str) -> String {
     if is_hub_name(name) { name.to_owned() } else { format!("PATH_OF/{name}") }
 }
 
-/// One word of a POSIX shell's command line, on one line. What is not for display stands there as an escape, for a name that has it
-/// cannot be copied from a page.
+/// One word of a POSIX shell's command line, on one line. What is not for display stands there as an escape, for a
+/// name that has it cannot be copied from a page.
 pub(super) fn shell_word(word: &str) -> String {
     let word = one_line(word);
     // Only a null byte cannot be quoted, and that is an escape by now.
