@@ -252,7 +252,7 @@ impl PackedRows {
         self.weight.dequantize_f64(subset, &parts, out)
     }
 
-    /// The number of saturated codes in a subset of the rows: see [`Dequantize::saturated`].
+    /// The number of saturated codes in a subset of the rows: see [`Saturation::count`](crate::quant::Saturation::count).
     ///
     /// # Panics
     /// If the subset is not within these rows.

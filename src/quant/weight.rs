@@ -203,7 +203,7 @@ impl dyn Dequantize + '_ {
         self.capabilities().saturation?.count(rows, parts)
     }
 
-    /// Decodes `rows` in f64: exactly where the weight [is wide](Self::is_wide), else by widening the f32 values.
+    /// Decodes `rows` in f64: exactly where [`Capabilities::double`] says so, else by widening the f32 values.
     ///
     /// # Errors
     /// As [`dequantize`](Dequantize::dequantize).
