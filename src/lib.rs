@@ -63,24 +63,27 @@
 //!
 //! The binary is thin: it turns arguments into [`commands::extract::Extraction`] and shows progress bars and tables.
 //!
-//! ```no_run
+//! ```
 //! use trephine::commands::extract::{Extraction, ResultOptions, default_memory, extract};
 //! use trephine::pipeline::RunOptions;
 //! use trephine::run::Silent;
 //!
 //! # fn main() -> trephine::Result<()> {
+//! # let home = tempfile::tempdir().unwrap();
+//! # let folder = home.path().to_path_buf();
 //! let job = Extraction {
-//!     base: "Qwen/Qwen3-32B-FP8".into(),
-//!     tuned: "biomni/Biomni-R0-32B-Preview".into(),
+//!     base: "tests/data/base-fp8".into(), // or a name in the Hugging Face cache: Qwen/Qwen3-32B-FP8
+//!     tuned: "tests/data/tuned".into(),
 //!     served: None,
 //!     calibration: None,
 //!     hybrid: None,
-//!     out: "adapter".into(),
-//!     deciding: ResultOptions { rank: 256, ..ResultOptions::for_base("Qwen/Qwen3-32B-FP8") },
-//!     running: RunOptions::new(8, default_memory()),
+//!     out: folder.join("adapter"),
+//!     deciding: ResultOptions { rank: 16, ..ResultOptions::for_base("Qwen/Qwen3-32B-FP8") },
+//!     running: RunOptions::new(2, default_memory()),
 //! };
 //! let outcome = extract(&job, &Silent)?;
 //! println!("{:.1} % captured", 100.0 * outcome.manifest.total.captured_energy);
+//! # assert!((outcome.manifest.total.captured_energy - 0.5222).abs() < 1e-3);
 //! # Ok(())
 //! # }
 //! ```
