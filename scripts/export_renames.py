@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Exports what Trephine knows of module trees: src/checkpoint/module_tree/renames.tsv and kinds.tsv, from the installed transformers.
 
-    PYTHON scripts/export_renames.py --zoo ../shared/tools/zoo [--only CLASS ...]
+    PYTHON scripts/export_renames.py --zoo DIR [--only CLASS ...]
 
 Facts only. For every class that the zoo can build in a tiny form: the name that each parameter has in a file as it is published
 (transformers' own conversion reverted) and in the model that PEFT wraps; what of a name differs is a line `from TAB to`. And what
@@ -12,7 +12,7 @@ from pathlib import Path
 
 os.environ.update(CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 parser = argparse.ArgumentParser()
-parser.add_argument("--zoo", default="../shared/tools/zoo")
+parser.add_argument("--zoo", required=True, help="a folder with sweep.py: cases() and config_of() of tiny models")
 parser.add_argument("--only", nargs="*")
 parser.add_argument("--seen", help="a JSON file of what was seen of the classes: written, or read where it is there")
 arguments = parser.parse_args()

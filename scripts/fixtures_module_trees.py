@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes tests/fixtures/module_trees.json: what PEFT calls the factors of every linear layer, for tiny models of many architectures.
 
-    PYTHON scripts/fixtures_module_trees.py --zoo ../shared/tools/zoo
+    PYTHON scripts/fixtures_module_trees.py --zoo DIR
 
 For each class: the little of its config that names it; its tensors by the names of a published file, with shapes; its modules by their
 names in the model, with their types; and the keys that PEFT's own adapter of all linear layers but the head is saved with.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 os.environ.update(CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 parser = argparse.ArgumentParser()
-parser.add_argument("--zoo", default="../shared/tools/zoo")
+parser.add_argument("--zoo", required=True, help="a folder with sweep.py: cases() and config_of() of tiny models")
 arguments = parser.parse_args()
 sys.path.insert(0, arguments.zoo)
 sys.argv = sys.argv[:1]

@@ -80,7 +80,7 @@ struct FileName(Option<String>);
 
 impl<'de> Deserialize<'de> for FileName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<FileName, D::Error> {
-        // What is no text is read past.
+        // Values that are not text are skipped.
         Ok(FileName(match serde_json::Value::deserialize(deserializer)? {
             serde_json::Value::String(name) => Some(name),
             _ => None,

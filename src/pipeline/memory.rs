@@ -10,7 +10,8 @@ pub const OVERHEAD: u64 = 40 * 1024 * 1024;
 pub const CATALOGUE_ENTRY: u64 = 1024;
 
 /// What is recorded of one tensor that was read, in bytes: it is held until the output is written, and stands there
-/// as text then. On 92,160 tensors `extract` and `dequantize` were measured to take up to 2.3 KiB each.
+/// as text then. An estimate with a margin: two runs over 92,160 tensors, neither of them finished, had taken up to
+/// 2.3 KiB each.
 pub const TENSOR_RECORD: u64 = 2560;
 
 /// Packing buffers of the matrix products, and the stack, per thread.

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 const TABLE: &str = include_str!("kinds.tsv");
 
-/// What a module is that is no linear layer.
+/// The kind of a module that is not a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModuleKind {
     /// The input embedding.
