@@ -65,6 +65,13 @@ impl Ended {
         assert!(self.stderr.contains(words), "no '{words}' in: {}", self.stderr);
         self
     }
+
+    /// Asserts that stdout contains these words.
+    #[track_caller]
+    pub fn shows(self, words: &str) -> Ended {
+        assert!(self.stdout.contains(words), "no '{words}' in: {}", self.stdout);
+        self
+    }
 }
 
 /// Runs a command to its end.

@@ -9,3 +9,4 @@ pub(crate) mod signal;
 pub(crate) mod table;
 pub(crate) mod text;
 pub(crate) mod value_enums;
+pub(crate) mod words;
