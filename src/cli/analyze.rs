@@ -122,7 +122,7 @@ pub fn show_analysis(analysis: &Analysis, out: &Path, was_done: bool, json: bool
     if json {
         return print_json(analysis);
     }
-    let done = if was_done { " (was already done)" } else { "" };
+    let done = if was_done { " (already complete)" } else { "" };
     print(&format!("{}analysis: {}{done}\n", show(analysis), out.display()))
 }
 

@@ -82,7 +82,7 @@ pub fn run(arguments: CalibrateArgs) -> Result<ExitCode> {
 
 fn words(outcome: &CalibrationOutcome) -> String {
     let CalibrationOutcome { out, was_done, loss, tokens, inputs, bytes, .. } = outcome;
-    let done = if *was_done { " (was already done)" } else { "" };
+    let done = if *was_done { " (already complete)" } else { "" };
     format!(
         "{}: {inputs} inputs over {tokens} tokens, {} MiB{done}\n\
          loss {loss:.4} per token (perplexity {:.2}); a value far from this model's usual one on such text means that it was not run correctly",

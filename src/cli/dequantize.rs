@@ -124,7 +124,7 @@ fn text(outcome: &ConversionOutcome) -> String {
         text += &format!("{module} has {count} values that are NaN or infinite\n");
     }
     let files = if outcome.files == 1 { "1 file".to_owned() } else { format!("{} files", outcome.files) };
-    let done = if outcome.was_done { " (was already done)" } else { "" };
+    let done = if outcome.was_done { " (already complete)" } else { "" };
     text + &format!(
         "checkpoint: {} ({files}, {}){done}\n",
         outcome.out.display(),

@@ -9,6 +9,8 @@ pub(crate) mod completions;
 pub(crate) mod dequantize;
 pub(crate) mod evaluate;
 pub(crate) mod extract;
+pub(crate) mod extract_plan;
+pub(crate) mod extract_summary;
 pub(crate) mod fidelity;
 pub(crate) mod man;
 pub(crate) mod merge;
@@ -121,7 +123,8 @@ fn print(text: &str) -> Result<()> {
 
 /// The same, and whether anybody still reads.
 fn print_on(text: &str) -> Result<bool> {
-    match output::write(&mut io::stdout().lock(), text) {
+    let colour = output::in_colour(&io::stdout());
+    match output::write(&mut io::stdout().lock(), text, colour) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(e) => Err(Error::unexpected("cannot write to standard output").because(e)),

@@ -15,7 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use trephine::commands::extract::{Extraction, ResultOptions};
+use trephine::commands::extract::{Allowances, Extraction, ResultOptions};
 
 use trephine::pipeline::RunOptions;
 
@@ -166,6 +166,7 @@ pub fn job(base: &str, tuned: &str, out: &Path) -> Extraction {
         hybrid: None,
         out: out.to_owned(),
         deciding: ResultOptions { rank: 8, ..ResultOptions::for_base(base) },
+        allow: Allowances::default(),
         running: running(),
     }
 }

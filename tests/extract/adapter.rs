@@ -133,12 +133,17 @@ fn an_energy_gives_each_module_the_least_rank() {
 }
 
 #[test]
-fn a_rank_above_the_narrowest_module_is_exact_and_padded() {
+fn a_rank_above_the_widest_module_is_lowered_and_exact() {
     let home = tempdir().unwrap();
     for (dtype, floor) in [("f32", 1e-5), ("bf16", 1.0 / 256.0)] {
         let out = extracted(home.path(), "base", &["--rank", "500", "--dtype", dtype, "--overwrite"]);
         let notes = &manifest(&out)["notes"];
-        assert!(notes[0].as_str().unwrap().contains("--rank 160 captures everything"), "{notes}");
+        let note = "no module has more than 160 singular values: the adapter has rank 160, not 500";
+        assert!(notes.as_array().unwrap().iter().any(|said| said == note), "{notes}");
+        assert_eq!(manifest(&out)["rank"], 160);
+        let config: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(out.join("adapter_config.json")).unwrap()).unwrap();
+        assert_eq!((&config["r"], &config["lora_alpha"]), (&160.into(), &160.into()));
         for module in manifest(&out)["modules"].as_array().unwrap() {
             let narrow = module["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).min();
             assert!(module["rank"].as_u64() <= narrow, "{module}");

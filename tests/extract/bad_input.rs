@@ -354,7 +354,7 @@ fn the_base_is_as_it_was() {
     let mut command = crate::common::trephine();
     command.current_dir(bench.home.path()).args(["extract", "--base", "base", "--tuned", &data("tuned")]);
     let ended = crate::common::run(command.args(["--out", "base/adapter", "--rank", "2"])).code(0);
-    assert!(ended.stdout.contains("was already done"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("already complete"), "{}", ended.stdout);
 }
 
 #[test]

@@ -14,3 +14,5 @@ mod module_trees;
 mod moe;
 mod moe_merge;
 mod quantized;
+mod senseless;
+mod summary;

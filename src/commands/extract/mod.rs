@@ -17,7 +17,7 @@ pub(crate) mod verify;
 pub use self::inputs::Inputs;
 pub use self::job::assemble;
 pub use self::noise::{kept_noise, mostly_noise};
-pub use self::options::{Extraction, ResultOptions};
+pub use self::options::{Allowances, Extraction, ResultOptions};
 pub use self::plan::{ExtractionPlan, PlannedLeftover, PlannedModule, kind};
 pub use self::verify::{AdapterVerification, Content, verify};
 

@@ -3,6 +3,7 @@
 
 use crate::calibration::CalibrationSource;
 use crate::checkpoint::identity::Identity;
+use crate::commands::extract::output::other_ranks::OtherRank;
 use crate::delta::module_record::{ModuleRecord, OutputError, Quality, ServedError};
 use crate::delta::record::{LeftOut, Side, Source, TensorRecord};
 use std::collections::BTreeMap;
@@ -38,6 +39,9 @@ pub struct Manifest {
     pub rank: usize,
     /// Quality of all modules together.
     pub total: Quality,
+    /// What adapters of other ranks would capture.
+    #[serde(default)]
+    pub other_ranks: Vec<OtherRank>,
     /// Remarks, for example on names that were paired by a prefix.
     pub notes: Vec<String>,
     /// Every module of the adapter, by name.
