@@ -304,8 +304,7 @@ fn summary(out: &Path) -> Vec<String> {
     let outcome = trephine::commands::extract::output::ExtractionOutcome::new(
         out.to_owned(),
         manifest,
-        &BTreeMap::new(),
-        true,
+        None,
     );
     outcome.kinds.into_iter().map(|kind| kind.kind).collect()
 }
