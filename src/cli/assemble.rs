@@ -28,6 +28,7 @@ use crate::cli::{print, print_json, quoted, threads};
 #[derive(Debug, Args)]
 pub struct AssembleArgs {
     /// The output folder that the parts share
+    #[arg(value_name = "DIR")]
     out: PathBuf,
     /// Do the missing work here, for example that of parts that never finished
     #[arg(long)]

@@ -43,7 +43,7 @@ pub struct AutopsyArgs {
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
     /// Write autopsy.json, with the statistics of every tensor, to this folder
-    #[arg(long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
 
     /// Print every finding of every tensor, not ten lines

@@ -29,7 +29,7 @@ pub struct CalibrateArgs {
     #[command(flatten)]
     text: Text,
     /// The folder to write to
-    #[arg(long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
     /// Maximum rows of a sketch; with this many tokens or fewer, the second moments are exact
     #[arg(long, default_value_t = 2048, help_heading = "Result")]

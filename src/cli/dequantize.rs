@@ -28,7 +28,7 @@ pub struct DequantizeArgs {
     /// A folder, a .safetensors file, or a name in the Hugging Face cache
     checkpoint: String,
     /// The folder to write to
-    #[arg(long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
     /// Type of the dequantized weights; dense tensors keep their own
     #[arg(long, value_enum, default_value_t = DtypeName::Bf16)]

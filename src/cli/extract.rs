@@ -17,6 +17,7 @@ use crate::cli::extract_summary::show_outcome;
 use crate::cli::splitting::{Splitting, show_part};
 use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;
+use crate::cli::ui::rank;
 use crate::cli::ui::signal::leave_on_signal;
 use crate::cli::ui::value_enums::{DtypeName, words};
 use crate::cli::{print, print_json, threads};
@@ -30,16 +31,16 @@ use crate::cli::{print, print_json, threads};
 pub struct ExtractArgs {
     /// The checkpoint that the adapter is added to: a folder, a .safetensors or .gguf file, or a name in the Hugging
     /// Face cache
-    #[arg(long, value_name = "CHECKPOINT")]
+    #[arg(long, value_name = "CHECKPOINT", alias = "base-model")]
     base: String,
     /// The checkpoint that base and adapter together should reproduce
-    #[arg(long, value_name = "CHECKPOINT")]
+    #[arg(long, value_name = "CHECKPOINT", alias = "model")]
     tuned: String,
     /// The folder to write the adapter to
-    #[arg(long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR", alias = "out-path")]
     out: PathBuf,
     /// Also measure the final weights' error on this checkpoint, if it is served in place of the base
-    #[arg(long, value_name = "CHECKPOINT")]
+    #[arg(long, value_name = "CHECKPOINT", alias = "base-quantized")]
     served: Option<String>,
     /// Make the error of the layers' outputs the least, not that of the weights: a folder of `trephine calibrate`, one
     /// of its files, or an importance matrix of llama.cpp (.gguf or .dat; it is the weaker one)
@@ -51,7 +52,8 @@ pub struct ExtractArgs {
     hybrid: Option<String>,
 
     /// Rank of the adapter
-    #[arg(long, default_value_t = 128, help_heading = "Result")]
+    #[arg(short, long, default_value_t = 128, value_parser = rank::parse, allow_negative_numbers = true,
+        alias = "max-rank", help_heading = "Result")]
     rank: usize,
     /// Give each module only the smallest rank that captures this share of its delta's energy, at most --rank
     #[arg(long, value_name = "SHARE", help_heading = "Result")]

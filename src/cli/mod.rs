@@ -7,11 +7,13 @@ pub(crate) mod autopsy;
 pub(crate) mod calibrate;
 pub(crate) mod completions;
 pub(crate) mod dequantize;
+pub(crate) mod doctor;
 pub(crate) mod evaluate;
 pub(crate) mod extract;
 pub(crate) mod extract_plan;
 pub(crate) mod extract_summary;
 pub(crate) mod fidelity;
+pub(crate) mod help;
 pub(crate) mod man;
 pub(crate) mod merge;
 pub(crate) mod probe;
@@ -34,23 +36,16 @@ use crate::cli::ui::output::tell;
 
 /// Extracts a LoRA adapter from the difference between two checkpoints that are far larger than memory.
 #[derive(Debug, Parser)]
-#[command(version, about, after_help = EXIT_CODES)]
+#[command(name = "trephine", version, about)]
 pub struct ProgramArgs {
     #[command(subcommand)]
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes:
-  0   done
-  1   an unexpected error, for example a full disk
-  2   wrong usage, or a decision that is yours (memory limit too small, changed options, locked folder)
-  3   bad input
-  4   a check found something, for example missing parts
-  75  stopped by a signal: run the same command again to resume";
-
 #[derive(Debug, Subcommand)]
 enum Command {
     Extract(Box<extract::ExtractArgs>),
+    Doctor(doctor::DoctorArgs),
     Probe(probe::ProbeArgs),
     Autopsy(Box<autopsy::AutopsyArgs>),
     Assemble(assemble::AssembleArgs),
@@ -72,6 +67,7 @@ enum Command {
 pub fn run(arguments: ProgramArgs) -> Result<ExitCode> {
     match arguments.command {
         Command::Extract(arguments) => extract::run(*arguments),
+        Command::Doctor(arguments) => doctor::run(arguments),
         Command::Probe(arguments) => probe::run(arguments),
         Command::Autopsy(arguments) => autopsy::run(*arguments),
         Command::Assemble(arguments) => assemble::run(arguments),

@@ -5,6 +5,7 @@ pub(crate) mod byte_size;
 pub(crate) mod limits;
 pub(crate) mod output;
 pub(crate) mod progress_bar;
+pub(crate) mod rank;
 pub(crate) mod screen;
 pub(crate) mod signal;
 pub(crate) mod table;
