@@ -127,9 +127,42 @@ fn print_on(text: &str) -> Result<bool> {
     }
 }
 
-/// Prints any value as pretty JSON to stdout.
+/// The version of JSON outputs that have none of their own.
+const JSON_VERSION: u32 = 1;
+
+/// Prints any value as pretty JSON to stdout, with a `version` if it is an object without one: docs/json.md.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::unexpected("cannot write the result as JSON").because(e))?;
-    print(&(text + "\n"))
+    print(&(versioned(text) + "\n"))
+}
+
+/// JSON whose top level has a version. Two spaces before a key stand only at the top level.
+fn versioned(text: String) -> String {
+    match text.strip_prefix("{\n") {
+        Some(rest) if !text.contains("\n  \"version\": ") => {
+            format!("{{\n  \"version\": {JSON_VERSION},\n{rest}")
+        }
+        _ => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::versioned;
+
+    #[test]
+    fn only_an_object_without_a_version_gets_one() {
+        let pretty = |value: serde_json::Value| serde_json::to_string_pretty(&value).unwrap();
+        let parsed = |value| serde_json::from_str::<serde_json::Value>(&versioned(pretty(value))).unwrap();
+        assert_eq!(
+            parsed(serde_json::json!({"a": {"version": 7}})),
+            serde_json::json!({"version": 1, "a": {"version": 7}})
+        );
+        assert_eq!(
+            parsed(serde_json::json!({"version": 2, "a": 1})),
+            serde_json::json!({"version": 2, "a": 1})
+        );
+        assert_eq!(parsed(serde_json::json!([1])), serde_json::json!([1]));
+    }
 }

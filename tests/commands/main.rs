@@ -12,6 +12,7 @@ mod dequantize;
 mod doctor;
 mod evaluate;
 mod fidelity;
+mod json;
 mod merge;
 mod peft;
 mod probe;
