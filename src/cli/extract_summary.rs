@@ -147,14 +147,20 @@ fn left_out(outcome: &ExtractionOutcome) -> String {
     if outcome.left_out.is_empty() {
         return String::new();
     }
-    let mut rows = table(["not in the adapter", "why", "tensors", "elements", "largest change", "taken by"]);
+    let mut rows = table(["not in the adapter", "why", "tensors", "elements", "largest change"]);
     for group in &outcome.left_out {
         let change = group.largest_change.map_or("unknown".into(), |c| format!("{:.2} %", 100.0 * c));
         let [tensors, elements] = [group.tensors.to_string(), group.elements.to_string()];
-        let flag = group.flag(&outcome.manifest).unwrap_or_default();
-        rows.add_row([group.kind.clone(), group.reason.words().to_owned(), tensors, elements, change, flag]);
+        rows.add_row([group.kind.clone(), group.reason.words().to_owned(), tensors, elements, change]);
     }
-    format!("\n{}\n\n", fitted(rows, &[3, 2, 1]))
+    let table = format!("\n{}\n\n", fitted(rows, &[3, 2, 1]));
+    let taken: Vec<String> = outcome.left_out.iter().filter_map(|g| g.flag(&outcome.manifest)).collect();
+    match taken.is_empty() {
+        true => table,
+        false => {
+            table + &wrapped(&format!("note: to take what was not selected: {}", taken.join("; or ")), 6)
+        }
+    }
 }
 
 /// The commands that a person runs next.

@@ -2,7 +2,7 @@
 
 /// Parses a rank.
 pub fn parse(text: &str) -> Result<usize, String> {
-    match text.parse::<i64>() {
+    match text.parse::<i128>() {
         Ok(rank) if rank < 0 => Err("a rank is 1 or more".to_owned()),
         Ok(rank) => usize::try_from(rank).map_err(|_| "the rank is too large".to_owned()),
         Err(_) => Err(
