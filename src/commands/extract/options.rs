@@ -43,6 +43,30 @@ pub struct ResultOptions {
     /// Whether the tuned checkpoint's tokenizer, chat template and generation config go into the adapter's folder.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub copy_tokenizer: bool,
+    /// Whether the linear weights behind norms that differ carry the difference.
+    #[serde(skip_serializing_if = "AbsorbNorms::is_auto", default)]
+    pub absorb_norms: AbsorbNorms,
+}
+
+/// Whether linear weights carry the difference of the norms before them, which no LoRA can hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum AbsorbNorms {
+    /// Where the base's activation scales are folded into its norms.
+    #[default]
+    Auto,
+    /// Wherever a norm differs: what a fine-tune did to it as well.
+    Always,
+    /// Nowhere.
+    Never,
+}
+
+impl AbsorbNorms {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+    fn is_auto(&self) -> bool {
+        *self == AbsorbNorms::Auto
+    }
 }
 
 impl ResultOptions {
@@ -63,6 +87,7 @@ impl ResultOptions {
             base_model_name: name.to_owned(),
             hybrid_share: None,
             copy_tokenizer: false,
+            absorb_norms: AbsorbNorms::Auto,
         }
     }
 

@@ -4,6 +4,7 @@ use crate::calibration::KnownInput;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
+use crate::commands::extract::folded::Folded;
 use crate::commands::extract::inputs::{Inputs, check, side_files};
 use crate::commands::extract::norm::{self, Work};
 use crate::commands::extract::options::Extraction;
@@ -11,6 +12,7 @@ use crate::delta::difference::{PIECE_SCRATCH, VISIT_SCRATCH};
 use crate::delta::module_record::Minimized;
 use crate::delta::pair::{Leftover, Pair, Pairing, pair};
 use crate::delta::record::{LeftOut, Reason};
+use crate::delta::rescaling::Rescaling;
 use crate::delta::select::Selection;
 use crate::factorize::choose;
 use crate::factorize::kernel::tiling;
@@ -18,6 +20,7 @@ use crate::factorize::types::{Method, Request};
 use crate::lora::names::{Place, group_of};
 use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, TENSOR_RECORD, THREAD, mapped};
 use crate::{Error, Result};
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -53,6 +56,9 @@ pub struct PlannedModule {
     /// The pair itself.
     #[serde(skip)]
     pub pair: Pair,
+    /// What the tuned weight is multiplied by, where scales are folded into the base's norms.
+    #[serde(skip)]
+    pub rescaling: Option<Arc<Rescaling>>,
 }
 
 /// A tensor that the adapter will not hold.
@@ -116,6 +122,9 @@ pub struct ExtractionPlan {
     pub rate: f64,
     /// Size of the adapter's weights in bytes.
     pub adapter_bytes: u64,
+    /// The norms whose change the weights behind them carry.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub absorbed: Vec<String>,
 }
 
 /// The factorization requested for every module.
@@ -140,10 +149,12 @@ impl ExtractionPlan {
         let mut remarks = check::sense(inputs, job.allow)?;
         remarks.extend(side_files::note(&inputs.base, &inputs.tuned, job.deciding.copy_tokenizer));
         let selection = Selection::parse(&job.deciding.include, &job.deciding.exclude)?;
-        let pairing = pair(&inputs.base, &inputs.tuned, &selection, job.deciding.trim_vocab)?;
+        let mut pairing = pair(&inputs.base, &inputs.tuned, &selection, job.deciding.trim_vocab)?;
         check::partners(inputs, &selection, &pairing, job.allow)?;
         check_served(inputs, &pairing)?;
         norm::check(inputs, job, &pairing)?;
+        let folded = Folded::find(inputs, job.deciding.absorb_norms, &pairing)?;
+        folded.mark(&mut pairing.leftovers);
         let Pairing { pairs, zeros, leftovers, notes } = pairing;
         let mut plan = ExtractionPlan {
             notes: remarks.into_iter().chain(notes).collect(),
@@ -160,11 +171,17 @@ impl ExtractionPlan {
             seconds: 0.0,
             rate: 1.0,
             adapter_bytes: 0,
+            absorbed: Vec::new(),
         };
+        plan.notes.extend(folded.notes.iter().cloned());
+        plan.absorbed = folded.absorbed.iter().cloned().collect();
         plan.notes.extend(unusable(plan.rank, job.deciding.rank));
         plan.notes.extend(norm::notes(inputs, &pairs)?);
         plan.notes.extend(tied_head(inputs, &selection));
         plan.fit(inputs, job, pairs)?;
+        for module in &mut plan.modules {
+            module.rescaling = folded.rescalings.get(&module.name).cloned();
+        }
         plan.add_up(job);
         Ok(plan)
     }
@@ -305,6 +322,7 @@ impl Cost {
             minimizes: self.minimizes,
             calibrated: self.calibrated,
             pair: self.pair,
+            rescaling: None,
         }
     }
 }

@@ -42,6 +42,9 @@ pub struct Manifest {
     /// What adapters of other ranks would capture.
     #[serde(default)]
     pub other_ranks: Vec<OtherRank>,
+    /// The norms whose change the weights behind them carry.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub absorbed_norms: Vec<String>,
     /// Remarks, for example on names that were paired by a prefix.
     pub notes: Vec<String>,
     /// Every module of the adapter, by name.

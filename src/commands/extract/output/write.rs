@@ -224,6 +224,7 @@ fn manifest(
         rank,
         total: total(modules.iter()),
         other_ranks: Vec::new(),
+        absorbed_norms: plan.absorbed.clone(),
         notes: plan.notes.clone(),
         modules,
         not_represented: not_represented.into_iter().cloned().collect(),
