@@ -19,8 +19,9 @@ pub struct WorkClock {
     left: f64,
     /// Real seconds per second of the plan.
     scale: f64,
-    /// When the scale was last measured.
+    /// When the scale was last measured, and what of the work in flight counted as done then.
     measured: f64,
+    credit: f64,
 }
 
 impl WorkClock {
@@ -43,7 +44,8 @@ impl WorkClock {
     pub fn leave(&mut self, seconds: f64, elapsed: f64) {
         self.left += seconds;
         // The units in flight are half done on average.
-        let done = self.stepped + self.left + 0.5 * self.in_flight();
+        self.credit = 0.5 * self.in_flight();
+        let done = self.stepped + self.left + self.credit;
         let prior = TRUST * self.expected;
         self.scale = (prior + elapsed) / (prior + done);
         self.measured = elapsed;
@@ -65,7 +67,7 @@ impl WorkClock {
 
     fn done(&self, elapsed: f64) -> f64 {
         let since = (elapsed - self.measured).max(0.0) / self.scale;
-        self.stepped + self.left + since.min(NEARLY * self.in_flight())
+        self.stepped + self.left + (self.credit + since).min(NEARLY * self.in_flight())
     }
 }
 

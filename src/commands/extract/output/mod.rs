@@ -8,7 +8,6 @@ pub(crate) mod quoting;
 pub(crate) mod summary;
 pub(crate) mod write;
 pub use self::files::{CARD, MANIFEST, SPECTRA};
-pub use self::manifest::{Manifest, Spectrum, SpectrumOf};
+pub use self::manifest::{Manifest, OtherRank, Spectrum, SpectrumOf};
 pub use self::model_card::{serve_line, smallest_vllm_rank};
-pub use self::other_ranks::OtherRank;
 pub use self::summary::{ExtractionOutcome, KindSummary, LeftOutGroup};

@@ -5,8 +5,7 @@ use std::fmt::Write;
 use crate::calibration::CalibrationKind;
 use crate::commands::extract::noise::mostly_noise;
 use crate::commands::extract::options::ResultOptions;
-use crate::commands::extract::output::manifest::Manifest;
-use crate::commands::extract::output::other_ranks::OtherRank;
+use crate::commands::extract::output::manifest::{Manifest, OtherRank};
 use crate::commands::extract::output::quoting::{
     code, is_hub_name, loadable, prose, python_text, shell_word,
 };

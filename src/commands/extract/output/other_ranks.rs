@@ -1,27 +1,6 @@
 //! What other ranks would have given, from the singular values that the factorization found.
 
-use serde::{Deserialize, Serialize};
-
-use crate::commands::extract::output::manifest::{Spectrum, SpectrumOf};
-
-/// What an adapter of another uniform rank would capture.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct OtherRank {
-    /// The rank.
-    pub rank: usize,
-    /// The share of the energy that it would capture: of the delta, or with a calibration of what the outputs change
-    /// by.
-    pub captured_energy: f64,
-    /// Whether it may be more, because some singular values have not converged.
-    pub lower_bound: bool,
-}
-
-impl OtherRank {
-    /// The relative error that goes with the captured share.
-    pub fn relative_error(&self) -> f64 {
-        (1.0 - self.captured_energy).max(0.0).sqrt()
-    }
-}
+use crate::commands::extract::output::manifest::{OtherRank, Spectrum, SpectrumOf};
 
 /// The powers of two from 8 up for which every module's singular values are known, without `rank` itself.
 ///
