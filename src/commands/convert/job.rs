@@ -22,7 +22,7 @@ use crate::delta::record::{Side, TensorRecord};
 use crate::delta::tensor_digests::tensor_record;
 use crate::durable::checksums::Checksums;
 use crate::durable::digest::Written;
-use crate::durable::{atomic_file, checksums, digest, folder};
+use crate::durable::{checksums, digest, folder, json_file};
 use crate::lora::read::PeftAdapter;
 use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, TENSOR_RECORD, THREAD};
 use crate::pipeline::options::RunOptions;
@@ -165,7 +165,7 @@ impl<'a> ConvertJob<'a> {
     /// are written, a file is looked for in both places.
     fn move_into_place(&self, done: &Completed<Done>) -> Result<()> {
         for (id, unit) in done.units() {
-            let place = self.parts.out.join(&id.name);
+            let place = self.parts.out.join(&*id.name);
             if unit.path != place {
                 fs::rename(&unit.path, &place).map_err(|e| {
                     Error::unexpected("cannot move a part's file into place").path(&unit.path).because(e)
@@ -216,7 +216,7 @@ impl Job for ConvertJob<'_> {
     }
 
     fn result_name(&self, unit: &UnitId) -> String {
-        unit.name.clone()
+        unit.name.to_string()
     }
 
     fn load(&self, unit: Unit<Record>, result: &Path) -> Result<Done> {
@@ -292,17 +292,12 @@ impl Job for ConvertJob<'_> {
         for file in &self.copies.files {
             sums.insert(file.name.clone(), sidecar_files::copy(file, out)?.blake3);
         }
-        let mut write = |name: &str, text: String| -> Result<()> {
-            let written = atomic_file::write(&out.join(name), |file| file.write_all(text.as_bytes()))?;
-            sums.insert(name.to_owned(), written.blake3);
-            Ok(())
-        };
         if let Some(config) = &self.config {
-            write(CONFIG, sidecar_files::text(config)?)?;
+            sums.insert(CONFIG.to_owned(), json_file::write(&out.join(CONFIG), config)?.blake3);
         }
-        write(CONVERSION, sidecar_files::text(&conversion)?)?;
+        sums.insert(CONVERSION.to_owned(), json_file::write(&out.join(CONVERSION), &conversion)?.blake3);
         if let Some(index) = sidecar_files::index(&self.parts.shards) {
-            write(INDEX, sidecar_files::text(&index)?)?;
+            sums.insert(INDEX.to_owned(), json_file::write(&out.join(INDEX), &index)?.blake3);
         }
         checksums::write(out, &sums)?;
         for (module, count) in &conversion.non_finite {

@@ -17,6 +17,8 @@ use crate::factorize::kernel::tiling;
 use crate::factorize::types::{Method, Request};
 use crate::lora::names::{Place, group_of};
 use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, TENSOR_RECORD, THREAD, mapped};
+use crate::run::unit::UnitId;
+use crate::shared::{Name, Shape};
 use crate::{Error, Result};
 use std::time::Instant;
 
@@ -56,11 +58,11 @@ pub struct PlannedModule {
 #[derive(Clone, Debug, Serialize)]
 pub struct PlannedLeftover {
     /// Its name.
-    pub name: String,
+    pub name: Name,
     /// Why it is left out.
     pub reason: Reason,
     /// Its shape.
-    pub shape: Vec<usize>,
+    pub shape: Shape,
     /// Bytes to read for its comparison.
     pub read_bytes: u64,
     /// Bytes that the comparison keeps resident.
@@ -68,12 +70,15 @@ pub struct PlannedLeftover {
     /// The names under which it is compared.
     #[serde(skip)]
     pub leftover: Leftover,
+    /// Its comparison as a unit of work.
+    #[serde(skip)]
+    pub unit: UnitId,
 }
 
 impl PlannedLeftover {
     /// Identifies it among all others, as [`LeftOut::key`] does.
-    pub fn key(&self) -> String {
-        self.blank().key()
+    pub fn key(&self) -> &str {
+        &self.unit.name
     }
 
     /// Its report, before its values are compared.
@@ -318,7 +323,7 @@ fn kept(checkpoint: &Checkpoint, name: &str) -> u64 {
 fn compared(inputs: &Inputs, leftover: Leftover) -> PlannedLeftover {
     let comparable =
         leftover.base.is_some() && leftover.tuned.is_some() && leftover.reason != Reason::ShapeDiffers;
-    let size = |checkpoint: &Checkpoint, name: &Option<String>| {
+    let size = |checkpoint: &Checkpoint, name: &Option<Name>| {
         let name = name.as_deref().unwrap_or_default();
         match checkpoint.module(name) {
             Some(module) => module.size(),
@@ -338,6 +343,7 @@ fn compared(inputs: &Inputs, leftover: Leftover) -> PlannedLeftover {
         shape: leftover.shape.clone(),
         read_bytes,
         memory,
+        unit: UnitId::compared(leftover.blank().key()),
         leftover,
     }
 }

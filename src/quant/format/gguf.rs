@@ -20,6 +20,7 @@ use safetensors::Dtype;
 
 use crate::quant::format::dense::Dense;
 use crate::quant::weight::{Capabilities, Dequantize, Format, FoundWeight, SchemeKind, TensorInfo, Tensors};
+use crate::shared::Name;
 use crate::{Error, Result};
 
 /// The type of a GGUF tensor's elements.
@@ -145,11 +146,11 @@ pub struct Layout {
 
 /// The format of a GGUF file: what its header says about each tensor, by name.
 #[derive(Debug)]
-pub struct Gguf(BTreeMap<String, Layout>);
+pub struct Gguf(BTreeMap<Name, Layout>);
 
 impl Gguf {
     /// The format for these tensors.
-    pub fn new(layouts: BTreeMap<String, Layout>) -> Gguf {
+    pub fn new(layouts: BTreeMap<Name, Layout>) -> Gguf {
         Gguf(layouts)
     }
 }

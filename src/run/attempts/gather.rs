@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::Checkpoint;
 use crate::delta::record::{Side, TensorRecord};
+use crate::durable::digest::HexDigest;
 use crate::run::attempts::attempt::Attempt;
 use crate::run::attempts::completed::Completed;
 use crate::run::identity::{RunIdentity, changed};
@@ -135,7 +136,7 @@ fn is_as_it_was(checkpoint: &Checkpoint, then: &TensorRecord) -> Result<bool> {
     if end > tensor.size() || tensor.stored.shape != then.shape {
         return Ok(false);
     }
-    Ok(checkpoint.hash_range(tensor, start..end)?.to_hex().as_str() == then.blake3)
+    Ok(HexDigest::from(checkpoint.hash_range(tensor, start..end)?) == then.blake3)
 }
 
 /// The error for two attempts with different bytes for one unit.
