@@ -21,6 +21,9 @@ const LONGEST: u64 = 64 << 20;
 
 const ADAPTER: &str = "adapter_model.safetensors";
 
+/// The endings of weight files that are read.
+const WEIGHTS: [&str; 2] = [".safetensors", ".gguf"];
+
 /// The files of a checkpoint.
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
@@ -109,7 +112,13 @@ fn listed(folder: &Path) -> Result<Layout> {
     let failed = |e| Error::unexpected("cannot list").path(folder).because(e);
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
-        names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+        let name = entry.map_err(failed)?.file_name();
+        let shown = name.to_string_lossy();
+        if name.to_str().is_none() && WEIGHTS.iter().any(|end| shown.ends_with(end)) {
+            let error = Error::input("the name of a weight file is not UTF-8").path(folder.join(&name));
+            return Err(error.hint("rename it"));
+        }
+        names.push(shown.into_owned());
     }
     names.sort();
     let ends = |end: &str| names.iter().find(|name| name.ends_with(end));

@@ -40,7 +40,7 @@ use crate::storage::{MappedFile, Storage, Window};
 use crate::{Error, Result};
 
 /// Bytes of a tensor that are mapped at once while it is hashed.
-const HASH_WINDOW: u64 = 4 << 20;
+pub(crate) const HASH_WINDOW: u64 = 4 << 20;
 
 /// An open checkpoint. Every method takes `&self` and is safe to use from several threads.
 #[derive(Debug)]

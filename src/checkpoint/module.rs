@@ -23,9 +23,10 @@ use crate::{Error, Result};
 pub struct Module {
     name: Name,
     weight: Arc<dyn Dequantize>,
-    tensors: Box<[Tensor]>,
+    // Shared with the copies in plans.
+    tensors: Arc<[Tensor]>,
     quantized: bool,
-    singles: Box<[Single]>,
+    singles: Arc<[Single]>,
 }
 
 /// What the files hold of a module that is not simply what they hold: one projection of one expert by itself, where the

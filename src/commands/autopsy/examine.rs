@@ -23,14 +23,12 @@ use crate::delta::record::source;
 use crate::delta::select::Selection;
 use crate::lora::WEIGHTS;
 use crate::lora::read::PeftAdapter;
+use crate::pipeline::memory::{OVERHEAD, catalogue};
 use crate::pipeline::options::RunOptions;
 use crate::pipeline::ordered_panels::{in_order, panel_bytes, panels, piece_rows, threads_within};
 use crate::run::progress::Progress;
 use crate::shared::Name;
 use crate::{Error, Result};
-
-/// Memory of the process apart from its threads and the results of each tensor, in bytes.
-const FIXED: u64 = 40 << 20;
 
 /// Memory for the results of each tensor, which are kept until the end, in bytes.
 const TENSOR: u64 = 4 << 10;
@@ -236,8 +234,9 @@ fn examine(
     progress: &dyn Progress,
 ) -> Result<(Vec<TensorAutopsy>, Total)> {
     let bytes = items.iter().map(thread_bytes).max().unwrap_or(0);
-    let threads =
-        threads_within(running.threads, running.memory, FIXED + TENSOR * items.len() as u64, bytes)?;
+    let catalogues: u64 = std::iter::once(both.ours).chain(both.theirs).map(catalogue).sum();
+    let fixed = OVERHEAD + catalogues + TENSOR * items.len() as u64;
+    let threads = threads_within(running.threads, running.memory, fixed, bytes)?;
     let numbered = items.iter().enumerate();
     let all_panels: Vec<(usize, Range<usize>)> =
         numbered.flat_map(|(index, item)| panels(&item.module).map(move |rows| (index, rows))).collect();

@@ -9,14 +9,14 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
+use crate::checkpoint::{Checkpoint, HASH_WINDOW};
 use crate::commands::convert::record::{CONVERSION, Conversion, ConversionOutcome};
-use crate::commands::convert::sharding::{Content, OutTensor, Shard, element, height, mapped};
+use crate::commands::convert::sharding::{COPY, Content, OutTensor, Shard, mapped};
 use crate::commands::convert::sidecar_files;
 use crate::commands::convert::sidecar_files::{CONFIG, Copies, Copy, Edits, INDEX};
-use crate::commands::convert::write_shard::{Change, Producer};
+use crate::commands::convert::write_shard::{Change, Producer, result_bytes};
 use crate::container::safetensors::writer::memory_for;
 use crate::delta::record::{Side, TensorRecord};
 use crate::delta::tensor_digests::tensor_record;
@@ -24,7 +24,7 @@ use crate::durable::checksums::Checksums;
 use crate::durable::digest::Written;
 use crate::durable::{checksums, digest, folder, json_file};
 use crate::lora::read::PeftAdapter;
-use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, TENSOR_RECORD, THREAD};
+use crate::pipeline::memory::{ADAPTER_TENSOR, OVERHEAD, SMALL_THREAD, THREAD, catalogue, records};
 use crate::pipeline::options::RunOptions;
 use crate::pipeline::ordered_panels::threads_within;
 use crate::run::attempts::completed::Completed;
@@ -41,7 +41,7 @@ use crate::run::unit::{PlannedUnit, Unit, UnitId};
 use crate::{Error, Result};
 
 /// Memory of the thread that hashes the inputs: what it maps at a time, and its stack.
-const HASHING: u64 = THREAD + (2 << 20);
+const HASHING: u64 = SMALL_THREAD + HASH_WINDOW;
 
 /// Everything that a conversion needs.
 pub(crate) struct Parts<'a> {
@@ -335,26 +335,23 @@ fn layout(shards: &[Shard], copies: &[Copy], config: bool) -> Layout {
 
 /// How many threads fit within the memory limit.
 fn threads(job: &Parts<'_>) -> Result<usize> {
-    let computed: Vec<&Module> =
-        job.shards.iter().flat_map(|shard| &shard.tensors).filter_map(OutTensor::module).collect();
-    let size = |module: &&Module| {
-        let [rows, columns] = module.shape();
-        (height(columns).min(rows) * columns) as u64
-    };
-    let piece = computed.iter().map(size).max().unwrap_or(0);
-    let mapped = computed.iter().map(|module| mapped(module)).max().unwrap_or(0);
-    let whole =
-        computed.iter().filter(|module| module.is_whole()).map(|module| module.size()).max().unwrap_or(0);
+    let outputs = || job.shards.iter().flat_map(|shard| &shard.tensors);
+    let computed = || outputs().filter_map(OutTensor::module);
+    let mapped = computed().map(mapped).max().unwrap_or(0);
+    let whole = computed().filter(|module| module.is_whole()).map(Module::size).max().unwrap_or(0);
     let writing = job.shards.iter().map(|shard| memory_for(shard.bytes)).max().unwrap_or(0);
-    let entries = job.base.tensors().len() + job.adapter.map_or(0, |adapter| adapter.tensors().len());
+    let adapter = job.adapter.map_or(0, |adapter| adapter.tensors().len() as u64 * ADAPTER_TENSOR);
     let fixed = OVERHEAD
         + HASHING
         + writing
-        + entries as u64 * (CATALOGUE_ENTRY + TENSOR_RECORD)
+        + catalogue(job.base)
+        + records(job.base)
+        + adapter
         + 2 * whole
         + job.held[0];
-    // A thread holds its values in f32 and what is mapped; two of its results wait to be written while it computes a
-    // third.
-    let made = (piece * element(safetensors::Dtype::F32) + piece * 4).max(2 << 20);
-    threads_within(job.running.threads, job.running.memory, fixed, THREAD + mapped + job.held[1] + 3 * made)
+    let changes = outputs().any(|out| out.module().is_some_and(|module| job.change.concerns(module.name())));
+    let stack = if changes { THREAD } else { SMALL_THREAD };
+    // A thread holds a result and what is mapped for it; two of its results wait to be written while it computes a third.
+    let made = outputs().map(|out| result_bytes(out, job.change)).max().unwrap_or(0).max(COPY);
+    threads_within(job.running.threads, job.running.memory, fixed, stack + mapped + job.held[1] + 3 * made)
 }

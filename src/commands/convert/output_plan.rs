@@ -118,7 +118,7 @@ impl Target {
             return Ok(());
         }
         let sliced = module.stack().is_some();
-        let computed = || Computed { name: name.to_owned(), module: module.clone() };
+        let computed = || Computed { name: module.shared_name().clone(), module: module.clone() };
         if module.is_quantized() && !sliced && !belongs(name, lead) {
             let what = "this quantized expert is stored under another name, and has no dense form to write";
             return Err(Error::input(what)
@@ -200,7 +200,7 @@ impl Target {
         let lead = &embedding.tensors()[0];
         let (dtype, content) = if spec.changed.contains(head) || embedding.is_quantized() {
             let module = embedding.clone();
-            (spec.dtype, Content::Weight(Computed { name: head.to_owned(), module }))
+            (spec.dtype, Content::Weight(Computed { name: head.into(), module }))
         } else {
             (lead.stored.dtype, Content::Base(lead.clone()))
         };

@@ -94,8 +94,11 @@ fn walk(root: &Path, folder: &Path, prefix: &str, found: &mut Copies) -> Result<
     let failed = |e| Error::unexpected("cannot list").path(folder).because(e);
     for entry in fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        // A name that is not UTF-8 cannot be listed in the checksums.
-        let Ok(own) = entry.file_name().into_string() else { continue };
+        let Ok(own) = entry.file_name().into_string() else {
+            let shown = entry.file_name().to_string_lossy().escape_debug().to_string();
+            found.left_out.push(format!("'{prefix}{shown}' is a name that is not UTF-8"));
+            continue;
+        };
         let name = format!("{prefix}{own}");
         if own.starts_with('.')
             || WEIGHTS.iter().any(|end| own.ends_with(end))
@@ -106,7 +109,9 @@ fn walk(root: &Path, folder: &Path, prefix: &str, found: &mut Copies) -> Result<
         let path = entry.path();
         let linked = entry.file_type().is_ok_and(|kind| kind.is_symlink());
         if linked && !leads_inside(root, &path) {
-            found.left_out.push(format!("{} is a link out of the checkpoint's folder", name.escape_debug()));
+            let leads =
+                if path.exists() { "out of the checkpoint's folder" } else { "that leads to no file" };
+            found.left_out.push(format!("{} is a link {leads}", name.escape_debug()));
             continue;
         }
         if !can_be_listed(&own) {

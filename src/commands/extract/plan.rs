@@ -7,7 +7,7 @@ use crate::checkpoint::module::Module;
 use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::norm::{self, Work};
 use crate::commands::extract::options::Extraction;
-use crate::delta::difference::{PIECE_SCRATCH, VISIT_SCRATCH};
+use crate::delta::difference::visit_scratch;
 use crate::delta::module_record::Minimized;
 use crate::delta::pair::{Leftover, Pair, Pairing, pair};
 use crate::delta::record::{LeftOut, Reason};
@@ -16,7 +16,7 @@ use crate::factorize::choose;
 use crate::factorize::kernel::tiling;
 use crate::factorize::types::{Method, Request};
 use crate::lora::names::{Place, group_of};
-use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, TENSOR_RECORD, THREAD, mapped};
+use crate::pipeline::memory::{OVERHEAD, THREAD, catalogue, mapped, records};
 use crate::run::unit::UnitId;
 use crate::shared::{Name, Shape};
 use crate::{Error, Result};
@@ -165,18 +165,15 @@ impl ExtractionPlan {
         let mut costs: Vec<Cost> = pairs.into_iter().map(cost).collect::<Result<_>>()?;
         // The largest first: what is left at the end is small, and no thread waits long for the last one.
         costs.sort_by(|a, b| b.flops.total_cmp(&a.flops).then_with(|| a.pair.name.cmp(&b.pair.name)));
-        let entries =
-            [Some(&inputs.base), Some(&inputs.tuned), inputs.served.as_ref(), inputs.dense.as_ref()];
-        let entries = entries.into_iter().flatten();
-        let entries: usize = entries.map(|input| input.tensors().len().max(input.modules().len())).sum();
+        let catalogues: u64 = inputs.all().map(|input| catalogue(input) + records(input)).sum();
         let [served, dense] = [&inputs.served, &inputs.dense].map(|other| other.as_ref().map_or(0, mapped));
         let mapped = mapped(&inputs.base).max(served).max(dense) + mapped(&inputs.tuned);
         let whole =
             costs.iter().any(|cost| cost.kept > 0) || self.not_represented.iter().any(|l| l.memory > 0);
-        let scratch = if whole { VISIT_SCRATCH } else { PIECE_SCRATCH };
+        let scratch = visit_scratch(whole);
         // Reader threads and factorizing threads.
         let threads = self.threads as u64 * (THREAD + 2 * (scratch + mapped));
-        let fixed = OVERHEAD + threads + entries as u64 * (CATALOGUE_ENTRY + TENSOR_RECORD);
+        let fixed = OVERHEAD + threads + catalogues;
         let needed = costs.iter().map(|cost| cost.recomputed(1));
         let needed = needed.chain(self.not_represented.iter().map(|l| l.memory)).max().unwrap_or(0);
         self.least_memory = (fixed + needed).next_multiple_of(1 << 20);

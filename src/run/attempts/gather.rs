@@ -98,9 +98,27 @@ fn check<J: Job + ?Sized>(
     if job.layout().in_place && !path.exists() {
         path = out.join(name);
     }
-    match job.load(unit.clone(), &path) {
+    let mut unit = unit.clone();
+    share_names(job, &mut unit.tensors);
+    match job.load(unit, &path) {
         Ok(done) => Verdict::Keep(done, path),
         Err(error) => Verdict::Redo(error),
+    }
+}
+
+/// Lets records that a journal holds share their names and shapes with the checkpoints, as those of this run do.
+fn share_names<J: Job + ?Sized>(job: &J, records: &mut [TensorRecord]) {
+    for record in records {
+        let Some(checkpoint) = job.checkpoint(record.checkpoint) else { continue };
+        let Some(tensor) = checkpoint.tensor(&record.name) else { continue };
+        record.name = tensor.stored.name.clone();
+        if record.shape == tensor.stored.shape {
+            record.shape = tensor.stored.shape.clone();
+        }
+        let file = checkpoint.shared_file_name(tensor.file);
+        if record.file == file {
+            record.file = file;
+        }
     }
 }
 
