@@ -113,7 +113,7 @@ fn whole(held: &Held, rank: usize, tolerance: f64, best: f64) {
         let predicted = flops(m, n, &request) / best;
         println!(
             "  predicted {predicted:.2} s, workspace {:.0} MB",
-            workspace(m, n, threads, &request) as f64 / 1e6
+            workspace(m, n, rayon::current_num_threads(), &request) as f64 / 1e6
         );
     }
     let auto = Request { rank, energy: None, tolerance, method: Method::Auto, seed: 0 };

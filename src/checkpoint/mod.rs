@@ -14,6 +14,7 @@ pub(crate) mod locate;
 pub(crate) mod module;
 pub mod module_tree;
 pub(crate) mod reader;
+pub(crate) mod unaccounted;
 pub(crate) mod weight_map;
 pub use self::catalogue::{FileId, Tensor};
 pub use self::config::Config;
@@ -127,6 +128,7 @@ impl Checkpoint {
         let mut ignored = Faults::Keep(Vec::new());
         let faults = if unknown { &mut ignored } else { faults };
         opened.modules = module::catalogue(&opened.scheme, &opened.tensors, &opened.files, faults)?;
+        unaccounted::check(&opened.scheme, &opened.tensors, &opened.modules, &opened.files, faults)?;
         let tree = opened.tree();
         module::turn(&mut opened.modules, |name| tree.is_conv1d(name));
         Ok(opened)
@@ -155,6 +157,7 @@ impl Checkpoint {
         let identity = identity::of(&[], &files, &headers)?;
         let tensors = index::resolve(&Layout::default(), &files, headers, faults)?;
         let modules = module::catalogue(&scheme, &tensors, &files, faults)?;
+        unaccounted::check(&scheme, &tensors, &modules, &files, faults)?;
         let names = names_of(&files);
         Ok(Checkpoint { root: root.to_owned(), config, scheme, files, names, tensors, modules, identity })
     }
