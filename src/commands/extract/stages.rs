@@ -19,7 +19,7 @@ use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::leftover::compare;
 use crate::commands::extract::module::{A, B, FinishedModule, Loaded, finish, load};
 use crate::commands::extract::options::Extraction;
-use crate::commands::extract::plan::{ExtractionPlan, PlannedLeftover, PlannedModule};
+use crate::commands::extract::plan::{ExtractionPlan, PlannedLeftover, PlannedModule, SECONDS_PER_BYTE};
 use crate::commands::extract::record::{self, Record};
 use crate::delta::record::{LeftOut, TensorRecord};
 use crate::lora::write::shard;
@@ -58,13 +58,14 @@ enum Ready<'a> {
 
 /// A unit that only has to be written.
 enum Done<'a> {
-    Module(Box<FinishedModule>, Duration),
+    Module(Box<FinishedModule>, Duration, f64),
     Compared(&'a PlannedLeftover, LeftOut, Vec<TensorRecord>),
 }
 
 /// State shared by all stages.
 struct Shared<'a> {
     inputs: &'a Inputs,
+    plan: &'a ExtractionPlan,
     job: &'a Extraction,
     /// Reads have their own pool, so that a blocked join cannot steal a factorization.
     reading: rayon::ThreadPool,
@@ -108,6 +109,7 @@ pub fn run(
     };
     let shared = Shared {
         inputs,
+        plan,
         job,
         reading: pool()?,
         factorizing: pool()?,
@@ -144,6 +146,8 @@ fn remaining<'a>(plan: &'a ExtractionPlan, recorder: &Records<'_>, progress: &dy
     let (done, modules): (Vec<_>, Vec<_>) = plan.modules.iter().partition(|m| recorder.is_done(&m.unit()));
     let compared = |l: &&PlannedLeftover| recorder.is_done(&l.unit);
     let (compared, leftovers): (Vec<_>, Vec<_>) = plan.not_represented.iter().partition(compared);
+    let left: u64 = modules.iter().map(|m| m.read_bytes).chain(leftovers.iter().map(|l| l.read_bytes)).sum();
+    progress.expect(plan.expected(&modules, left));
     let done_bytes = done.iter().map(|m| m.read_bytes).chain(compared.iter().map(|l| l.read_bytes)).sum();
     progress.begin(plan.modules.len(), plan.read_bytes, done.len(), done_bytes);
     modules.into_iter().map(Task::Module).chain(leftovers.into_iter().map(Task::Compare)).collect()
@@ -153,7 +157,10 @@ type Sent<'a, T> = (T, Permit<'a>);
 
 /// Reader: takes a task and the permit for its memory, and loads the delta.
 fn read<'a>(shared: &'a Shared<'_>, tasks: &Mutex<VecDeque<Task<'a>>>, ready: &Sender<Sent<'a, Ready<'a>>>) {
-    let count = |bytes| shared.progress.read(bytes);
+    let count = |bytes| {
+        shared.progress.read(bytes);
+        shared.progress.step(bytes as f64 * SECONDS_PER_BYTE);
+    };
     while let Some((task, permit)) = shared.budget.first_that_fits(tasks, Task::memory) {
         if shared.stopped() {
             return;
@@ -168,6 +175,7 @@ fn read<'a>(shared: &'a Shared<'_>, tasks: &Mutex<VecDeque<Task<'a>>>, ready: &S
                 let slab = |values| shared.slabs.obtain(values, shared.budget.free());
                 let load = || load(shared.inputs, module, shared.job, &slab, &count);
                 let loaded = shared.reading.install(load);
+                shared.progress.enter(shared.plan.expected(&[module], 0));
                 loaded.map(|loaded| Ready::Module(module, loaded, started))
             }
             Task::Compare(planned) => {
@@ -199,12 +207,13 @@ fn work<'a>(
                 let spent = |slab| shared.slabs.give_back(slab);
                 let factorize = || finish(shared.inputs, module, shared.job, loaded, &spent);
                 let finished = shared.factorizing.install(factorize);
-                finished.map(|finished| Done::Module(Box::new(finished), started.elapsed()))
+                let expected = shared.plan.expected(&[module], 0);
+                finished.map(|finished| Done::Module(Box::new(finished), started.elapsed(), expected))
             }
         };
         match finished {
             Ok(finished) => {
-                if let Done::Module(module, _) = &finished {
+                if let Done::Module(module, _, _) = &finished {
                     permit.shrink((module.a.1.len() + module.b.1.len()) as u64);
                 }
                 drop(done.send((finished, permit)));
@@ -221,7 +230,10 @@ fn write(shared: &Shared<'_>, recorder: &mut Records<'_>, done: &Receiver<Sent<'
             continue;
         }
         let written = match done {
-            Done::Module(finished, took) => write_module(shared, recorder, *finished, took),
+            Done::Module(finished, took, expected) => {
+                shared.progress.leave(expected);
+                write_module(shared, recorder, *finished, took)
+            }
             Done::Compared(planned, left_out, tensors) => {
                 write_compared(shared, recorder, planned, left_out, tensors)
             }
