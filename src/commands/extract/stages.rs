@@ -53,13 +53,13 @@ impl Task<'_> {
 /// A unit that has been read.
 enum Ready<'a> {
     Module(&'a PlannedModule, Loaded, Instant),
-    Compared(LeftOut, Vec<TensorRecord>),
+    Compared(&'a PlannedLeftover, LeftOut, Vec<TensorRecord>),
 }
 
 /// A unit that only has to be written.
-enum Done {
+enum Done<'a> {
     Module(Box<FinishedModule>, Duration, f64),
-    Compared(LeftOut, Vec<TensorRecord>),
+    Compared(&'a PlannedLeftover, LeftOut, Vec<TensorRecord>),
 }
 
 /// State shared by all stages.
@@ -144,7 +144,7 @@ pub fn run(
 /// The remaining work: modules in the plan's order, then the comparisons, which are cheap.
 fn remaining<'a>(plan: &'a ExtractionPlan, recorder: &Records<'_>, progress: &dyn Progress) -> Vec<Task<'a>> {
     let (done, modules): (Vec<_>, Vec<_>) = plan.modules.iter().partition(|m| recorder.is_done(&m.unit()));
-    let compared = |l: &&PlannedLeftover| recorder.is_done(&l.unit());
+    let compared = |l: &&PlannedLeftover| recorder.is_done(&l.unit);
     let (compared, leftovers): (Vec<_>, Vec<_>) = plan.not_represented.iter().partition(compared);
     let left: u64 = modules.iter().map(|m| m.read_bytes).chain(leftovers.iter().map(|l| l.read_bytes)).sum();
     progress.expect(plan.expected(&modules, left));
@@ -180,7 +180,7 @@ fn read<'a>(shared: &'a Shared<'_>, tasks: &Mutex<VecDeque<Task<'a>>>, ready: &S
             }
             Task::Compare(planned) => {
                 let compared = shared.reading.install(|| compare(shared.inputs, &planned.leftover, &count));
-                compared.map(|(left_out, tensors)| Ready::Compared(left_out, tensors))
+                compared.map(|(left_out, tensors)| Ready::Compared(planned, left_out, tensors))
             }
         };
         match result {
@@ -192,13 +192,17 @@ fn read<'a>(shared: &'a Shared<'_>, tasks: &Mutex<VecDeque<Task<'a>>>, ready: &S
 }
 
 /// Worker: delta in, factors out.
-fn work<'a>(shared: &'a Shared<'_>, ready: &Receiver<Sent<'a, Ready<'a>>>, done: &Sender<Sent<'a, Done>>) {
+fn work<'a>(
+    shared: &'a Shared<'_>,
+    ready: &Receiver<Sent<'a, Ready<'a>>>,
+    done: &Sender<Sent<'a, Done<'a>>>,
+) {
     for (ready, mut permit) in ready {
         if shared.stopped() {
             continue;
         }
         let finished = match ready {
-            Ready::Compared(left_out, tensors) => Ok(Done::Compared(left_out, tensors)),
+            Ready::Compared(planned, left_out, tensors) => Ok(Done::Compared(planned, left_out, tensors)),
             Ready::Module(module, loaded, started) => {
                 let spent = |slab| shared.slabs.give_back(slab);
                 let factorize = || finish(shared.inputs, module, shared.job, loaded, &spent);
@@ -220,7 +224,7 @@ fn work<'a>(shared: &'a Shared<'_>, ready: &Receiver<Sent<'a, Ready<'a>>>, done:
 }
 
 /// Writer: a shard, then the journal's record of it.
-fn write(shared: &Shared<'_>, recorder: &mut Records<'_>, done: &Receiver<Sent<'_, Done>>) {
+fn write(shared: &Shared<'_>, recorder: &mut Records<'_>, done: &Receiver<Sent<'_, Done<'_>>>) {
     for (done, permit) in done {
         if shared.stopped() {
             continue;
@@ -230,7 +234,9 @@ fn write(shared: &Shared<'_>, recorder: &mut Records<'_>, done: &Receiver<Sent<'
                 shared.progress.leave(expected);
                 write_module(shared, recorder, *finished, took)
             }
-            Done::Compared(left_out, tensors) => write_compared(shared, recorder, left_out, tensors),
+            Done::Compared(planned, left_out, tensors) => {
+                write_compared(shared, recorder, planned, left_out, tensors)
+            }
         };
         drop(permit);
         match written {
@@ -249,7 +255,7 @@ fn write_module(
     let FinishedModule { record, a, b } = finished;
     let name = record.module.name.clone();
     let dtype: Dtype = shared.job.deciding.dtype.dtype();
-    let stored = |name: &str, shape: [usize; 2]| TensorInfo { name: name.into(), dtype, shape: shape.into() };
+    let stored = |name: &str, shape: [usize; 2]| TensorInfo::new(name, dtype, shape);
     let json = serde_json::to_string(&record);
     let json = json
         .map_err(|e| Error::unexpected("cannot write a module's record as JSON").tensor(&name).because(e))?;
@@ -276,10 +282,11 @@ fn write_module(
 fn write_compared(
     shared: &Shared<'_>,
     recorder: &mut Records<'_>,
+    planned: &PlannedLeftover,
     left_out: LeftOut,
     tensors: Vec<TensorRecord>,
 ) -> Result<()> {
-    let id = UnitId::compared(left_out.key());
+    let id = planned.unit.clone();
     let record = Record { left_out: Some(left_out.clone()) };
     let unit = Unit { id, written: None, tensors: tensors.clone(), record };
     recorder.record(
