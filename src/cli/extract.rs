@@ -10,7 +10,7 @@ use trephine::commands::extract::{
     Extraction, ExtractionPlan, ResultOptions, default_memory, extract, extract_part, mostly_noise, plan,
 };
 use trephine::delta::{NonFinite, RoundBase};
-use trephine::factorize::Method;
+use trephine::factorize::{Method, Precision};
 use trephine::pipeline::RunOptions;
 use trephine::run::Part;
 
@@ -63,6 +63,9 @@ pub struct ExtractArgs {
     /// Factorization method
     #[arg(long, value_enum, default_value_t = MethodName::Auto, help_heading = "Result")]
     method: MethodName,
+    /// Numbers in which block Krylov multiplies with the differences; factors and errors are as exact in all of them
+    #[arg(long, value_enum, default_value_t = PrecisionName::Auto, help_heading = "Result")]
+    precision: PrecisionName,
     /// Seed of the random directions
     #[arg(long, default_value_t = 0, help_heading = "Result")]
     seed: u64,
@@ -129,6 +132,14 @@ words!(MethodName => Method {
     /// Gram matrix and dense eigensolver: optimal, but slower when the shorter side is large
     Gram
 });
+words!(PrecisionName => Precision {
+    /// Bytes, but f32 for a module where bytes would cost a visible part of the tolerance
+    Auto,
+    /// Bytes, with a scale for every 256 columns of a row
+    Int8,
+    /// f32
+    F32
+});
 words!(RoundName => RoundBase {
     /// The exact product of code and scale
     None,
@@ -151,6 +162,7 @@ impl ExtractArgs {
                 energy: self.energy,
                 tolerance: self.tolerance,
                 method: self.method.into(),
+                precision: self.precision.into(),
                 seed: self.seed,
                 dtype: self.dtype.into(),
                 round_base: self.round_base.into(),
@@ -218,14 +230,14 @@ fn show_plan(plan: &ExtractionPlan, part: Option<Part>) -> String {
     let mut rows = table(["module", "shape", "method", "delta in memory", "memory", "TFLOP"]);
     for module in &plan.modules {
         let [m, n] = module.shape;
-        let held = if module.held { "held" } else { "recomputed" };
+        let held = if module.holding.held { "held" } else { "recomputed" };
         let flops = format!("{:.3}", module.flops / 1e12);
         rows.add_row([
             &module.name,
             &format!("{m} x {n}"),
             &module.method,
             held,
-            &byte_size::show(module.memory),
+            &byte_size::show(module.holding.memory),
             &flops,
         ]);
     }

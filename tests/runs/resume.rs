@@ -135,10 +135,11 @@ fn memory_changes_no_byte() {
     let weights =
         [("model.layers.0.mlp.down_proj", [1500, 1210]), ("model.layers.0.self_attn.o_proj", [900, 1400])];
     let (base, tuned) = crate::common::pair::pair(home.path(), &weights);
-    for method in ["krylov", "gram"] {
-        let out = |name: &str| home.path().join(format!("{method}-{name}"));
+    for (method, precision) in [("krylov", "f32"), ("krylov", "auto"), ("gram", "auto")] {
+        let out = |name: &str| home.path().join(format!("{method}-{precision}-{name}"));
+        let way = ["--rank", "8", "--method", method, "--precision", precision, "--memory"];
         let plan = |memory: &str| {
-            let more = ["--rank", "8", "--method", method, "--dry-run", "--json", "--memory", memory];
+            let more = [way.as_slice(), &[memory, "--dry-run", "--json"]].concat();
             let ended = extract_with(&base, &tuned, &out("plan"), &more).code(0);
             serde_json::from_str::<serde_json::Value>(&ended.stdout).unwrap()
         };
@@ -151,15 +152,77 @@ fn memory_changes_no_byte() {
         assert!(held(&plan(&least)).contains(&false), "{method}: nothing is recomputed");
         let extracted = |memory: &str, threads: &str| {
             let out = out(&format!("{memory}-{threads}"));
-            let more = ["--rank", "8", "--method", method, "--memory", memory, "--threads", threads];
+            let more = [way.as_slice(), &[memory, "--threads", threads]].concat();
             extract_with(&base, &tuned, &out, &more).code(0);
             out
         };
-        let expected = contents(&extracted("2GiB", "2"));
+        let first = extracted("2GiB", "2");
+        let manifest = crate::common::manifest(&first);
+        let in_bytes = manifest["modules"].as_array().unwrap().iter().all(|m| m["precision"] == "int8");
+        assert_eq!(in_bytes, (method, precision) == ("krylov", "auto"), "{method} {precision}");
+        let expected = contents(&first);
         assert_same(&extracted(&least, "2"), &expected, &format!("{method} recomputed"));
         assert_same(&extracted("2GiB", "1"), &expected, &format!("{method} on one thread"));
         assert_same(&extracted(&least, "1"), &expected, &format!("{method} recomputed on one thread"));
     }
+}
+
+/// Factors of modules that were multiplied in bytes are those of any processor; the manifest says of which it is.
+#[test]
+fn vectors_change_no_byte_of_factors_found_in_bytes() {
+    let home = tempdir().unwrap();
+    let weights =
+        [("model.layers.0.mlp.down_proj", [610, 520]), ("model.layers.0.self_attn.o_proj", [390, 700])];
+    let (base, tuned) = crate::common::pair::pair(home.path(), &weights);
+    let mut seen = Vec::new();
+    for level in ["portable", "avx2", "widest"] {
+        let out = home.path().join(level);
+        let mut command = crate::common::extract(&base, &tuned, &out);
+        run(command.args(["--rank", "24", "--method", "krylov"]).env("TREPHINE_SIMD", level)).code(0);
+        let mut manifest = crate::common::manifest(&out);
+        assert!(manifest["modules"].as_array().unwrap().iter().all(|m| m["precision"] == "int8"));
+        manifest["simd"] = serde_json::Value::Null;
+        seen.push((fs::read(out.join("adapter_model.safetensors")).unwrap(), manifest));
+    }
+    assert!(seen.windows(2).all(|pair| pair[0] == pair[1]));
+    let mut command = crate::common::extract(&base, &tuned, &home.path().join("other"));
+    run(command.env("TREPHINE_SIMD", "best")).code(2).says("portable, avx2 or widest");
+}
+
+/// A module that bytes are too coarse for is read again, and has the bytes that f32 gives it, whatever the memory.
+#[test]
+fn modules_that_are_done_again_in_f32_have_its_bytes() {
+    let home = tempdir().unwrap();
+    let [m, n] = [900, 700];
+    let zero = vec![0.0; m * n];
+    // Of rank 6 in bf16: bytes miss far more of it than the best approximation does.
+    let low: Vec<f32> =
+        (0..m * n).map(|at| (((at / n) % 3 * 4 + 1) as f32) * ((at % n) % 2 * 16 + 1) as f32).collect();
+    let noisy = crate::common::pair::noise(5, m * n);
+    let names = ["model.layers.0.mlp.down_proj.weight", "model.layers.0.mlp.up_proj.weight"];
+    let checkpoint = |name: &str, first: &[f32], second: &[f32]| {
+        let tensors = [Tensor::bf16(names[0], &[m, n], first), Tensor::bf16(names[1], &[m, n], second)];
+        write(&home.path().join(name), &tensors, &crate::common::pair::config()).display().to_string()
+    };
+    let (base, tuned) = (checkpoint("base", &zero, &zero), checkpoint("tuned", &low, &noisy));
+    let extracted = |name: &str, more: &[&str]| {
+        let out = home.path().join(name);
+        let more = [&["--rank", "8", "--method", "krylov"], more].concat();
+        extract_with(&base, &tuned, &out, &more).code(0);
+        out
+    };
+    let auto = extracted("auto", &["--memory", "2GiB"]);
+    let manifest = crate::common::manifest(&auto);
+    let used: Vec<&str> =
+        manifest["modules"].as_array().unwrap().iter().map(|m| m["precision"].as_str().unwrap()).collect();
+    assert_eq!(used, ["f32", "int8"]);
+    assert!(manifest["modules"][0]["missed_by_bytes"].as_f64().unwrap() > 0.0);
+    let expected = contents(&auto);
+    assert_same(&extracted("one thread", &["--threads", "1", "--memory", "2GiB"]), &expected, "one thread");
+    assert_same(&extracted("little", &["--memory", "128MiB"]), &expected, "recomputed");
+    let all_f32 = extracted("f32", &["--precision", "f32"]);
+    let digest = |out: &Path| crate::common::manifest(out)["modules"][0]["blake3"].clone();
+    assert_eq!(digest(&auto), digest(&all_f32));
 }
 
 /// A base that is packed along columns is mapped once, for all slices and threads: it takes exactly the memory in the

@@ -1,6 +1,7 @@
 //! Extracts an adapter from two checkpoints: pair, plan, read, factorize, write, assemble.
 
 pub(crate) mod factors;
+pub(crate) mod holding;
 pub(crate) mod inputs;
 pub(crate) mod job;
 pub(crate) mod leftover;
@@ -14,6 +15,7 @@ pub(crate) mod record;
 pub(crate) mod stages;
 pub(crate) mod units;
 pub(crate) mod verify;
+pub use self::holding::Holding;
 pub use self::inputs::Inputs;
 pub use self::job::assemble;
 pub use self::noise::{kept_noise, mostly_noise};

@@ -4,6 +4,7 @@ use crate::calibration::KnownInput;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
+use crate::commands::extract::holding::Holding;
 use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::norm::{self, Work};
 use crate::commands::extract::options::Extraction;
@@ -13,7 +14,10 @@ use crate::delta::pair::{Leftover, Pair, Pairing, pair};
 use crate::delta::record::{LeftOut, Reason};
 use crate::delta::select::Selection;
 use crate::factorize::choose;
+use crate::factorize::code_workspace;
+use crate::factorize::kernel::bytes::codes::words as code_words;
 use crate::factorize::kernel::tiling;
+use crate::factorize::precision::Precision;
 use crate::factorize::types::{Method, Request};
 use crate::lora::names::{Place, group_of};
 use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, TENSOR_RECORD, THREAD, mapped};
@@ -31,12 +35,14 @@ pub struct PlannedModule {
     pub shape: [usize; 2],
     /// How it will be factorized.
     pub method: String,
-    /// Whether its delta is held in memory, or recomputed at every pass.
-    pub held: bool,
-    /// How many threads may hold a panel of it at once, if it is recomputed.
-    pub visitors: usize,
-    /// Bytes of memory that it takes while in progress.
-    pub memory: u64,
+    /// In what numbers its delta is multiplied.
+    pub precision: Precision,
+    /// What is held of its delta.
+    #[serde(flatten)]
+    pub holding: Holding,
+    /// The same where bytes turn out to be too coarse.
+    #[serde(skip)]
+    pub in_f32: Holding,
     /// Floating-point operations, by the cost model.
     pub flops: f64,
     /// Bytes of tensors to read in one pass.
@@ -172,14 +178,13 @@ impl ExtractionPlan {
         // Reader threads and factorizing threads.
         let threads = self.threads as u64 * (THREAD + 2 * (scratch + mapped));
         let fixed = OVERHEAD + threads + entries as u64 * (CATALOGUE_ENTRY + TENSOR_RECORD);
-        let needed = costs.iter().map(|cost| cost.recomputed(1));
+        let needed = costs.iter().map(Cost::least);
         let needed = needed.chain(self.not_represented.iter().map(|l| l.memory)).max().unwrap_or(0);
         self.least_memory = (fixed + needed).next_multiple_of(1 << 20);
         if self.memory < self.least_memory {
             let [given, least] = [self.memory, self.least_memory].map(|bytes| bytes >> 20);
             let what = format!("not enough memory: {given} MiB given, {least} MiB needed");
-            let largest =
-                costs.iter().max_by_key(|cost| cost.recomputed(1)).map(|cost| cost.pair.name.clone());
+            let largest = costs.iter().max_by_key(|cost| cost.least()).map(|cost| cost.pair.name.clone());
             let hint = format!("give --memory {least}MiB; fewer --threads and a lower --rank need less");
             return Err(Error::decide(what).tensor(largest.unwrap_or_default()).hint(hint));
         }
@@ -207,13 +212,18 @@ impl ExtractionPlan {
 struct Cost {
     pair: Pair,
     method: Method,
+    precision: Precision,
     flops: f64,
     /// The delta in f32.
     delta: u64,
+    /// The same in bytes.
+    codes: u64,
     /// One panel.
     panel: u64,
     /// The larger of the factorization's workspace and the finished factors.
     work: u64,
+    /// The same where the delta is in bytes.
+    code_work: u64,
     /// Stored bytes that stay mapped while the delta is read, for formats packed along columns.
     kept: u64,
     /// Whether the error on the served checkpoint is measured after the factorization.
@@ -243,7 +253,13 @@ impl Cost {
         let calibrated = norm::input(inputs, &pair)?;
         let Work { method, flops, bytes: workspace } =
             Work::of([m, n], &request, job.running.threads, calibrated.as_ref(), dense.is_some());
+        let bytes_will_do = method == Method::Krylov && calibrated.is_none() && dense.is_none();
+        let precision = if bytes_will_do { job.deciding.precision } else { Precision::F32 };
+        let code_work = code_workspace(m, n, &request).max(factors) as u64;
         Ok(Cost {
+            precision,
+            codes: 4 * code_words(m, n) as u64,
+            code_work,
             kept: kept(&inputs.base, &pair.name).max(kept_for) + kept(&inputs.tuned, &pair.tuned),
             served: inputs.served.is_some(),
             method,
@@ -260,25 +276,49 @@ impl Cost {
         })
     }
 
-    /// Bytes if the delta is held: its two sides are then not read again, except to measure the served checkpoint.
-    fn held(&self) -> u64 {
-        self.delta + if self.served { self.work + self.kept } else { self.work.max(self.kept) }
+    /// The delta, and the larger of what its factorization and its reading take: its two sides are then not read again,
+    /// except to measure the served checkpoint.
+    fn held(&self, delta: u64, work: u64) -> u64 {
+        delta + if self.served { work + self.kept } else { work.max(self.kept) }
     }
 
-    fn recomputed(&self, visitors: usize) -> u64 {
-        (self.panel * visitors as u64).min(self.delta) + self.work + self.kept
+    fn recomputed(&self, visitors: usize, work: u64) -> u64 {
+        (self.panel * visitors as u64).min(self.delta) + work + self.kept
+    }
+
+    /// The least memory that does.
+    fn least(&self) -> u64 {
+        let in_f32 = self.recomputed(1, self.work);
+        if self.precision == Precision::F32 { in_f32 } else { in_f32.max(self.codes_recomputed(1, 1)) }
+    }
+
+    /// Every thread keeps the codes of a panel.
+    fn codes_recomputed(&self, visitors: usize, threads: usize) -> u64 {
+        self.recomputed(visitors, self.code_work) + self.panel / 3 * threads as u64
+    }
+
+    fn in_f32(&self, budget: u64, threads: usize) -> Holding {
+        let held = self.held(self.delta, self.work);
+        Holding::within(budget, held, |visitors| self.recomputed(visitors, self.work), threads)
+    }
+
+    fn in_bytes(&self, budget: u64, threads: usize) -> Holding {
+        // A small error is measured on the delta itself, which is recomputed for that.
+        let panels = (self.panel * threads as u64).min(self.delta);
+        let held = self.held(self.codes + panels, self.code_work);
+        Holding::within(budget, held, |visitors| self.codes_recomputed(visitors, threads), threads)
     }
 
     fn plan(self, budget: u64, threads: usize) -> PlannedModule {
-        let held = self.held() <= budget;
-        let visitors = (1..=threads).rev().find(|&v| self.recomputed(v) <= budget).unwrap_or(1);
+        let in_f32 = self.in_f32(budget, threads);
+        let holding = if self.precision == Precision::F32 { in_f32 } else { self.in_bytes(budget, threads) };
         PlannedModule {
             name: self.pair.name.clone(),
             shape: self.pair.shape,
             method: self.method.name().to_owned(),
-            held,
-            visitors,
-            memory: if held { self.held() } else { self.recomputed(visitors) },
+            precision: self.precision,
+            holding,
+            in_f32,
             flops: self.flops,
             read_bytes: self.read_bytes,
             minimizes: self.minimizes,

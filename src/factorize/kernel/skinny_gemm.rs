@@ -6,13 +6,14 @@
 //! Geijn, *Anatomy of high-performance matrix multiplication*, 2008, with the roles of the factors swapped).
 //!
 //! Every element of a result is summed in the order of the inner dimension, [`DEPTH`] terms at a time, whatever the
-//! width of the machine's vectors; only whether a multiplication and an addition are rounded once or twice depends on
-//! the machine.
+//! width of the machine's vectors, and a multiplication and an addition are rounded together wherever the processor can.
 
 use faer::reborrow::ReborrowMut;
 use faer::{MatMut, MatRef};
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+
+use crate::factorize::kernel::simd::{dispatch, fuses};
 
 /// Inner dimension that is multiplied at a time: this much of a strip of the block fits in the first-level cache.
 const DEPTH: usize = 256;
@@ -42,7 +43,7 @@ fn strip(columns: usize) -> usize {
             S::F32_LANES
         }
     }
-    let lanes = Arch::new().dispatch(Lanes);
+    let lanes = dispatch(Lanes);
     if columns <= lanes { lanes } else { VECTORS * lanes }
 }
 
@@ -79,10 +80,16 @@ impl Strips {
     }
 
     /// Copies it to `out`, which has the same shape.
-    pub(crate) fn unpack(&self, mut out: MatMut<'_, f32>) {
+    pub(crate) fn unpack(&self, out: MatMut<'_, f32>) {
+        self.unpack_by(out, |to, from| *to = from);
+    }
+
+    /// Has `put` do something with each element of `out`, which has the same shape, and the element here.
+    #[inline]
+    pub(crate) fn unpack_by(&self, mut out: MatMut<'_, f32>, put: impl Fn(&mut f32, f32)) {
         for (j, column) in out.rb_mut().col_iter_mut().enumerate() {
             let from = self.strip(j / self.strip)[j % self.strip..].iter().step_by(self.strip);
-            column.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+            column.iter_mut().zip(from).for_each(|(to, from)| put(to, *from));
         }
     }
 
@@ -120,12 +127,12 @@ impl Strips {
 
 /// `w += panel·v` for `panel` `[h, n]`, row-major, `v` `[n, b]`, `w` `[h, b]`.
 pub(crate) fn multiply(panel: MatRef<'_, f32>, v: &Strips, w: &mut Strips) {
-    Arch::new().dispatch(Tiled(Multiply { panel, v, w }));
+    dispatch(Tiled(Multiply { panel, v, w }));
 }
 
 /// `z += panel^T·w` for `panel` `[h, n]`, row-major, `w` `[h, b]`, `z` `[n, b]`. `packed` is working memory.
 pub(crate) fn multiply_transposed(panel: MatRef<'_, f32>, w: &Strips, z: &mut Strips, packed: &mut Vec<f32>) {
-    Arch::new().dispatch(Tiled(MultiplyTransposed { panel, w, z, packed }));
+    dispatch(Tiled(MultiplyTransposed { panel, w, z, packed }));
 }
 
 /// A product in register tiles of `M` rows and `V` vectors.
@@ -201,12 +208,13 @@ fn product<S: Simd, const M: usize, const V: usize>(
     block: &[[S::f32s; V]],
 ) -> [[S::f32s; V]; M] {
     let mut sums = [[simd.splat_f32s(0.0); V]; M];
+    let fused = S::F32_LANES > 1 || fuses();
     let rows = rows.map(|row| &row[..block.len()]);
     for (k, vectors) in block.iter().enumerate() {
         for (sums, row) in sums.iter_mut().zip(rows) {
             let factor = simd.splat_f32s(row[k]);
             for (sum, vector) in sums.iter_mut().zip(vectors) {
-                *sum = simd.mul_add_e_f32s(factor, *vector, *sum);
+                *sum = fused_add(simd, fused, factor, *vector, *sum);
             }
         }
     }
@@ -271,15 +279,25 @@ fn outer<S: Simd, const M: usize, const V: usize>(
     block: &[[S::f32s; V]],
 ) -> [[S::f32s; V]; M] {
     let mut sums = [[simd.splat_f32s(0.0); V]; M];
+    let fused = S::F32_LANES > 1 || fuses();
     for (factors, vectors) in tile.iter().zip(block) {
         for (sums, factor) in sums.iter_mut().zip(factors) {
             let factor = simd.splat_f32s(*factor);
             for (sum, vector) in sums.iter_mut().zip(vectors) {
-                *sum = simd.mul_add_e_f32s(factor, *vector, *sum);
+                *sum = fused_add(simd, fused, factor, *vector, *sum);
             }
         }
     }
     sums
+}
+
+/// `a·b + c`, rounded once where the processor can: every vector unit does, and scalar code if `fused`.
+#[inline(always)]
+fn fused_add<S: Simd>(simd: S, fused: bool, a: S::f32s, b: S::f32s, c: S::f32s) -> S::f32s {
+    match fused {
+        true => simd.mul_add_f32s(a, b, c),
+        false => simd.mul_add_e_f32s(a, b, c),
+    }
 }
 
 /// Adds the sums of a tile to the same number of rows of a strip.
