@@ -10,9 +10,9 @@
 //!   large, computed in f32 with block Krylov on the square, until the estimated error is within 1e-5 of the optimal
 //!   one.
 //!
-//! Block Krylov multiplies in f32 or in bytes ([`factorize_codes`]): `quantized` is the delta in bytes, `precision` says
-//! when they are exact enough, `kernel::bytes` has the products. There all linear algebra is that of `kernel::fixed`,
-//! whose sums have an order of their own, so the factors are the same on every processor.
+//! Block Krylov multiplies in f32 or in bytes ([`factorize_codes`]): `quantized` is the delta in bytes, `precision`
+//! says when they are exact enough, `kernel::bytes` has the products. There all linear algebra is that of
+//! `kernel::fixed`, whose sums have an order of their own, so the factors are the same on every processor.
 //!
 //! Each way is a [`Backend`] in `backend`: it says what it costs, and does it; `choose` takes the cheapest. In
 //! `kernel`, `tiling` cuts a matrix into groups and panels; `passes` and `gram_matrix` are the only files that visit
@@ -40,7 +40,7 @@ pub use self::in_memory::Held;
 pub use self::kernel::bytes::codes::{quantize_rows, record_words, words as code_words};
 pub use self::kernel::bytes::passes::Codes;
 pub use self::kernel::simd::{SimdLevel, limit_simd, simd_limit};
-pub use self::precision::{Missed, Precision};
+pub use self::precision::{Missed, Precision, Split};
 pub use self::quantized::{HeldCodes, Requantized};
 pub use self::remainder::{Remainder, subtract};
 pub use self::residual::{Residual, residual, stored_error};
@@ -76,9 +76,9 @@ pub fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &Request
     backend.factorize(delta, norm2, module, request).map_err(|e| e.tensor(module))
 }
 
-/// Factorizes the matrix of `codes` by block Krylov, as [`factorize`] does one in f32; `norm2` is the squared norm of the
-/// matrix that they are the codes of. The bits are the same on every processor that can fuse a multiplication and an
-/// addition. `None` where bytes are too coarse for the request; with `must` they have to do.
+/// Factorizes the matrix of `codes` by block Krylov, as [`factorize`] does one in f32; `norm2` is the squared norm of
+/// the matrix that they are the codes of. The bits are the same on every processor that can fuse a multiplication and
+/// an addition. `None` where bytes are too coarse for the request; with `must` they have to do.
 ///
 /// # Errors
 /// Those of [`factorize`].

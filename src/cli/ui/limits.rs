@@ -76,8 +76,8 @@ pub fn prepare() {
     }));
 }
 
-/// Keeps to narrower vector instructions than the processor has, if the environment asks for that: for tests of what does
-/// not depend on them.
+/// Keeps to narrower vector instructions than the processor has, if the environment asks for that: for tests of what
+/// does not depend on them.
 ///
 /// # Errors
 /// A level that there is not.

@@ -4,7 +4,7 @@ use crate::calibration::KnownInput;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
-use crate::commands::extract::holding::Holding;
+use crate::commands::extract::holding::{Holding, Memory};
 use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::norm::{self, Work};
 use crate::commands::extract::options::Extraction;
@@ -172,19 +172,20 @@ impl ExtractionPlan {
         let entries: usize = entries.map(|input| input.tensors().len().max(input.modules().len())).sum();
         let [served, dense] = [&inputs.served, &inputs.dense].map(|other| other.as_ref().map_or(0, mapped));
         let mapped = mapped(&inputs.base).max(served).max(dense) + mapped(&inputs.tuned);
-        let whole =
-            costs.iter().any(|cost| cost.kept > 0) || self.not_represented.iter().any(|l| l.memory > 0);
+        let whole = costs.iter().any(|cost| cost.memory.kept > 0)
+            || self.not_represented.iter().any(|l| l.memory > 0);
         let scratch = if whole { VISIT_SCRATCH } else { PIECE_SCRATCH };
         // Reader threads and factorizing threads.
         let threads = self.threads as u64 * (THREAD + 2 * (scratch + mapped));
         let fixed = OVERHEAD + threads + entries as u64 * (CATALOGUE_ENTRY + TENSOR_RECORD);
-        let needed = costs.iter().map(Cost::least);
+        let needed = costs.iter().map(|cost| cost.memory.least(cost.precision));
         let needed = needed.chain(self.not_represented.iter().map(|l| l.memory)).max().unwrap_or(0);
         self.least_memory = (fixed + needed).next_multiple_of(1 << 20);
         if self.memory < self.least_memory {
             let [given, least] = [self.memory, self.least_memory].map(|bytes| bytes >> 20);
             let what = format!("not enough memory: {given} MiB given, {least} MiB needed");
-            let largest = costs.iter().max_by_key(|cost| cost.least()).map(|cost| cost.pair.name.clone());
+            let largest = costs.iter().max_by_key(|cost| cost.memory.least(cost.precision));
+            let largest = largest.map(|cost| cost.pair.name.clone());
             let hint = format!("give --memory {least}MiB; fewer --threads and a lower --rank need less");
             return Err(Error::decide(what).tensor(largest.unwrap_or_default()).hint(hint));
         }
@@ -214,20 +215,7 @@ struct Cost {
     method: Method,
     precision: Precision,
     flops: f64,
-    /// The delta in f32.
-    delta: u64,
-    /// The same in bytes.
-    codes: u64,
-    /// One panel.
-    panel: u64,
-    /// The larger of the factorization's workspace and the finished factors.
-    work: u64,
-    /// The same where the delta is in bytes.
-    code_work: u64,
-    /// Stored bytes that stay mapped while the delta is read, for formats packed along columns.
-    kept: u64,
-    /// Whether the error on the served checkpoint is measured after the factorization.
-    served: bool,
+    memory: Memory,
     read_bytes: u64,
     minimizes: Option<Minimized>,
     calibrated: Option<KnownInput>,
@@ -255,18 +243,20 @@ impl Cost {
             Work::of([m, n], &request, job.running.threads, calibrated.as_ref(), dense.is_some());
         let bytes_will_do = method == Method::Krylov && calibrated.is_none() && dense.is_none();
         let precision = if bytes_will_do { job.deciding.precision } else { Precision::F32 };
-        let code_work = code_workspace(m, n, &request).max(factors) as u64;
-        Ok(Cost {
-            precision,
-            codes: 4 * code_words(m, n) as u64,
-            code_work,
-            kept: kept(&inputs.base, &pair.name).max(kept_for) + kept(&inputs.tuned, &pair.tuned),
-            served: inputs.served.is_some(),
-            method,
-            flops: flops + served,
+        let memory = Memory {
             delta: (m * n * 4) as u64,
+            codes: 4 * code_words(m, n) as u64,
             panel,
             work: workspace.max(factors) as u64 + change,
+            code_work: code_workspace(m, n, &request).max(factors) as u64,
+            kept: kept(&inputs.base, &pair.name).max(kept_for) + kept(&inputs.tuned, &pair.tuned),
+            served: inputs.served.is_some(),
+        };
+        Ok(Cost {
+            precision,
+            method,
+            flops: flops + served,
+            memory,
             read_bytes: bytes(&inputs.base, &pair.name)
                 + bytes(&inputs.tuned, &pair.tuned)
                 + dense.map_or(0, |dense| bytes(dense, &pair.name) + bytes(&inputs.tuned, &pair.tuned)),
@@ -276,42 +266,10 @@ impl Cost {
         })
     }
 
-    /// The delta, and the larger of what its factorization and its reading take: its two sides are then not read again,
-    /// except to measure the served checkpoint.
-    fn held(&self, delta: u64, work: u64) -> u64 {
-        delta + if self.served { work + self.kept } else { work.max(self.kept) }
-    }
-
-    fn recomputed(&self, visitors: usize, work: u64) -> u64 {
-        (self.panel * visitors as u64).min(self.delta) + work + self.kept
-    }
-
-    /// The least memory that does.
-    fn least(&self) -> u64 {
-        let in_f32 = self.recomputed(1, self.work);
-        if self.precision == Precision::F32 { in_f32 } else { in_f32.max(self.codes_recomputed(1, 1)) }
-    }
-
-    /// Every thread keeps the codes of a panel.
-    fn codes_recomputed(&self, visitors: usize, threads: usize) -> u64 {
-        self.recomputed(visitors, self.code_work) + self.panel / 3 * threads as u64
-    }
-
-    fn in_f32(&self, budget: u64, threads: usize) -> Holding {
-        let held = self.held(self.delta, self.work);
-        Holding::within(budget, held, |visitors| self.recomputed(visitors, self.work), threads)
-    }
-
-    fn in_bytes(&self, budget: u64, threads: usize) -> Holding {
-        // A small error is measured on the delta itself, which is recomputed for that.
-        let panels = (self.panel * threads as u64).min(self.delta);
-        let held = self.held(self.codes + panels, self.code_work);
-        Holding::within(budget, held, |visitors| self.codes_recomputed(visitors, threads), threads)
-    }
-
     fn plan(self, budget: u64, threads: usize) -> PlannedModule {
-        let in_f32 = self.in_f32(budget, threads);
-        let holding = if self.precision == Precision::F32 { in_f32 } else { self.in_bytes(budget, threads) };
+        let in_f32 = self.memory.in_f32(budget, threads);
+        let holding =
+            if self.precision == Precision::F32 { in_f32 } else { self.memory.in_bytes(budget, threads) };
         PlannedModule {
             name: self.pair.name.clone(),
             shape: self.pair.shape,

@@ -10,7 +10,7 @@ use crate::factorize::kernel::arithmetic::Arithmetic;
 use crate::factorize::kernel::block_ops::{cross, multiply, square_sum};
 use crate::factorize::kernel::bytes::passes::{self, ByteScratch, Codes, Step};
 use crate::factorize::kernel::passes::{Scratch, sweep};
-use crate::factorize::precision::Missed;
+use crate::factorize::precision::{Missed, Split};
 use crate::factorize::types::{Panels, Request};
 
 /// A matrix `[rows, cols]` as block Krylov uses it: by its products with thin blocks.
@@ -130,12 +130,12 @@ impl Operator for Quantized<'_> {
 
     fn is_enough(&self, outside2: f64) -> bool {
         let (missed2, columns) = self.state.lock().unwrap_or_else(PoisonError::into_inner).missed;
-        let (shape, rank) = ([self.codes.rows(), self.codes.cols()], self.request.rank);
-        // What is missed of a block's columns is white, so the matrix keeps of it what it keeps of any direction.
-        let missed = missed2 / columns.max(1) as f64;
-        let blocks2 = missed * rank as f64 * self.norm2 / shape[1].max(1) as f64;
-        let missed = Missed { delta2: self.codes.error2(), blocks2 };
-        self.must || missed.is_little(outside2, self.request.tolerance, shape, rank)
+        let column2 = missed2 / columns.max(1) as f64;
+        let missed = Missed { delta2: self.codes.error2(), column2 };
+        let shape = [self.codes.rows(), self.codes.cols()];
+        let captured = (self.norm2 - outside2).max(0.0);
+        let split = Split { shape, rank: self.request.rank, captured, outside: outside2 };
+        self.must || missed.is_little(self.request.tolerance, &split)
     }
 }
 

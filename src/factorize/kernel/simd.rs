@@ -87,8 +87,8 @@ fn dispatch_narrow<W: WithSimd>(work: W) -> W::Output {
     Arch::new().dispatch(work)
 }
 
-/// A loop that the compiler vectorizes by itself, with its data. No result may depend on the level: additions keep their
-/// order, and what is fused says so.
+/// A loop that the compiler vectorizes by itself, with its data. No result may depend on the level: additions keep
+/// their order, and what is fused says so.
 pub(crate) trait Loop {
     type Output;
 

@@ -6,7 +6,8 @@
 //! Geijn, *Anatomy of high-performance matrix multiplication*, 2008, with the roles of the factors swapped).
 //!
 //! Every element of a result is summed in the order of the inner dimension, [`DEPTH`] terms at a time, whatever the
-//! width of the machine's vectors, and a multiplication and an addition are rounded together wherever the processor can.
+//! width of the machine's vectors, and a multiplication and an addition are rounded together wherever the processor
+//! can.
 
 use faer::reborrow::ReborrowMut;
 use faer::{MatMut, MatRef};

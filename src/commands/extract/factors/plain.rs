@@ -30,8 +30,8 @@ pub(crate) fn make(
     finish(delta, factors, norm2, module, dtype, of)
 }
 
-/// Factorizes a delta of squared norm `norm2` by its `codes`, and measures a small error on `delta` itself. `None` where
-/// bytes are too coarse, unless they `must` do.
+/// Factorizes a delta of squared norm `norm2` by its `codes`, and measures a small error on `delta` itself. `None`
+/// where bytes are too coarse, unless they `must` do.
 ///
 /// # Errors
 /// As [`make`].

@@ -50,8 +50,8 @@ impl<'a> Record<'a> {
     }
 }
 
-/// Quantizes up to four rows, `values` `[rows, cols]` row-major, to a record; missing rows are zeros. Returns the squared
-/// norm of the error.
+/// Quantizes up to four rows, `values` `[rows, cols]` row-major, to a record; missing rows are zeros. Returns the
+/// squared norm of the error.
 ///
 /// # Panics
 /// If the lengths do not match.

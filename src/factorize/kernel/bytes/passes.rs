@@ -196,11 +196,13 @@ fn add(
     for ((sums, row), scale) in tile.iter().zip(out.chunks_exact_mut(width)).zip(scales) {
         let (sums, out) = (sums.as_chunks::<STRIP>().0, row.as_chunks_mut::<STRIP>().0);
         for s in 0..count {
-            let (sums, out) = (&sums[s], &mut out[first + s]);
-            let (offsets, columns) = (&run.offsets[first + s], &run.scales[first + s]);
+            // Copies of their own, which the compiler keeps in vectors.
+            let (sums, mut total) = (sums[s], out[first + s]);
+            let (offsets, columns) = (run.offsets[first + s], run.scales[first + s]);
             for j in 0..STRIP {
-                out[j] += (sums[j] - offsets[j]) as f32 * columns[j] * scale;
+                total[j] += (sums[j] - offsets[j]) as f32 * columns[j] * scale;
             }
+            out[first + s] = total;
         }
     }
 }
@@ -224,14 +226,7 @@ impl Loop for MultiplyTransposed<'_> {
         let mut tile: Tile = [[0; STRIPS * STRIP]; ROWS];
         turned.resize(RUN / 4 * quads, [0; 16]);
         for index in 0..panel.runs() {
-            let mut columns = 0;
-            for (i, record) in panel.records().enumerate() {
-                let tiles = record.run(index);
-                columns = tiles.len();
-                for (tile, out) in tiles.iter().zip(turned[i..].iter_mut().step_by(quads)) {
-                    *out = turn(tile);
-                }
-            }
+            let columns = turn_run(panel, index, turned, quads);
             let scales = panel.records().flat_map(|record| record.scales[index]);
             block.pack_rows(product, panel.width, scales);
             let run = block.run(0);
@@ -246,6 +241,28 @@ impl Loop for MultiplyTransposed<'_> {
             }
         }
     }
+}
+
+/// Writes the transposes of a run's tiles to `turned` `[columns / 4, quads]`, a cache line of them at a time. Returns the
+/// columns, in fours.
+#[inline(always)]
+fn turn_run(panel: Panel<'_>, index: usize, turned: &mut [[u8; 16]], quads: usize) -> usize {
+    let mut records = panel.records();
+    let (mut columns, mut first) = (0, 0);
+    while let Some(record) = records.next() {
+        let tiles = record.run(index);
+        columns = tiles.len();
+        // The last line repeats its first record where there are fewer than four.
+        let mut four = [tiles; 4];
+        let count =
+            1 + four[1..].iter_mut().zip(&mut records).map(|(to, from)| *to = from.run(index)).count();
+        for (k, out) in turned.chunks_exact_mut(quads).take(columns).enumerate() {
+            let line: [[u8; 16]; 4] = four.map(|tiles| turn(&tiles[k]));
+            out[first..first + count].copy_from_slice(&line[..count]);
+        }
+        first += count;
+    }
+    columns
 }
 
 /// The transpose of a tile of 4 x 4 bytes.

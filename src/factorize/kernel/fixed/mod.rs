@@ -1,5 +1,5 @@
-//! Linear algebra with the same bits on every processor: sums have an order of their own, whatever the width of vectors,
-//! and only what every vector unit fuses is fused.
+//! Linear algebra with the same bits on every processor: sums have an order of their own, whatever the width of
+//! vectors, and only what every vector unit fuses is fused.
 
 pub(crate) mod blocks;
 pub(crate) mod gemm;

@@ -8,8 +8,8 @@ use crate::factorize::kernel::simd::{Loop, widest};
 /// Partial sums of an inner product.
 const LANES: usize = 8;
 
-/// `R^T`, lower triangular with zeros above, for `gram = R^T·R` of which the lower triangle is read. `None` where it is
-/// not positive definite.
+/// `R^T`, lower triangular with zeros above, for `gram = R^T·R` of which the lower triangle is read. `None` where it
+/// is not positive definite.
 pub(crate) fn cholesky(gram: MatRef<'_, f64>) -> Option<Mat<f64>> {
     let d = gram.nrows();
     let mut rows: Vec<f64> = (0..d).flat_map(|i| (0..d).map(move |j| gram[(i, j)])).collect();

@@ -1,5 +1,5 @@
-//! Eigenvalues and leading eigenvectors of a symmetric square: Householder's reduction to a tridiagonal one, implicit QL
-//! on that, and the way back for as many vectors as are asked for (Golub and Van Loan, *Matrix Computations*, 8.3).
+//! Eigenvalues and leading eigenvectors of a symmetric square: Householder's reduction to a tridiagonal one, implicit
+//! QL on that, and the way back for as many vectors as are asked for (Golub and Van Loan, *Matrix Computations*, 8.3).
 
 use faer::prelude::*;
 use rayon::prelude::*;
@@ -15,8 +15,8 @@ const TOGETHER: usize = 32;
 
 /// Bytes that [`eigen`] needs besides its argument and result, for a square of `side`.
 pub(crate) fn eigen_bytes(side: usize) -> usize {
-    // The square itself, the rotations (some 1.6 sweeps for each eigenvalue, half as long as a side), all vectors of the
-    // tridiagonal square, and those that are asked for.
+    // The square itself, the rotations (some 1.6 sweeps for each eigenvalue, half as long as a side), all vectors of
+    // the tridiagonal square, and those that are asked for.
     8 * side * side * (1 + 2 + 1 + 1)
 }
 
@@ -134,13 +134,14 @@ impl Loop for Update<'_> {
             for at in (0..whole).step_by(LANES) {
                 let take = |from: &[f64]| -> [f64; LANES] { std::array::from_fn(|lane| from[at + lane]) };
                 let (vs, ws, xs) = (take(vs), take(ws), take(xs));
-                let (row, products) = (&mut before[at..at + LANES], &mut products[at..at + LANES]);
+                let (mut row, mut product) = (take(before), take(products));
                 for lane in 0..LANES {
-                    let value = row[lane] - (a * ws[lane] + b * vs[lane]);
-                    row[lane] = value;
-                    sums[lane] += value * xs[lane];
-                    products[lane] += value * x;
+                    row[lane] -= a * ws[lane] + b * vs[lane];
+                    sums[lane] += row[lane] * xs[lane];
+                    product[lane] += row[lane] * x;
                 }
+                before[at..at + LANES].copy_from_slice(&row);
+                products[at..at + LANES].copy_from_slice(&product);
             }
             let mut sum = 0.0;
             for at in whole..before.len() {
