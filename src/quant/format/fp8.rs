@@ -4,15 +4,10 @@
 //! `[out]` or `[out, 1]`, as F32, BF16 or F16. The value is `r32(f32(q) * f32(scale))` whichever the name, as in
 //! transformers' `integrations/finegrained_fp8.py:Fp8Dequantize`. An `input_scale` is for activations and is not read.
 
-use crate::quant::declared::refuse_extra_terms;
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use crate::Result;
-use crate::quant::declared::Declared;
-use crate::quant::declared::{missing, unsupported};
-use crate::quant::format::nvfp4::Nvfp4;
+use crate::quant::declared::missing;
 use crate::quant::number::code_type::{Codes, Kind};
 use crate::quant::packing::scaled_codes::ScaledGrid;
 use crate::quant::packing::scaled_codes::{Parts, Scales};
@@ -32,29 +27,24 @@ struct Fp8 {
     label: &'static str,
     per: Per,
     kind: Kind,
+    /// Whether values have the dtype of the scale; otherwise they are f32.
+    of_scale: bool,
 }
 
 /// The format of `quant_method: "fp8"` without a `weight_block_size`.
 pub(crate) fn without_blocks(kind: Kind) -> Box<dyn Format> {
-    Box::new(Fp8 { label: "FP8 without blocks", per: Per::Either, kind })
+    Box::new(Fp8 { label: "FP8 without blocks", per: Per::Either, kind, of_scale: false })
 }
 
-/// The format of modelopt, from `hf_quant_config.json` or a `quantization_config`.
-///
-/// # Errors
-/// A `quant_algo` other than `FP8`, `FP8_PER_CHANNEL_PER_TOKEN` and `NVFP4` is refused by name.
-pub(crate) fn modelopt(declared: &Declared) -> Result<Box<dyn Format>> {
-    let nested = declared.raw.pointer("/quantization/quant_algo");
-    let algorithm = nested.and_then(Value::as_str).or(declared.text("quant_algo")).unwrap_or("no quant_algo");
-    let kind = Kind::parse(None)?;
-    match algorithm.to_uppercase().as_str() {
-        "FP8" => Ok(Box::new(Fp8 { label: "modelopt (FP8)", per: Per::Tensor, kind })),
-        "FP8_PER_CHANNEL_PER_TOKEN" => {
-            Ok(Box::new(Fp8 { label: "modelopt (FP8_PER_CHANNEL_PER_TOKEN)", per: Per::Row, kind }))
-        }
-        "NVFP4" => Ok(Box::new(Nvfp4)),
-        _ => Err(unsupported(&format!("modelopt ({algorithm})"))),
-    }
+/// The same as another library declares it, with values in the dtype of the scale.
+pub(crate) fn in_dtype_of_scale(label: &'static str, kind: Kind) -> Box<dyn Format> {
+    Box::new(Fp8 { label, per: Per::Either, kind, of_scale: true })
+}
+
+/// modelopt's FP8: one scale for the whole weight, or one for each row.
+pub(crate) fn of_modelopt(label: &'static str, by_row: bool) -> Result<Box<dyn Format>> {
+    let per = if by_row { Per::Row } else { Per::Tensor };
+    Ok(Box::new(Fp8 { label, per, kind: Kind::parse(None)?, of_scale: false }))
 }
 
 impl Format for Fp8 {
@@ -73,7 +63,6 @@ impl Format for Fp8 {
         };
         let &[rows, columns] = lead.shape.as_slice() else { return Ok(Vec::new()) };
         self.kind.check(lead)?;
-        refuse_extra_terms(module, tensors)?;
         let names = ["weight_scale", "weight_scale_inv", "scale"].map(|part| format!("{module}.{part}"));
         let scale = names.iter().find_map(|name| tensors.stored(name));
         let scale = scale.ok_or_else(|| missing(lead, &names[0]))?;
@@ -91,7 +80,8 @@ impl Format for Fp8 {
             note: None,
             g_idx: None,
         };
-        let weight = ScaledGrid::new([rows, columns], cell, codes, parts)?.in_f32();
+        let weight = ScaledGrid::new([rows, columns], cell, codes, parts)?;
+        let weight = if self.of_scale { weight } else { weight.in_f32() };
         Ok(vec![FoundWeight { module: module.to_owned(), weight: Arc::new(weight), quantized: true }])
     }
 }
