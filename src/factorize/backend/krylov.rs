@@ -376,9 +376,11 @@ pub(crate) fn code_bytes(m: usize, n: usize, request: &Request) -> usize {
     let plan = BasisPlan::of(m, n, request);
     let BasisPlan { rank, block, most } = plan;
     let orthogonal = orthogonal_bytes(n, most, block) + multiply_bytes(n, most, block);
-    let judge = 2 * symmetric::eigen_bytes(most);
+    let square = 8 * most * most;
+    let judge = 2 * (square + 64 * most);
     let products = 4 * (m + n) * rank + multiply_bytes(m.max(n), most, rank);
-    let factors = products.max(symmetric::eigen_bytes(most));
+    // The left projection and its factor wait meanwhile.
+    let factors = 2 * square + products.max(symmetric::eigen_bytes(most));
     iteration_bytes(m, n, plan, pass_bytes(m, n, block, groups(n)), [orthogonal, judge, factors])
 }
 

@@ -18,6 +18,8 @@ use crate::factorize::kernel::rng::Stream;
 const SPENT: f64 = 1e-6;
 /// Eigenvalues of the Gram matrix of unit columns, relative to the largest: the square of what f32 can still resolve.
 const DEPENDENT: f64 = 1e-13;
+/// A block of unit columns whose Gram matrix has no eigenvalue below this share of the largest is hardly scaled up.
+const EVEN: f64 = 1e-2;
 /// A block whose Gram matrix is this close to the identity is orthonormal to f32 after one more correction.
 const NEARLY: f64 = 1e-3;
 
@@ -71,7 +73,10 @@ pub(crate) fn orthonormalize_by(
             break;
         }
         // Scaling up small remainders also scaled up what was left of the basis in them.
-        project(by, basis, block);
+        let scaled_up = values.last().is_none_or(|last| *last < EVEN * values[0]);
+        if scaled_up || by == Arithmetic::Native {
+            project(by, basis, block);
+        }
     }
     Ok(spent.min(block.ncols()))
 }

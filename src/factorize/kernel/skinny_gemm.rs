@@ -27,6 +27,8 @@ const HIGH: usize = 12;
 
 /// Tiles of a panel that are packed at a time: a few successive cache lines of each row.
 const TILES: usize = 32;
+/// Rows of a block whose cache lines stay near while its columns are copied one by one.
+const NEAR: usize = 64;
 
 /// The most bytes that [`multiply_transposed`] packs of a panel of `height` rows.
 pub(crate) fn packed_bytes(height: usize) -> usize {
@@ -73,9 +75,12 @@ impl Strips {
         let strips = self.values.par_chunks_mut((block.nrows() * width).max(1));
         strips.enumerate().for_each(|(index, strip)| {
             let columns = block.subcols(index * width, width.min(block.ncols() - index * width));
-            for (j, column) in columns.col_iter().enumerate() {
-                let to = strip[j..].iter_mut().step_by(width);
-                to.zip(column.iter()).for_each(|(to, from)| *to = *from);
+            for first in (0..columns.nrows()).step_by(NEAR) {
+                let rows = NEAR.min(columns.nrows() - first);
+                for (j, column) in columns.subrows(first, rows).col_iter().enumerate() {
+                    let to = strip[first * width + j..].iter_mut().step_by(width);
+                    to.zip(column.iter()).for_each(|(to, from)| *to = *from);
+                }
             }
         });
     }
@@ -88,9 +93,13 @@ impl Strips {
     /// Has `put` do something with each element of `out`, which has the same shape, and the element here.
     #[inline]
     pub(crate) fn unpack_by(&self, mut out: MatMut<'_, f32>, put: impl Fn(&mut f32, f32)) {
-        for (j, column) in out.rb_mut().col_iter_mut().enumerate() {
-            let from = self.strip(j / self.strip)[j % self.strip..].iter().step_by(self.strip);
-            column.iter_mut().zip(from).for_each(|(to, from)| put(to, *from));
+        for first in (0..out.nrows()).step_by(NEAR) {
+            let rows = NEAR.min(out.nrows() - first);
+            for (j, column) in out.rb_mut().subrows_mut(first, rows).col_iter_mut().enumerate() {
+                let strip = &self.strip(j / self.strip)[first * self.strip..];
+                let from = strip[j % self.strip..].iter().step_by(self.strip);
+                column.iter_mut().zip(from).for_each(|(to, from)| put(to, *from));
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use crate::factorize::kernel::tiling::{chunks, pieces, split_rows};
 /// Columns of `x` that are summed before they are added to the result.
 const DEPTH: usize = 192;
 /// Columns of a result that a task sums at a time.
-const COLUMNS: usize = 128;
+const COLUMNS: usize = 256;
 
 /// Bytes that [`multiply`] needs besides its arguments, for blocks `[rows, a]` and `[a, columns]`.
 pub(crate) fn multiply_bytes(rows: usize, a: usize, columns: usize) -> usize {
