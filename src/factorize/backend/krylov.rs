@@ -57,7 +57,7 @@ enum Judged {
     /// The basis has to grow.
     Grow,
     /// It is good enough, or as good as it gets.
-    Enough(End),
+    Enough(Box<End>),
     /// The operator's products are too coarse for what is left.
     Coarse,
 }
@@ -154,7 +154,7 @@ fn attempt(
         }
         match basis.judge(operator, (norm, scale), &mut history, &plan, request)? {
             Judged::Grow => {}
-            Judged::Enough(end) => break end,
+            Judged::Enough(end) => break *end,
             Judged::Coarse => return Ok(None),
         }
     };
@@ -268,7 +268,7 @@ impl Basis {
                 return Ok(Judged::Coarse);
             }
             let estimate = Estimate::of(0.0, captured, total);
-            return Ok(Judged::Enough(End { rank, estimate, left: None, total }));
+            return Ok(Judged::Enough(Box::new(End { rank, estimate, left: None, total })));
         }
         if d < plan.rank {
             return Ok(Judged::Grow);
@@ -292,7 +292,7 @@ impl Basis {
         }
         // Without an estimate, everything outside the basis may be missing.
         let estimate = estimate.unwrap_or_else(|| Estimate::of(outside.max(0.0), captured, total));
-        Ok(Judged::Enough(End { rank, estimate, left, total }))
+        Ok(Judged::Enough(Box::new(End { rank, estimate, left, total })))
     }
 
     /// The left projection and its eigenvalues, if the basis has room for `rank` and the Gram matrix allows it.

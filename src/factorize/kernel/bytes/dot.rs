@@ -92,7 +92,12 @@ unsafe fn portable(matrix: &[[u8; 16]], strips: &[&[[i8; 64]]], tile: &mut Tile)
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use std::arch::x86_64::*;
+    use std::arch::x86_64::{
+        __m512i, _mm256_add_epi32, _mm256_dpbusd_avx_epi32, _mm256_loadu_si256, _mm256_madd_epi16,
+        _mm256_maddubs_epi16, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256,
+        _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32,
+        _mm512_setzero_si512, _mm512_storeu_si512,
+    };
 
     use super::{ROWS, STRIP, Tile};
 
@@ -185,7 +190,10 @@ mod x86 {
 
 #[cfg(target_arch = "aarch64")]
 mod neon {
-    use std::arch::aarch64::*;
+    use std::arch::aarch64::{
+        int8x16_t, vaddq_s32, vdupq_n_s8, vdupq_n_s32, veorq_s8, vget_low_s8, vld1q_s8, vmull_high_s8,
+        vmull_s8, vpaddlq_s8, vpaddlq_s16, vpaddq_s32, vreinterpretq_s8_s32, vshlq_n_s32, vst1q_s32,
+    };
 
     use super::{ROWS, STRIP, Tile};
 

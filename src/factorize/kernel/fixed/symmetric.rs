@@ -271,7 +271,8 @@ mod tests {
 
     #[test]
     fn vectors_diagonalize_every_kind_of_spectrum() {
-        let spectra: [(&str, fn(usize) -> f64); 6] = [
+        type Values = fn(usize) -> f64;
+        let spectra: [(&str, Values); 6] = [
             ("flat", |i| 1.0 + (i as f64).sin()),
             ("power", |i| (1.0 + i as f64).powi(-4)),
             ("multiple", |i| if i % 3 == 0 { 1.0 } else { 2.0 }),
