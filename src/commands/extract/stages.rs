@@ -19,7 +19,7 @@ use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::leftover::compare;
 use crate::commands::extract::module::{A, B, Finished, FinishedModule, Loaded, finish, load};
 use crate::commands::extract::options::Extraction;
-use crate::commands::extract::plan::{ExtractionPlan, PlannedLeftover};
+use crate::commands::extract::plan::{ExtractionPlan, PlannedLeftover, SECONDS_PER_BYTE};
 use crate::commands::extract::record::{self, Record};
 use crate::commands::extract::units::Attempt;
 use crate::delta::record::{LeftOut, TensorRecord};
@@ -54,18 +54,19 @@ impl Task<'_> {
 /// A unit that has been read.
 enum Ready<'a> {
     Module(Box<Loaded<'a>>, Instant, Undecided<'a>),
-    Compared(LeftOut, Vec<TensorRecord>),
+    Compared(&'a PlannedLeftover, LeftOut, Vec<TensorRecord>),
 }
 
 /// A unit that only has to be written.
-enum Done {
-    Module(Box<FinishedModule>, Duration),
-    Compared(LeftOut, Vec<TensorRecord>),
+enum Done<'a> {
+    Module(Box<FinishedModule>, Duration, f64),
+    Compared(&'a PlannedLeftover, LeftOut, Vec<TensorRecord>),
 }
 
 /// State shared by all stages.
 struct Shared<'a> {
     inputs: &'a Inputs,
+    plan: &'a ExtractionPlan,
     job: &'a Extraction,
     /// Reads have their own pool, so that a blocked join cannot steal a factorization.
     reading: rayon::ThreadPool,
@@ -132,6 +133,7 @@ pub fn run(
     let undecided = tasks.iter().filter(undecided).count();
     let shared = Shared {
         inputs,
+        plan,
         job,
         reading: pool()?,
         factorizing: pool()?,
@@ -165,8 +167,10 @@ pub fn run(
 /// The remaining work: modules in the plan's order, then the comparisons, which are cheap.
 fn remaining<'a>(plan: &'a ExtractionPlan, recorder: &Records<'_>, progress: &dyn Progress) -> Vec<Task<'a>> {
     let (done, modules): (Vec<_>, Vec<_>) = plan.modules.iter().partition(|m| recorder.is_done(&m.unit()));
-    let compared = |l: &&PlannedLeftover| recorder.is_done(&l.unit());
+    let compared = |l: &&PlannedLeftover| recorder.is_done(&l.unit);
     let (compared, leftovers): (Vec<_>, Vec<_>) = plan.not_represented.iter().partition(compared);
+    let left: u64 = modules.iter().map(|m| m.read_bytes).chain(leftovers.iter().map(|l| l.read_bytes)).sum();
+    progress.expect(plan.expected(&modules, left));
     let done_bytes = done.iter().map(|m| m.read_bytes).chain(compared.iter().map(|l| l.read_bytes)).sum();
     progress.begin(plan.modules.len(), plan.read_bytes, done.len(), done_bytes);
     modules
@@ -180,7 +184,10 @@ type Sent<'a, T> = (T, Permit<'a>);
 
 /// Reader: takes a task and the permit for its memory, and loads the delta.
 fn read<'a>(shared: &'a Shared<'a>, ready: &Sender<Sent<'a, Ready<'a>>>) {
-    let count = |bytes| shared.progress.read(bytes);
+    let count = |bytes| {
+        shared.progress.read(bytes);
+        shared.progress.step(bytes as f64 * SECONDS_PER_BYTE);
+    };
     let more = || shared.undecided.load(Ordering::SeqCst) > 0 && !shared.stopped();
     while let Some((task, permit)) = shared.budget.first_that_fits(&shared.tasks, Task::memory, more) {
         if shared.stopped() {
@@ -202,11 +209,12 @@ fn read<'a>(shared: &'a Shared<'a>, ready: &Sender<Sent<'a, Ready<'a>>>) {
                     if attempt.missed_by_bytes.is_some() { &again } else { &count };
                 let load = || load(shared.inputs, attempt, shared.job, &slab, count);
                 let loaded = shared.reading.install(load);
+                shared.progress.enter(shared.plan.expected(&[attempt.module], 0));
                 loaded.map(|loaded| Ready::Module(Box::new(loaded), started, undecided))
             }
             Task::Compare(planned) => {
                 let compared = shared.reading.install(|| compare(shared.inputs, &planned.leftover, &count));
-                compared.map(|(left_out, tensors)| Ready::Compared(left_out, tensors))
+                compared.map(|(left_out, tensors)| Ready::Compared(planned, left_out, tensors))
             }
         };
         match result {
@@ -218,20 +226,28 @@ fn read<'a>(shared: &'a Shared<'a>, ready: &Sender<Sent<'a, Ready<'a>>>) {
 }
 
 /// Worker: delta in, factors out, or back to the tasks.
-fn work<'a>(shared: &'a Shared<'a>, ready: &Receiver<Sent<'a, Ready<'a>>>, done: &Sender<Sent<'a, Done>>) {
+fn work<'a>(
+    shared: &'a Shared<'a>,
+    ready: &Receiver<Sent<'a, Ready<'a>>>,
+    done: &Sender<Sent<'a, Done<'a>>>,
+) {
     for (ready, mut permit) in ready {
         if shared.stopped() {
             continue;
         }
         let finished = match ready {
-            Ready::Compared(left_out, tensors) => Ok(Some(Done::Compared(left_out, tensors))),
+            Ready::Compared(planned, left_out, tensors) => {
+                Ok(Some(Done::Compared(planned, left_out, tensors)))
+            }
             Ready::Module(loaded, started, undecided) => {
+                let expected = shared.plan.expected(&[loaded.attempt.module], 0);
                 let spent = |slab| shared.slabs.give_back(slab);
                 let factorize = || finish(shared.inputs, shared.job, *loaded, &spent);
                 let finished = shared.factorizing.install(factorize);
                 let finished = finished.map(|finished| match finished {
-                    Finished::Done(module) => Some(Done::Module(module, started.elapsed())),
+                    Finished::Done(module) => Some(Done::Module(module, started.elapsed(), expected)),
                     Finished::Coarse(attempt) => {
+                        shared.progress.leave(expected);
                         let tasks = shared.tasks.lock();
                         tasks.unwrap_or_else(PoisonError::into_inner).push_front(Task::Module(attempt));
                         None
@@ -244,7 +260,7 @@ fn work<'a>(shared: &'a Shared<'a>, ready: &Receiver<Sent<'a, Ready<'a>>>, done:
         match finished {
             Ok(None) => drop(permit),
             Ok(Some(finished)) => {
-                if let Done::Module(module, _) = &finished {
+                if let Done::Module(module, _, _) = &finished {
                     permit.shrink((module.a.1.len() + module.b.1.len()) as u64);
                 }
                 drop(done.send((finished, permit)));
@@ -255,14 +271,19 @@ fn work<'a>(shared: &'a Shared<'a>, ready: &Receiver<Sent<'a, Ready<'a>>>, done:
 }
 
 /// Writer: a shard, then the journal's record of it.
-fn write(shared: &Shared<'_>, recorder: &mut Records<'_>, done: &Receiver<Sent<'_, Done>>) {
+fn write(shared: &Shared<'_>, recorder: &mut Records<'_>, done: &Receiver<Sent<'_, Done<'_>>>) {
     for (done, permit) in done {
         if shared.stopped() {
             continue;
         }
         let written = match done {
-            Done::Module(finished, took) => write_module(shared, recorder, *finished, took),
-            Done::Compared(left_out, tensors) => write_compared(shared, recorder, left_out, tensors),
+            Done::Module(finished, took, expected) => {
+                shared.progress.leave(expected);
+                write_module(shared, recorder, *finished, took)
+            }
+            Done::Compared(planned, left_out, tensors) => {
+                write_compared(shared, recorder, planned, left_out, tensors)
+            }
         };
         drop(permit);
         match written {
@@ -281,7 +302,7 @@ fn write_module(
     let FinishedModule { record, a, b } = finished;
     let name = record.module.name.clone();
     let dtype: Dtype = shared.job.deciding.dtype.dtype();
-    let stored = |name: &str, shape: [usize; 2]| TensorInfo { name: name.into(), dtype, shape: shape.into() };
+    let stored = |name: &str, shape: [usize; 2]| TensorInfo::new(name, dtype, shape);
     let json = serde_json::to_string(&record);
     let json = json
         .map_err(|e| Error::unexpected("cannot write a module's record as JSON").tensor(&name).because(e))?;
@@ -309,10 +330,11 @@ fn write_module(
 fn write_compared(
     shared: &Shared<'_>,
     recorder: &mut Records<'_>,
+    planned: &PlannedLeftover,
     left_out: LeftOut,
     tensors: Vec<TensorRecord>,
 ) -> Result<()> {
-    let id = UnitId::compared(left_out.key());
+    let id = planned.unit.clone();
     let record = Record { left_out: Some(left_out.clone()) };
     let unit = Unit { id, written: None, tensors: tensors.clone(), record };
     recorder.record(
