@@ -7,6 +7,7 @@ mod analysis;
 mod autopsy;
 mod calibrate;
 mod completions;
+mod convert_adapter;
 mod dequantize;
 mod evaluate;
 mod fidelity;

@@ -12,8 +12,12 @@ fn algorithms_of_modelopt_are_refused_by_name() {
         let asked = format!("quantization with modelopt ({algorithm}) is not supported yet");
         assert!(message.starts_with(&asked) && message.contains("dequantize the model"), "{message}");
     }
-    let message = declared("hf_quant_config.json", json!({"quantization": {"quant_algo": "MIXED_PRECISION"}}));
-    assert!(message.starts_with("hf_quant_config.json: MIXED_PRECISION without quantized_layers"), "{message}");
+    let message =
+        declared("hf_quant_config.json", json!({"quantization": {"quant_algo": "MIXED_PRECISION"}}));
+    assert!(
+        message.starts_with("hf_quant_config.json: MIXED_PRECISION without quantized_layers"),
+        "{message}"
+    );
     let message = declared("hf_quant_config.json", json!({}));
     assert!(message.starts_with("quantization with modelopt (no quant_algo)"), "{message}");
 }
