@@ -103,11 +103,11 @@ pub(crate) fn beside(folder: &Path, index: Option<&Path>) -> Vec<PathBuf> {
 pub(crate) fn of(beside: &[PathBuf], files: &[Box<dyn Storage>], headers: &[Header]) -> Result<Identity> {
     let mut identities = Vec::new();
     for path in beside {
-        let Some(bytes) = regular_file::read_if_any(path)? else { continue };
+        let Some((size, digest)) = regular_file::hash_if_any(path)? else { continue };
         identities.push(FileIdentity {
             name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            size: bytes.len() as u64,
-            header: blake3::hash(&bytes).to_hex().to_string(),
+            size,
+            header: digest.to_hex().to_string(),
             modified: modified(path),
         });
     }
