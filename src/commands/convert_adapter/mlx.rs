@@ -44,14 +44,14 @@ pub(crate) fn write(
         layers = layers.max(layer + 1);
         let [rows, columns] = module.shape();
         let stored = |end: &str, shape: [usize; 2]| TensorInfo {
-            name: format!("{}.{end}", module.name()),
+            name: format!("{}.{end}", module.name()).into(),
             dtype: dtype.dtype(),
-            shape: shape.to_vec(),
+            shape: shape.into(),
         };
         layout.extend([stored("lora_a", [columns, rank]), stored("lora_b", [rank, rows])]);
     }
     let mut writer = SafetensorsWriter::create(&out.join(WEIGHTS), layout)?;
-    let order: Vec<String> = writer.layout().iter().map(|placed| placed.stored.name.clone()).collect();
+    let order: Vec<String> = writer.layout().iter().map(|placed| placed.stored.name.to_string()).collect();
     for name in &order {
         let Some((module, end)) = name.rsplit_once('.') else { continue };
         let gone = || Error::unexpected("a module of the adapter is gone").tensor(name);
