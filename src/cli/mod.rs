@@ -32,6 +32,7 @@ use clap::{Parser, Subcommand};
 use trephine::printable::one_line;
 use trephine::{Error, Result};
 
+use crate::cli::ui::limits;
 use crate::cli::ui::output;
 use crate::cli::ui::output::tell;
 
@@ -67,6 +68,7 @@ enum Command {
 
 /// Runs a subcommand.
 pub fn run(arguments: ProgramArgs) -> Result<ExitCode> {
+    limits::limit_vectors()?;
     match arguments.command {
         Command::Extract(arguments) => extract::run(*arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
