@@ -1,15 +1,13 @@
 //! The identity of a checkpoint when it was opened, so that a resumed run can tell what has changed.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::container::safetensors::header::Header;
-use crate::storage::mmap::nanoseconds;
-use crate::storage::regular_file;
-use crate::storage::{Storage, Version};
+use crate::storage::regular_file::SMALL_FILE;
+use crate::storage::{Folder, SmallFile, Storage, Version};
 
 /// The files that determine how the others are read.
 const CONFIGS: [&str; 3] = ["config.json", "hf_quant_config.json", "quantize_config.json"];
@@ -93,21 +91,26 @@ impl Identity {
     }
 }
 
-/// Files beside the weights that determine how they are read, if they exist: the configs in the folder, and the index.
-pub(crate) fn beside(folder: &Path, index: Option<&Path>) -> Vec<PathBuf> {
-    CONFIGS.map(|name| folder.join(name)).into_iter().chain(index.map(Path::to_owned)).collect()
+/// Names of the files beside the weights that determine how they are read: the configs, and the index.
+pub(crate) fn beside(index: Option<&str>) -> impl Iterator<Item = &str> {
+    CONFIGS.into_iter().chain(index)
 }
 
-/// The identity of a checkpoint's files and of the existing files [`beside`] them.
-pub(crate) fn of(beside: &[PathBuf], files: &[Box<dyn Storage>], headers: &[Header]) -> Result<Identity> {
+/// The identity of a checkpoint's files and of those of the files `beside` them that exist.
+pub(crate) fn of<'a>(
+    folder: &dyn Folder,
+    beside: impl Iterator<Item = &'a str>,
+    files: &[Box<dyn Storage>],
+    headers: &[Header],
+) -> Result<Identity> {
     let mut identities = Vec::new();
-    for path in beside {
-        let Some(bytes) = regular_file::read_if_any(path)? else { continue };
+    for name in beside {
+        let Some(SmallFile { bytes, version }) = folder.small(name, SMALL_FILE)? else { continue };
         identities.push(FileIdentity {
-            name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            name: name.to_owned(),
             size: bytes.len() as u64,
             header: blake3::hash(&bytes).to_hex().to_string(),
-            modified: modified(path),
+            modified: version,
         });
     }
     identities.extend(files.iter().zip(headers).map(|(file, header)| FileIdentity {
@@ -118,9 +121,4 @@ pub(crate) fn of(beside: &[PathBuf], files: &[Box<dyn Storage>], headers: &[Head
     }));
     identities.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Identity { files: identities })
-}
-
-fn modified(path: &Path) -> Option<Version> {
-    let time = path.metadata().and_then(|data| data.modified()).ok()?;
-    nanoseconds(time).map(Version::Modified)
 }

@@ -1,7 +1,7 @@
 //! The files of a checkpoint, and which file holds which tensor.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer};
 
@@ -9,10 +9,10 @@ use crate::checkpoint::catalogue::{Catalogue, FileId, Tensor};
 use crate::checkpoint::error_policy::Faults;
 use crate::checkpoint::gguf;
 use crate::checkpoint::json::read_json;
-use crate::checkpoint::locate::{Source, foreign};
+use crate::checkpoint::locate::foreign;
 use crate::container::safetensors::header::Header;
 use crate::durable::inside::is_inside;
-use crate::storage::Storage;
+use crate::storage::{Folder, Storage};
 use crate::{Error, Result};
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -35,36 +35,34 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// The files of these names, without an index.
+    fn of(folder: &dyn Folder, names: Vec<String>) -> Layout {
+        let files = names.into_iter().map(|name| (name.clone(), folder.path(&name))).collect();
+        Layout { files, index: None }
+    }
+
     /// Whether the files are GGUF.
     pub(crate) fn is_gguf(&self) -> bool {
         self.files.iter().any(|(name, _)| gguf::is_gguf(name))
     }
 
-    /// The path of the index, if there is one.
-    pub(crate) fn index(&self) -> Option<&Path> {
-        self.index.as_ref().map(|(path, _)| path.as_path())
+    /// The name of the index, if there is one.
+    pub(crate) fn index(&self) -> Option<&'static str> {
+        self.index.as_ref().map(|_| INDEX)
     }
 }
 
-/// Lists the files, by the index if there is one.
-pub(crate) fn layout(source: &Source, faults: &mut Faults) -> Result<Layout> {
-    match source {
-        Source::File(path) => {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if gguf::is_gguf(&name) {
-                return Ok(Layout { files: gguf::parts(source.folder(), &name)?, index: None });
-            }
-            Ok(Layout { files: vec![(name, path.clone())], index: None })
-        }
-        Source::Folder(folder) => {
-            let path = folder.join(INDEX);
-            let index = faults.take(read_json::<Index>(&path, LONGEST))?.flatten();
-            let indexed = index.map(|index| indexed(folder, path, index, faults)).transpose();
-            match faults.take(indexed)?.flatten() {
-                Some(layout) => Ok(layout),
-                None => listed(folder),
-            }
-        }
+/// Lists the files, by the index if there is one. `file` is the one file that was asked for, if it was one.
+pub(crate) fn layout(folder: &dyn Folder, file: Option<&str>, faults: &mut Faults) -> Result<Layout> {
+    if let Some(name) = file {
+        let names = if gguf::is_gguf(name) { gguf::parts(folder, name)? } else { vec![name.to_owned()] };
+        return Ok(Layout::of(folder, names));
+    }
+    let index = faults.take(read_json::<Index>(folder, INDEX, LONGEST))?.flatten();
+    let indexed = index.map(|index| indexed(folder, index, faults)).transpose();
+    match faults.take(indexed)?.flatten() {
+        Some(layout) => Ok(layout),
+        None => listed(folder),
     }
 }
 
@@ -88,7 +86,8 @@ impl<'de> Deserialize<'de> for FileName {
     }
 }
 
-fn indexed(folder: &Path, path: PathBuf, index: Index, faults: &mut Faults) -> Result<Layout> {
+fn indexed(folder: &dyn Folder, index: Index, faults: &mut Faults) -> Result<Layout> {
+    let path = folder.path(INDEX);
     let bad = |what: &str| Error::input(what).path(&path).hint("download or export the index again");
     let map = index.weight_map.ok_or_else(|| bad("the index has no weight_map"))?;
     let mut weights = BTreeMap::new();
@@ -103,13 +102,13 @@ fn indexed(folder: &Path, path: PathBuf, index: Index, faults: &mut Faults) -> R
             faults.meet(error.hint("do not use this checkpoint: ask who made it"))?;
             continue;
         }
-        files.entry(file.to_owned()).or_insert_with(|| folder.join(file));
+        files.entry(file.to_owned()).or_insert_with(|| folder.path(file));
         weights.insert(tensor.clone(), file.to_owned());
     }
     let mut present = Vec::new();
     for (file, at) in &files {
         // This includes a symlink into the cache whose blob is gone.
-        if !at.exists() {
+        if !folder.has(file)? {
             let held = weights.values().filter(|f| *f == file).count();
             let what = format!("a file with {held} of the index's {} tensors is missing", weights.len());
             let error = Error::input(what).path(at);
@@ -122,37 +121,30 @@ fn indexed(folder: &Path, path: PathBuf, index: Index, faults: &mut Faults) -> R
 }
 
 /// The files of a folder without an index: all of its `.safetensors`, or its GGUF model.
-fn listed(folder: &Path) -> Result<Layout> {
-    let failed = |e| Error::unexpected("cannot list").path(folder).because(e);
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
-    }
-    names.sort();
+fn listed(folder: &dyn Folder) -> Result<Layout> {
+    let names = folder.names()?;
     let ends = |end: &str| names.iter().find(|name| name.ends_with(end));
-    let files: Vec<_> = names
-        .iter()
-        .filter(|name| name.ends_with(".safetensors") && *name != ADAPTER)
-        .map(|name| (name.clone(), folder.join(name)))
-        .collect();
+    let files = names.iter().filter(|name| name.ends_with(".safetensors") && *name != ADAPTER);
+    let files: Vec<String> = files.cloned().collect();
     if !files.is_empty() {
-        return Ok(Layout { files, index: None });
+        return Ok(Layout::of(folder, files));
     }
+    let place = folder.location();
     if names.iter().any(|name| name == ADAPTER) {
         return Err(Error::input("this is an adapter, not a checkpoint")
-            .path(folder)
+            .path(place)
             .hint("give a model that has it merged"));
     }
     if let Some(files) = gguf::listed(folder, &names)? {
-        return Ok(Layout { files, index: None });
+        return Ok(Layout::of(folder, files));
     }
     for end in ["bin", "pt", "pth"] {
         if ends(&format!(".{end}")).is_some() {
-            return Err(foreign(folder, end));
+            return Err(foreign(place, end));
         }
     }
     Err(Error::input("the folder holds no .safetensors and no .gguf")
-        .path(folder)
+        .path(place)
         .hint("give the folder of a model"))
 }
 

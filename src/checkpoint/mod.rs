@@ -26,6 +26,7 @@ use crate::checkpoint::module_tree::{ModuleKind, ModuleTree};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::checkpoint::error_policy::Faults;
 use crate::checkpoint::index::Layout;
@@ -34,7 +35,7 @@ use crate::quant::declared::Declared;
 use crate::quant::expert::layout::Experts;
 use crate::quant::registry::Scheme;
 use crate::quant::weight::{SMALL, TensorInfo, Tensors};
-use crate::storage::{MappedFile, Storage, Window};
+use crate::storage::{Folder, LocalFolder, Storage, Window};
 use crate::{Error, Result};
 
 /// Bytes of a tensor that are mapped at once while it is hashed.
@@ -44,6 +45,8 @@ const HASH_WINDOW: u64 = 4 << 20;
 #[derive(Debug)]
 pub struct Checkpoint {
     root: PathBuf,
+    /// Where its files lie together, unless its objects were given singly.
+    folder: Option<Arc<dyn Folder>>,
     config: Config,
     scheme: Scheme,
     files: Vec<Box<dyn Storage>>,
@@ -104,13 +107,14 @@ impl Checkpoint {
 
     fn open_with(spec: &str, faults: &mut Faults) -> Result<Checkpoint> {
         let source = locate::resolve(spec, |name| std::env::var_os(name))?;
-        let layout = index::layout(&source, faults)?;
+        let folder = source.folder();
+        let layout = index::layout(&*folder, source.file().as_deref(), faults)?;
         if layout.is_gguf() {
             let mut opened = Self::gather_gguf(&source, &layout)?;
             opened.modules = module::catalogue(&opened.scheme, &opened.tensors, &opened.files, faults)?;
             return Ok(opened);
         }
-        let config = faults.take(Config::load(source.folder()))?.unwrap_or_default();
+        let config = faults.take(Config::read(&*folder))?.unwrap_or_default();
         let known =
             faults.take(scheme_of(&config, config.quantization()).map_err(|e| e.path(source.path())))?;
         let unknown = known.is_none();
@@ -135,8 +139,14 @@ impl Checkpoint {
     /// The errors of [`open`](Self::open) for this one file.
     pub fn open_file(path: &Path) -> Result<Checkpoint> {
         let source = locate::Source::File(path.to_owned());
+        Self::open_tensors(&source)
+    }
+
+    /// The same for one file that was located already.
+    pub(crate) fn open_tensors(source: &locate::Source) -> Result<Checkpoint> {
         let (config, scheme, faults) = (Config::default(), Scheme::default(), &mut Faults::Stop);
-        Self::gather(&source, &index::layout(&source, faults)?, config, scheme, faults)
+        let layout = index::layout(&*source.folder(), source.file().as_deref(), faults)?;
+        Self::gather(source, &layout, config, scheme, faults)
     }
 
     /// Opens a safetensors checkpoint whose objects come from any [`Storage`]; `root` is its name in messages. All
@@ -148,10 +158,11 @@ impl Checkpoint {
         let faults = &mut Faults::Stop;
         let scheme = scheme_of(&config, config.quantization()).map_err(|e| e.path(root))?;
         let headers = files.iter().map(|file| header::read(&**file)).collect::<Result<Vec<_>>>()?;
-        let identity = identity::of(&[], &files, &headers)?;
+        let identity = identity::of(&LocalFolder::new(root), std::iter::empty(), &files, &headers)?;
         let tensors = index::resolve(&Layout::default(), &files, headers, faults)?;
         let modules = module::catalogue(&scheme, &tensors, &files, faults)?;
-        Ok(Checkpoint { root: root.to_owned(), config, scheme, files, tensors, modules, identity })
+        let (root, folder) = (root.to_owned(), None);
+        Ok(Checkpoint { root, folder, config, scheme, files, tensors, modules, identity })
     }
 
     /// Opens everything except the modules.
@@ -164,27 +175,30 @@ impl Checkpoint {
     ) -> Result<Checkpoint> {
         let mut files = Vec::new();
         let mut headers = Vec::new();
-        for (name, path) in &layout.files {
-            let read = open_file(name, path).and_then(|file| Ok((header::read(&*file)?, file)));
+        let folder = source.folder();
+        let names: Vec<&str> = layout.files.iter().map(|(name, _)| name.as_str()).collect();
+        for file in folder.open_all(&names) {
+            let read = file.and_then(|file| Ok((header::read(&*file)?, file)));
             let Some((header, file)) = faults.take(read)? else { continue };
             headers.push(header);
             files.push(file);
         }
-        let identity = identity::of(&identity::beside(source.folder(), layout.index()), &files, &headers)?;
+        let identity = identity::of(&*folder, identity::beside(layout.index()), &files, &headers)?;
         let tensors = index::resolve(layout, &files, headers, faults)?;
-        let (root, modules) = (source.path().to_owned(), BTreeMap::new());
-        Ok(Checkpoint { root, config, scheme, files, tensors, modules, identity })
+        let (root, folder, modules) = (source.path().to_owned(), Some(folder), BTreeMap::new());
+        Ok(Checkpoint { root, folder, config, scheme, files, tensors, modules, identity })
     }
 
     /// The same for GGUF, whose files contain the config.
     fn gather_gguf(source: &locate::Source, layout: &Layout) -> Result<Checkpoint> {
-        let files =
-            layout.files.iter().map(|(name, path)| open_file(name, path)).collect::<Result<Vec<_>>>()?;
+        let folder = source.folder();
+        let names: Vec<&str> = layout.files.iter().map(|(name, _)| name.as_str()).collect();
+        let files = folder.open_all(&names).into_iter().collect::<Result<Vec<_>>>()?;
         let gguf::Model { config, scheme, headers } = gguf::read(&files)?;
-        let identity = identity::of(&[], &files, &headers)?;
+        let identity = identity::of(&*folder, std::iter::empty(), &files, &headers)?;
         let tensors = index::resolve(layout, &files, headers, &mut Faults::Stop)?;
-        let (root, modules) = (source.path().to_owned(), BTreeMap::new());
-        Ok(Checkpoint { root, config, scheme, files, tensors, modules, identity })
+        let (root, folder, modules) = (source.path().to_owned(), Some(folder), BTreeMap::new());
+        Ok(Checkpoint { root, folder, config, scheme, files, tensors, modules, identity })
     }
 
     /// The folder or file that was opened; for a repository, its snapshot in the cache.
@@ -322,18 +336,13 @@ impl Checkpoint {
     }
 }
 
-/// Opens a checkpoint's file on this machine.
-fn open_file(name: &str, path: &Path) -> Result<Box<dyn Storage>> {
-    Ok(Box::new(MappedFile::open(name, path)?))
-}
-
 /// The declared scheme, for a model with this config.
 fn scheme_of(config: &Config, declared: Option<&Declared>) -> Result<Scheme> {
     let types: Vec<&str> = [config.model_type(), config.text_model_type()].into_iter().flatten().collect();
     Scheme::with_experts(declared, Experts::of(&types, config.hidden_size()))
 }
 
-/// The folder or file for `spec`: a path, or the snapshot of a repository in the Hugging Face cache.
+/// The folder or file for `spec`: a path, the snapshot of a repository in the Hugging Face cache, or an address.
 ///
 /// # Errors
 /// A path or repository that does not exist, or a file in an unsupported container.

@@ -1,0 +1,106 @@
+//! Where the files of a checkpoint or adapter lie together: a folder on disk, or a prefix at a server.
+
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+
+use crate::storage::mmap::nanoseconds;
+use crate::storage::regular_file;
+use crate::storage::{MappedFile, Storage, Version};
+use crate::{Error, Result};
+
+/// A place with named files.
+pub trait Folder: Debug + Send + Sync {
+    /// The place itself, for messages: a path or an address.
+    fn location(&self) -> &Path;
+
+    /// Where a file of this name lies, for messages.
+    fn path(&self, name: &str) -> PathBuf {
+        self.location().join(name)
+    }
+
+    /// Whether there is a file of this name. A place that cannot tell without asking for each file says that there is
+    /// one: opening it tells.
+    ///
+    /// # Errors
+    /// The place cannot be reached.
+    fn has(&self, name: &str) -> Result<bool>;
+
+    /// The names of its files, sorted.
+    ///
+    /// # Errors
+    /// The place cannot be listed.
+    fn names(&self) -> Result<Vec<String>>;
+
+    /// A file of at most `limit` bytes as a whole; `None` if it does not exist.
+    ///
+    /// # Errors
+    /// A longer file, or one that cannot be read.
+    fn small(&self, name: &str, limit: u64) -> Result<Option<SmallFile>>;
+
+    /// Opens a file that is read in ranges.
+    ///
+    /// # Errors
+    /// The file is missing or cannot be opened.
+    fn open(&self, name: &str) -> Result<Box<dyn Storage>>;
+
+    /// Opens several files, in their order. A place that pays for each request opens them side by side.
+    fn open_all(&self, names: &[&str]) -> Vec<Result<Box<dyn Storage>>> {
+        names.iter().map(|name| self.open(name)).collect()
+    }
+}
+
+/// The content of a small file.
+#[derive(Debug)]
+pub struct SmallFile {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// What tells it apart from another state of the same file.
+    pub version: Option<Version>,
+}
+
+/// A folder on this machine.
+#[derive(Debug)]
+pub struct LocalFolder(PathBuf);
+
+impl LocalFolder {
+    /// The folder `path`.
+    pub fn new(path: &Path) -> LocalFolder {
+        LocalFolder(path.to_owned())
+    }
+}
+
+impl Folder for LocalFolder {
+    fn location(&self) -> &Path {
+        &self.0
+    }
+
+    fn has(&self, name: &str) -> Result<bool> {
+        // A link whose target is gone is no file.
+        Ok(self.0.join(name).exists())
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let failed = |e| Error::unexpected("cannot list").path(&self.0).because(e);
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.0).map_err(failed)? {
+            names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn small(&self, name: &str, limit: u64) -> Result<Option<SmallFile>> {
+        let path = self.0.join(name);
+        let bytes = match regular_file::read_within(&path, limit) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(regular_file::cannot_read(&path, e)),
+        };
+        let modified = path.metadata().and_then(|data| data.modified()).ok();
+        Ok(Some(SmallFile { bytes, version: modified.and_then(nanoseconds).map(Version::Modified) }))
+    }
+
+    fn open(&self, name: &str) -> Result<Box<dyn Storage>> {
+        Ok(Box::new(MappedFile::open(name, &self.0.join(name))?))
+    }
+}
