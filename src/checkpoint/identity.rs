@@ -46,6 +46,8 @@ pub enum Change {
     Resized(String, u64, u64),
     /// Its header, or a config's content, differs.
     Header(String),
+    /// A server's tag of it differs: its content does.
+    Replaced(String),
     /// Only its modification time differs: a copy, or the same shapes with other values. The tensors' digests
     /// would tell.
     Touched(String),
@@ -59,6 +61,7 @@ impl fmt::Display for Change {
             Change::Resized(name, old, new) => write!(f, "{name} had {old} bytes and now has {new}"),
             Change::Header(name) if name.ends_with(".json") => write!(f, "{name} has different content"),
             Change::Header(name) => write!(f, "{name} has a different header"),
+            Change::Replaced(name) => write!(f, "{name} was replaced at the server"),
             Change::Touched(name) => write!(f, "{name} was modified"),
         }
     }
@@ -81,8 +84,13 @@ impl Identity {
                 None => changes.push(Change::Removed(name)),
                 Some(new) if new.size != old.size => changes.push(Change::Resized(name, old.size, new.size)),
                 Some(new) if new.header != old.header => changes.push(Change::Header(name)),
-                Some(new) if new.modified != old.modified => changes.push(Change::Touched(name)),
-                Some(_) => {}
+                Some(new) if new.modified == old.modified => {}
+                Some(FileIdentity { modified: Some(Version::Tag(_)), .. })
+                    if matches!(old.modified, Some(Version::Tag(_))) =>
+                {
+                    changes.push(Change::Replaced(name));
+                }
+                Some(_) => changes.push(Change::Touched(name)),
             }
         }
         let added = now.files.iter().filter(|new| find(&self.files, &new.name).is_none());

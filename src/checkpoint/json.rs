@@ -8,7 +8,11 @@ use crate::storage::Folder;
 use crate::{Error, Result};
 
 /// Reads the JSON file `name` of at most `limit` bytes, `None` if it does not exist.
-pub(crate) fn read_json<T: DeserializeOwned>(folder: &dyn Folder, name: &str, limit: u64) -> Result<Option<T>> {
+pub(crate) fn read_json<T: DeserializeOwned>(
+    folder: &dyn Folder,
+    name: &str,
+    limit: u64,
+) -> Result<Option<T>> {
     let Some(file) = folder.small(name, limit)? else { return Ok(None) };
     let path = folder.path(name);
     if header::is_lfs_pointer(&file.bytes) {

@@ -11,12 +11,14 @@ pub(crate) mod identity;
 pub(crate) mod index;
 pub(crate) mod json;
 pub(crate) mod locate;
+pub(crate) mod mirror;
 pub(crate) mod module;
 pub mod module_tree;
 pub(crate) mod reader;
 pub use self::catalogue::{FileId, Tensor};
 pub use self::config::Config;
 pub use self::identity::{Change, FileIdentity, Identity};
+pub use self::mirror::LocalFiles;
 pub use self::module::{Module, PackedRows};
 pub use self::reader::{MappedRows, ModuleReader};
 
@@ -35,7 +37,7 @@ use crate::quant::declared::Declared;
 use crate::quant::expert::layout::Experts;
 use crate::quant::registry::Scheme;
 use crate::quant::weight::{SMALL, TensorInfo, Tensors};
-use crate::storage::{Folder, LocalFolder, Storage, Window};
+use crate::storage::{Folder, Keeper, Kept, LocalFolder, Storage, Window};
 use crate::{Error, Result};
 
 /// Bytes of a tensor that are mapped at once while it is hashed.
@@ -142,8 +144,18 @@ impl Checkpoint {
         Self::open_tensors(&source)
     }
 
+    /// The same for the file `name` in the folder at an address.
+    ///
+    /// # Errors
+    /// The errors of [`open_file`](Self::open_file).
+    pub(crate) fn open_tensors_of(spec: &str, name: &str) -> Result<Checkpoint> {
+        let source = locate::resolve(spec, |name| std::env::var_os(name))?;
+        let (folder, root) = (source.folder(), source.path().to_owned());
+        Self::open_tensors(&locate::Source::Remote { folder, file: Some(name.to_owned()), root })
+    }
+
     /// The same for one file that was located already.
-    pub(crate) fn open_tensors(source: &locate::Source) -> Result<Checkpoint> {
+    fn open_tensors(source: &locate::Source) -> Result<Checkpoint> {
         let (config, scheme, faults) = (Config::default(), Scheme::default(), &mut Faults::Stop);
         let layout = index::layout(&*source.folder(), source.file().as_deref(), faults)?;
         Self::gather(source, &layout, config, scheme, faults)
@@ -310,6 +322,38 @@ impl Checkpoint {
     /// If the range is not within the tensor.
     pub fn prefetch(&self, tensor: &Tensor, range: Range<u64>) {
         self.files[tensor.file.0].prefetch(within(tensor, range));
+    }
+
+    /// The same for what is read after that, if there is room for it.
+    ///
+    /// # Panics
+    /// If the range is not within the tensor.
+    pub fn prefetch_later(&self, tensor: &Tensor, range: Range<u64>) {
+        self.files[tensor.file.0].prefetch_later(within(tensor, range));
+    }
+
+    /// Whether every byte that is read has to be fetched from a server.
+    pub fn is_remote(&self) -> bool {
+        self.files.iter().any(|file| file.is_remote())
+    }
+
+    /// Keeps the stored bytes of a module here once they are fetched, until the result is dropped: see
+    /// [`Storage::keep`].
+    ///
+    /// # Errors
+    /// See [`Storage::keep`].
+    pub fn keep(&self, module: &Module, kept: Kept) -> Result<Vec<Box<dyn Keeper>>> {
+        let mut ranges: BTreeMap<FileId, Vec<Range<u64>>> = BTreeMap::new();
+        for (tensor, extent) in module.extents() {
+            ranges.entry(tensor.file).or_default().push(within(tensor, extent));
+        }
+        let kept = ranges.iter().map(|(file, ranges)| self.files[file.0].keep(ranges, kept));
+        kept.filter_map(Result::transpose).collect()
+    }
+
+    /// The folder that its files lie in, where they lie together.
+    pub(crate) fn folder(&self) -> Option<&dyn Folder> {
+        self.folder.as_deref()
     }
 
     /// The blake3 of a tensor's bytes, read in windows of a few MiB.

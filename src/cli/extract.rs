@@ -172,8 +172,13 @@ impl ExtractArgs {
     }
 }
 
-/// The adapter's default name for its base: the value of `--base` without trailing slashes.
+/// The adapter's default name for its base: the value of `--base` without trailing slashes; of a model at a hub, its
+/// name without the revision.
 fn name_of(base: &str) -> String {
+    if let Some(rest) = base.strip_prefix("hf://") {
+        let model: Vec<&str> = rest.split('/').take(2).collect();
+        return model.join("/").split('@').next().unwrap_or_default().to_owned();
+    }
     let name = base.trim_end_matches('/');
     if name.is_empty() { base.to_owned() } else { name.to_owned() }
 }

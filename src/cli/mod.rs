@@ -36,6 +36,9 @@ use crate::cli::ui::output::tell;
 pub struct ProgramArgs {
     #[command(subcommand)]
     command: Command,
+    #[cfg(feature = "remote")]
+    #[command(flatten)]
+    link: crate::cli::ui::link::LinkArgs,
 }
 
 const EXIT_CODES: &str = "Exit codes:
@@ -68,7 +71,16 @@ enum Command {
 
 /// Runs a subcommand.
 pub fn run(arguments: ProgramArgs) -> Result<ExitCode> {
-    match arguments.command {
+    #[cfg(feature = "remote")]
+    arguments.link.configure();
+    let result = dispatch(arguments.command);
+    #[cfg(feature = "remote")]
+    crate::cli::ui::link::tell_traffic(&result);
+    result
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    match command {
         Command::Extract(arguments) => extract::run(*arguments),
         Command::Probe(arguments) => probe::run(arguments),
         Command::Autopsy(arguments) => autopsy::run(*arguments),

@@ -6,6 +6,11 @@ use crate::checkpoint::module::Module;
 /// Resident memory of the process that no permit covers: code, catalogues, stacks, the allocator's own data.
 pub const OVERHEAD: u64 = 40 * 1024 * 1024;
 
+/// [`OVERHEAD`], and the least that the link takes where the process reads from a server.
+pub fn overhead() -> u64 {
+    OVERHEAD + crate::storage::link_least()
+}
+
 /// A generous estimate of the bytes that one entry of a checkpoint's catalogue takes.
 pub const CATALOGUE_ENTRY: u64 = 1024;
 

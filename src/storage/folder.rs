@@ -25,11 +25,20 @@ pub trait Folder: Debug + Send + Sync {
     /// The place cannot be reached.
     fn has(&self, name: &str) -> Result<bool>;
 
-    /// The names of its files, sorted.
+    /// The names of its files, sorted. A place that lists nothing gives those that a checkpoint or an adapter may
+    /// consist of.
     ///
     /// # Errors
     /// The place cannot be listed.
     fn names(&self) -> Result<Vec<String>>;
+
+    /// The names of all its files; `None` where the place lists nothing.
+    ///
+    /// # Errors
+    /// The place cannot be listed.
+    fn listed(&self) -> Result<Option<Vec<String>>> {
+        self.names().map(Some)
+    }
 
     /// A file of at most `limit` bytes as a whole; `None` if it does not exist.
     ///
@@ -42,6 +51,14 @@ pub trait Folder: Debug + Send + Sync {
     /// # Errors
     /// The file is missing or cannot be opened.
     fn open(&self, name: &str) -> Result<Box<dyn Storage>>;
+
+    /// The same; `None` for a file that does not exist.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    fn open_if_any(&self, name: &str) -> Result<Option<Box<dyn Storage>>> {
+        if self.has(name)? { self.open(name).map(Some) } else { Ok(None) }
+    }
 
     /// Opens several files, in their order. A place that pays for each request opens them side by side.
     fn open_all(&self, names: &[&str]) -> Vec<Result<Box<dyn Storage>>> {

@@ -100,6 +100,41 @@ pub trait Storage: Debug + Send + Sync {
     }
 }
 
+/// The least bytes of memory that the link to servers takes; zero in a process that reads from none.
+pub(crate) fn link_least() -> u64 {
+    #[cfg(feature = "remote")]
+    return remote::least();
+    #[cfg(not(feature = "remote"))]
+    0
+}
+
+/// Gives the link a share of `spare` bytes of memory, so that it reads further ahead; returns how many.
+pub(crate) fn link_grow(spare: u64) -> u64 {
+    #[cfg(feature = "remote")]
+    return remote::grow(spare);
+    #[cfg(not(feature = "remote"))]
+    {
+        let _ = spare;
+        0
+    }
+}
+
+/// Bytes that were announced to the link and are not here yet.
+pub(crate) fn link_backlog() -> u64 {
+    #[cfg(feature = "remote")]
+    return remote::backlog();
+    #[cfg(not(feature = "remote"))]
+    0
+}
+
+/// Whether there is a scratch folder for what is fetched and read more than once.
+pub(crate) fn has_scratch() -> bool {
+    #[cfg(feature = "remote")]
+    return remote::has_scratch();
+    #[cfg(not(feature = "remote"))]
+    false
+}
+
 /// Where bytes are kept that are read more than once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {

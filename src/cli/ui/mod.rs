@@ -3,6 +3,8 @@
 pub(crate) mod allocator;
 pub(crate) mod byte_size;
 pub(crate) mod limits;
+#[cfg(feature = "remote")]
+pub(crate) mod link;
 pub(crate) mod output;
 pub(crate) mod progress_bar;
 pub(crate) mod signal;

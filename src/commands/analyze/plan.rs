@@ -8,7 +8,7 @@ use crate::delta::difference::VISIT_SCRATCH;
 use crate::factorize::choose;
 use crate::factorize::kernel::tiling;
 use crate::factorize::types::{Method, Request};
-use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, TENSOR_RECORD, THREAD, mapped};
+use crate::pipeline::memory::{CATALOGUE_ENTRY, TENSOR_RECORD, THREAD, mapped, overhead};
 use crate::{Error, Result};
 
 /// Minimum number of leading directions computed for every difference, whatever the rank.
@@ -64,7 +64,7 @@ pub fn plan(checkpoints: &Checkpoints, modules: &[Quartet<'_>], job: &Analyzing)
     let pages: u64 = sides.iter().map(|(_, c)| mapped(c)).sum();
     let band = modules.iter().map(band_bytes).max().unwrap_or(0);
     let thread = THREAD + VISIT_SCRATCH + SURVEY_SCRATCH + band + pages;
-    let fixed = OVERHEAD + threads as u64 * thread + entries as u64 * (CATALOGUE_ENTRY + TENSOR_RECORD);
+    let fixed = overhead() + threads as u64 * thread + entries as u64 * (CATALOGUE_ENTRY + TENSOR_RECORD);
     let costs: Vec<Cost> = modules.iter().map(|quartet| Cost::of(quartet, &job.asking)).collect();
     let largest = costs.iter().zip(modules).max_by_key(|(cost, _)| cost.recomputed(1));
     let least =

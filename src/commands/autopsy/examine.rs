@@ -106,6 +106,9 @@ fn open(spec: &str) -> Result<Checkpoint> {
         Ok(found) if found.is_dir() && PeftAdapter::is_at(&found) => {
             Checkpoint::open_file(&found.join(WEIGHTS))
         }
+        Ok(found) if !found.exists() && PeftAdapter::is_named_by(spec)? => {
+            Checkpoint::open_tensors_of(spec, WEIGHTS)
+        }
         _ => Checkpoint::open(spec),
     }
 }

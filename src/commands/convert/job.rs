@@ -24,7 +24,7 @@ use crate::durable::checksums::Checksums;
 use crate::durable::digest::Written;
 use crate::durable::{atomic_file, checksums, digest, folder};
 use crate::lora::read::PeftAdapter;
-use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, TENSOR_RECORD, THREAD};
+use crate::pipeline::memory::{CATALOGUE_ENTRY, TENSOR_RECORD, THREAD, overhead};
 use crate::pipeline::options::RunOptions;
 use crate::pipeline::ordered_panels::threads_within;
 use crate::run::attempts::completed::Completed;
@@ -352,7 +352,7 @@ fn threads(job: &Parts<'_>) -> Result<usize> {
         computed.iter().filter(|module| module.is_whole()).map(|module| module.size()).max().unwrap_or(0);
     let writing = job.shards.iter().map(|shard| memory_for(shard.bytes)).max().unwrap_or(0);
     let entries = job.base.tensors().len() + job.adapter.map_or(0, |adapter| adapter.tensors().len());
-    let fixed = OVERHEAD
+    let fixed = overhead()
         + HASHING
         + writing
         + entries as u64 * (CATALOGUE_ENTRY + TENSOR_RECORD)

@@ -16,7 +16,8 @@ use crate::factorize::choose;
 use crate::factorize::kernel::tiling;
 use crate::factorize::types::{Method, Request};
 use crate::lora::names::{Place, group_of};
-use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, TENSOR_RECORD, THREAD, mapped};
+use crate::pipeline::memory::{CATALOGUE_ENTRY, TENSOR_RECORD, THREAD, mapped, overhead};
+use crate::storage::{Kept, has_scratch, link_grow};
 use crate::{Error, Result};
 use std::time::Instant;
 
@@ -41,6 +42,12 @@ pub struct PlannedModule {
     pub flops: f64,
     /// Bytes of tensors to read in one pass.
     pub read_bytes: u64,
+    /// Bytes of them that cross the link to a server; each crosses it once.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub link_bytes: u64,
+    /// Where its stored bytes are kept, if they come from a server and are read more than once.
+    #[serde(skip)]
+    pub kept: Option<Kept>,
     /// Which error its factors will be the least in, where the run knows of more than that of the weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub minimizes: Option<Minimized>,
@@ -63,6 +70,9 @@ pub struct PlannedLeftover {
     pub shape: Vec<usize>,
     /// Bytes to read for its comparison.
     pub read_bytes: u64,
+    /// Bytes of them that cross the link to a server.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub link_bytes: u64,
     /// Bytes that the comparison keeps resident.
     pub memory: u64,
     /// The names under which it is compared.
@@ -103,10 +113,18 @@ pub struct ExtractionPlan {
     pub threads: usize,
     /// Bytes of tensors to read.
     pub read_bytes: u64,
+    /// Bytes of them that cross the link to a server.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub link_bytes: u64,
     /// Peak size of the output folder in bytes.
     pub disk_bytes: u64,
     /// Estimate of the run's time in seconds.
     pub seconds: f64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 /// The factorization requested for every module.
@@ -143,6 +161,7 @@ impl ExtractionPlan {
             budget: 0,
             threads: job.running.threads,
             read_bytes: 0,
+            link_bytes: 0,
             disk_bytes: 0,
             seconds: 0.0,
         };
@@ -171,19 +190,25 @@ impl ExtractionPlan {
         let scratch = if whole { VISIT_SCRATCH } else { PIECE_SCRATCH };
         // Reader threads and factorizing threads.
         let threads = self.threads as u64 * (THREAD + 2 * (scratch + mapped));
-        let fixed = OVERHEAD + threads + entries as u64 * (CATALOGUE_ENTRY + TENSOR_RECORD);
-        let needed = costs.iter().map(|cost| cost.recomputed(1));
+        let fixed = overhead() + threads + entries as u64 * (CATALOGUE_ENTRY + TENSOR_RECORD);
+        let needed = costs.iter().map(Cost::least);
         let needed = needed.chain(self.not_represented.iter().map(|l| l.memory)).max().unwrap_or(0);
         self.least_memory = (fixed + needed).next_multiple_of(1 << 20);
         if self.memory < self.least_memory {
             let [given, least] = [self.memory, self.least_memory].map(|bytes| bytes >> 20);
             let what = format!("not enough memory: {given} MiB given, {least} MiB needed");
-            let largest =
-                costs.iter().max_by_key(|cost| cost.recomputed(1)).map(|cost| cost.pair.name.clone());
-            let hint = format!("give --memory {least}MiB; fewer --threads and a lower --rank need less");
+            let largest = costs.iter().max_by_key(|cost| cost.least()).map(|cost| cost.pair.name.clone());
+            let scratch = if costs.iter().any(|cost| cost.least() > cost.recomputed(1)) {
+                "; or --scratch DIR, to keep there what is fetched and read more than once"
+            } else {
+                ""
+            };
+            let hint =
+                format!("give --memory {least}MiB; fewer --threads and a lower --rank need less{scratch}");
             return Err(Error::decide(what).tensor(largest.unwrap_or_default()).hint(hint));
         }
-        self.budget = self.memory - fixed;
+        let spare = self.memory - self.least_memory;
+        self.budget = self.memory - fixed - link_grow(spare);
         self.modules = costs.into_iter().map(|cost| cost.plan(self.budget, self.threads)).collect();
         Ok(())
     }
@@ -197,6 +222,8 @@ impl ExtractionPlan {
         self.disk_bytes = sizes.fold(1 << 20, u64::saturating_add);
         let modules = self.modules.iter().map(|m| m.read_bytes);
         self.read_bytes = modules.chain(self.not_represented.iter().map(|l| l.read_bytes)).sum();
+        let modules = self.modules.iter().map(|m| m.link_bytes);
+        self.link_bytes = modules.chain(self.not_represented.iter().map(|l| l.link_bytes)).sum();
         let flops: f64 = self.modules.iter().map(|m| m.flops).sum();
         // Reading overlaps the products, except from a slow disk, which cannot be known here.
         self.seconds = flops / (product_rate() * self.threads as f64) + self.read_bytes as f64 / 4e9;
@@ -219,8 +246,40 @@ struct Cost {
     /// Whether the error on the served checkpoint is measured after the factorization.
     served: bool,
     read_bytes: u64,
+    fetched: Fetched,
+    /// Whether the tuned weight is read again even where the delta is held.
+    tuned_again: bool,
     minimizes: Option<Minimized>,
     calibrated: Option<KnownInput>,
+}
+
+/// Stored bytes of a module that come from a server, by side.
+#[derive(Clone, Copy)]
+struct Fetched {
+    base: u64,
+    tuned: u64,
+    served: u64,
+    dense: u64,
+}
+
+impl Fetched {
+    fn of(pair: &Pair, inputs: &Inputs) -> Fetched {
+        let bytes = |checkpoint: &Checkpoint, name: &str| {
+            checkpoint.module(name).filter(|_| checkpoint.is_remote()).map_or(0, Module::size)
+        };
+        let other =
+            |checkpoint: &Option<Checkpoint>| checkpoint.as_ref().map_or(0, |open| bytes(open, &pair.name));
+        Fetched {
+            base: bytes(&inputs.base, &pair.name),
+            tuned: bytes(&inputs.tuned, &pair.tuned),
+            served: other(&inputs.served),
+            dense: other(&inputs.dense),
+        }
+    }
+
+    fn all(self) -> u64 {
+        self.base + self.tuned + self.served + self.dense
+    }
 }
 
 impl Cost {
@@ -241,6 +300,7 @@ impl Cost {
         // The change is computed anew at every pass.
         let change = dense.map_or(0, |_| panel * job.running.threads as u64 + kept_dense);
         let calibrated = norm::input(inputs, &pair)?;
+        let fetched = Fetched::of(&pair, inputs);
         let Work { method, flops, bytes: workspace } =
             Work::of([m, n], &request, job.running.threads, calibrated.as_ref(), dense.is_some());
         Ok(Cost {
@@ -254,6 +314,8 @@ impl Cost {
             read_bytes: bytes(&inputs.base, &pair.name)
                 + bytes(&inputs.tuned, &pair.tuned)
                 + dense.map_or(0, |dense| bytes(dense, &pair.name) + bytes(&inputs.tuned, &pair.tuned)),
+            fetched,
+            tuned_again: inputs.served.is_some() || inputs.dense.is_some(),
             minimizes: norm::minimized(inputs, calibrated.as_ref()),
             calibrated,
             pair,
@@ -269,18 +331,53 @@ impl Cost {
         (self.panel * visitors as u64).min(self.delta) + self.work + self.kept
     }
 
+    /// Bytes from a server that are read more than once: all sides of a delta that is computed anew, and otherwise
+    /// what is read again to measure the served checkpoint, or for a hybrid.
+    fn again(&self, held: bool) -> u64 {
+        let Fetched { base, tuned, served, dense } = self.fetched;
+        let delta = if held { 0 } else { base };
+        let tuned = if held && !self.tuned_again { 0 } else { tuned };
+        delta + tuned + served + dense
+    }
+
+    /// The least memory that it can be done with.
+    fn least(&self) -> u64 {
+        if has_scratch() {
+            return self.recomputed(1);
+        }
+        (self.recomputed(1) + self.again(false)).min(self.held() + self.again(true)).max(self.recomputed(1))
+    }
+
+    /// Whether its delta is held, for how many visitors it is computed anew, the memory that it takes, and where its
+    /// fetched bytes are kept.
+    fn choose(&self, budget: u64, threads: usize) -> (bool, usize, u64, Option<Kept>) {
+        let visitors = |again: u64| (1..=threads).rev().find(|&v| self.recomputed(v) + again <= budget);
+        let memory = |held: bool| (self.again(held) > 0).then_some(Kept::Memory);
+        let scratch = |held: bool| (self.again(held) > 0).then_some(Kept::Scratch);
+        let few = visitors(0).unwrap_or(1);
+        if self.held() + self.again(true) <= budget {
+            return (true, few, self.held() + self.again(true), memory(true));
+        }
+        match visitors(self.again(false)) {
+            Some(many) => (false, many, self.recomputed(many) + self.again(false), memory(false)),
+            None if self.held() <= budget => (true, few, self.held(), scratch(true)),
+            None => (false, few, self.recomputed(few), scratch(false)),
+        }
+    }
+
     fn plan(self, budget: u64, threads: usize) -> PlannedModule {
-        let held = self.held() <= budget;
-        let visitors = (1..=threads).rev().find(|&v| self.recomputed(v) <= budget).unwrap_or(1);
+        let (held, visitors, memory, kept) = self.choose(budget, threads);
         PlannedModule {
             name: self.pair.name.clone(),
             shape: self.pair.shape,
             method: self.method.name().to_owned(),
             held,
             visitors,
-            memory: if held { self.held() } else { self.recomputed(visitors) },
+            memory,
             flops: self.flops,
             read_bytes: self.read_bytes,
+            link_bytes: self.fetched.all(),
+            kept,
             minimizes: self.minimizes,
             calibrated: self.calibrated,
             pair: self.pair,
@@ -325,10 +422,11 @@ fn compared(inputs: &Inputs, leftover: Leftover) -> PlannedLeftover {
             None => checkpoint.tensor(name).map_or(0, Tensor::size),
         }
     };
-    let (mut read_bytes, mut memory) = (0, 0);
+    let (mut read_bytes, mut link_bytes, mut memory) = (0, 0, 0);
     if comparable {
         for (checkpoint, name) in [(&inputs.base, &leftover.base), (&inputs.tuned, &leftover.tuned)] {
             read_bytes += size(checkpoint, name);
+            link_bytes += if checkpoint.is_remote() { size(checkpoint, name) } else { 0 };
             memory += kept(checkpoint, name.as_deref().unwrap_or_default());
         }
     }
@@ -337,6 +435,7 @@ fn compared(inputs: &Inputs, leftover: Leftover) -> PlannedLeftover {
         reason: leftover.reason,
         shape: leftover.shape.clone(),
         read_bytes,
+        link_bytes,
         memory,
         leftover,
     }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use safetensors::Dtype;
 
+use crate::commands::extract::fetch::{Ahead, Read, keep};
 use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::leftover::compare;
 use crate::commands::extract::module::{A, B, FinishedModule, Loaded, finish, load};
@@ -29,6 +30,7 @@ use crate::quant::weight::TensorInfo;
 use crate::run::attempts::recorder::Recorder;
 use crate::run::progress::Progress;
 use crate::run::unit::{Unit, UnitId};
+use crate::storage::Keeper;
 use crate::{Error, Result};
 
 /// Modules in flight: enough for one module's serial steps to overlap another's matrix products.
@@ -52,7 +54,7 @@ impl Task<'_> {
 
 /// A unit that has been read.
 enum Ready<'a> {
-    Module(&'a PlannedModule, Loaded, Instant),
+    Module(&'a PlannedModule, Loaded, Instant, Vec<Box<dyn Keeper>>),
     Compared(LeftOut, Vec<TensorRecord>),
 }
 
@@ -66,6 +68,7 @@ enum Done {
 struct Shared<'a> {
     inputs: &'a Inputs,
     job: &'a Extraction,
+    ahead: Ahead<'a>,
     /// Reads have their own pool, so that a blocked join cannot steal a factorization.
     reading: rayon::ThreadPool,
     factorizing: rayon::ThreadPool,
@@ -106,9 +109,15 @@ pub fn run(
         let pool = rayon::ThreadPoolBuilder::new().num_threads(plan.threads).build();
         pool.map_err(|e| Error::unexpected("cannot start the threads").because(e))
     };
+    let tasks = remaining(plan, recorder, progress);
+    let order = tasks.iter().map(|(_, task)| match task {
+        Task::Module(module) => Read::Module(module),
+        Task::Compare(planned) => Read::Compared(planned),
+    });
     let shared = Shared {
         inputs,
         job,
+        ahead: Ahead::new(inputs, order.collect()),
         reading: pool()?,
         factorizing: pool()?,
         budget: Budget::new(plan.budget),
@@ -117,7 +126,7 @@ pub fn run(
         stop: AtomicBool::new(false),
         failure: Mutex::new(None),
     };
-    let tasks = Mutex::new(remaining(plan, recorder, progress).into());
+    let tasks = Mutex::new(tasks.into());
     thread::scope(|scope| {
         let (to_workers, from_readers) = bounded(0);
         let (to_writer, from_workers) = bounded(1);
@@ -139,22 +148,35 @@ pub fn run(
     }
 }
 
-/// The remaining work: modules in the plan's order, then the comparisons, which are cheap.
-fn remaining<'a>(plan: &'a ExtractionPlan, recorder: &Records<'_>, progress: &dyn Progress) -> Vec<Task<'a>> {
+/// The remaining work, numbered: modules in the plan's order, then the comparisons, which are cheap.
+fn remaining<'a>(
+    plan: &'a ExtractionPlan,
+    recorder: &Records<'_>,
+    progress: &dyn Progress,
+) -> Vec<(usize, Task<'a>)> {
     let (done, modules): (Vec<_>, Vec<_>) = plan.modules.iter().partition(|m| recorder.is_done(&m.unit()));
     let compared = |l: &&PlannedLeftover| recorder.is_done(&l.unit());
     let (compared, leftovers): (Vec<_>, Vec<_>) = plan.not_represented.iter().partition(compared);
     let done_bytes = done.iter().map(|m| m.read_bytes).chain(compared.iter().map(|l| l.read_bytes)).sum();
     progress.begin(plan.modules.len(), plan.read_bytes, done.len(), done_bytes);
-    modules.into_iter().map(Task::Module).chain(leftovers.into_iter().map(Task::Compare)).collect()
+    modules
+        .into_iter()
+        .map(Task::Module)
+        .chain(leftovers.into_iter().map(Task::Compare))
+        .enumerate()
+        .collect()
 }
 
 type Sent<'a, T> = (T, Permit<'a>);
 
 /// Reader: takes a task and the permit for its memory, and loads the delta.
-fn read<'a>(shared: &'a Shared<'_>, tasks: &Mutex<VecDeque<Task<'a>>>, ready: &Sender<Sent<'a, Ready<'a>>>) {
+fn read<'a>(
+    shared: &'a Shared<'_>,
+    tasks: &Mutex<VecDeque<(usize, Task<'a>)>>,
+    ready: &Sender<Sent<'a, Ready<'a>>>,
+) {
     let count = |bytes| shared.progress.read(bytes);
-    while let Some((task, permit)) = shared.budget.first_that_fits(tasks, Task::memory) {
+    while let Some(((at, task), permit)) = shared.budget.first_that_fits(tasks, |(_, task)| task.memory()) {
         if shared.stopped() {
             return;
         }
@@ -167,10 +189,14 @@ fn read<'a>(shared: &'a Shared<'_>, tasks: &Mutex<VecDeque<Task<'a>>>, ready: &S
                 let started = Instant::now();
                 let slab = |values| shared.slabs.obtain(values, shared.budget.free());
                 let load = || load(shared.inputs, module, shared.job, &slab, &count);
-                let loaded = shared.reading.install(load);
-                loaded.map(|loaded| Ready::Module(module, loaded, started))
+                keep(shared.inputs, module).and_then(|kept| {
+                    shared.ahead.begin(at);
+                    let loaded = shared.reading.install(load)?;
+                    Ok(Ready::Module(module, loaded, started, kept))
+                })
             }
             Task::Compare(planned) => {
+                shared.ahead.begin(at);
                 let compared = shared.reading.install(|| compare(shared.inputs, &planned.leftover, &count));
                 compared.map(|(left_out, tensors)| Ready::Compared(left_out, tensors))
             }
@@ -191,10 +217,11 @@ fn work<'a>(shared: &'a Shared<'_>, ready: &Receiver<Sent<'a, Ready<'a>>>, done:
         }
         let finished = match ready {
             Ready::Compared(left_out, tensors) => Ok(Done::Compared(left_out, tensors)),
-            Ready::Module(module, loaded, started) => {
+            Ready::Module(module, loaded, started, kept) => {
                 let spent = |slab| shared.slabs.give_back(slab);
                 let factorize = || finish(shared.inputs, module, shared.job, loaded, &spent);
                 let finished = shared.factorizing.install(factorize);
+                drop(kept);
                 finished.map(|finished| Done::Module(Box::new(finished), started.elapsed()))
             }
         };

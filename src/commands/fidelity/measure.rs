@@ -26,7 +26,7 @@ use crate::lora::names::{Place, kind_of, place_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{ExtraKind, PeftModule};
 use crate::lora::tree::BaseModules;
-use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, TENSOR_RECORD, THREAD, mapped};
+use crate::pipeline::memory::{CATALOGUE_ENTRY, TENSOR_RECORD, THREAD, mapped, overhead};
 use crate::pipeline::options::RunOptions;
 use crate::run::identity::RunIdentity;
 use crate::run::progress::Progress;
@@ -254,7 +254,7 @@ fn visitors(
         let sides = [checkpoints[0].module(&pair.name), checkpoints[1].module(&pair.tuned)];
         kept = kept.max(sides.into_iter().flatten().map(|module| module.kept_size() as u64).sum());
     }
-    let fixed = OVERHEAD
+    let fixed = overhead()
         + threads as u64 * (THREAD + VISIT_SCRATCH + ROWS * row + pages)
         + entries as u64 * (CATALOGUE_ENTRY + TENSOR_RECORD)
         + factors

@@ -101,7 +101,10 @@ fn hub(rest: &str) -> Result<Address> {
 fn bucket(rest: &str) -> Result<Address> {
     let (bucket, path) = rest.split_once('/').unwrap_or((rest, ""));
     let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-    if bucket.is_empty() || !bucket.chars().all(named) || !bucket.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+    if bucket.is_empty()
+        || !bucket.chars().all(named)
+        || !bucket.starts_with(|c: char| c.is_ascii_alphanumeric())
+    {
         return Err(Error::decide(format!("'s3://{rest}' names no bucket")).hint("give s3://BUCKET/PREFIX"));
     }
     let (path, file) = split(path);
@@ -112,11 +115,15 @@ fn web(spec: &str) -> Result<Address> {
     // What is wrong is said without the address: it may hold a password.
     let mut url = Url::parse(spec).map_err(|e| Error::decide("the address cannot be read").because(e))?;
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(Error::decide("an address with a password is refused: it would be recorded with the run"));
+        return Err(Error::decide(
+            "an address with a password is refused: it would be recorded with the run",
+        ));
     }
     if url.query().is_some() || url.fragment().is_some() {
-        return Err(Error::decide("an address with a query is refused: signatures would be recorded with the run")
-            .hint("use hf:// or s3://, which sign each request from the credentials in the environment"));
+        return Err(Error::decide(
+            "an address with a query is refused: signatures would be recorded with the run",
+        )
+        .hint("use hf:// or s3://, which sign each request from the credentials in the environment"));
     }
     if url.host_str().is_none_or(str::is_empty) {
         return Err(Error::decide("the address names no host"));
@@ -164,7 +171,15 @@ mod tests {
 
     #[test]
     fn what_is_no_address_or_holds_a_secret_is_refused_without_repeating_it() {
-        for spec in ["ftp://h/x", "hf://onlyname", "hf://a/../x", "hf://a/b@", "hf://datasets/a/b", "s3:///x", "https://"] {
+        for spec in [
+            "ftp://h/x",
+            "hf://onlyname",
+            "hf://a/../x",
+            "hf://a/b@",
+            "hf://datasets/a/b",
+            "s3:///x",
+            "https://",
+        ] {
             assert!(parse(spec).is_err(), "{spec}");
         }
         for spec in ["s3://b/../x", "hf://a/b/../../c"] {

@@ -100,7 +100,11 @@ impl Blocks {
                 at = end;
                 continue;
             }
-            let next = self.blocks.range((object, at)..(object, range.end)).next().map_or(range.end, |(key, _)| key.1);
+            let next = self
+                .blocks
+                .range((object, at)..(object, range.end))
+                .next()
+                .map_or(range.end, |(key, _)| key.1);
             let end = next.min(at + most);
             let block = Block { end, fate: Fate::Queued, taken: 0, turn: 0, pins: 0, spill: None };
             self.blocks.insert((object, at), block);
@@ -248,7 +252,8 @@ impl Blocks {
 
     /// Drops all blocks of an object.
     pub(crate) fn forget(&mut self, object: u64) {
-        let keys: Vec<Key> = self.blocks.range((object, 0)..=(object, u64::MAX)).map(|(key, _)| *key).collect();
+        let keys: Vec<Key> =
+            self.blocks.range((object, 0)..=(object, u64::MAX)).map(|(key, _)| *key).collect();
         keys.into_iter().for_each(|key| self.remove(key));
     }
 }

@@ -209,7 +209,8 @@ impl Agents {
                 .timeout_per_read(Some(settings.stall))
                 .build()
         };
-        let made = |config| Agent::with_parts(config, DefaultConnector::default(), DefaultResolver::default());
+        let made =
+            |config| Agent::with_parts(config, DefaultConnector::default(), DefaultResolver::default());
         let proxied = configured(Proxy::try_from_env());
         let public = Agent::with_parts(proxied.clone(), DefaultConnector::default(), PublicOnly::default());
         // No proxy reaches this machine's own servers.
@@ -219,7 +220,9 @@ impl Agents {
 
 /// The certificates that `SSL_CERT_FILE` names, as for OpenSSL and curl; `None` for the built-in ones of Mozilla.
 fn own_roots() -> Result<Option<RootCerts>> {
-    let Some(path) = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()) else { return Ok(None) };
+    let Some(path) = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()) else {
+        return Ok(None);
+    };
     let path = std::path::Path::new(&path);
     let bytes = regular_file::read(path).map_err(|e| regular_file::cannot_read(path, e))?;
     let certificates: Vec<_> = parse_pem(&bytes)

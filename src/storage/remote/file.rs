@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::storage::remote::USED;
 use crate::storage::remote::address::{self, Place};
+use crate::storage::remote::bucket::BucketFolder;
 use crate::storage::remote::guard;
+use crate::storage::remote::hub::HubModel;
 use crate::storage::remote::link::{Hold, Wanted, link};
 use crate::storage::remote::object::{self, Object, Origin};
 use crate::storage::remote::settings::settings;
 use crate::storage::remote::spill::Spill;
 use crate::storage::remote::web::{PROBED, WebFolder};
-use crate::storage::remote::USED;
 use crate::storage::{Folder, Keeper, Kept, SmallFile, Storage, Version, Window};
 use crate::{Error, Result};
 
@@ -42,13 +44,21 @@ pub struct Opened {
 /// An address that is none or is refused; a server that is out of reach; a repository that is not there.
 pub fn open(spec: &str) -> Result<Opened> {
     let address = address::parse(spec)?;
+    let variable = |name: &str| std::env::var_os(name);
     USED.store(true, Ordering::Relaxed);
     let (origin, names): (Arc<dyn Origin>, _) = match address.place {
         Place::Web(url) => {
             guard::check_scheme(&url).map_err(|e| e.path(spec))?;
             (Arc::new(WebFolder::new(url)), None)
         }
-        Place::Hub { .. } | Place::Bucket { .. } => return Err(Error::decide("not yet")),
+        Place::Hub { repository, revision, path } => {
+            let (model, names) = HubModel::find(&repository, revision.as_deref(), &path, &variable)?;
+            (Arc::new(model), Some(names))
+        }
+        Place::Bucket { bucket, path } => {
+            let (folder, names) = BucketFolder::find(&bucket, &path, &variable)?;
+            (Arc::new(folder), names)
+        }
     };
     let root = match &address.file {
         Some(file) => origin.location().join(file),
@@ -94,6 +104,10 @@ impl Folder for RemoteFolder {
         Ok(found)
     }
 
+    fn listed(&self) -> Result<Option<Vec<String>>> {
+        Ok(self.names.clone())
+    }
+
     fn small(&self, name: &str, limit: u64) -> Result<Option<SmallFile>> {
         if !self.has(name)? {
             return Ok(None);
@@ -103,15 +117,18 @@ impl Folder for RemoteFolder {
     }
 
     fn open(&self, name: &str) -> Result<Box<dyn Storage>> {
-        let missing = || {
+        self.open_if_any(name)?.ok_or_else(|| {
             Error::input("a file of the checkpoint is missing")
                 .path(self.path(name))
                 .hint("the upload is incomplete, or the index belongs to another revision")
-        };
+        })
+    }
+
+    fn open_if_any(&self, name: &str) -> Result<Option<Box<dyn Storage>>> {
         if !self.has(name)? {
-            return Err(missing());
+            return Ok(None);
         }
-        let (object, mut head) = object::open(&self.origin, name, FIRST, 0)?.ok_or_else(missing)?;
+        let Some((object, mut head)) = object::open(&self.origin, name, FIRST, 0)? else { return Ok(None) };
         // The length of a safetensors header is its first number: the rest of it is the second request.
         if let (true, Some(length)) = (name.ends_with(".safetensors"), head.first_chunk::<8>()) {
             let end = u64::from_le_bytes(*length).saturating_add(8);
@@ -122,12 +139,13 @@ impl Folder for RemoteFolder {
         }
         let object = Arc::new(object);
         link().add(Arc::clone(&object));
-        Ok(Box::new(RemoteFile { object, head: Mutex::new((0, head)) }))
+        Ok(Some(Box::new(RemoteFile { object, head: Mutex::new((0, head)) })))
     }
 
     fn open_all(&self, names: &[&str]) -> Vec<Result<Box<dyn Storage>>> {
         let next = Mutex::new(0);
-        let opened: Mutex<Vec<Option<Result<Box<dyn Storage>>>>> = Mutex::new(names.iter().map(|_| None).collect());
+        let opened: Mutex<Vec<Option<Result<Box<dyn Storage>>>>> =
+            Mutex::new(names.iter().map(|_| None).collect());
         let lock = |mutex: &Mutex<usize>| {
             let mut next = mutex.lock().unwrap_or_else(PoisonError::into_inner);
             *next += 1;
@@ -248,7 +266,9 @@ impl Storage for RemoteFile {
         let spill = match (kept, &settings().scratch) {
             (Kept::Memory, _) => None,
             (Kept::Scratch, Some(folder)) => Some(Arc::new(Spill::new(folder)?)),
-            (Kept::Scratch, None) => return Err(Error::decide("there is no scratch folder").hint("give --scratch DIR")),
+            (Kept::Scratch, None) => {
+                return Err(Error::decide("there is no scratch folder").hint("give --scratch DIR"));
+            }
         };
         Ok(Some(Box::new(link().hold(self.object.id, ranges, spill.as_ref()))))
     }

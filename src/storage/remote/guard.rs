@@ -78,7 +78,9 @@ pub(crate) fn check_scheme(url: &Url) -> Result<()> {
         "http" if is_loopback(url) || settings().allow_http => Ok(()),
         "http" => Err(Error::decide("http:// is not encrypted, and is read from this machine only")
             .hint("give https://, or --allow-http in a network that you trust")),
-        other => Err(Error::input(format!("the server sends the reader to an address of the scheme '{other}'"))),
+        other => {
+            Err(Error::input(format!("the server sends the reader to an address of the scheme '{other}'")))
+        }
     }
 }
 
@@ -143,9 +145,26 @@ mod tests {
     #[test]
     fn private_addresses_in_every_disguise() {
         for text in [
-            "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
-            "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fc00::1", "fd12::1", "ff02::1",
-            "::ffff:10.0.0.1", "::ffff:169.254.169.254", "64:ff9b::a00:1", "2002:a00:1::1", "::7f00:1",
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::1",
+            "::",
+            "fe80::1",
+            "fc00::1",
+            "fd12::1",
+            "ff02::1",
+            "::ffff:10.0.0.1",
+            "::ffff:169.254.169.254",
+            "64:ff9b::a00:1",
+            "2002:a00:1::1",
+            "::7f00:1",
         ] {
             assert!(!is_public(text.parse().unwrap()), "{text}");
         }
@@ -159,7 +178,9 @@ mod tests {
         let to = |text: &str, public| check_redirect(&Url::parse(text).unwrap(), public);
         assert!(to("https://cdn.example.org/x", true).is_ok());
         assert!(to("https://10.0.0.1/x", false).is_ok());
-        for bad in ["https://10.0.0.1/x", "https://[::1]/x", "http://169.254.169.254/latest", "http://localhost/x"] {
+        for bad in
+            ["https://10.0.0.1/x", "https://[::1]/x", "http://169.254.169.254/latest", "http://localhost/x"]
+        {
             assert!(to(bad, true).is_err(), "{bad}");
         }
         for bad in ["file:///etc/passwd", "ftp://h/x", "http://cdn.example.org/x"] {

@@ -97,8 +97,12 @@ impl Link {
     pub(crate) fn announce(&'static self, id: u64, ranges: &[Range<u64>], wanted: Wanted) {
         let mut state = self.lock();
         for range in ranges {
-            for key in state.blocks.cover(id, range.clone(), BLOCK) {
-                state.queues[wanted as usize].push_back(key);
+            state.blocks.cover(id, range.clone(), BLOCK);
+            // What was announced for later is wanted sooner now.
+            for key in state.blocks.within(id, range) {
+                if state.blocks.is_queued(key) {
+                    state.queues[wanted as usize].push_back(key);
+                }
             }
         }
         self.start(&mut state);

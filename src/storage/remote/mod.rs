@@ -8,10 +8,12 @@
 mod address;
 mod answer;
 mod blocks;
+mod bucket;
 mod cache;
 mod client;
 mod file;
 mod guard;
+mod hub;
 mod link;
 mod object;
 mod retry;
@@ -32,17 +34,42 @@ pub fn is_used() -> bool {
     USED.load(Ordering::Relaxed)
 }
 
-/// Bytes of `memory` that go to the link where this process reads from a server, and zero otherwise: an eighth of it,
-/// for blocks that were read ahead, and the buffers of its connections.
-pub(crate) fn reserve(memory: u64) -> u64 {
-    const MOST: u64 = 512 << 20;
+/// The most bytes that blocks may take.
+const MOST: u64 = 512 << 20;
+
+/// The least bytes that the link takes where this process reads from a server, and zero otherwise: blocks, and the
+/// buffers of its connections.
+pub(crate) fn least() -> u64 {
     const CONNECTION: u64 = 384 << 10;
     if !is_used() {
         return 0;
     }
-    let blocks = (memory / 8).clamp(link::LEAST, MOST);
-    link::link().set_capacity(blocks);
     // A window may outlive its block, and a block that is waited for needs no room.
     let beyond = 4 * link::BLOCK;
-    blocks + beyond + settings::settings().connections as u64 * CONNECTION
+    link::LEAST + beyond + settings::settings().connections as u64 * CONNECTION
+}
+
+/// Gives the link a share of `spare` bytes that nothing else needs, so that it reads further ahead; returns how many.
+pub(crate) fn grow(spare: u64) -> u64 {
+    if !is_used() {
+        return 0;
+    }
+    let more = (spare / 6).min(MOST - link::LEAST);
+    link::link().set_capacity(link::LEAST + more);
+    more
+}
+
+/// Bytes that were announced and are not here yet.
+pub(crate) fn backlog() -> u64 {
+    if is_used() { link::link().backlog() } else { 0 }
+}
+
+/// Whether there is a scratch folder.
+pub(crate) fn has_scratch() -> bool {
+    settings::settings().scratch.is_some()
+}
+
+/// The scratch folder of the settings.
+pub(crate) fn scratch() -> Option<&'static std::path::Path> {
+    settings::settings().scratch.as_deref()
 }

@@ -8,8 +8,8 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::storage::Version;
 use crate::storage::remote::answer::{
-    self, Tag, changed, check_body, check_part, content_length, content_range, is_missing, lies, patiently, read_body,
-    refused,
+    self, Tag, changed, check_body, check_part, content_length, content_range, is_missing, lies, patiently,
+    read_body, refused,
 };
 use crate::storage::remote::client::{Answer, Target, get};
 use crate::storage::remote::retry::{Failure, Patience};
@@ -177,11 +177,16 @@ impl Object {
 }
 
 /// A small object as a whole, with its version; `None` if there is none.
-pub(crate) fn small(origin: &Arc<dyn Origin>, name: &str, limit: u64) -> Result<Option<(Vec<u8>, Option<Version>)>> {
+pub(crate) fn small(
+    origin: &Arc<dyn Origin>,
+    name: &str,
+    limit: u64,
+) -> Result<Option<(Vec<u8>, Option<Version>)>> {
     const FIRST: u64 = 64 << 10;
     let Some((object, mut bytes)) = open(origin, name, FIRST, limit)? else { return Ok(None) };
     if object.length > limit {
-        let what = format!("the file has {} bytes, and at most {limit} are read of one of its kind", object.length);
+        let what =
+            format!("the file has {} bytes, and at most {limit} are read of one of its kind", object.length);
         return Err(Error::input(what).path(&object.location));
     }
     if (bytes.len() as u64) < object.length {

@@ -48,7 +48,9 @@ impl Failure {
             ureq::Error::LargeResponseHeader(..) => Error::input("the server's headers do not end").into(),
             ureq::Error::Other(error) => match error.downcast::<Error>() {
                 Ok(own) => Failure::Final(*own),
-                Err(other) => Failure::Passing(Error::unexpected("the connection failed").because(other), None),
+                Err(other) => {
+                    Failure::Passing(Error::unexpected("the connection failed").because(other), None)
+                }
             },
             // The other errors' texts repeat neither addresses nor headers.
             ureq::Error::Rustls(e) => Error::unexpected("no secure connection").because(e.to_string()).into(),
@@ -113,7 +115,8 @@ impl Patience {
             Failure::Passing(error, asked) => {
                 self.tries += 1;
                 if self.tries > settings().retries {
-                    return Err(error.hint("the same command resumes; --retries and --stall-timeout set the patience"));
+                    return Err(error
+                        .hint("the same command resumes; --retries and --stall-timeout set the patience"));
                 }
                 if let Some(asked) = asked.filter(|asked| *asked > PATIENCE) {
                     let what = format!("the server asks to come back in {} s", asked.as_secs());

@@ -26,7 +26,8 @@ impl Spill {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = folder.join(format!(".trephine-{}-{number}", std::process::id()));
-        let failed = |e: io::Error| Error::unexpected("cannot write to the scratch folder").path(folder).because(e);
+        let failed =
+            |e: io::Error| Error::unexpected("cannot write to the scratch folder").path(folder).because(e);
         std::fs::create_dir_all(folder).map_err(failed)?;
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).map_err(failed)?;
         std::fs::remove_file(&path).map_err(failed)?;
@@ -47,7 +48,8 @@ impl Spill {
 
     /// Reads a part of it again.
     pub(crate) fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        let failed = |e| Error::unexpected("cannot read from the scratch folder").path(&self.folder).because(e);
+        let failed =
+            |e| Error::unexpected("cannot read from the scratch folder").path(&self.folder).because(e);
         read_exact_at(&self.file, out, offset).map_err(failed)
     }
 }

@@ -61,7 +61,10 @@ mod tests {
     #[test]
     fn names_stay_below_their_folder() {
         let folder = Url::parse("https://h/a%20b/").unwrap();
-        assert_eq!(below(&folder, "x y#?.safetensors").unwrap().as_str(), "https://h/a%20b/x%20y%23%3F.safetensors");
+        assert_eq!(
+            below(&folder, "x y#?.safetensors").unwrap().as_str(),
+            "https://h/a%20b/x%20y%23%3F.safetensors"
+        );
         assert_eq!(below(&folder, "sub/m.gguf").unwrap().path(), "/a%20b/sub/m.gguf");
         for bad in ["../x", "a/../../x", "", "/x", "a//b"] {
             assert!(below(&folder, bad).is_err(), "{bad}");
