@@ -43,6 +43,9 @@ use crate::{Error, Result};
 /// Bytes of a tensor that are mapped at once while it is hashed.
 const HASH_WINDOW: u64 = 4 << 20;
 
+/// Bytes of a tensor that are asked for ahead while it is hashed, where they come from a server.
+const HASHED_AHEAD: u64 = 32 << 20;
+
 /// An open checkpoint. Every method takes `&self` and is safe to use from several threads.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -374,6 +377,9 @@ impl Checkpoint {
     pub fn hash_range(&self, tensor: &Tensor, range: Range<u64>) -> Result<blake3::Hash> {
         let mut hasher = blake3::Hasher::new();
         for start in range.clone().step_by(HASH_WINDOW as usize) {
+            if self.is_remote() {
+                self.prefetch(tensor, start..(start + HASHED_AHEAD).min(range.end));
+            }
             hasher.update(&self.read(tensor, start..(start + HASH_WINDOW).min(range.end))?);
         }
         Ok(hasher.finalize())

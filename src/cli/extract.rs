@@ -13,6 +13,7 @@ use trephine::delta::{NonFinite, RoundBase};
 use trephine::factorize::Method;
 use trephine::pipeline::RunOptions;
 use trephine::run::Part;
+use trephine::storage::Kept;
 
 use crate::cli::splitting::{Splitting, show_part};
 use crate::cli::ui::byte_size;
@@ -113,6 +114,10 @@ pub struct ExtractArgs {
     /// Show what would be done, without doing it
     #[arg(long, help_heading = "Running")]
     dry_run: bool,
+    /// With --dry-run: the speed of the link to a server, in bytes a second
+    #[arg(long, value_name = "SIZE", value_parser = byte_size::parse, default_value = "100MB",
+          help_heading = "Running", hide_short_help = true)]
+    link_rate: u64,
     /// Do not show progress
     #[arg(short, long, help_heading = "Running")]
     quiet: bool,
@@ -193,7 +198,7 @@ pub fn run(arguments: ExtractArgs) -> Result<ExitCode> {
         if arguments.json {
             print_json(&plan)?;
         } else {
-            print(&show_plan(&plan, part))?;
+            print(&show_plan(&plan, part, arguments.link_rate))?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -215,7 +220,7 @@ pub fn run(arguments: ExtractArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_plan(plan: &ExtractionPlan, part: Option<Part>) -> String {
+fn show_plan(plan: &ExtractionPlan, part: Option<Part>, link_rate: u64) -> String {
     let mut text = part.map_or(String::new(), |part| format!("part {part} of the run\n"));
     for note in &plan.notes {
         text += &format!("note: {note}\n");
@@ -223,7 +228,14 @@ fn show_plan(plan: &ExtractionPlan, part: Option<Part>) -> String {
     let mut rows = table(["module", "shape", "method", "delta in memory", "memory", "TFLOP"]);
     for module in &plan.modules {
         let [m, n] = module.shape;
-        let held = if module.held { "held" } else { "recomputed" };
+        let held = match (module.held, module.kept) {
+            (true, None) => "held",
+            (true, Some(Kept::Memory)) => "held, with its stored bytes",
+            (true, Some(Kept::Scratch)) => "held, its stored bytes on scratch",
+            (false, None) => "recomputed",
+            (false, Some(Kept::Memory)) => "recomputed from stored bytes",
+            (false, Some(Kept::Scratch)) => "recomputed from scratch",
+        };
         let flops = format!("{:.3}", module.flops / 1e12);
         rows.add_row([
             &module.name,
@@ -241,7 +253,17 @@ fn show_plan(plan: &ExtractionPlan, part: Option<Part>) -> String {
     text += &format!("memory  {memory} of peak resident memory allowed, {least} needed\n");
     let (read, disk) = (byte_size::show(plan.read_bytes), byte_size::show(plan.disk_bytes));
     text += &format!("disk    {read} to read, {disk} to write\n");
-    let time = humantime::format_duration(std::time::Duration::from_secs(plan.seconds.ceil() as u64));
+    let whole =
+        |seconds: f64| humantime::format_duration(std::time::Duration::from_secs(seconds.ceil() as u64));
+    if plan.link_bytes > 0 {
+        let (bytes, rate) = (byte_size::show(plan.link_bytes), byte_size::show(link_rate));
+        let time = whole(plan.link_bytes as f64 / link_rate.max(1) as f64);
+        let exact = plan.link_bytes;
+        text += &format!(
+            "link    {bytes} ({exact} bytes) to fetch, each once: {time} at {rate}/s (--link-rate)\n"
+        );
+    }
+    let time = whole(plan.seconds);
     text + &format!(
         "time    about {time} on {} threads (from a short measurement of this machine)\n",
         plan.threads

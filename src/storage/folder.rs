@@ -67,7 +67,7 @@ pub trait Folder: Debug + Send + Sync {
 }
 
 /// The content of a small file.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SmallFile {
     /// Its bytes.
     pub bytes: Vec<u8>,

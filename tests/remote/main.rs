@@ -8,4 +8,5 @@ mod places;
 mod probing;
 mod resuming;
 mod server;
+mod serving;
 mod stores;

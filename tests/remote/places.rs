@@ -8,7 +8,7 @@ use std::process::Command;
 use tempfile::tempdir;
 
 use crate::common::{contents, data, extract, run};
-use crate::stores::{KEY, SECRET, SESSION, TOKEN, bucket, hub, web};
+use crate::stores::{KEY, SECRET, SESSION, TOKEN, bucket, hub, secure_web, web};
 
 const MODEL: [&str; 4] = ["--rank", "8", "--base-model-name", "the-base"];
 
@@ -157,4 +157,21 @@ fn gguf_and_every_command_that_reads_a_checkpoint() {
         .code(0);
     run(trephine().args(["probe", &kept.url("adapter/")])).code(0);
     run(trephine().args(["autopsy", "-q", &server.url("data/base"), &server.url("data/tuned")]));
+}
+
+#[test]
+fn a_certificate_that_nobody_knows_is_refused_and_one_that_is_named_is_taken() {
+    let home = tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let server = secure_web(&root);
+    let base = format!("https://localhost:{}/base-fp8/", server.address.port());
+    let out = home.path().join("out");
+    let mut command = extract(&base, &data("tuned"), &out);
+    run(command.args(MODEL).args(["--retries", "1"])).code(1).says("no secure connection");
+    let certificate = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/remote/certificate.pem");
+    let mut command = extract(&base, &data("tuned"), &out);
+    run(command.args(MODEL).env("SSL_CERT_FILE", certificate)).code(0);
+    let on_disk = home.path().join("disk");
+    run(extract(&data("base-fp8"), &data("tuned"), &on_disk).args(MODEL)).code(0);
+    assert!(adapter(&out) == adapter(&on_disk));
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 /// A request.
 #[derive(Clone, Debug)]
 pub struct Request {
+    pub method: String,
     pub path: String,
     pub query: String,
     /// Names in lower case.
@@ -115,6 +116,28 @@ pub struct Server {
 
 impl Server {
     pub fn start(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Server {
+        Server::started(None, handler)
+    }
+
+    /// The same over TLS, with the certificate beside this file, which nobody has signed.
+    pub fn start_tls(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Server {
+        use rustls::pki_types::pem::PemObject;
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/remote");
+        let certificate =
+            rustls::pki_types::CertificateDer::from_pem_file(format!("{folder}/certificate.pem")).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::from_pem_file(format!("{folder}/key.pem")).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap();
+        let config = config.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
+        Server::started(Some(Arc::new(config)), handler)
+    }
+
+    fn started(
+        tls: Option<Arc<rustls::ServerConfig>>,
+        handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (log, sent, stop) =
@@ -131,7 +154,19 @@ impl Server {
                 let Ok(stream) = stream else { continue };
                 let (handler, log, sent) = (Arc::clone(&handler), Arc::clone(&log), Arc::clone(&sent));
                 let (stop, number) = (Arc::clone(&stop), Arc::clone(&number));
-                std::thread::spawn(move || drop(serve(&stream, &*handler, &log, &sent, &stop, &number)));
+                let tls = tls.clone();
+                std::thread::spawn(move || {
+                    stream.set_nodelay(true).unwrap();
+                    let shared =
+                        Shared { handler: &*handler, log: &log, sent: &sent, stop: &stop, number: &number };
+                    drop(match tls {
+                        None => serve(stream, &shared),
+                        Some(tls) => {
+                            let connection = rustls::ServerConnection::new(tls).unwrap();
+                            serve(rustls::StreamOwned::new(connection, stream), &shared)
+                        }
+                    });
+                });
             }
         });
         server
@@ -158,22 +193,27 @@ impl Drop for Server {
     }
 }
 
-fn serve(
-    stream: &TcpStream,
-    handler: &Handler,
-    log: &Mutex<Vec<(Request, u16)>>,
-    sent: &AtomicU64,
-    stop: &AtomicBool,
-    number: &AtomicU64,
-) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
+struct Shared<'a> {
+    handler: &'a Handler,
+    log: &'a Mutex<Vec<(Request, u16)>>,
+    sent: &'a AtomicU64,
+    stop: &'a AtomicBool,
+    number: &'a AtomicU64,
+}
+
+fn serve(stream: impl Read + Write, shared: &Shared<'_>) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream);
-    while let Some(request) = read_request(&mut reader, number)? {
-        let reply = handler(&request);
-        log.lock().unwrap().push((request, reply.status));
-        let mut writer = stream;
+    while let Some(request) = read_request(&mut reader, shared.number)? {
+        let mut reply = (shared.handler)(&request);
+        if request.method == "HEAD" {
+            reply.announced = reply.announced.or(Some(reply.body.len()));
+            reply.body.clear();
+        }
+        shared.log.lock().unwrap().push((request, reply.status));
+        let writer = reader.get_mut();
         if let Some(garbage) = &reply.garbage {
-            return writer.write_all(garbage);
+            writer.write_all(garbage)?;
+            return writer.flush();
         }
         let mut head = format!("HTTP/1.1 {} x\r\n", reply.status);
         for (name, value) in &reply.headers {
@@ -183,9 +223,10 @@ fn serve(
         writer.write_all(head.as_bytes())?;
         let end = reply.cut.or(reply.silent).unwrap_or(reply.body.len()).min(reply.body.len());
         writer.write_all(&reply.body[..end])?;
-        sent.fetch_add(end as u64, Ordering::SeqCst);
+        writer.flush()?;
+        shared.sent.fetch_add(end as u64, Ordering::SeqCst);
         if reply.silent.is_some() {
-            while !stop.load(Ordering::SeqCst) {
+            while !shared.stop.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(50));
             }
         }
@@ -196,11 +237,12 @@ fn serve(
     Ok(())
 }
 
-fn read_request(reader: &mut BufReader<&TcpStream>, number: &AtomicU64) -> std::io::Result<Option<Request>> {
+fn read_request(reader: &mut impl BufRead, number: &AtomicU64) -> std::io::Result<Option<Request>> {
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {
         return Ok(None);
     }
+    let method = line.split(' ').next().unwrap_or_default().to_owned();
     let target = line.split(' ').nth(1).unwrap_or_default().to_owned();
     let mut headers = Vec::new();
     loop {
@@ -216,5 +258,5 @@ fn read_request(reader: &mut BufReader<&TcpStream>, number: &AtomicU64) -> std::
     let length = length.and_then(|(_, value)| value.parse().ok()).unwrap_or(0);
     reader.by_ref().take(length).read_to_end(&mut Vec::new())?;
     let number = number.fetch_add(1, Ordering::SeqCst);
-    Ok(Some(Request { path: decoded(path), query: query.to_owned(), headers, number }))
+    Ok(Some(Request { method, path: decoded(path), query: query.to_owned(), headers, number }))
 }

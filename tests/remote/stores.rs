@@ -29,6 +29,12 @@ pub fn web(root: &Path, bend: impl Fn(&Request, Reply) -> Reply + Send + Sync + 
     Server::start(move |request| bend(request, file(request, &root, &request.path)))
 }
 
+/// The same over TLS.
+pub fn secure_web(root: &Path) -> Server {
+    let root = root.to_owned();
+    Server::start_tls(move |request| file(request, &root, &request.path))
+}
+
 /// The hub's commit for everything.
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -63,7 +69,10 @@ pub fn hub(root: &Path, valid: u64) -> Server {
             let Ok(entries) = fs::read_dir(root.join(name)) else { return Reply::of(404, "") };
             let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
             let siblings: Vec<_> = names.map(|name| serde_json::json!({"rfilename": name})).collect();
-            return Reply::of(200, serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string());
+            let id = format!("test/{name}");
+            let described = serde_json::json!({"id": id, "modelId": id, "sha": COMMIT, "private": false,
+                "downloads": 0, "likes": 0, "tags": [], "siblings": siblings});
+            return Reply::of(200, described.to_string()).with("Content-Type", "application/json");
         }
         let words: Vec<&str> = path.splitn(5, '/').collect();
         let [_, model, "resolve", revision, name] = words[..] else { return Reply::of(404, "") };

@@ -1,5 +1,6 @@
 //! Folders and files at a server, as the rest of the program sees them.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -7,14 +8,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::storage::remote::USED;
 use crate::storage::remote::address::{self, Place};
-use crate::storage::remote::bucket::BucketFolder;
-use crate::storage::remote::guard;
-use crate::storage::remote::hub::HubModel;
-use crate::storage::remote::link::{Hold, Wanted, link};
-use crate::storage::remote::object::{self, Object, Origin};
+use crate::storage::remote::http::guard;
+use crate::storage::remote::http::object::{self, Object, Origin};
+use crate::storage::remote::link::fetcher::{Hold, Wanted, link};
+use crate::storage::remote::link::spill::Spill;
+use crate::storage::remote::places::bucket::BucketFolder;
+use crate::storage::remote::places::hub::HubModel;
+use crate::storage::remote::places::web::{PROBED, WebFolder};
 use crate::storage::remote::settings::settings;
-use crate::storage::remote::spill::Spill;
-use crate::storage::remote::web::{PROBED, WebFolder};
 use crate::storage::{Folder, Keeper, Kept, SmallFile, Storage, Version, Window};
 use crate::{Error, Result};
 
@@ -64,7 +65,7 @@ pub fn open(spec: &str) -> Result<Opened> {
         Some(file) => origin.location().join(file),
         None => origin.location().to_owned(),
     };
-    let folder = Arc::new(RemoteFolder { origin, names });
+    let folder = Arc::new(RemoteFolder { origin, names, read: Mutex::default() });
     Ok(Opened { folder, file: address.file, root })
 }
 
@@ -74,6 +75,8 @@ struct RemoteFolder {
     origin: Arc<dyn Origin>,
     /// The names of its files, where the server lists them.
     names: Option<Vec<String>>,
+    /// Small files that were read once: a config is read for what it says, and then for its digest.
+    read: Mutex<BTreeMap<String, Option<SmallFile>>>,
 }
 
 impl Folder for RemoteFolder {
@@ -112,8 +115,14 @@ impl Folder for RemoteFolder {
         if !self.has(name)? {
             return Ok(None);
         }
+        let lock = || self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(again) = lock().remove(name) {
+            return Ok(again);
+        }
         let found = object::small(&self.origin, name, limit)?;
-        Ok(found.map(|(bytes, version)| SmallFile { bytes, version }))
+        let found = found.map(|(bytes, version)| SmallFile { bytes, version });
+        lock().insert(name.to_owned(), found.clone());
+        Ok(found)
     }
 
     fn open(&self, name: &str) -> Result<Box<dyn Storage>> {

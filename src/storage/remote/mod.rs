@@ -5,26 +5,19 @@
 //! flight at once (`link`). What an object is, its length and its tag, is fixed when it is opened; an answer of another
 //! state is an error, whenever it comes. Credentials go into requests and nowhere else.
 
-mod address;
-mod answer;
-mod blocks;
-mod bucket;
-mod cache;
-mod client;
-mod file;
-mod guard;
-mod hub;
-mod link;
-mod object;
-mod retry;
-mod settings;
-mod spill;
-mod web;
-pub use self::client::{Traffic, traffic};
+pub(crate) mod address;
+pub(crate) mod file;
+pub(crate) mod http;
+pub(crate) mod link;
+pub(crate) mod places;
+pub(crate) mod settings;
 pub use self::file::open;
+pub use self::http::client::{Traffic, traffic};
 pub use self::settings::{Settings, configure};
 
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use self::link::fetcher;
 
 /// Whether this process has opened an object at a server.
 static USED: AtomicBool = AtomicBool::new(false);
@@ -45,8 +38,8 @@ pub(crate) fn least() -> u64 {
         return 0;
     }
     // A window may outlive its block, and a block that is waited for needs no room.
-    let beyond = 4 * link::BLOCK;
-    link::LEAST + beyond + settings::settings().connections as u64 * CONNECTION
+    let beyond = 4 * fetcher::BLOCK;
+    fetcher::LEAST + beyond + settings::settings().connections as u64 * CONNECTION
 }
 
 /// Gives the link a share of `spare` bytes that nothing else needs, so that it reads further ahead; returns how many.
@@ -54,14 +47,14 @@ pub(crate) fn grow(spare: u64) -> u64 {
     if !is_used() {
         return 0;
     }
-    let more = (spare / 6).min(MOST - link::LEAST);
-    link::link().set_capacity(link::LEAST + more);
+    let more = (spare / 6).min(MOST - fetcher::LEAST);
+    fetcher::link().set_capacity(fetcher::LEAST + more);
     more
 }
 
 /// Bytes that were announced and are not here yet.
 pub(crate) fn backlog() -> u64 {
-    if is_used() { link::link().backlog() } else { 0 }
+    if is_used() { fetcher::link().backlog() } else { 0 }
 }
 
 /// Whether there is a scratch folder.

@@ -11,9 +11,9 @@ use url::Url;
 
 use crate::storage::Version;
 use crate::storage::regular_file;
-use crate::storage::remote::answer::Tag;
-use crate::storage::remote::client::{Answer, Target};
-use crate::storage::remote::object::{Origin, ask};
+use crate::storage::remote::http::answer::Tag;
+use crate::storage::remote::http::client::{Answer, Target};
+use crate::storage::remote::http::object::{Origin, ask};
 use crate::{Error, Result};
 
 const DENIED: &str = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (`aws configure export-credentials --format env` \

@@ -9,10 +9,10 @@ use url::Url;
 
 use crate::storage::Version;
 use crate::storage::regular_file;
-use crate::storage::remote::answer::{Tag, changed};
-use crate::storage::remote::client::{Answer, Secret, Target, header};
-use crate::storage::remote::object::{Origin, ask};
-use crate::storage::remote::web::below;
+use crate::storage::remote::http::answer::{Tag, changed};
+use crate::storage::remote::http::client::{Answer, Secret, Target, header};
+use crate::storage::remote::http::object::{Origin, ask};
+use crate::storage::remote::places::web::below;
 use crate::{Error, Result};
 
 const DENIED: &str = "accept the model's terms on its page, then `hf auth login`, or set HF_TOKEN";

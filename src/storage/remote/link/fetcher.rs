@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use crate::storage::Window;
-use crate::storage::remote::blocks::{Blocks, Held, Key, Stage};
-use crate::storage::remote::cache;
-use crate::storage::remote::object::Object;
+use crate::storage::remote::http::object::Object;
+use crate::storage::remote::link::blocks::{Blocks, Held, Key, Stage};
+use crate::storage::remote::link::cache;
+use crate::storage::remote::link::spill::Spill;
 use crate::storage::remote::settings::settings;
-use crate::storage::remote::spill::Spill;
 use crate::{Error, Result};
 
 /// The most bytes of a block: long enough to fill a link of some 100 ms with [`connections`](super::Settings) of them.
@@ -170,7 +170,7 @@ impl Link {
                     state = self.lock();
                     at = until;
                 }
-                Stage::Failed(error) => return Err(error.of(&object.location)),
+                Stage::Failed(error) => return Err(error.error()),
                 Stage::Coming => state = self.wait(state, None),
                 Stage::Queued => {
                     state.queues[Wanted::Now as usize].push_back(key);

@@ -14,8 +14,8 @@ use ureq::{Agent, Body, Proxy};
 use url::Url;
 
 use crate::storage::regular_file;
-use crate::storage::remote::guard::{self, PublicOnly};
-use crate::storage::remote::retry::Failure;
+use crate::storage::remote::http::guard::{self, PublicOnly};
+use crate::storage::remote::http::retry::Failure;
 use crate::storage::remote::settings::settings;
 use crate::{Error, Result};
 

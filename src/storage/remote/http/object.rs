@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::storage::Version;
-use crate::storage::remote::answer::{
+use crate::storage::remote::http::answer::{
     self, Tag, changed, check_body, check_part, content_length, content_range, is_missing, lies, patiently,
     read_body, refused,
 };
-use crate::storage::remote::client::{Answer, Target, get};
-use crate::storage::remote::retry::{Failure, Patience};
+use crate::storage::remote::http::client::{Answer, Target, get};
+use crate::storage::remote::http::retry::{Failure, Patience};
 use crate::{Error, Result};
 use std::sync::Arc;
 

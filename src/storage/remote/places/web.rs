@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use url::Url;
 
-use crate::storage::remote::client::Target;
-use crate::storage::remote::object::Origin;
+use crate::storage::remote::http::client::Target;
+use crate::storage::remote::http::object::Origin;
 use crate::{Error, Result};
 
 /// Names of files that a folder without an index may hold, and that are asked for one by one.

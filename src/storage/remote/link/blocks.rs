@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 
-use crate::storage::remote::spill::Spill;
+use crate::storage::remote::link::spill::Spill;
 use crate::{Error, Kind, Result};
 
 /// A block: its object and where it begins.
@@ -41,20 +40,14 @@ impl Told {
         Told { kind: error.kind(), text: error.to_string(), hint: error.cure().map(str::to_owned) }
     }
 
-    /// The error again, about the object at `location`.
-    pub(crate) fn of(&self, location: &Path) -> Error {
-        let location = location.display().to_string();
-        let text = self.text.strip_suffix(&format!(": {location}")).unwrap_or(&self.text).to_owned();
+    /// The error again.
+    pub(crate) fn error(&self) -> Error {
+        let text = self.text.as_str();
         let error = match self.kind {
             Kind::Decide => Error::decide(text),
             Kind::Input => Error::input(text),
             Kind::Found => Error::found(text),
             Kind::Unexpected => Error::unexpected(text),
-        };
-        let error = if self.text.contains(&location) && !error.to_string().ends_with(&location) {
-            error.path(&location)
-        } else {
-            error
         };
         self.hint.iter().fold(error, |error, hint| error.hint(hint.clone()))
     }
@@ -150,7 +143,7 @@ impl Blocks {
         }
         while self.memory + size > room {
             // Those that were read twice, by the digest and by the decoder, before those that were read once.
-            let read = self.blocks.iter().filter(|(_, block)| block.is_spare());
+            let read = self.blocks.iter().filter(|(_, block)| block.is_spare(self.turn));
             let first = read.min_by_key(|(key, block)| (block.taken < 2 * (block.end - key.1), block.turn));
             let Some(key) = first.map(|(key, _)| *key) else { return false };
             self.remove(key);
@@ -194,14 +187,15 @@ impl Blocks {
             Ok(held) => Fate::Here(held),
             Err(error) => Fate::Failed(Told::new(&error)),
         };
-        self.change(key, |block| block.fate = fate);
+        let turn = self.turn;
+        self.change(key, |block| (block.fate, block.turn) = (fate, turn));
     }
 
     /// A block that cannot be fetched at all.
     pub(crate) fn fail(&mut self, key: Key, error: &Error) {
         if self.is_queued(key) {
             self.begin(key);
-            self.arrive(key, Err(Told::new(error).of(Path::new(""))));
+            self.arrive(key, Err(Told::new(error).error()));
         }
     }
 
@@ -238,6 +232,8 @@ impl Blocks {
     pub(crate) fn unpin(&mut self, key: Key) {
         let go = self.change(key, |block| {
             block.pins = block.pins.saturating_sub(1);
+            // Nobody will read one that is on its way.
+            block.taken = block.taken.max(1);
             block.pins == 0 && !matches!(block.fate, Fate::Coming)
         });
         if go == Some(true) {
@@ -265,9 +261,66 @@ impl Block {
         !counted_elsewhere && matches!(self.fate, Fate::Coming | Fate::Here(Held::Memory(_)))
     }
 
-    /// Whether it may go: somebody has read it.
-    fn is_spare(&self) -> bool {
-        let read = self.taken > 0 && matches!(self.fate, Fate::Here(Held::Memory(_)));
-        self.pins == 0 && read
+    /// Whether it may go: somebody has read it, or nobody will, as it seems.
+    fn is_spare(&self, turn: u64) -> bool {
+        const LONG: u64 = 4096;
+        let read = self.taken > 0 || turn - self.turn > LONG;
+        self.pins == 0 && read && matches!(self.fate, Fate::Here(Held::Memory(_)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn here(bytes: usize) -> Result<Held> {
+        Ok(Held::Memory(Arc::new(vec![0; bytes])))
+    }
+
+    #[test]
+    fn blocks_cover_a_range_once_and_are_no_longer_than_allowed() {
+        let mut blocks = Blocks::default();
+        assert_eq!(blocks.cover(1, 10..25, 10), [(1, 10), (1, 20)]);
+        assert_eq!(blocks.cover(1, 0..40, 10), [(1, 0), (1, 25), (1, 35)]);
+        assert!(blocks.cover(1, 0..40, 10).is_empty());
+        assert_eq!(
+            (blocks.at(1, 24), blocks.at(1, 25), blocks.at(1, 40)),
+            (Some(((1, 20), 25)), Some(((1, 25), 35)), None)
+        );
+        assert_eq!(blocks.within(1, &(12..26)), [(1, 10), (1, 20), (1, 25)]);
+        assert_eq!((blocks.queued(), blocks.at(2, 10)), (40, None));
+        blocks.forget(1);
+        assert_eq!(blocks.queued(), 0);
+    }
+
+    #[test]
+    fn memory_is_counted_and_what_was_read_goes_first() {
+        let mut blocks = Blocks::default();
+        let keys = blocks.cover(1, 0..40, 10);
+        for key in &keys[..3] {
+            assert!(blocks.make_room(*key, 10, 30));
+            blocks.begin(*key);
+            blocks.arrive(*key, here(10));
+        }
+        assert!(!blocks.make_room(keys[3], 10, 30), "nothing was read yet");
+        // The second one twice over, the first one once.
+        assert!(matches!(blocks.take(keys[0], 10), Stage::Here(_)));
+        assert!(matches!(blocks.take(keys[1], 20), Stage::Here(_)));
+        assert!(blocks.make_room(keys[3], 10, 30));
+        assert!(matches!(blocks.at(1, 10), None), "the second is gone");
+        // What is pinned takes no room and stays.
+        blocks.pin(keys[0], None);
+        blocks.pin(keys[2], None);
+        assert!(blocks.make_room(keys[3], 10, 10));
+        blocks.begin(keys[3]);
+        assert!(blocks.at(1, 0).is_some() && !blocks.make_room((2, 0), 1, 10));
+        blocks.unpin(keys[0]);
+        assert!(blocks.at(1, 0).is_none());
+        // A failure is told once, and then the block is wanted anew.
+        blocks.arrive(keys[3], Err(Error::input("no").path("place").hint("do")));
+        let Stage::Failed(told) = blocks.take(keys[3], 1) else { panic!("it failed") };
+        assert_eq!((told.error().to_string().as_str(), told.error().cure()), ("no: place", Some("do")));
+        assert_eq!(blocks.cover(1, 30..40, 10), [keys[3]]);
+        assert_eq!(blocks.memory, 0);
     }
 }

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::time::Instant;
 
 use crate::storage::Version;
-use crate::storage::remote::client::{Answer, count, header};
-use crate::storage::remote::retry::{Failure, retry_after};
+use crate::storage::remote::http::client::{Answer, count, header};
+use crate::storage::remote::http::retry::{Failure, retry_after};
 use crate::storage::remote::settings::settings;
 use crate::{Error, Result};
 
@@ -215,7 +215,7 @@ pub(crate) fn is_missing(status: u16) -> bool {
 
 /// Runs `attempt` until it succeeds or patience ends.
 pub(crate) fn patiently<T>(mut attempt: impl FnMut() -> std::result::Result<T, Failure>) -> Result<T> {
-    let mut patience = crate::storage::remote::retry::Patience::default();
+    let mut patience = crate::storage::remote::http::retry::Patience::default();
     loop {
         match attempt() {
             Ok(value) => return Ok(value),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
-use crate::storage::remote::object::Object;
+use crate::storage::remote::http::object::Object;
 use crate::storage::remote::settings::settings;
 
 /// Bytes of a digest.
