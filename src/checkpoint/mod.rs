@@ -15,6 +15,7 @@ pub(crate) mod mirror;
 pub(crate) mod module;
 pub mod module_tree;
 pub(crate) mod reader;
+pub(crate) mod unaccounted;
 pub use self::catalogue::{FileId, Tensor};
 pub use self::config::Config;
 pub use self::identity::{Change, FileIdentity, Identity};
@@ -132,6 +133,7 @@ impl Checkpoint {
         let mut ignored = Faults::Keep(Vec::new());
         let faults = if unknown { &mut ignored } else { faults };
         opened.modules = module::catalogue(&opened.scheme, &opened.tensors, &opened.files, faults)?;
+        unaccounted::check(&opened.scheme, &opened.tensors, &opened.modules, &opened.files, faults)?;
         let tree = opened.tree();
         module::turn(&mut opened.modules, |name| tree.is_conv1d(name));
         Ok(opened)
@@ -176,6 +178,7 @@ impl Checkpoint {
         let identity = identity::of(&LocalFolder::new(root), std::iter::empty(), &files, &headers)?;
         let tensors = index::resolve(&Layout::default(), &files, headers, faults)?;
         let modules = module::catalogue(&scheme, &tensors, &files, faults)?;
+        unaccounted::check(&scheme, &tensors, &modules, &files, faults)?;
         let (root, folder) = (root.to_owned(), None);
         Ok(Checkpoint { root, folder, config, scheme, files, tensors, modules, identity })
     }
