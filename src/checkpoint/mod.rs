@@ -38,7 +38,7 @@ use crate::quant::declared::Declared;
 use crate::quant::expert::layout::Experts;
 use crate::quant::registry::Scheme;
 use crate::quant::weight::{SMALL, TensorInfo, Tensors};
-use crate::storage::{Folder, Keeper, Kept, LocalFolder, Storage, Window};
+use crate::storage::{Folder, Keeper, Kept, LocalFolder, Storage, Window, has_scratch};
 use crate::{Error, Result};
 
 /// Bytes of a tensor that are mapped at once while it is hashed.
@@ -341,6 +341,24 @@ impl Checkpoint {
     /// Whether every byte that is read has to be fetched from a server.
     pub fn is_remote(&self) -> bool {
         self.files.iter().any(|file| file.is_remote())
+    }
+
+    /// Bytes of memory that it takes to read a module more than once and fetch it only once: its stored bytes, if they
+    /// come from a server and there is no scratch folder for them.
+    pub fn memory_to_reread(&self, module: &Module) -> u64 {
+        if self.is_remote() && !has_scratch() { module.size() } else { 0 }
+    }
+
+    /// Keeps the stored bytes of a module that is read more than once: in the scratch folder if there is one,
+    /// otherwise in memory, of which [`memory_to_reread`](Self::memory_to_reread) is what the caller accounts for.
+    ///
+    /// # Errors
+    /// See [`Storage::keep`].
+    pub fn keep_to_reread(&self, module: &Module) -> Result<Vec<Box<dyn Keeper>>> {
+        if !self.is_remote() {
+            return Ok(Vec::new());
+        }
+        self.keep(module, if has_scratch() { Kept::Scratch } else { Kept::Memory })
     }
 
     /// Keeps the stored bytes of a module here once they are fetched, until the result is dropped: see
