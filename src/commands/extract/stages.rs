@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use safetensors::Dtype;
 
-use crate::commands::extract::fetch::{Ahead, Read, keep};
+use crate::commands::extract::fetch::ahead::{Ahead, Read};
+use crate::commands::extract::fetch::keep::keep;
 use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::leftover::compare;
 use crate::commands::extract::module::{A, B, FinishedModule, Loaded, finish, load};

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::checkpoint::module_tree::ExpertConversion;
-use crate::commands::extract::fetch::keep_both;
+use crate::commands::extract::fetch::keep::keep_both;
 use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::module::difference;
 use crate::commands::extract::options::Extraction;
