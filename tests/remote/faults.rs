@@ -11,7 +11,7 @@ use crate::common::{Ended, data, extract, run};
 use crate::server::{Reply, Request, Server};
 use crate::stores::web;
 
-const FAST: [&str; 8] = ["--rank", "4", "--stall-timeout", "1", "--retries", "2", "--base-model-name", "b"];
+const FAST: [&str; 6] = ["--rank", "4", "--stall-timeout", "2", "--base-model-name", "b"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
@@ -21,10 +21,19 @@ fn root() -> PathBuf {
 fn extracted(
     bend: impl Fn(&Request, Reply) -> Reply + Send + Sync + 'static,
 ) -> (Ended, Option<Vec<u8>>, Server) {
+    extracted_with("2", bend)
+}
+
+fn extracted_with(
+    retries: &str,
+    bend: impl Fn(&Request, Reply) -> Reply + Send + Sync + 'static,
+) -> (Ended, Option<Vec<u8>>, Server) {
     let home = tempdir().unwrap();
     let server = web(&root(), bend);
     let out = home.path().join("out");
-    let ended = run(extract(&server.url("base-fp8/"), &server.url("tuned/"), &out).args(FAST));
+    let ended = run(extract(&server.url("base-fp8/"), &server.url("tuned/"), &out)
+        .args(FAST)
+        .args(["--retries", retries]));
     let bytes = fs::read(out.join("adapter_model.safetensors")).ok();
     (ended, bytes, server)
 }
@@ -48,7 +57,7 @@ fn chance(number: u64) -> usize {
 
 #[test]
 fn connections_that_break_anywhere_are_taken_up_there() {
-    let (ended, bytes, _server) = extracted(|request, reply| {
+    let (ended, bytes, _server) = extracted_with("40", |request, reply| {
         let at = chance(request.number) % reply.body.len().max(1);
         let cut = (request.number % 3 == 1).then_some(at);
         Reply { cut, ..reply }
@@ -62,7 +71,7 @@ fn a_busy_server_is_asked_again_when_it_says() {
     for status in [429, 503, 500] {
         let busy = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&busy);
-        let (ended, bytes, _server) = extracted(move |request, reply| {
+        let (ended, bytes, _server) = extracted_with("40", move |request, reply| {
             // Every other request is turned away.
             if request.number % 2 == 0 {
                 counted.fetch_add(1, Ordering::SeqCst);
@@ -159,6 +168,7 @@ fn a_server_that_sends_garbage() {
 #[test]
 fn a_server_that_hangs() {
     lie("silent", |_, reply| Reply { silent: Some(10), ..reply });
+    lie("silent", |_, reply| Reply { silent: Some(0), ..reply });
 }
 
 #[test]

@@ -118,23 +118,20 @@ fn gguf_and_every_command_that_reads_a_checkpoint() {
     let home = tempdir().unwrap();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let server = web(&root, |_, reply| reply);
-    let models = fs::read_dir(root.join("fixtures/gguf_models")).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<_> = models.filter(|path| path.extension().is_some_and(|end| end == "gguf")).collect();
-    files.sort();
-    assert!(!files.is_empty());
     let trephine = crate::common::trephine;
-    for file in files.iter().take(2) {
-        let name = file.file_name().unwrap().to_str().unwrap();
+    // A quantized GGUF as the base, and the other way round.
+    for (base, tuned) in [("llama.gguf", "llama.safetensors"), ("qwen2.safetensors", "qwen2.gguf")] {
         let [there, here] =
-            [server.url(&format!("fixtures/gguf_models/{name}")), file.to_str().unwrap().to_owned()].map(
-                |spec| {
+            [server.url("fixtures/gguf_models"), format!("{}/fixtures/gguf_models", root.display())].map(
+                |place| {
                     let out = home.path().join("gguf");
                     let _ = fs::remove_dir_all(&out);
-                    run(trephine().args(["dequantize", "-q", &spec, "--out"]).arg(&out)).code(0);
-                    fs::read(out.join("model.safetensors")).unwrap()
+                    run(extract(&format!("{place}/{base}"), &format!("{place}/{tuned}"), &out).args(MODEL))
+                        .code(0);
+                    adapter(&out)
                 },
             );
-        assert!(there == here, "{name}");
+        assert!(there == here, "{base}");
     }
     let out = home.path().join("merged");
     let adapter = home.path().join("adapter");

@@ -142,10 +142,13 @@ pub(crate) fn read_body(
         let count_read = *read.as_ref().unwrap_or(&0);
         out.truncate(start + count_read.min(step));
         count(count_read);
-        read.map_err(Failure::of_io)?;
-        if count_read == 0 {
+        let ended = || {
             let what = format!("the answer ended after {} of {expected} bytes", expected - left);
-            return Err(Failure::Passing(Error::input(what), None));
+            Failure::Passing(Error::unexpected(what), None)
+        };
+        read.map_err(|e| if is_end(&e) { ended() } else { Failure::of_io(e) })?;
+        if count_read == 0 {
+            return Err(ended());
         }
         left -= count_read as u64;
         watched += count_read as u64;
@@ -163,6 +166,12 @@ pub(crate) fn read_body(
         Ok(_) => Err(lies("more bytes than were asked for")),
         Err(e) => Err(Failure::of_io(e)),
     }
+}
+
+/// Whether the other side has closed the connection.
+fn is_end(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe)
 }
 
 /// The bytes of a part, checked against what was asked for.

@@ -131,9 +131,7 @@ impl Object {
                 return Ok(out);
             }
             if let Err(failure) = self.attempt(&rest, &mut out) {
-                if out.len() > before {
-                    patience.progress();
-                }
+                patience.progress((out.len() - before) as u64);
                 patience.wait(failure).map_err(|e| e.path(&self.location))?;
             }
         }

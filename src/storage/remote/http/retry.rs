@@ -16,6 +16,9 @@ const LONGEST: Duration = Duration::from_secs(20);
 /// The longest pause that a server may ask for.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// Bytes that count as progress.
+const MANY: u64 = 64 << 10;
+
 /// Why a request brought nothing.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -93,12 +96,17 @@ impl Failure {
 pub(crate) struct Patience {
     tries: u32,
     renewed: u32,
+    gained: u64,
 }
 
 impl Patience {
-    /// Something came.
-    pub(crate) fn progress(&mut self) {
-        *self = Patience::default();
+    /// Some bytes came. Patience is new once they are many: a server that sends ten and breaks off, again and again, is
+    /// not waited for.
+    pub(crate) fn progress(&mut self, bytes: u64) {
+        self.gained += bytes;
+        if self.gained >= MANY {
+            *self = Patience::default();
+        }
     }
 
     /// Waits as long as `failure` asks for.
@@ -110,7 +118,7 @@ impl Patience {
             Failure::Final(error) => Err(error),
             Failure::Expired(error) => {
                 self.renewed += 1;
-                if self.renewed > 3 { Err(error) } else { Ok(()) }
+                if self.renewed > 8 { Err(error) } else { Ok(()) }
             }
             Failure::Passing(error, asked) => {
                 self.tries += 1;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::storage::remote::link::spill::Spill;
@@ -40,16 +41,17 @@ impl Told {
         Told { kind: error.kind(), text: error.to_string(), hint: error.cure().map(str::to_owned) }
     }
 
-    /// The error again.
-    pub(crate) fn error(&self) -> Error {
-        let text = self.text.as_str();
+    /// The error again, about the object at `location`.
+    pub(crate) fn error(&self, location: &Path) -> Error {
+        let place = format!(": {}", location.display());
+        let text = self.text.replacen(&place, "", 1);
         let error = match self.kind {
             Kind::Decide => Error::decide(text),
             Kind::Input => Error::input(text),
             Kind::Found => Error::found(text),
             Kind::Unexpected => Error::unexpected(text),
         };
-        self.hint.iter().fold(error, |error, hint| error.hint(hint.clone()))
+        self.hint.iter().fold(error.path(location), |error, hint| error.hint(hint.clone()))
     }
 }
 
@@ -195,7 +197,7 @@ impl Blocks {
     pub(crate) fn fail(&mut self, key: Key, error: &Error) {
         if self.is_queued(key) {
             self.begin(key);
-            self.arrive(key, Err(Told::new(error).error()));
+            self.arrive(key, Err(Told::new(error).error(Path::new(""))));
         }
     }
 
@@ -319,7 +321,10 @@ mod tests {
         // A failure is told once, and then the block is wanted anew.
         blocks.arrive(keys[3], Err(Error::input("no").path("place").hint("do")));
         let Stage::Failed(told) = blocks.take(keys[3], 1) else { panic!("it failed") };
-        assert_eq!((told.error().to_string().as_str(), told.error().cure()), ("no: place", Some("do")));
+        assert_eq!(
+            (told.error(Path::new("place")).to_string().as_str(), told.hint.as_deref()),
+            ("no: place", Some("do"))
+        );
         assert_eq!(blocks.cover(1, 30..40, 10), [keys[3]]);
         assert_eq!(blocks.memory, 0);
     }

@@ -170,7 +170,7 @@ impl Link {
                     state = self.lock();
                     at = until;
                 }
-                Stage::Failed(error) => return Err(error.error()),
+                Stage::Failed(error) => return Err(error.error(&object.location)),
                 Stage::Coming => state = self.wait(state, None),
                 Stage::Queued => {
                     state.queues[Wanted::Now as usize].push_back(key);
