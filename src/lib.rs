@@ -64,7 +64,7 @@
 //! The binary is thin: it turns arguments into [`commands::extract::Extraction`] and shows progress bars and tables.
 //!
 //! ```
-//! use trephine::commands::extract::{Extraction, ResultOptions, default_memory, extract};
+//! use trephine::commands::extract::{Allowances, Extraction, ResultOptions, default_memory, extract};
 //! use trephine::pipeline::RunOptions;
 //! use trephine::run::Silent;
 //!
@@ -79,6 +79,7 @@
 //!     hybrid: None,
 //!     out: folder.join("adapter"),
 //!     deciding: ResultOptions { rank: 16, ..ResultOptions::for_base("Qwen/Qwen3-32B-FP8") },
+//!     allow: Allowances::default(),
 //!     running: RunOptions::new(2, default_memory()),
 //! };
 //! let outcome = extract(&job, &Silent)?;

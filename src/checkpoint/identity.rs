@@ -10,7 +10,8 @@ use crate::storage::regular_file::SMALL_FILE;
 use crate::storage::{Folder, SmallFile, Storage, Version};
 
 /// The files that determine how the others are read.
-const CONFIGS: [&str; 3] = ["config.json", "hf_quant_config.json", "quantize_config.json"];
+const CONFIGS: [&str; 4] =
+    ["config.json", "hf_quant_config.json", "quantize_config.json", "quanto_qmap.json"];
 
 /// The identity of one file: enough to detect a different file without reading its data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

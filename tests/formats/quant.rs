@@ -93,7 +93,10 @@ fn cuts(rows: usize) -> Vec<usize> {
 }
 
 /// The folders under `tests/fixtures`, and how many cases each holds.
-const FORMATS: [(&str, usize); 11] = [
+const FORMATS: [(&str, usize); 14] = [
+    ("mlx", 12),
+    ("quanto", 4),
+    ("modelopt_more", 6),
     ("auto_round", 17),
     ("block_fp8", 10),
     ("compressed", 39),
@@ -374,7 +377,7 @@ pub(crate) fn declared(origin: &str, raw: serde_json::Value) -> String {
 
 #[test]
 fn other_schemes_are_refused_by_name() {
-    for method in ["hqq", "aqlm", "quanto", "fbgemm_fp8", "torchao", "a-new-one"] {
+    for method in ["hqq", "aqlm", "fbgemm_fp8", "torchao", "a-new-one"] {
         let message = declared("config.json", json!({"quant_method": method}));
         assert!(
             message.starts_with(&format!("quantization with {method} is not supported yet")),

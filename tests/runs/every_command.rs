@@ -108,11 +108,11 @@ fn parts_in_any_order_give_the_bytes_of_one_machine() {
             assert_same(&inputs.path(&out), &files, &format!("{name} in {of} parts"));
             assert_eq!(status(&inputs, &out)["state"], "assembled");
             let again = assemble(&inputs, &out, &[]).code(0);
-            assert!(again.stdout.contains("was already done"), "{name}: {}", again.stdout);
+            assert!(again.stdout.contains("already complete"), "{name}: {}", again.stdout);
             let late = run(&mut inputs.command(name, &out, &["--part", "1/2"])).code(0);
             assert!(late.stdout.contains("is already assembled"), "{name}: {}", late.stdout);
             let whole = run(&mut inputs.command(name, &out, &[])).code(0);
-            assert!(whole.stdout.contains("was already done"), "{name}: {}", whole.stdout);
+            assert!(whole.stdout.contains("already complete"), "{name}: {}", whole.stdout);
         }
     }
 }
@@ -174,7 +174,7 @@ fn a_touched_input_is_hashed_again_before_finished_work_is_kept() {
         assert!(!ended.stderr.contains("done again"), "{name}: {}", ended.stderr);
         assert_same(&inputs.path("unsplit"), &files, name);
         let again = run(&mut inputs.command(name, "one", &[])).code(0);
-        assert!(again.stdout.contains("was already done"), "{name}: {}", again.stdout);
+        assert!(again.stdout.contains("already complete"), "{name}: {}", again.stdout);
         // The content differs: refused by name, finished or not.
         inputs.touch(input, true);
         let before = contents(&inputs.path("spoilt"));

@@ -129,7 +129,7 @@ fn a_finished_folder_where_nothing_can_be_written() {
     disk.remount("ro");
     let mut command = extract(&base, &tuned, &out);
     let ended = run(command.args(RANK)).code(0);
-    assert!(ended.stdout.contains("was already done"), "{ended:?}");
+    assert!(ended.stdout.contains("already complete"), "{ended:?}");
 }
 
 /// The command as an unprivileged user, because root may write anywhere.

@@ -11,10 +11,10 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::{Module, PackedRows};
 use crate::commands::autopsy::compare::{Sums, compare};
-use crate::commands::autopsy::judge::{Known, judge, role_of_module, role_of_tensor};
+use crate::commands::autopsy::judge::{Known, error, judge, role_of_module, role_of_tensor};
+use crate::commands::autopsy::kinds::judge_families;
 use crate::commands::autopsy::record::{
     AUTOPSY_VERSION, Autopsy, Comparison, Fault, LeftUnread, Role, Saturated, Severity, TensorAutopsy, Total,
-    Verdict,
 };
 use crate::commands::autopsy::statistics::{Counts, Gathered, Partial, Sixteen, Values};
 use crate::commands::autopsy::thresholds::Thresholds;
@@ -225,6 +225,7 @@ fn partner<'a>(item: &Item<'_>, theirs: &'a Checkpoint, names: &Renaming) -> (Pa
 /// The results of one panel.
 struct Examined {
     partial: Partial,
+    zero_rows: u64,
     saturated: Option<(u64, u32)>,
     sums: Option<Sums>,
 }
@@ -257,13 +258,13 @@ fn examine(
         if rows.end == item.module.shape()[0] {
             let gathered = std::mem::take(&mut gathering);
             all_sums.add(&gathered.sums.unwrap_or_default());
-            let tensor = gathered.finish(item, job);
-            total.add(&tensor);
-            tensors.push(tensor);
+            tensors.push(gathered.finish(item, job));
             progress.read(item.module.size());
         }
         Ok(())
     })?;
+    judge_families(&mut tensors, &job.thresholds);
+    tensors.iter().for_each(|tensor| total.add(tensor));
     total.comparison = both.theirs.map(|_| all_sums.finish(None, true));
     Ok((tensors, total))
 }
@@ -281,7 +282,7 @@ fn thread_bytes(item: &Item<'_>) -> u64 {
 fn examine_panel(both: &Both<'_>, item: &Item<'_>, rows: Range<usize>) -> Result<Examined> {
     let failed = |e: Error| e.path(both.ours.path(item.module.tensors()[0].file)).tensor(&item.name);
     let packed = item.module.read(both.ours, rows.clone())?;
-    let partial = statistics(&packed, &item.module).map_err(failed)?;
+    let (partial, zero_rows) = statistics(&packed, &item.module).map_err(failed)?;
     let saturated = item.module.is_quantized().then(|| saturated(&packed, &item.module)).flatten();
     let sums = match (&item.partner, both.theirs) {
         (Partner::Found(partner), Some(theirs)) => {
@@ -290,7 +291,7 @@ fn examine_panel(both: &Both<'_>, item: &Item<'_>, rows: Range<usize>) -> Result
         }
         _ => None,
     };
-    Ok(Examined { partial, saturated, sums })
+    Ok(Examined { partial, zero_rows, saturated, sums })
 }
 
 /// The pieces of a panel, each decoded at once.
@@ -299,7 +300,8 @@ fn pieces(packed: &PackedRows, columns: usize) -> impl Iterator<Item = Range<usi
     rows.clone().step_by(height).map(move |start| start..(start + height).min(rows.end))
 }
 
-fn statistics(packed: &PackedRows, module: &Module) -> Result<Partial> {
+/// The statistics of a panel, and the number of its rows that are all zero.
+fn statistics(packed: &PackedRows, module: &Module) -> Result<(Partial, u64)> {
     let (columns, dtype) = (module.shape()[1], module.tensors()[0].stored.dtype);
     let sixteen = match dtype {
         Dtype::BF16 => Some(Sixteen::Bf16),
@@ -313,14 +315,18 @@ fn statistics(packed: &PackedRows, module: &Module) -> Result<Partial> {
     if let Some(sixteen) = sixteen.filter(|_| plain) {
         let mut counts = Counts::default();
         packed.windows().iter().for_each(|window| counts.add(window));
-        return Ok(Partial::Codes(sixteen, counts));
+        // A zero may have a sign.
+        let zero = |row: &[u8]| row.as_chunks::<2>().0.iter().all(|code| code[0] == 0 && code[1] & 0x7f == 0);
+        let rows = packed.windows().iter().flat_map(|window| window.chunks(2 * columns.max(1)));
+        return Ok((Partial::Codes(sixteen, counts), rows.filter(|row| zero(row)).count() as u64));
     }
-    let mut values = Values::new();
+    let (mut values, mut zero_rows) = (Values::new(), 0);
     if module.weight().is_wide() {
         let mut piece = vec![0f64; piece_rows(columns) * columns];
         for rows in pieces(packed, columns) {
             let piece = &mut piece[..rows.len() * columns];
             packed.decode_some_f64(rows, piece)?;
+            zero_rows += count_zero_rows(piece, columns);
             values.add_f64(piece);
         }
     } else {
@@ -328,10 +334,16 @@ fn statistics(packed: &PackedRows, module: &Module) -> Result<Partial> {
         for rows in pieces(packed, columns) {
             let piece = &mut piece[..rows.len() * columns];
             packed.decode_some(rows, piece)?;
+            zero_rows += count_zero_rows(piece, columns);
             values.add(piece);
         }
     }
-    Ok(Partial::Values(Box::new(values)))
+    Ok((Partial::Values(Box::new(values)), zero_rows))
+}
+
+fn count_zero_rows<T: Copy + PartialEq + Default>(values: &[T], columns: usize) -> u64 {
+    let rows = values.chunks(columns.max(1));
+    rows.filter(|row| row.iter().all(|value| *value == T::default())).count() as u64
 }
 
 fn saturated(packed: &PackedRows, module: &Module) -> Option<(u64, u32)> {
@@ -343,6 +355,7 @@ fn saturated(packed: &PackedRows, module: &Module) -> Option<(u64, u32)> {
 #[derive(Default)]
 struct Gathering {
     values: Gathered,
+    zero_rows: u64,
     saturated: Option<(u64, u32)>,
     sums: Option<Sums>,
 }
@@ -350,6 +363,7 @@ struct Gathering {
 impl Gathering {
     fn add(&mut self, examined: Examined) {
         self.values.add(examined.partial);
+        self.zero_rows += examined.zero_rows;
         if let Some((codes, bits)) = examined.saturated {
             self.saturated = Some((self.saturated.map_or(0, |(sum, _)| sum) + codes, bits));
         }
@@ -369,6 +383,8 @@ impl Gathering {
         let known = Known {
             role: item.role,
             quantized,
+            inputs: item.shape.last().copied().unwrap_or(1),
+            zero_rows: (self.zero_rows, item.module.shape()[0] as u64),
             statistics: &statistics,
             saturated,
             comparison: comparison.as_ref(),
@@ -376,7 +392,7 @@ impl Gathering {
         let mut verdicts = judge(&known, &job.thresholds);
         if let Partner::Shaped(shape) = &item.partner {
             let why = format!("has the shape {:?}, but its partner has {shape:?}", item.shape);
-            verdicts.push(Verdict { gravity: Severity::Error, fault: Fault::ShapeDiffers, why });
+            verdicts.push(error(Fault::ShapeDiffers, None, why));
         }
         TensorAutopsy {
             name: item.name.clone(),
@@ -386,6 +402,7 @@ impl Gathering {
             quantized,
             bytes: item.module.size(),
             statistics,
+            zero_rows: self.zero_rows,
             saturated,
             comparison,
             verdicts,
@@ -412,7 +429,10 @@ impl Total {
         self.zeros += statistics.zeros;
         let faults: BTreeMap<Fault, Severity> = verdicts.iter().map(|v| (v.fault, v.gravity)).collect();
         faults.keys().for_each(|fault| *self.verdicts.entry(*fault).or_default() += 1);
-        self.errors += verdicts.iter().filter(|v| v.gravity == Severity::Error).count() as u64;
-        self.warnings += verdicts.iter().filter(|v| v.gravity == Severity::Warning).count() as u64;
+        match verdicts.iter().map(|verdict| verdict.gravity).max() {
+            Some(Severity::Error) => self.errors += 1,
+            Some(Severity::Warning) => self.warnings += 1,
+            None => {}
+        }
     }
 }

@@ -27,7 +27,8 @@ pub(crate) const CONFIG: &str = "config.json";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// Files that are rewritten, or that describe only the input.
-const NOT_COPIED: [&str; 5] = [CONFIG, "hf_quant_config.json", "quantize_config.json", B3SUMS, CONVERSION];
+const NOT_COPIED: [&str; 6] =
+    [CONFIG, "hf_quant_config.json", "quantize_config.json", "quanto_qmap.json", B3SUMS, CONVERSION];
 
 /// Name endings of weight files in any container, and of their indices.
 const WEIGHTS: [&str; 11] = [
@@ -181,6 +182,10 @@ pub(crate) fn config(config: &Config, edits: &Edits) -> Option<Value> {
 fn edit(raw: &mut Map<String, Value>, edits: &Edits, top: bool) {
     raw.remove("quantization_config");
     raw.remove("compression_config");
+    // MLX's.
+    if raw.get("quantization").is_some_and(|raw| raw.get("bits").is_some()) {
+        raw.remove("quantization");
+    }
     if let Some(dtype) = edits.dtype {
         // transformers writes `dtype` since version 5 and reads both.
         let known: Vec<&str> =

@@ -6,7 +6,7 @@ use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
 use crate::commands::extract::fetch::bytes::Fetched;
 use crate::commands::extract::folded::Folded;
-use crate::commands::extract::inputs::Inputs;
+use crate::commands::extract::inputs::{Inputs, check, side_files};
 use crate::commands::extract::norm::{self, Work};
 use crate::commands::extract::options::Extraction;
 use crate::delta::difference::{PIECE_SCRATCH, VISIT_SCRATCH};
@@ -26,6 +26,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
+
+/// The time that reading a byte takes, in seconds, where the files are in the page cache.
+pub(crate) const SECONDS_PER_BYTE: f64 = 1.0 / 4e9;
 
 /// One module to extract.
 #[derive(Clone, Debug, Serialize)]
@@ -104,6 +107,8 @@ impl PlannedLeftover {
 pub struct ExtractionPlan {
     /// Remarks for the user.
     pub notes: Vec<String>,
+    /// The adapter's rank: the requested one, or the largest that a module can use.
+    pub rank: usize,
     /// The modules to extract, in the order in which they are started.
     pub modules: Vec<PlannedModule>,
     /// Modules that get zero factors, because servers fuse them with extracted ones.
@@ -127,6 +132,10 @@ pub struct ExtractionPlan {
     pub disk_bytes: u64,
     /// Estimate of the run's time in seconds.
     pub seconds: f64,
+    /// Floating-point operations per second of all threads together, measured for the estimate.
+    pub rate: f64,
+    /// Size of the adapter's weights in bytes.
+    pub adapter_bytes: u64,
     /// The norms whose change the weights behind them carry.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub absorbed: Vec<String>,
@@ -156,15 +165,19 @@ impl ExtractionPlan {
     /// Options out of range, checkpoints that do not belong together, a memory budget that is too small.
     pub fn make(inputs: &Inputs, job: &Extraction) -> Result<ExtractionPlan> {
         job.deciding.check()?;
+        let mut remarks = check::sense(inputs, job.allow)?;
+        remarks.extend(side_files::note(&inputs.base, &inputs.tuned, job.deciding.copy_tokenizer));
         let selection = Selection::parse(&job.deciding.include, &job.deciding.exclude)?;
         let mut pairing = pair(&inputs.base, &inputs.tuned, &selection, job.deciding.trim_vocab)?;
+        check::partners(inputs, &selection, &pairing, job.allow)?;
         check_served(inputs, &pairing)?;
         norm::check(inputs, job, &pairing)?;
         let folded = Folded::find(inputs, job.deciding.absorb_norms, &pairing)?;
         folded.mark(&mut pairing.leftovers);
         let Pairing { pairs, zeros, leftovers, notes } = pairing;
         let mut plan = ExtractionPlan {
-            notes,
+            notes: remarks.into_iter().chain(notes).collect(),
+            rank: usable_rank(&pairs, job.deciding.rank),
             modules: Vec::new(),
             zeros,
             not_represented: leftovers.into_iter().map(|l| compared(inputs, l)).collect(),
@@ -176,11 +189,13 @@ impl ExtractionPlan {
             link_bytes: 0,
             disk_bytes: 0,
             seconds: 0.0,
+            rate: 1.0,
+            adapter_bytes: 0,
             absorbed: Vec::new(),
         };
         plan.notes.extend(folded.notes.iter().cloned());
         plan.absorbed = folded.absorbed.iter().cloned().collect();
-        plan.notes.extend(padding(&pairs, job.deciding.rank));
+        plan.notes.extend(unusable(plan.rank, job.deciding.rank));
         plan.notes.extend(norm::notes(inputs, &pairs)?);
         plan.notes.extend(tied_head(inputs, &selection));
         plan.fit(inputs, job, pairs)?;
@@ -231,20 +246,26 @@ impl ExtractionPlan {
         Ok(())
     }
 
+    /// The time in seconds that some of the modules and the reading of some bytes will take. Reading overlaps the
+    /// products, except from a slow disk, which cannot be known here.
+    pub(crate) fn expected(&self, modules: &[&PlannedModule], bytes: u64) -> f64 {
+        modules.iter().map(|module| module.flops).sum::<f64>() / self.rate + bytes as f64 * SECONDS_PER_BYTE
+    }
+
     fn add_up(&mut self, job: &Extraction) {
-        let row_bytes = (job.deciding.rank as u64).saturating_mul(job.deciding.dtype.bytes() as u64);
+        let row_bytes = (self.rank as u64).saturating_mul(job.deciding.dtype.bytes() as u64);
         let factors = |[m, n]: [usize; 2]| ((m + n) as u64).saturating_mul(row_bytes);
         let shapes = self.modules.iter().map(|m| m.shape).chain(self.zeros.iter().map(|(_, shape)| *shape));
         // The shards and the adapter are both on disk until the adapter is complete.
+        self.adapter_bytes = shapes.clone().map(factors).fold(0, u64::saturating_add);
         let sizes = shapes.map(|shape| factors(shape).saturating_mul(2).saturating_add(1 << 14));
         self.disk_bytes = sizes.fold(1 << 20, u64::saturating_add);
         let modules = self.modules.iter().map(|m| m.read_bytes);
         self.read_bytes = modules.chain(self.not_represented.iter().map(|l| l.read_bytes)).sum();
         let modules = self.modules.iter().map(|m| m.link_bytes);
         self.link_bytes = modules.chain(self.not_represented.iter().map(|l| l.link_bytes)).sum();
-        let flops: f64 = self.modules.iter().map(|m| m.flops).sum();
-        // Reading overlaps the products, except from a slow disk, which cannot be known here.
-        self.seconds = flops / (product_rate() * self.threads as f64) + self.read_bytes as f64 / 4e9;
+        self.rate = product_rate() * self.threads as f64;
+        self.seconds = self.expected(&self.modules.iter().collect::<Vec<_>>(), self.read_bytes);
     }
 }
 
@@ -375,13 +396,17 @@ impl Cost {
     }
 }
 
-/// A note on a rank that no module can use: it wastes disk, and memory when the adapter is served.
-fn padding(pairs: &[Pair], rank: usize) -> Option<String> {
-    let widest = pairs.iter().map(|pair| pair.rows.min(pair.shape[1])).max().unwrap_or(0);
-    (rank > widest).then(|| {
-        format!(
-            "no module has more than {widest} singular values: --rank {widest} captures everything, the rest is zeros"
-        )
+/// The largest rank that a module can use, at most the requested one: more would be zeros on disk, and in memory
+/// when the adapter is served.
+fn usable_rank(pairs: &[Pair], rank: usize) -> usize {
+    let widest = pairs.iter().map(|pair| pair.rows.min(pair.shape[1])).max().unwrap_or(rank);
+    rank.min(widest)
+}
+
+/// A note on a rank that no module can use.
+fn unusable(rank: usize, asked: usize) -> Option<String> {
+    (rank < asked).then(|| {
+        format!("no module has more than {rank} singular values: the adapter has rank {rank}, not {asked}")
     })
 }
 

@@ -21,7 +21,7 @@ use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::leftover::compare;
 use crate::commands::extract::module::{A, B, FinishedModule, Loaded, finish, load};
 use crate::commands::extract::options::Extraction;
-use crate::commands::extract::plan::{ExtractionPlan, PlannedLeftover, PlannedModule};
+use crate::commands::extract::plan::{ExtractionPlan, PlannedLeftover, PlannedModule, SECONDS_PER_BYTE};
 use crate::commands::extract::record::{self, Record};
 use crate::delta::record::{LeftOut, TensorRecord};
 use crate::lora::write::shard;
@@ -61,13 +61,14 @@ enum Ready<'a> {
 
 /// A unit that only has to be written.
 enum Done {
-    Module(Box<FinishedModule>, Duration),
+    Module(Box<FinishedModule>, Duration, f64),
     Compared(LeftOut, Vec<TensorRecord>),
 }
 
 /// State shared by all stages.
 struct Shared<'a> {
     inputs: &'a Inputs,
+    plan: &'a ExtractionPlan,
     job: &'a Extraction,
     ahead: Ahead<'a>,
     /// Reads have their own pool, so that a blocked join cannot steal a factorization.
@@ -117,6 +118,7 @@ pub fn run(
     });
     let shared = Shared {
         inputs,
+        plan,
         job,
         ahead: Ahead::new(inputs, order.collect()),
         reading: pool()?,
@@ -158,6 +160,8 @@ fn remaining<'a>(
     let (done, modules): (Vec<_>, Vec<_>) = plan.modules.iter().partition(|m| recorder.is_done(&m.unit()));
     let compared = |l: &&PlannedLeftover| recorder.is_done(&l.unit());
     let (compared, leftovers): (Vec<_>, Vec<_>) = plan.not_represented.iter().partition(compared);
+    let left: u64 = modules.iter().map(|m| m.read_bytes).chain(leftovers.iter().map(|l| l.read_bytes)).sum();
+    progress.expect(plan.expected(&modules, left));
     let done_bytes = done.iter().map(|m| m.read_bytes).chain(compared.iter().map(|l| l.read_bytes)).sum();
     progress.begin(plan.modules.len(), plan.read_bytes, done.len(), done_bytes);
     modules
@@ -176,7 +180,10 @@ fn read<'a>(
     tasks: &Mutex<VecDeque<(usize, Task<'a>)>>,
     ready: &Sender<Sent<'a, Ready<'a>>>,
 ) {
-    let count = |bytes| shared.progress.read(bytes);
+    let count = |bytes| {
+        shared.progress.read(bytes);
+        shared.progress.step(bytes as f64 * SECONDS_PER_BYTE);
+    };
     while let Some(((at, task), permit)) = shared.budget.first_that_fits(tasks, |(_, task)| task.memory()) {
         if shared.stopped() {
             return;
@@ -192,8 +199,9 @@ fn read<'a>(
                 let load = || load(shared.inputs, module, shared.job, &slab, &count);
                 keep(shared.inputs, module).and_then(|kept| {
                     shared.ahead.begin(at);
-                    let loaded = shared.reading.install(load)?;
-                    Ok(Ready::Module(module, loaded, started, kept))
+                    let loaded = shared.reading.install(load);
+                    shared.progress.enter(shared.plan.expected(&[module], 0));
+                    loaded.map(|loaded| Ready::Module(module, loaded, started, kept))
                 })
             }
             Task::Compare(planned) => {
@@ -223,12 +231,13 @@ fn work<'a>(shared: &'a Shared<'_>, ready: &Receiver<Sent<'a, Ready<'a>>>, done:
                 let factorize = || finish(shared.inputs, module, shared.job, loaded, &spent);
                 let finished = shared.factorizing.install(factorize);
                 drop(kept);
-                finished.map(|finished| Done::Module(Box::new(finished), started.elapsed()))
+                let expected = shared.plan.expected(&[module], 0);
+                finished.map(|finished| Done::Module(Box::new(finished), started.elapsed(), expected))
             }
         };
         match finished {
             Ok(finished) => {
-                if let Done::Module(module, _) = &finished {
+                if let Done::Module(module, _, _) = &finished {
                     permit.shrink((module.a.1.len() + module.b.1.len()) as u64);
                 }
                 drop(done.send((finished, permit)));
@@ -245,7 +254,10 @@ fn write(shared: &Shared<'_>, recorder: &mut Records<'_>, done: &Receiver<Sent<'
             continue;
         }
         let written = match done {
-            Done::Module(finished, took) => write_module(shared, recorder, *finished, took),
+            Done::Module(finished, took, expected) => {
+                shared.progress.leave(expected);
+                write_module(shared, recorder, *finished, took)
+            }
             Done::Compared(left_out, tensors) => write_compared(shared, recorder, left_out, tensors),
         };
         drop(permit);

@@ -118,7 +118,7 @@ pub fn probe(spec: &str, showing: &Showing) -> Result<Probe> {
     if !showing.tensors.is_empty() && tensors.is_empty() {
         return Err(Error::decide("no tensor matches")
             .path(checkpoint.root())
-            .hint("list all tensors with --tensor '*'"));
+            .hint("list all tensors with --include '*'"));
     }
     if showing.values > 0 {
         tensors.iter_mut().try_for_each(|probed| corner(&checkpoint, probed, showing.values))?;

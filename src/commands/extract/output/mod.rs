@@ -3,10 +3,11 @@
 pub(crate) mod files;
 pub(crate) mod manifest;
 pub(crate) mod model_card;
+pub(crate) mod other_ranks;
 pub(crate) mod quoting;
 pub(crate) mod summary;
 pub(crate) mod write;
 pub use self::files::{CARD, MANIFEST, SPECTRA};
-pub use self::manifest::{Manifest, Spectrum, SpectrumOf};
-pub use self::model_card::smallest_vllm_rank;
+pub use self::manifest::{Manifest, OtherRank, Spectrum, SpectrumOf};
+pub use self::model_card::{serve_line, smallest_vllm_rank};
 pub use self::summary::{ExtractionOutcome, KindSummary, LeftOutGroup};

@@ -1,5 +1,8 @@
 //! What an extraction reads.
 
+pub(crate) mod check;
+pub(crate) mod side_files;
+
 use crate::Result;
 use crate::calibration::OpenCalibration;
 use crate::checkpoint::Checkpoint;
