@@ -59,6 +59,7 @@
 //! | [`quant`] | quantized formats: bytes in, f32 out; touches no file | a format: a file in `quant/format`, a line in the registry |
 //! | [`factorize`] | panels in, factors out; touches no file | a method: `factorize/backend` |
 //! | [`error`] | the error type: what failed, where, and the fix | |
+//! | [`shared`] | names and shapes that many records share | |
 //! | [`printable`] | text that is safe to print on a terminal | |
 //!
 //! The binary is thin: it turns arguments into [`commands::extract::Extraction`] and shows progress bars and tables.
@@ -111,6 +112,7 @@ pub mod quant;
 #[cfg(feature = "report")]
 pub mod report;
 pub mod run;
+pub mod shared;
 pub mod storage;
 
 pub use error::{Error, Kind, Result};

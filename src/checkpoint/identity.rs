@@ -6,8 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::container::safetensors::header::Header;
-use crate::storage::regular_file::SMALL_FILE;
-use crate::storage::{Folder, SmallFile, Storage, Version};
+use crate::storage::{FileDigest, Folder, Storage, Version};
 
 /// The files that determine how the others are read.
 const CONFIGS: [&str; 4] =
@@ -114,11 +113,11 @@ pub(crate) fn of<'a>(
 ) -> Result<Identity> {
     let mut identities = Vec::new();
     for name in beside {
-        let Some(SmallFile { bytes, version }) = folder.small(name, SMALL_FILE)? else { continue };
+        let Some(FileDigest { size, digest, version }) = folder.digest(name)? else { continue };
         identities.push(FileIdentity {
             name: name.to_owned(),
-            size: bytes.len() as u64,
-            header: blake3::hash(&bytes).to_hex().to_string(),
+            size,
+            header: digest.to_hex().to_string(),
             modified: version,
         });
     }

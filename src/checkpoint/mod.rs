@@ -16,6 +16,7 @@ pub(crate) mod module;
 pub mod module_tree;
 pub(crate) mod reader;
 pub(crate) mod unaccounted;
+pub(crate) mod weight_map;
 pub use self::catalogue::{FileId, Tensor};
 pub use self::config::Config;
 pub use self::identity::{Change, FileIdentity, Identity};
@@ -38,11 +39,12 @@ use crate::quant::declared::Declared;
 use crate::quant::expert::layout::Experts;
 use crate::quant::registry::Scheme;
 use crate::quant::weight::{SMALL, TensorInfo, Tensors};
+use crate::shared::Name;
 use crate::storage::{Folder, Keeper, Kept, LocalFolder, Storage, Window, has_scratch};
 use crate::{Error, Result};
 
 /// Bytes of a tensor that are mapped at once while it is hashed.
-const HASH_WINDOW: u64 = 4 << 20;
+pub(crate) const HASH_WINDOW: u64 = 4 << 20;
 
 /// Bytes of a tensor that are asked for ahead while it is hashed, where they come from a server.
 const HASHED_AHEAD: u64 = 32 << 20;
@@ -56,8 +58,10 @@ pub struct Checkpoint {
     config: Config,
     scheme: Scheme,
     files: Vec<Box<dyn Storage>>,
+    /// The names of the files, for records.
+    names: Vec<Name>,
     tensors: Catalogue,
-    modules: BTreeMap<String, Module>,
+    modules: BTreeMap<Name, Module>,
     identity: Identity,
 }
 
@@ -69,11 +73,11 @@ struct Shelf<'a> {
 
 impl Tensors for Shelf<'_> {
     fn stored(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensors.0.get(name).map(|tensor| &tensor.stored)
+        self.tensors.get(name).map(|tensor| &tensor.stored)
     }
 
     fn content(&self, name: &str) -> Result<Vec<u8>> {
-        let tensor = self.tensors.0.get(name);
+        let tensor = self.tensors.get(name);
         let tensor = tensor.ok_or_else(|| Error::input("this tensor is missing").tensor(name))?;
         if tensor.size() > SMALL as u64 {
             let what = format!("{} bytes is too large for the description of a weight", tensor.size());
@@ -179,8 +183,8 @@ impl Checkpoint {
         let tensors = index::resolve(&Layout::default(), &files, headers, faults)?;
         let modules = module::catalogue(&scheme, &tensors, &files, faults)?;
         unaccounted::check(&scheme, &tensors, &modules, &files, faults)?;
-        let (root, folder) = (root.to_owned(), None);
-        Ok(Checkpoint { root, folder, config, scheme, files, tensors, modules, identity })
+        let (root, folder, names) = (root.to_owned(), None, names_of(&files));
+        Ok(Checkpoint { root, folder, config, scheme, files, names, tensors, modules, identity })
     }
 
     /// Opens everything except the modules.
@@ -203,8 +207,18 @@ impl Checkpoint {
         }
         let identity = identity::of(&*folder, identity::beside(layout.index()), &files, &headers)?;
         let tensors = index::resolve(layout, &files, headers, faults)?;
-        let (root, folder, modules) = (source.path().to_owned(), Some(folder), BTreeMap::new());
-        Ok(Checkpoint { root, folder, config, scheme, files, tensors, modules, identity })
+        let (root, names, modules) = (source.path().to_owned(), names_of(&files), BTreeMap::new());
+        Ok(Checkpoint {
+            root,
+            folder: Some(folder),
+            config,
+            scheme,
+            files,
+            names,
+            tensors,
+            modules,
+            identity,
+        })
     }
 
     /// The same for GGUF, whose files contain the config.
@@ -215,8 +229,18 @@ impl Checkpoint {
         let gguf::Model { config, scheme, headers } = gguf::read(&files)?;
         let identity = identity::of(&*folder, std::iter::empty(), &files, &headers)?;
         let tensors = index::resolve(layout, &files, headers, &mut Faults::Stop)?;
-        let (root, folder, modules) = (source.path().to_owned(), Some(folder), BTreeMap::new());
-        Ok(Checkpoint { root, folder, config, scheme, files, tensors, modules, identity })
+        let (root, names, modules) = (source.path().to_owned(), names_of(&files), BTreeMap::new());
+        Ok(Checkpoint {
+            root,
+            folder: Some(folder),
+            config,
+            scheme,
+            files,
+            names,
+            tensors,
+            modules,
+            identity,
+        })
     }
 
     /// The folder or file that was opened; for a repository, its snapshot in the cache.
@@ -251,6 +275,11 @@ impl Checkpoint {
         self.modules.get(name).or_else(tied)
     }
 
+    /// Whether a module or a tensor is stored under that name.
+    pub(crate) fn stores(&self, name: &str) -> bool {
+        self.modules.contains_key(name) || self.tensors.get(name).is_some()
+    }
+
     /// What transformers makes of its modules.
     pub fn tree(&self) -> ModuleTree {
         ModuleTree::of(&self.config)
@@ -276,12 +305,12 @@ impl Checkpoint {
 
     /// The tensor of that name.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.0.get(name)
+        self.tensors.get(name)
     }
 
     /// Every tensor, by name.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = &Tensor> {
-        self.tensors.0.values()
+        self.tensors.iter()
     }
 
     /// The tensors that belong to no module, by name: norms, biases, stacks of experts that no format reads, scales
@@ -289,7 +318,7 @@ impl Checkpoint {
     pub fn others(&self) -> impl Iterator<Item = &Tensor> {
         let used: std::collections::HashSet<&str> =
             self.modules.values().flat_map(|module| module.tensors()).map(Tensor::name).collect();
-        self.tensors.0.values().filter(move |tensor| !used.contains(tensor.name()))
+        self.tensors.iter().filter(move |tensor| !used.contains(tensor.name()))
     }
 
     /// The path of a file.
@@ -300,6 +329,11 @@ impl Checkpoint {
     /// The name of a file, relative to the folder.
     pub fn file_name(&self, file: FileId) -> &str {
         self.files[file.0].name()
+    }
+
+    /// The same, to be kept in records.
+    pub(crate) fn shared_file_name(&self, file: FileId) -> Name {
+        self.names[file.0].clone()
     }
 
     /// Maps a range of a tensor's bytes, relative to the tensor's start.
@@ -405,6 +439,10 @@ impl Checkpoint {
         }
         Ok(hasher.finalize())
     }
+}
+
+fn names_of(files: &[Box<dyn Storage>]) -> Vec<Name> {
+    files.iter().map(|file| file.name().into()).collect()
 }
 
 /// The declared scheme, for a model with this config.

@@ -13,6 +13,7 @@ use crate::quant::packing::transposed::Transposed;
 use crate::quant::registry::Scheme;
 use crate::quant::weight::{Dequantize, FoundWeight, TensorInfo};
 use crate::quant::weight::{Stack, StackSlice};
+use crate::shared::Name;
 use crate::storage::Storage;
 use crate::storage::Window;
 use crate::{Error, Result};
@@ -20,11 +21,12 @@ use crate::{Error, Result};
 /// One logical weight of a checkpoint.
 #[derive(Clone, Debug)]
 pub struct Module {
-    name: String,
+    name: Name,
     weight: Arc<dyn Dequantize>,
-    tensors: Vec<Tensor>,
+    // Shared with the copies in plans.
+    tensors: Arc<[Tensor]>,
     quantized: bool,
-    singles: Vec<Single>,
+    singles: Arc<[Single]>,
 }
 
 /// What the files hold of a module that is not simply what they hold: one projection of one expert by itself, where the
@@ -55,14 +57,14 @@ impl Module {
     }
 
     fn reshaped(tensor: &Tensor, shape: [usize; 2]) -> Option<Module> {
-        let matrix = TensorInfo { shape: shape.to_vec(), ..tensor.stored.clone() };
+        let matrix = TensorInfo { shape: shape.into(), ..tensor.stored.clone() };
         let weight = Arc::new(Dense::new(&matrix)?);
         Some(Module {
-            name: tensor.name().to_owned(),
+            name: tensor.stored.name.clone(),
             weight,
-            tensors: vec![tensor.clone()],
+            tensors: [tensor.clone()].into(),
             quantized: false,
-            singles: Vec::new(),
+            singles: [].into(),
         })
     }
 
@@ -70,7 +72,7 @@ impl Module {
     /// tensor, and that tensor's shape.
     pub fn stack(&self) -> Option<(Module, [usize; 3])> {
         let Stack { name, shape, weight, .. } = self.weight.capabilities().slice?.stack()?;
-        Some((Module { name, weight, ..self.clone() }, shape))
+        Some((Module { name: name.into(), weight, ..self.clone() }, shape))
     }
 
     /// Whether the dense tensor of its stack holds it as `[in, out]`.
@@ -86,6 +88,11 @@ impl Module {
 
     /// Its name, without `.weight`.
     pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The same, to be kept in plans and records.
+    pub(crate) fn shared_name(&self) -> &Name {
         &self.name
     }
 
@@ -289,10 +296,10 @@ pub(crate) fn catalogue(
     tensors: &Catalogue,
     files: &[Box<dyn Storage>],
     faults: &mut Faults,
-) -> Result<BTreeMap<String, Module>> {
+) -> Result<BTreeMap<Name, Module>> {
     let mut modules = BTreeMap::new();
     let shelf = Shelf { tensors, files };
-    for lead in tensors.0.values() {
+    for lead in tensors.iter() {
         let path = files[lead.file.0].location();
         let weights = scheme.weights(&lead.stored, &shelf).map_err(|e| e.path(path));
         for found in faults.take(weights)?.into_iter().flatten() {
@@ -312,13 +319,15 @@ pub(crate) fn catalogue(
 
 /// Turns the single experts of a model whose adapters hold stacks into modules of stacks: that is how they pair, and
 /// how an adapter names them.
-fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<String, Module>) -> Result<()> {
+fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<Name, Module>) -> Result<()> {
     let experts = scheme.experts();
-    let mut halves: BTreeMap<String, [Option<String>; 2]> = BTreeMap::new();
+    let mut halves: BTreeMap<Name, [Option<Name>; 2]> = BTreeMap::new();
     for name in modules.keys() {
         match experts.place_in_stack(name) {
             None => {}
-            Some((place, half)) => halves.entry(place).or_default()[half.unwrap_or(0)] = Some(name.clone()),
+            Some((place, half)) => {
+                halves.entry(place.into()).or_default()[half.unwrap_or(0)] = Some(name.clone())
+            }
         }
     }
     for (place, names) in halves {
@@ -327,7 +336,7 @@ fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<String, Module>) -> Resu
         let joined = match names {
             [Some(name), None] if whole => modules.remove(&name).map(|module| Module {
                 name: place.clone(),
-                singles: vec![Single { module: module.clone(), rows: RowStride::ALL, turned: false }],
+                singles: [Single { module: module.clone(), rows: RowStride::ALL, turned: false }].into(),
                 ..module
             }),
             [Some(gate), Some(up)] => match (modules.remove(&gate), modules.remove(&up)) {
@@ -336,12 +345,13 @@ fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<String, Module>) -> Resu
                     Some(Module {
                         name: place.clone(),
                         weight: experts.join([Arc::clone(&gate.weight), Arc::clone(&up.weight)])?,
-                        tensors: [gate.tensors.clone(), up.tensors.clone()].concat(),
+                        tensors: [gate.tensors.clone(), up.tensors.clone()].concat().into(),
                         quantized: gate.quantized || up.quantized,
-                        singles: vec![
+                        singles: [
                             Single { module: gate, rows: rows[0], turned: false },
                             Single { module: up, rows: rows[1], turned: false },
-                        ],
+                        ]
+                        .into(),
                     })
                 }
                 _ => None,
@@ -362,18 +372,18 @@ fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<String, Module>) -> Resu
 }
 
 /// Turns the modules whose weights lie as `[in, out]`, where they are stored in a way that can be read by columns.
-pub(crate) fn turn(modules: &mut BTreeMap<String, Module>, is_turned: impl Fn(&str) -> bool) {
+pub(crate) fn turn(modules: &mut BTreeMap<Name, Module>, is_turned: impl Fn(&str) -> bool) {
     for module in modules.values_mut().filter(|module| is_turned(&module.name)) {
         let Some(turned) = Transposed::of(Arc::clone(&module.weight)) else { continue };
-        module.singles = vec![Single { module: module.clone(), rows: RowStride::ALL, turned: true }];
+        module.singles = [Single { module: module.clone(), rows: RowStride::ALL, turned: true }].into();
         module.weight = Arc::new(turned);
     }
 }
 
 fn assemble(found: FoundWeight, tensors: &Catalogue) -> Result<Module> {
     let FoundWeight { module: name, weight, quantized } = found;
-    let stored = weight.tensors().iter().map(|stored| tensors.0.get(&stored.name).cloned());
+    let stored = weight.tensors().iter().map(|stored| tensors.get(&stored.name).cloned());
     let tensors = stored.collect::<Option<_>>();
     let tensors = tensors.ok_or_else(|| Error::input("a tensor of this module is missing").tensor(&name))?;
-    Ok(Module { name, weight, tensors, quantized, singles: Vec::new() })
+    Ok(Module { name: name.into(), weight, tensors, quantized, singles: [].into() })
 }

@@ -1,10 +1,12 @@
 //! Where the files of a checkpoint or adapter lie together: a folder on disk, or a prefix at a server.
 
 use std::fmt::Debug;
+use std::io::{BufRead, BufReader, Cursor};
 use std::path::{Path, PathBuf};
 
 use crate::storage::mmap::nanoseconds;
 use crate::storage::regular_file;
+use crate::storage::regular_file::SMALL_FILE;
 use crate::storage::{MappedFile, Storage, Version};
 use crate::{Error, Result};
 
@@ -46,6 +48,28 @@ pub trait Folder: Debug + Send + Sync {
     /// A longer file, or one that cannot be read.
     fn small(&self, name: &str, limit: u64) -> Result<Option<SmallFile>>;
 
+    /// The same, to be read piece by piece.
+    ///
+    /// # Errors
+    /// As [`small`](Self::small).
+    fn read(&self, name: &str, limit: u64) -> Result<Option<Box<dyn BufRead>>> {
+        let file = self.small(name, limit)?;
+        Ok(file.map(|file| Box::new(Cursor::new(file.bytes)) as Box<dyn BufRead>))
+    }
+
+    /// The digest of a small file; `None` if it does not exist.
+    ///
+    /// # Errors
+    /// As [`small`](Self::small).
+    fn digest(&self, name: &str) -> Result<Option<FileDigest>> {
+        let file = self.small(name, SMALL_FILE)?;
+        Ok(file.map(|SmallFile { bytes, version }| FileDigest {
+            size: bytes.len() as u64,
+            digest: blake3::hash(&bytes),
+            version,
+        }))
+    }
+
     /// Opens a file that is read in ranges.
     ///
     /// # Errors
@@ -75,6 +99,23 @@ pub struct SmallFile {
     pub version: Option<Version>,
 }
 
+/// What identifies the content of a small file.
+#[derive(Clone, Debug)]
+pub struct FileDigest {
+    /// Its length in bytes.
+    pub size: u64,
+    /// The blake3 of its bytes.
+    pub digest: blake3::Hash,
+    /// What tells it apart from another state of the same file.
+    pub version: Option<Version>,
+}
+
+/// How much of a file is held at once.
+const PIECE: usize = 64 << 10;
+
+/// The endings of weight files that are read.
+const WEIGHTS: [&str; 2] = [".safetensors", ".gguf"];
+
 /// A folder on this machine.
 #[derive(Debug)]
 pub struct LocalFolder(PathBuf);
@@ -100,7 +141,13 @@ impl Folder for LocalFolder {
         let failed = |e| Error::unexpected("cannot list").path(&self.0).because(e);
         let mut names = Vec::new();
         for entry in std::fs::read_dir(&self.0).map_err(failed)? {
-            names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+            let name = entry.map_err(failed)?.file_name();
+            let shown = name.to_string_lossy();
+            if name.to_str().is_none() && WEIGHTS.iter().any(|end| shown.ends_with(end)) {
+                let error = Error::input("the name of a weight file is not UTF-8").path(self.0.join(&name));
+                return Err(error.hint("rename it"));
+            }
+            names.push(shown.into_owned());
         }
         names.sort();
         Ok(names)
@@ -113,11 +160,30 @@ impl Folder for LocalFolder {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(regular_file::cannot_read(&path, e)),
         };
-        let modified = path.metadata().and_then(|data| data.modified()).ok();
-        Ok(Some(SmallFile { bytes, version: modified.and_then(nanoseconds).map(Version::Modified) }))
+        Ok(Some(SmallFile { bytes, version: modified(&path) }))
+    }
+
+    fn read(&self, name: &str, limit: u64) -> Result<Option<Box<dyn BufRead>>> {
+        let path = self.0.join(name);
+        match regular_file::open_within(&path, limit) {
+            Ok(file) => Ok(Some(Box::new(BufReader::with_capacity(PIECE, file)))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(regular_file::cannot_read(&path, e)),
+        }
+    }
+
+    fn digest(&self, name: &str) -> Result<Option<FileDigest>> {
+        let path = self.0.join(name);
+        let found = regular_file::hash_if_any(&path)?;
+        Ok(found.map(|(size, digest)| FileDigest { size, digest, version: modified(&path) }))
     }
 
     fn open(&self, name: &str) -> Result<Box<dyn Storage>> {
         Ok(Box::new(MappedFile::open(name, &self.0.join(name))?))
     }
+}
+
+fn modified(path: &Path) -> Option<Version> {
+    let time = path.metadata().and_then(|data| data.modified()).ok()?;
+    nanoseconds(time).map(Version::Modified)
 }

@@ -3,7 +3,7 @@
 
 pub(crate) mod cut_file;
 pub(crate) mod folder;
-pub use self::folder::{Folder, LocalFolder, SmallFile};
+pub use self::folder::{FileDigest, Folder, LocalFolder, SmallFile};
 pub(crate) mod mmap;
 pub use self::cut_file::tell_of_cut_files;
 pub(crate) mod positioned;

@@ -34,7 +34,7 @@ impl Shelf {
             dtype,
             shape: shape.into(),
         });
-        Shelf(stored.map(|stored| (stored.name.clone(), (stored, Vec::new()))).collect())
+        Shelf(stored.map(|stored| (stored.name.to_string(), (stored, Vec::new()))).collect())
     }
 
     /// The same with the content of one of them.
@@ -127,7 +127,7 @@ fn fixture(path: &Path) {
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let config = serde_json::from_str(&header.metadata().as_ref().unwrap()["quantization_config"]).unwrap();
     let stored = file.tensors().into_iter().filter(|(name, _)| name.starts_with("w.")).map(|(name, view)| {
-        let stored = TensorInfo { name: name.clone(), dtype: view.dtype(), shape: view.shape().to_vec() };
+        let stored = TensorInfo::new(&name, view.dtype(), view.shape());
         (name, (stored, view.data().to_vec()))
     });
     let experts = experts(header.metadata().as_ref().unwrap().get("config"));

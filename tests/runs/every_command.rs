@@ -17,12 +17,12 @@ use trephine::run::{Progress, Silent};
 use crate::common::{assert_same, contents, copied, copy, flip, run, running, trephine};
 
 /// Checkpoints and an adapter that may be touched and damaged.
-struct Inputs {
+pub struct Inputs {
     home: TempDir,
 }
 
 impl Inputs {
-    fn new() -> Inputs {
+    pub fn new() -> Inputs {
         let home = tempdir().unwrap();
         ["base", "base-fp8", "tuned"].iter().for_each(|name| drop(copied(name, home.path())));
         let inputs = Inputs { home };
@@ -30,12 +30,12 @@ impl Inputs {
         inputs
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
     }
 
     /// A command on these inputs, run in their folder.
-    fn command(&self, name: &str, out: &str, more: &[&str]) -> Command {
+    pub fn command(&self, name: &str, out: &str, more: &[&str]) -> Command {
         let words: &[&str] = match name {
             "extract" => &["extract", "--base", "base-fp8", "--tuned", "tuned", "--rank", "8"],
             "dequantize" => &["dequantize", "base-fp8", "--max-shard-size", "300kB"],

@@ -634,7 +634,7 @@ fn the_split_is_balanced_and_the_same_everywhere() {
                 let share = plan.share(Part::new(index + 1, of).unwrap());
                 assert_eq!(share.cost(), *load);
                 modules.extend(share.modules.into_iter().map(|module| module.name));
-                compared.extend(share.not_represented.iter().map(|left| left.key()));
+                compared.extend(share.not_represented.iter().map(|left| left.key().to_owned()));
                 bytes += share.read_bytes;
             }
             [&mut modules, &mut compared].into_iter().for_each(|names| names.sort());

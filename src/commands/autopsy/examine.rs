@@ -23,13 +23,12 @@ use crate::delta::record::source;
 use crate::delta::select::Selection;
 use crate::lora::WEIGHTS;
 use crate::lora::read::PeftAdapter;
+use crate::pipeline::memory::{OVERHEAD, catalogue};
 use crate::pipeline::options::RunOptions;
 use crate::pipeline::ordered_panels::{in_order, panel_bytes, panels, piece_rows, threads_within};
 use crate::run::progress::Progress;
+use crate::shared::Name;
 use crate::{Error, Result};
-
-/// Memory of the process apart from its threads and the results of each tensor, in bytes.
-const FIXED: u64 = 40 << 20;
 
 /// Memory for the results of each tensor, which are kept until the end, in bytes.
 const TENSOR: u64 = 4 << 10;
@@ -73,7 +72,7 @@ pub fn autopsy(job: &Examination, running: &RunOptions, progress: &dyn Progress)
     if let Some(theirs) = &theirs {
         pair(&mut items, theirs, &names, &selection, &mut left_out);
     }
-    let looked_at: BTreeSet<String> = items.iter().map(|item| item.name.clone()).collect();
+    let looked_at: BTreeSet<Name> = items.iter().map(|item| (&item.name).into()).collect();
     notes.extend(selection.idle(&looked_at).iter().map(|idle| format!("{idle} matches no tensor")));
     if items.is_empty() {
         return Err(Error::decide("no tensor is selected")
@@ -165,7 +164,7 @@ fn items<'a>(checkpoint: &'a Checkpoint, selection: &Selection) -> (Vec<Item<'a>
                 name: short(tensor.name()).to_owned(),
                 role: role_of_tensor(&tensor.stored),
                 module: Cow::Owned(lines),
-                shape: tensor.stored.shape.clone(),
+                shape: tensor.stored.shape.to_vec(),
                 partner: Partner::None,
             }),
         }
@@ -217,7 +216,7 @@ fn partner<'a>(item: &Item<'_>, theirs: &'a Checkpoint, names: &Renaming) -> (Pa
     };
     let found = match Module::lines(tensor) {
         Some(lines) if tensor.stored.shape == item.shape => Partner::Found(Cow::Owned(lines)),
-        _ => Partner::Shaped(tensor.stored.shape.clone()),
+        _ => Partner::Shaped(tensor.stored.shape.to_vec()),
     };
     (found, Some(tensor.name().to_owned()))
 }
@@ -239,8 +238,9 @@ fn examine(
     progress: &dyn Progress,
 ) -> Result<(Vec<TensorAutopsy>, Total)> {
     let bytes = items.iter().map(thread_bytes).max().unwrap_or(0);
-    let threads =
-        threads_within(running.threads, running.memory, FIXED + TENSOR * items.len() as u64, bytes)?;
+    let catalogues: u64 = std::iter::once(both.ours).chain(both.theirs).map(catalogue).sum();
+    let fixed = OVERHEAD + catalogues + TENSOR * items.len() as u64;
+    let threads = threads_within(running.threads, running.memory, fixed, bytes)?;
     let numbered = items.iter().enumerate();
     let all_panels: Vec<(usize, Range<usize>)> =
         numbered.flat_map(|(index, item)| panels(&item.module).map(move |rows| (index, rows))).collect();

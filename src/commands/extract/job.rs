@@ -183,8 +183,8 @@ impl Job for ExtractJob<'_> {
     }
 
     fn unit_title(&self, unit: &UnitId) -> String {
-        let compared = self.plan.not_represented.iter().find(|left| *unit == left.unit());
-        compared.map_or(&unit.name, |left| &left.name).clone()
+        let compared = self.plan.not_represented.iter().find(|left| *unit == left.unit);
+        compared.map_or(&unit.name, |left| &left.name).to_string()
     }
 
     fn load(&self, unit: Unit<Record>, result: &Path) -> Result<Done> {

@@ -9,7 +9,7 @@ use crate::commands::extract::folded::Folded;
 use crate::commands::extract::inputs::{Inputs, check, side_files};
 use crate::commands::extract::norm::{self, Work};
 use crate::commands::extract::options::Extraction;
-use crate::delta::difference::{PIECE_SCRATCH, VISIT_SCRATCH};
+use crate::delta::difference::visit_scratch;
 use crate::delta::module_record::Minimized;
 use crate::delta::pair::{Leftover, Pair, Pairing, pair};
 use crate::delta::record::{LeftOut, Reason};
@@ -19,7 +19,9 @@ use crate::factorize::choose;
 use crate::factorize::kernel::tiling;
 use crate::factorize::types::{Method, Request};
 use crate::lora::names::{Place, group_of};
-use crate::pipeline::memory::{CATALOGUE_ENTRY, TENSOR_RECORD, THREAD, mapped, overhead};
+use crate::pipeline::memory::{THREAD, catalogue, mapped, overhead, records};
+use crate::run::unit::UnitId;
+use crate::shared::{Name, Shape};
 use crate::storage::{Kept, has_scratch, link_grow};
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -73,11 +75,11 @@ pub struct PlannedModule {
 #[derive(Clone, Debug, Serialize)]
 pub struct PlannedLeftover {
     /// Its name.
-    pub name: String,
+    pub name: Name,
     /// Why it is left out.
     pub reason: Reason,
     /// Its shape.
-    pub shape: Vec<usize>,
+    pub shape: Shape,
     /// Bytes to read for its comparison.
     pub read_bytes: u64,
     /// Bytes of them that cross the link to a server.
@@ -88,12 +90,15 @@ pub struct PlannedLeftover {
     /// The names under which it is compared.
     #[serde(skip)]
     pub leftover: Leftover,
+    /// Its comparison as a unit of work.
+    #[serde(skip)]
+    pub unit: UnitId,
 }
 
 impl PlannedLeftover {
     /// Identifies it among all others, as [`LeftOut::key`] does.
-    pub fn key(&self) -> String {
-        self.blank().key()
+    pub fn key(&self) -> &str {
+        &self.unit.name
     }
 
     /// Its report, before its values are compared.
@@ -212,18 +217,15 @@ impl ExtractionPlan {
         let mut costs: Vec<Cost> = pairs.into_iter().map(cost).collect::<Result<_>>()?;
         // The largest first: what is left at the end is small, and no thread waits long for the last one.
         costs.sort_by(|a, b| b.flops.total_cmp(&a.flops).then_with(|| a.pair.name.cmp(&b.pair.name)));
-        let entries =
-            [Some(&inputs.base), Some(&inputs.tuned), inputs.served.as_ref(), inputs.dense.as_ref()];
-        let entries = entries.into_iter().flatten();
-        let entries: usize = entries.map(|input| input.tensors().len().max(input.modules().len())).sum();
+        let catalogues: u64 = inputs.all().map(|input| catalogue(input) + records(input)).sum();
         let [served, dense] = [&inputs.served, &inputs.dense].map(|other| other.as_ref().map_or(0, mapped));
         let mapped = mapped(&inputs.base).max(served).max(dense) + mapped(&inputs.tuned);
         let whole =
             costs.iter().any(|cost| cost.kept > 0) || self.not_represented.iter().any(|l| l.memory > 0);
-        let scratch = if whole { VISIT_SCRATCH } else { PIECE_SCRATCH };
+        let scratch = visit_scratch(whole);
         // Reader threads and factorizing threads.
         let threads = self.threads as u64 * (THREAD + 2 * (scratch + mapped));
-        let fixed = overhead() + threads + entries as u64 * (CATALOGUE_ENTRY + TENSOR_RECORD);
+        let fixed = overhead() + threads + catalogues;
         let needed = costs.iter().map(Cost::least);
         let needed = needed.chain(self.not_represented.iter().map(|l| l.memory)).max().unwrap_or(0);
         self.least_memory = (fixed + needed).next_multiple_of(1 << 20);
@@ -430,7 +432,7 @@ fn kept(checkpoint: &Checkpoint, name: &str) -> u64 {
 fn compared(inputs: &Inputs, leftover: Leftover) -> PlannedLeftover {
     let comparable =
         leftover.base.is_some() && leftover.tuned.is_some() && leftover.reason != Reason::ShapeDiffers;
-    let size = |checkpoint: &Checkpoint, name: &Option<String>| {
+    let size = |checkpoint: &Checkpoint, name: &Option<Name>| {
         let name = name.as_deref().unwrap_or_default();
         match checkpoint.module(name) {
             Some(module) => module.size(),
@@ -452,6 +454,7 @@ fn compared(inputs: &Inputs, leftover: Leftover) -> PlannedLeftover {
         read_bytes,
         link_bytes,
         memory,
+        unit: UnitId::compared(leftover.blank().key()),
         leftover,
     }
 }

@@ -56,13 +56,13 @@ impl Task<'_> {
 /// A unit that has been read.
 enum Ready<'a> {
     Module(&'a PlannedModule, Loaded, Instant, Vec<Box<dyn Keeper>>),
-    Compared(LeftOut, Vec<TensorRecord>),
+    Compared(&'a PlannedLeftover, LeftOut, Vec<TensorRecord>),
 }
 
 /// A unit that only has to be written.
-enum Done {
+enum Done<'a> {
     Module(Box<FinishedModule>, Duration, f64),
-    Compared(LeftOut, Vec<TensorRecord>),
+    Compared(&'a PlannedLeftover, LeftOut, Vec<TensorRecord>),
 }
 
 /// State shared by all stages.
@@ -158,7 +158,7 @@ fn remaining<'a>(
     progress: &dyn Progress,
 ) -> Vec<(usize, Task<'a>)> {
     let (done, modules): (Vec<_>, Vec<_>) = plan.modules.iter().partition(|m| recorder.is_done(&m.unit()));
-    let compared = |l: &&PlannedLeftover| recorder.is_done(&l.unit());
+    let compared = |l: &&PlannedLeftover| recorder.is_done(&l.unit);
     let (compared, leftovers): (Vec<_>, Vec<_>) = plan.not_represented.iter().partition(compared);
     let left: u64 = modules.iter().map(|m| m.read_bytes).chain(leftovers.iter().map(|l| l.read_bytes)).sum();
     progress.expect(plan.expected(&modules, left));
@@ -207,7 +207,7 @@ fn read<'a>(
             Task::Compare(planned) => {
                 shared.ahead.begin(at);
                 let compared = shared.reading.install(|| compare(shared.inputs, &planned.leftover, &count));
-                compared.map(|(left_out, tensors)| Ready::Compared(left_out, tensors))
+                compared.map(|(left_out, tensors)| Ready::Compared(planned, left_out, tensors))
             }
         };
         match result {
@@ -219,13 +219,17 @@ fn read<'a>(
 }
 
 /// Worker: delta in, factors out.
-fn work<'a>(shared: &'a Shared<'_>, ready: &Receiver<Sent<'a, Ready<'a>>>, done: &Sender<Sent<'a, Done>>) {
+fn work<'a>(
+    shared: &'a Shared<'_>,
+    ready: &Receiver<Sent<'a, Ready<'a>>>,
+    done: &Sender<Sent<'a, Done<'a>>>,
+) {
     for (ready, mut permit) in ready {
         if shared.stopped() {
             continue;
         }
         let finished = match ready {
-            Ready::Compared(left_out, tensors) => Ok(Done::Compared(left_out, tensors)),
+            Ready::Compared(planned, left_out, tensors) => Ok(Done::Compared(planned, left_out, tensors)),
             Ready::Module(module, loaded, started, kept) => {
                 let spent = |slab| shared.slabs.give_back(slab);
                 let factorize = || finish(shared.inputs, module, shared.job, loaded, &spent);
@@ -248,7 +252,7 @@ fn work<'a>(shared: &'a Shared<'_>, ready: &Receiver<Sent<'a, Ready<'a>>>, done:
 }
 
 /// Writer: a shard, then the journal's record of it.
-fn write(shared: &Shared<'_>, recorder: &mut Records<'_>, done: &Receiver<Sent<'_, Done>>) {
+fn write(shared: &Shared<'_>, recorder: &mut Records<'_>, done: &Receiver<Sent<'_, Done<'_>>>) {
     for (done, permit) in done {
         if shared.stopped() {
             continue;
@@ -258,7 +262,9 @@ fn write(shared: &Shared<'_>, recorder: &mut Records<'_>, done: &Receiver<Sent<'
                 shared.progress.leave(expected);
                 write_module(shared, recorder, *finished, took)
             }
-            Done::Compared(left_out, tensors) => write_compared(shared, recorder, left_out, tensors),
+            Done::Compared(planned, left_out, tensors) => {
+                write_compared(shared, recorder, planned, left_out, tensors)
+            }
         };
         drop(permit);
         match written {
@@ -277,7 +283,7 @@ fn write_module(
     let FinishedModule { record, a, b } = finished;
     let name = record.module.name.clone();
     let dtype: Dtype = shared.job.deciding.dtype.dtype();
-    let stored = |name: &str, shape: [usize; 2]| TensorInfo { name: name.into(), dtype, shape: shape.into() };
+    let stored = |name: &str, shape: [usize; 2]| TensorInfo::new(name, dtype, shape);
     let json = serde_json::to_string(&record);
     let json = json
         .map_err(|e| Error::unexpected("cannot write a module's record as JSON").tensor(&name).because(e))?;
@@ -304,10 +310,11 @@ fn write_module(
 fn write_compared(
     shared: &Shared<'_>,
     recorder: &mut Records<'_>,
+    planned: &PlannedLeftover,
     left_out: LeftOut,
     tensors: Vec<TensorRecord>,
 ) -> Result<()> {
-    let id = UnitId::compared(left_out.key());
+    let id = planned.unit.clone();
     let record = Record { left_out: Some(left_out.clone()) };
     let unit = Unit { id, written: None, tensors: tensors.clone(), record };
     recorder.record(

@@ -144,7 +144,7 @@ fn everything(checkpoint: &Checkpoint) -> Vec<Probed> {
     let part = |tensor: &Tensor| DescribedTensor {
         name: tensor.name().to_owned(),
         dtype: tensor.stored.dtype.to_string(),
-        shape: tensor.stored.shape.clone(),
+        shape: tensor.stored.shape.to_vec(),
         bytes: tensor.size(),
         file: checkpoint.file_name(tensor.file).to_owned(),
     };
@@ -162,7 +162,7 @@ fn everything(checkpoint: &Checkpoint) -> Vec<Probed> {
         name: tensor.name().to_owned(),
         module: false,
         quantized: false,
-        shape: tensor.stored.shape.clone(),
+        shape: tensor.stored.shape.to_vec(),
         block: None,
         parts: vec![part(tensor)],
         bytes: tensor.size(),

@@ -70,8 +70,8 @@ impl Read<'_> {
     /// The pieces of both sides in the order in which they are read.
     fn pieces<'a>(&self, inputs: &'a Inputs) -> Vec<Piece<'a>> {
         let (base, tuned) = match self {
-            Read::Module(module) => (Some(&module.name), Some(&module.pair.tuned)),
-            Read::Compared(left) => (left.leftover.base.as_ref(), left.leftover.tuned.as_ref()),
+            Read::Module(module) => (Some(&*module.name), Some(&*module.pair.tuned)),
+            Read::Compared(left) => (left.leftover.base.as_deref(), left.leftover.tuned.as_deref()),
         };
         let (Some(base), Some(tuned)) = (base, tuned) else { return Vec::new() };
         if matches!(self, Read::Compared(left) if left.read_bytes == 0) {

@@ -8,6 +8,7 @@ use crate::commands::extract::options::Allowances;
 use crate::delta::pair::Pairing;
 use crate::delta::record::Reason;
 use crate::delta::select::Selection;
+use crate::shared::Name;
 use crate::{Error, Result};
 
 /// The number of names in an error.
@@ -69,7 +70,7 @@ pub fn partners(inputs: &Inputs, selection: &Selection, pairing: &Pairing, allow
     if allow.missing {
         return Ok(());
     }
-    let is_module = |checkpoint: &Checkpoint, name: &Option<String>| {
+    let is_module = |checkpoint: &Checkpoint, name: &Option<Name>| {
         name.as_deref().is_some_and(|name| checkpoint.module(name).is_some() && selection.takes(name))
     };
     let lost: Vec<_> = pairing

@@ -24,6 +24,11 @@ pub struct Inputs {
 }
 
 impl Inputs {
+    /// The checkpoints.
+    pub fn all(&self) -> impl Iterator<Item = &Checkpoint> {
+        [Some(&self.base), Some(&self.tuned), self.served.as_ref(), self.dense.as_ref()].into_iter().flatten()
+    }
+
     /// Opens them.
     ///
     /// # Errors

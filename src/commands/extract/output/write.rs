@@ -13,7 +13,7 @@ use crate::commands::extract::record::Done;
 use crate::delta::module_record::{ModuleRecord, Quality};
 use crate::delta::record::{LeftOut, TensorRecord, source};
 use crate::durable::digest::Written;
-use crate::durable::{atomic_file, checksums};
+use crate::durable::{atomic_file, checksums, json_file};
 use crate::lora::names::{Place, place_of};
 use crate::lora::tree::BaseModules;
 use crate::lora::write::adapter::{Adapter, AdapterWriter};
@@ -102,8 +102,7 @@ pub fn finish(
         ..manifest(inputs, job, plan, identity, done, rank, &written.modules)
     };
     files.insert(SPECTRA.into(), write_spectra(&out.join(SPECTRA), &spectra)?.blake3);
-    let json = serde_json::to_string_pretty(&manifest).map_err(not_json)? + "\n";
-    files.insert(MANIFEST.into(), write_text(&out.join(MANIFEST), &json)?.blake3);
+    files.insert(MANIFEST.into(), json_file::write(&out.join(MANIFEST), &manifest)?.blake3);
     let card = model_card::write(&manifest, &job.deciding);
     files.insert(CARD.into(), write_text(&out.join(CARD), &card)?.blake3);
     if job.deciding.copy_tokenizer {
@@ -134,10 +133,6 @@ fn refuse_no_change(done: &DoneWork<'_>) -> Result<()> {
 fn copy(from: &Path, to: &Path) -> Result<Written> {
     let mut file = regular_file::open(from).map_err(|e| regular_file::cannot_read(from, e))?;
     atomic_file::write(to, |out| std::io::copy(&mut file, out).map(drop))
-}
-
-fn not_json(e: serde_json::Error) -> Error {
-    Error::unexpected("cannot write JSON").because(e)
 }
 
 fn write_text(path: &Path, text: &str) -> Result<Written> {
@@ -206,11 +201,13 @@ fn manifest(
             digests.get(&module.name).map(|digest| digest.to_hex().to_string()).unwrap_or_default();
     }
     modules.sort_by(|a, b| a.name.cmp(&b.name));
-    let compared = plan.not_represented.iter().filter_map(|left| done.compared.get(left.key().as_str()));
+    let compared = plan.not_represented.iter().filter_map(|left| done.compared.get(left.key()));
     let (not_represented, read): (Vec<&LeftOut>, Vec<&[TensorRecord]>) = compared.copied().unzip();
-    let mut tensors: Vec<TensorRecord> = records.iter().flat_map(|record| record.tensors.clone()).collect();
+    let count = records.iter().map(|record| record.tensors.len()).chain(read.iter().map(|read| read.len()));
+    let mut tensors: Vec<TensorRecord> = Vec::with_capacity(count.sum());
+    tensors.extend(records.iter().flat_map(|record| &record.tensors).cloned());
     tensors.extend(read.into_iter().flatten().cloned());
-    tensors.sort();
+    tensors.sort_unstable();
     tensors.dedup();
     Manifest {
         trephine: identity.trephine.clone(),
