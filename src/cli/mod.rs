@@ -31,6 +31,7 @@ use clap::{Parser, Subcommand};
 use trephine::printable::one_line;
 use trephine::{Error, Result};
 
+use crate::cli::ui::limits;
 use crate::cli::ui::output;
 use crate::cli::ui::output::tell;
 
@@ -68,6 +69,7 @@ enum Command {
 
 /// Runs a subcommand.
 pub fn run(arguments: ProgramArgs) -> Result<ExitCode> {
+    limits::limit_vectors()?;
     #[cfg(feature = "remote")]
     arguments.link.configure();
     let result = dispatch(arguments.command);

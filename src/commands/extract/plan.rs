@@ -6,6 +6,7 @@ use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
 use crate::commands::extract::fetch::bytes::Fetched;
 use crate::commands::extract::folded::Folded;
+use crate::commands::extract::holding::{Holding, Memory};
 use crate::commands::extract::inputs::{Inputs, check, side_files};
 use crate::commands::extract::norm::{self, Work};
 use crate::commands::extract::options::Extraction;
@@ -16,7 +17,10 @@ use crate::delta::record::{LeftOut, Reason};
 use crate::delta::rescaling::Rescaling;
 use crate::delta::select::Selection;
 use crate::factorize::choose;
+use crate::factorize::code_workspace;
+use crate::factorize::kernel::bytes::codes::words as code_words;
 use crate::factorize::kernel::tiling;
+use crate::factorize::precision::Precision;
 use crate::factorize::types::{Method, Request};
 use crate::lora::names::{Place, group_of};
 use crate::pipeline::memory::{THREAD, catalogue, mapped, overhead, records};
@@ -41,12 +45,14 @@ pub struct PlannedModule {
     pub shape: [usize; 2],
     /// How it will be factorized.
     pub method: String,
-    /// Whether its delta is held in memory, or recomputed at every pass.
-    pub held: bool,
-    /// How many threads may hold a panel of it at once, if it is recomputed.
-    pub visitors: usize,
-    /// Bytes of memory that it takes while in progress.
-    pub memory: u64,
+    /// In what numbers its delta is multiplied.
+    pub precision: Precision,
+    /// What is held of its delta.
+    #[serde(flatten)]
+    pub holding: Holding,
+    /// The same where bytes turn out to be too coarse.
+    #[serde(skip)]
+    pub in_f32: Holding,
     /// Floating-point operations, by the cost model.
     pub flops: f64,
     /// Bytes of tensors to read in one pass.
@@ -57,6 +63,9 @@ pub struct PlannedModule {
     /// Where its stored bytes are kept, if they come from a server and are read more than once.
     #[serde(skip)]
     pub kept: Option<Kept>,
+    /// The same if its passes are in f32.
+    #[serde(skip)]
+    pub kept_in_f32: Option<Kept>,
     /// Which error its factors will be the least in, where the run knows of more than that of the weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub minimizes: Option<Minimized>,
@@ -220,8 +229,8 @@ impl ExtractionPlan {
         let catalogues: u64 = inputs.all().map(|input| catalogue(input) + records(input)).sum();
         let [served, dense] = [&inputs.served, &inputs.dense].map(|other| other.as_ref().map_or(0, mapped));
         let mapped = mapped(&inputs.base).max(served).max(dense) + mapped(&inputs.tuned);
-        let whole =
-            costs.iter().any(|cost| cost.kept > 0) || self.not_represented.iter().any(|l| l.memory > 0);
+        let whole = costs.iter().any(|cost| cost.memory.kept > 0)
+            || self.not_represented.iter().any(|l| l.memory > 0);
         let scratch = visit_scratch(whole);
         // Reader threads and factorizing threads.
         let threads = self.threads as u64 * (THREAD + 2 * (scratch + mapped));
@@ -233,7 +242,7 @@ impl ExtractionPlan {
             let [given, least] = [self.memory, self.least_memory].map(|bytes| bytes >> 20);
             let what = format!("not enough memory: {given} MiB given, {least} MiB needed");
             let largest = costs.iter().max_by_key(|cost| cost.least()).map(|cost| cost.pair.name.clone());
-            let scratch = if costs.iter().any(|cost| cost.least() > cost.recomputed(1)) {
+            let scratch = if costs.iter().any(|cost| cost.least() > cost.memory.least(cost.precision)) {
                 "; or --scratch DIR, to keep there what is fetched and read more than once"
             } else {
                 ""
@@ -275,17 +284,9 @@ impl ExtractionPlan {
 struct Cost {
     pair: Pair,
     method: Method,
+    precision: Precision,
     flops: f64,
-    /// The delta in f32.
-    delta: u64,
-    /// One panel.
-    panel: u64,
-    /// The larger of the factorization's workspace and the finished factors.
-    work: u64,
-    /// Stored bytes that stay mapped while the delta is read, for formats packed along columns.
-    kept: u64,
-    /// Whether the error on the served checkpoint is measured after the factorization.
-    served: bool,
+    memory: Memory,
     read_bytes: u64,
     fetched: Fetched,
     /// Whether the tuned weight is read again even where the delta is held.
@@ -315,14 +316,22 @@ impl Cost {
         let fetched = Fetched::of(&pair, inputs);
         let Work { method, flops, bytes: workspace } =
             Work::of([m, n], &request, job.running.threads, calibrated.as_ref(), dense.is_some());
-        Ok(Cost {
-            kept: kept(&inputs.base, &pair.name).max(kept_for) + kept(&inputs.tuned, &pair.tuned),
-            served: inputs.served.is_some(),
-            method,
-            flops: flops + served,
+        let bytes_will_do = method == Method::Krylov && calibrated.is_none() && dense.is_none();
+        let precision = if bytes_will_do { job.deciding.precision } else { Precision::F32 };
+        let memory = Memory {
             delta: (m * n * 4) as u64,
+            codes: 4 * code_words(m, n) as u64,
             panel,
             work: workspace.max(factors) as u64 + change,
+            code_work: code_workspace(m, n, &request).max(factors) as u64,
+            kept: kept(&inputs.base, &pair.name).max(kept_for) + kept(&inputs.tuned, &pair.tuned),
+            served: inputs.served.is_some(),
+        };
+        Ok(Cost {
+            precision,
+            method,
+            flops: flops + served,
+            memory,
             read_bytes: bytes(&inputs.base, &pair.name)
                 + bytes(&inputs.tuned, &pair.tuned)
                 + dense.map_or(0, |dense| bytes(dense, &pair.name) + bytes(&inputs.tuned, &pair.tuned)),
@@ -334,62 +343,64 @@ impl Cost {
         })
     }
 
-    /// Bytes if the delta is held: its two sides are then not read again, except to measure the served checkpoint.
-    fn held(&self) -> u64 {
-        self.delta + if self.served { self.work + self.kept } else { self.work.max(self.kept) }
-    }
-
-    fn recomputed(&self, visitors: usize) -> u64 {
-        (self.panel * visitors as u64).min(self.delta) + self.work + self.kept
-    }
-
-    /// Bytes from a server that are read more than once: all sides of a delta that is computed anew, and otherwise
-    /// what is read again to measure the served checkpoint, or for a hybrid.
-    fn again(&self, held: bool) -> u64 {
+    /// Bytes from a server that are read more than once: all sides of a delta that is computed anew, for its passes or
+    /// to measure what its bytes leave; and what is read again for the served checkpoint or a hybrid.
+    fn again(&self, held: bool, in_bytes: bool) -> u64 {
         let Fetched { base, tuned, served, dense } = self.fetched;
-        let delta = if held { 0 } else { base };
-        let tuned = if held && !self.tuned_again { 0 } else { tuned };
-        delta + tuned + served + dense
+        let delta = !held || in_bytes;
+        let sides = [(base, delta), (tuned, delta || self.tuned_again), (served, true), (dense, true)];
+        sides.into_iter().filter_map(|(bytes, again)| again.then_some(bytes)).sum()
     }
 
     /// The least memory that it can be done with.
     fn least(&self) -> u64 {
-        if has_scratch() {
-            return self.recomputed(1);
+        let in_bytes = self.precision != Precision::F32;
+        let least = self.memory.least(self.precision);
+        if has_scratch() || self.fetched.all() == 0 {
+            return least;
         }
-        (self.recomputed(1) + self.again(false)).min(self.held() + self.again(true)).max(self.recomputed(1))
+        let recomputed = least + self.again(false, in_bytes);
+        let held = self.memory.in_f32(u64::MAX, 1).memory + self.again(true, false);
+        if in_bytes { recomputed } else { recomputed.min(held).max(least) }
     }
 
-    /// Whether its delta is held, for how many visitors it is computed anew, the memory that it takes, and where its
-    /// fetched bytes are kept.
-    fn choose(&self, budget: u64, threads: usize) -> (bool, usize, u64, Option<Kept>) {
-        let visitors = |again: u64| (1..=threads).rev().find(|&v| self.recomputed(v) + again <= budget);
-        let memory = |held: bool| (self.again(held) > 0).then_some(Kept::Memory);
-        let scratch = |held: bool| (self.again(held) > 0).then_some(Kept::Scratch);
-        let few = visitors(0).unwrap_or(1);
-        if self.held() + self.again(true) <= budget {
-            return (true, few, self.held() + self.again(true), memory(true));
+    /// What is held of the delta, and where its fetched bytes are kept: in memory if they fit.
+    fn hold(&self, budget: u64, threads: usize, in_bytes: bool) -> (Holding, Option<Kept>) {
+        let holding = |budget: u64| match in_bytes {
+            true => self.memory.in_bytes(budget, threads),
+            false => self.memory.in_f32(budget, threads),
+        };
+        for held in [true, false] {
+            let again = self.again(held, in_bytes);
+            let room = budget.saturating_sub(again);
+            let within = holding(room);
+            if within.memory <= room && (within.held || !held) {
+                let kept = (again > 0).then_some(Kept::Memory);
+                return (Holding { memory: within.memory + again, ..within }, kept);
+            }
         }
-        match visitors(self.again(false)) {
-            Some(many) => (false, many, self.recomputed(many) + self.again(false), memory(false)),
-            None if self.held() <= budget => (true, few, self.held(), scratch(true)),
-            None => (false, few, self.recomputed(few), scratch(false)),
-        }
+        let within = holding(budget);
+        (within, (self.again(within.held, in_bytes) > 0).then_some(Kept::Scratch))
     }
 
     fn plan(self, budget: u64, threads: usize) -> PlannedModule {
-        let (held, visitors, memory, kept) = self.choose(budget, threads);
+        let (in_f32, kept_in_f32) = self.hold(budget, threads, false);
+        let (holding, kept) = match self.precision {
+            Precision::F32 => (in_f32, kept_in_f32),
+            _ => self.hold(budget, threads, true),
+        };
         PlannedModule {
             name: self.pair.name.clone(),
             shape: self.pair.shape,
             method: self.method.name().to_owned(),
-            held,
-            visitors,
-            memory,
+            precision: self.precision,
+            holding,
+            in_f32,
             flops: self.flops,
             read_bytes: self.read_bytes,
             link_bytes: self.fetched.all(),
             kept,
+            kept_in_f32,
             minimizes: self.minimizes,
             calibrated: self.calibrated,
             pair: self.pair,

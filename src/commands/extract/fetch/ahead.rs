@@ -1,6 +1,6 @@
 //! What is read next, told to the link in the order of the work.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -20,6 +20,8 @@ const PIECE: u64 = 4 << 20;
 pub(crate) struct Ahead<'a> {
     inputs: &'a Inputs,
     order: Vec<Read<'a>>,
+    /// The place of each in it.
+    places: HashMap<usize, usize>,
     state: Mutex<State>,
 }
 
@@ -40,12 +42,14 @@ impl<'a> Ahead<'a> {
     /// For work in this order.
     pub(crate) fn new(inputs: &'a Inputs, order: Vec<Read<'a>>) -> Ahead<'a> {
         let remote = inputs.base.is_remote() || inputs.tuned.is_remote();
-        Ahead { inputs, order: if remote { order } else { Vec::new() }, state: Mutex::default() }
+        let order = if remote { order } else { Vec::new() };
+        let places = order.iter().enumerate().map(|(at, read)| (read.key(), at)).collect();
+        Ahead { inputs, order, places, state: Mutex::default() }
     }
 
-    /// Work number `at` begins: it is wanted now, and what comes after it soon.
-    pub(crate) fn begin(&self, at: usize) {
-        let Some(read) = self.order.get(at) else { return };
+    /// This work begins: it is wanted now, and what comes after it soon.
+    pub(crate) fn begin(&self, read: Read<'_>) {
+        let Some(at) = self.places.get(&read.key()).copied() else { return };
         for (checkpoint, tensor, range) in read.pieces(self.inputs) {
             checkpoint.prefetch(tensor, range);
         }
@@ -67,6 +71,14 @@ impl<'a> Ahead<'a> {
 type Piece<'a> = (&'a Checkpoint, &'a Tensor, Range<u64>);
 
 impl Read<'_> {
+    /// Where the plan has it, which is nowhere else.
+    fn key(&self) -> usize {
+        match self {
+            Read::Module(module) => std::ptr::from_ref(*module).addr(),
+            Read::Compared(left) => std::ptr::from_ref(*left).addr(),
+        }
+    }
+
     /// The pieces of both sides in the order in which they are read.
     fn pieces<'a>(&self, inputs: &'a Inputs) -> Vec<Piece<'a>> {
         let (base, tuned) = match self {
