@@ -275,9 +275,9 @@ fn columns_are_kept_packed_within_the_memory() {
     let (one, nine) = (least(base, "1"), least(base, "9"));
     let module = |base: &str| plan(base, "1", least(base, "1"))["modules"][0]["memory"].as_u64().unwrap();
     assert_eq!(module(base), module(tuned) + packed, "the packed bytes count once");
-    // Its slices are decoded whole, which takes 8 MiB more in each of a reading and a factorizing thread; a side that
+    // Its slices are decoded whole, which takes 9 MiB more in each of a reading and a factorizing thread; a side that
     // is not packed along columns is mapped slice by slice by both.
-    let decoded = (9 - 1) * 2 * (8 << 20);
+    let decoded = (9 - 1) * 2 * (9 << 20);
     let (packed_threads, other_threads) = (nine - one - decoded, least(tuned, "9") - least(tuned, "1"));
     assert!(packed_threads < other_threads, "and no thread maps them again");
     let extracted = |memory: u64, threads: &str| {
