@@ -15,6 +15,8 @@ pub(crate) mod extract_plan;
 pub(crate) mod extract_summary;
 pub(crate) mod fidelity;
 pub(crate) mod help;
+#[cfg(feature = "remote")]
+pub(crate) mod link;
 pub(crate) mod man;
 pub(crate) mod merge;
 pub(crate) mod probe;
@@ -44,7 +46,7 @@ pub struct ProgramArgs {
     command: Command,
     #[cfg(feature = "remote")]
     #[command(flatten)]
-    link: crate::cli::ui::link::LinkArgs,
+    link: crate::cli::link::LinkArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -76,7 +78,7 @@ pub fn run(arguments: ProgramArgs) -> Result<ExitCode> {
     arguments.link.configure();
     let result = dispatch(arguments.command);
     #[cfg(feature = "remote")]
-    crate::cli::ui::link::tell_traffic(&result);
+    crate::cli::link::tell_traffic(&result);
     result
 }
 

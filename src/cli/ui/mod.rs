@@ -3,8 +3,6 @@
 pub(crate) mod allocator;
 pub(crate) mod byte_size;
 pub(crate) mod limits;
-#[cfg(feature = "remote")]
-pub(crate) mod link;
 pub(crate) mod output;
 pub(crate) mod progress_bar;
 pub(crate) mod rank;

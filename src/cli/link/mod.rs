@@ -14,7 +14,7 @@ pub struct LinkArgs {
     #[arg(long, global = true, value_name = "DIR", hide_short_help = true)]
     cache: Option<PathBuf>,
     /// The most that --cache keeps
-    #[arg(long, global = true, value_name = "SIZE", value_parser = super::byte_size::parse, default_value = "64GiB",
+    #[arg(long, global = true, value_name = "SIZE", value_parser = crate::cli::ui::byte_size::parse, default_value = "64GiB",
           hide_short_help = true)]
     cache_size: u64,
     /// Where to keep what is fetched, is read more than once and does not fit in --memory
@@ -53,7 +53,7 @@ impl LinkArgs {
 /// What crossed the link, in a line; `None` if nothing did.
 pub fn traffic() -> Option<String> {
     let traffic = trephine::storage::remote::traffic();
-    let bytes = super::byte_size::show(traffic.bytes);
+    let bytes = crate::cli::ui::byte_size::show(traffic.bytes);
     (traffic.requests > 0)
         .then(|| format!("link: {} requests, {bytes} ({} bytes)", traffic.requests, traffic.bytes))
 }
@@ -61,6 +61,6 @@ pub fn traffic() -> Option<String> {
 /// Says it on stderr after a command that has ended well.
 pub fn tell_traffic<T>(result: &Result<T>) {
     if let (Ok(_), Some(line)) = (result, traffic()) {
-        super::output::tell(&line);
+        crate::cli::ui::output::tell(&line);
     }
 }
