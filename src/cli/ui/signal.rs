@@ -24,7 +24,10 @@ pub fn leave_on_signal(bar: &Bar) -> Result<()> {
         tell(&format!("  {command}"));
         std::process::exit(75);
     })
-    .map_err(|e| Error::unexpected("cannot listen for signals").because(e))
+    .map_err(|e| {
+        let hint = "this takes a thread: raise the limit on threads or memory (ulimit -u, ulimit -v)";
+        Error::unexpected("cannot listen for signals").because(e).hint(hint)
+    })
 }
 
 /// This command, but without `--overwrite`, which would discard what is done.
