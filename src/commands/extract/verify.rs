@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::checkpoint::module_tree::ExpertConversion;
+use crate::commands::extract::fetch::keep::keep_both;
 use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::module::difference;
 use crate::commands::extract::options::{Allowances, Extraction};
@@ -260,6 +261,7 @@ fn check_module(
     read: &(dyn Fn(u64) + Sync),
 ) -> Result<Vec<Mismatch>> {
     let mut found = Vec::new();
+    let _kept = keep_both(inputs, module)?;
     let difference = difference(inputs, module, job)?;
     let survey = difference.survey(Keep::Sums, read)?;
     let known = |now: &TensorRecord| tensors.get(&key(now)).copied();
