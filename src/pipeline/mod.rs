@@ -7,5 +7,6 @@ pub(crate) mod memory;
 pub(crate) mod options;
 pub mod ordered_panels;
 pub(crate) mod peak;
+pub(crate) mod pool;
 pub use self::options::RunOptions;
 pub use self::peak::peak_resident;

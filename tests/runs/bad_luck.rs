@@ -104,7 +104,8 @@ fn threads_that_the_system_does_not_give_are_an_error() {
     fs::create_dir(&out).unwrap();
     rustix::fs::chown(&out, Some(rustix::fs::Uid::from_raw(65534)), None).unwrap();
     let command = for_anybody(home.path(), &out);
-    let ended = as_nobody(&mut limited(&command, "ulimit -u 1"));
+    // Not every shell knows `ulimit -u`.
+    let ended = as_nobody(&mut limited(&command, "prlimit --pid $$ --nproc=1"));
     let ended = ended.code(1).says("hint: ");
     assert!(!ended.stderr.contains("panicked") && ended.stderr.contains("thread"), "{ended:?}");
     assert!(!out.join("B3SUMS").exists());

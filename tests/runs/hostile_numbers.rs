@@ -32,8 +32,15 @@ fn an_analysis_of_a_base_of_zeros_prints_short_numbers() {
         write(&home.path().join(name), &[tensor], &config()).to_str().unwrap().to_owned()
     };
     let (base, tuned) = (folder("base", &[0.0; 1024]), folder("tuned", &noise(1, 1024)));
+    let mut fp8 = config();
+    fp8["quantization_config"] = json!({"quant_method": "fp8", "weight_block_size": [128, 128]});
+    let codes =
+        Tensor { name: NAME.into(), dtype: Dtype::F8_E4M3, shape: vec![32, 32], bytes: vec![0; 1024] };
+    let scale = Tensor::f32(&format!("{NAME}_scale_inv"), &[1, 1], &[1.0]);
+    let quantized = write(&home.path().join("quantized"), &[codes, scale], &fp8);
     let mut command = trephine();
-    command.args(["analyze", "--base", &base, "--base-quantized", &base, "--tuned", &tuned, "--rank", "4"]);
+    command.args(["analyze", "--base", &base, "--tuned", &tuned, "--rank", "4", "--base-quantized"]);
+    command.arg(quantized);
     let ended = run(command.arg("--out").arg(home.path().join("out"))).code(0);
     let longest = ended.stdout.split(|c: char| !c.is_ascii_digit()).map(str::len).max();
     assert!(longest < Some(20), "{}", ended.stdout);

@@ -17,14 +17,17 @@ pub fn leave_on_signal(bar: &Bar) -> Result<()> {
         match counter() {
             Some((0, all)) => tell(&format!("\nstopped: nothing of {all} was finished. To start again:")),
             Some((done, all)) => {
-                tell(&format!("\nstopped: {done} of {all} are finished and safe. To resume:"))
+                tell(&format!("\nstopped: {done} of {all} are finished and safe. To resume:"));
             }
             None => tell("\nstopped before any work. To start again:"),
         }
         tell(&format!("  {command}"));
         std::process::exit(75);
     })
-    .map_err(|e| Error::unexpected("cannot listen for signals").because(e))
+    .map_err(|e| {
+        let hint = "this takes a thread: raise the limit on threads or memory (ulimit -u, ulimit -v)";
+        Error::unexpected("cannot listen for signals").because(e).hint(hint)
+    })
 }
 
 /// This command, but without `--overwrite`, which would discard what is done.

@@ -21,6 +21,7 @@ use crate::commands::analyze::verdict::verdict;
 use crate::delta::record::{Side, TensorRecord, source};
 use crate::durable::{checksums, json_file};
 use crate::pipeline::budget::Budget;
+use crate::pipeline::pool::pool;
 use crate::run::attempts::completed::Completed;
 use crate::run::attempts::recorder::Recorder;
 use crate::run::engine::{Engine, PartOutcome};
@@ -197,8 +198,7 @@ impl Job for AnalyzeJob<'_> {
         recorder: &mut Recorder<'_, Record, Done>,
         progress: &dyn Progress,
     ) -> Result<()> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.job.running.threads).build();
-        let pool = pool.map_err(|e| Error::unexpected("cannot start the threads").because(e))?;
+        let pool = pool(self.job.running.threads)?;
         let tasks = self.quartets.modules.iter().zip(&self.plan.modules);
         let in_share = |quartet: &Quartet<'_>| share.contains(&UnitId::module(&quartet.pair.name));
         let mine: Vec<_> = tasks.filter(|(quartet, _)| in_share(quartet)).collect();

@@ -26,6 +26,7 @@ use crate::delta::record::{LeftOut, TensorRecord};
 use crate::lora::write::shard;
 use crate::pipeline::budget::{Budget, Permit};
 use crate::pipeline::buffer_pool::Slabs;
+use crate::pipeline::pool::pool;
 use crate::quant::weight::TensorInfo;
 use crate::run::attempts::recorder::Recorder;
 use crate::run::progress::Progress;
@@ -124,10 +125,6 @@ pub fn run(
     recorder: &mut Records<'_>,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let pool = || {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(plan.threads).build();
-        pool.map_err(|e| Error::unexpected("cannot start the threads").because(e))
-    };
     let tasks: VecDeque<Task<'_>> = remaining(plan, recorder, progress).into();
     let undecided = |task: &&Task<'_>| matches!(task, Task::Module(attempt) if attempt.in_bytes());
     let undecided = tasks.iter().filter(undecided).count();
@@ -135,8 +132,8 @@ pub fn run(
         inputs,
         plan,
         job,
-        reading: pool()?,
-        factorizing: pool()?,
+        reading: pool(plan.threads)?,
+        factorizing: pool(plan.threads)?,
         budget: Budget::new(plan.budget),
         slabs: Slabs::default(),
         progress,

@@ -29,6 +29,7 @@ use crate::lora::tree::BaseModules;
 use crate::lora::write::expert_stacks::{ModuleFactors, read_factors};
 use crate::lora::write::shard::Shard;
 use crate::pipeline::options::RunOptions;
+use crate::pipeline::pool::pool;
 use crate::quant::format::dense::to_f32;
 use crate::run::layout::{LOG, LONGEST_RECORD};
 use crate::run::progress::Progress;
@@ -97,8 +98,7 @@ pub fn verify(
 ) -> Result<AdapterVerification> {
     let checksums = Checksums::read(folder)?;
     let bytes = checksums.bytes();
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(running.threads).build();
-    let pool = pool.map_err(|e| Error::unexpected("cannot start the threads").because(e))?;
+    let pool = pool(running.threads)?;
     let count = |bytes| progress.read(bytes);
     if content.is_none() {
         progress.begin(0, bytes, 0, 0);

@@ -28,6 +28,7 @@ use crate::lora::read::classify::{ExtraKind, PeftModule};
 use crate::lora::tree::BaseModules;
 use crate::pipeline::memory::{OVERHEAD, THREAD, catalogue, mapped, records};
 use crate::pipeline::options::RunOptions;
+use crate::pipeline::pool::pool;
 use crate::run::identity::RunIdentity;
 use crate::run::progress::Progress;
 use crate::{Error, Result};
@@ -75,8 +76,7 @@ impl<'a> Measurement<'a> {
         let (pairs, notes) = pairs(&served, &tuned, &adapters)?;
         notes.iter().for_each(|note| progress.note(note));
         let visitors = visitors(job, [&served, &tuned], &pairs, &adapters)?;
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(job.running.threads).build();
-        let pool = pool.map_err(|e| Error::unexpected("cannot start the threads").because(e))?;
+        let pool = pool(job.running.threads)?;
         Ok(Measurement { job, served, tuned, adapters, pairs, notes, visitors, pool })
     }
 
