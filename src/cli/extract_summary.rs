@@ -173,5 +173,8 @@ fn next(outcome: &ExtractionOutcome) -> String {
     if let Some(line) = serve_line(manifest, base, &out) {
         text += &format!("      {line}\n");
     }
-    text + &format!("      python convert_lora_to_gguf.py --base {} {out}   # llama.cpp\n", quoted(base))
+    text + &format!(
+        "      trephine convert-adapter {out} --format gguf --base {} --out {out}-gguf   # llama.cpp\n",
+        quoted(base)
+    )
 }

@@ -16,7 +16,7 @@ fn the_end_says_what_was_captured_and_what_comes_next() {
     let ended = ended.shows("% of the change (relative error ").shows("): Method A\n");
     let ended = ended.shows("another rank would capture: 8 ").shows("peak memory ").shows("rank 16, ");
     let ended = ended.shows("next: trephine verify ").shows("--enable-lora --max-lora-rank 16");
-    let ended = ended.shows("convert_lora_to_gguf.py --base ").shows("--include linear --include lm_head");
+    let ended = ended.shows(" --format gguf --base ").shows("--include linear --include lm_head");
     assert!(!ended.stdout.contains("time"), "{}", ended.stdout);
     let again =
         extract_with(&data("base"), &data("tuned"), &home.path().join("out"), &["--rank", "16"]).code(0);
