@@ -125,6 +125,8 @@ impl Checkpoint {
         opened.modules = module::catalogue(&opened.scheme, &opened.tensors, &opened.files, faults)?;
         let tree = opened.tree();
         module::turn(&mut opened.modules, |name| tree.is_conv1d(name));
+        module::split(&mut opened.modules, |name| tree.layers_of(name)).map_err(|e| e.path(source.path()))?;
+        module::join(&mut opened.modules, |name| tree.half_of(name)).map_err(|e| e.path(source.path()))?;
         Ok(opened)
     }
 

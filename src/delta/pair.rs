@@ -169,6 +169,9 @@ fn pair_module(
     if tuned_shape != shape && !trimmed {
         return leave(Reason::ShapeDiffers, Some(tuned_name), 0);
     }
+    if base.tree().reordered_layers_of(name).is_some() {
+        return leave(Reason::Reordered, Some(tuned_name), 0);
+    }
     if !selection.takes(name) || peft_refuses(base, name) && !selection.asks_for(name) {
         return leave(Reason::NotSelected, Some(tuned_name), 0);
     }

@@ -104,6 +104,8 @@ pub enum Reason {
     ShapeDiffers,
     /// Rows of a vocabulary beyond the common ones.
     TrimmedVocabulary,
+    /// The model has its rows in another order, in several layers.
+    Reordered,
 }
 
 impl Reason {
@@ -115,6 +117,7 @@ impl Reason {
             Reason::NoPartner => "no partner",
             Reason::ShapeDiffers => "shapes differ",
             Reason::TrimmedVocabulary => "rows beyond the common vocabulary",
+            Reason::Reordered => "rows in another order in the model",
         }
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use crate::common::pair::{Tensor, noise, read_file, write};
+use crate::common::pair::{Tensor, dense, noise, read_file, write};
 use crate::common::{extract_with, run, trephine};
 use serde_json::Value;
 use tempfile::tempdir;
@@ -87,4 +87,38 @@ fn keys_and_targets_are_those_of_peft() {
     assert!(fixture.len() >= 40, "{} classes", fixture.len());
     let found: Vec<String> = fixture.iter().flat_map(|(class, of)| differences(class, of)).collect();
     assert!(found.is_empty(), "{} differences:\n{}", found.len(), found.join("\n"));
+}
+
+/// Matrices that are several layers in the model, as `Wqkv`: the merged checkpoint has them whole again, as tuned.
+#[test]
+fn matrices_of_several_layers_are_merged_back() {
+    for (class, kinds) in [
+        ("NomicBertModel", &["Wqkv"][..]),
+        ("GteForMaskedLM", &["qkv_proj", "up_gate_proj"]),
+    ] {
+        let of = &fixture()[class];
+        let home = tempdir().unwrap();
+        let base = checkpoint(&home.path().join("base"), of, 1.0);
+        let tuned = checkpoint(&home.path().join("tuned"), of, 1.25);
+        let [out, merged] = ["adapter", "merged"].map(|name| home.path().join(name));
+        let ended = extract_with(&base, &tuned, &out, &["--rank", "64", "--dtype", "f32"]);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        let (adapter, into) = (out.to_str().unwrap(), merged.to_str().unwrap());
+        let ended =
+            run(trephine().args(["merge", "--base", &base, "--adapter", adapter, "--out", into, "-q"]));
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        let read = |name: &str| dense(&home.path().join(name).join("model.safetensors"));
+        let [base, tuned, merged] = ["base", "tuned", "merged"].map(read);
+        assert!(base.keys().eq(merged.keys()), "{class}: the files' own names stay");
+        for kind in kinds {
+            let ending = format!(".{kind}.weight");
+            let names: Vec<&String> = base.keys().filter(|name| name.ends_with(&ending)).collect();
+            assert!(!names.is_empty(), "{class} has {kind}");
+            for name in names {
+                let [got, want, was] = [&merged, &tuned, &base].map(|of| &of[name].1);
+                let norm = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
+                assert!(norm(got, want) < 1e-3 * norm(was, want), "{class}: {name}");
+            }
+        }
+    }
 }

@@ -49,15 +49,15 @@ fn standing(config: &PeftConfig, base: &BaseModules, module: &PeftModule) -> Sta
     if let Some((path, _)) = expert_stack_of(name).filter(|_| module.experts() > 1) {
         return match base.resolve_experts(path) {
             None => Standing::Absent,
-            Some(_) if base.model_name_of(name) != name => Standing::Elsewhere(base.model_name_of(name)),
+            Some(_) if base.key_name_of(name) != name => Standing::Elsewhere(base.key_name_of(name)),
             Some(_) => Standing::Wrapped,
         };
     }
     let Some(known) = base.resolve(name) else { return Standing::Absent };
-    if known.loaded != name && base.origin() != Some(&Origin::Unknown) {
-        return Standing::Elsewhere(known.loaded.clone());
+    if base.key_of(known) != name && base.origin() != Some(&Origin::Unknown) {
+        return Standing::Elsewhere(base.key_of(known).to_owned());
     }
-    let by_parameter = || is_target_parameter(config, name);
+    let by_parameter = || is_target_parameter(config, &known.loaded);
     match (base.expert_conversion(), expert_of(name)) {
         // PEFT takes these kinds out of target_modules, wherever they are.
         (Some(ExpertConversion::Config(family)), None)
@@ -74,9 +74,9 @@ fn standing(config: &PeftConfig, base: &BaseModules, module: &PeftModule) -> Sta
                 "is part of a stack in the model that PEFT wraps, which is in no entry of target_parameters",
             )
         }
-        (Some(ExpertConversion::Nothing), Some(_)) => Standing::Unwrapped(
-            "is one of a stack of experts without a gate, which PEFT does not take from single keys",
-        ),
+        (Some(ExpertConversion::Nothing), Some(_)) => {
+            Standing::Unwrapped("is one of a stack of experts that PEFT does not make of single keys")
+        }
         _ => Standing::Wrapped,
     }
 }

@@ -93,7 +93,10 @@ impl BaseModules {
         let stored = || base.tensors().map(|tensor| tensor.name().to_owned());
         let mut tensors: BTreeMap<String, String> = stored().map(|name| (name.clone(), name)).collect();
         tensors.extend(stored().map(|name| (tree.module_of(&name), name)));
-        let loaded: Vec<String> = stored().map(|name| tree.module_of(&name)).collect();
+        let mut loaded: Vec<String> = stored().map(|name| tree.module_of(&name)).collect();
+        // Layers that the files hold otherwise: within a matrix, or in parts.
+        loaded.extend(modules.iter().map(|module| format!("{}.weight", module.loaded)));
+        loaded.extend(stored().flat_map(|name| layers_in_another_order(&tree, &name)));
         let known = Known {
             by_loaded: by(|module| &module.loaded),
             by_stored: by(|module| &module.stored),
@@ -165,10 +168,22 @@ impl BaseModules {
         self.stored(stored).map_or_else(|| stored.to_owned(), |module| module.loaded.clone())
     }
 
-    /// The model's name for what an adapter calls `name`; that itself where the base has no such module.
-    pub fn model_name_of(&self, name: &str) -> String {
+    /// What the keys of an adapter call the module that the files call `stored`: by the model's name, but where PEFT
+    /// itself renames the keys.
+    pub fn key_name(&self, stored: &str) -> String {
+        self.stored(stored).map_or_else(|| stored.to_owned(), |module| self.key_of(module).to_owned())
+    }
+
+    /// What the keys of an adapter call this module of the base.
+    pub(crate) fn key_of<'a>(&self, module: &'a BaseModule) -> &'a str {
+        let as_files = self.known.as_ref().is_some_and(|known| known.tree.is_keyed_as_files());
+        if as_files { &module.stored } else { &module.loaded }
+    }
+
+    /// The name in an adapter's keys for what this one calls `name`; that itself where the base has no such module.
+    pub fn key_name_of(&self, name: &str) -> String {
         if let Some(module) = self.resolve(name) {
-            return module.loaded.clone();
+            return self.key_of(module).to_owned();
         }
         let stack = expert_stack_of(name).and_then(|(path, kind)| {
             let stored = format!("{}.{kind}.0", self.resolve_experts(path)?);
@@ -198,6 +213,12 @@ impl BaseModules {
         let found = ends.iter().find_map(|end| Some((self.resolve(&format!("{path}.{end}"))?, end)));
         found.map(|(module, end)| module.stored[..module.stored.len() - end.len() - 1].to_owned())
     }
+}
+
+/// The weights of the model's layers whose rows the tensor of this name holds, in another order.
+fn layers_in_another_order(tree: &ModuleTree, stored: &str) -> Vec<String> {
+    let layers = tree.reordered_layers_of(stored.strip_suffix(".weight").unwrap_or(stored));
+    layers.unwrap_or_default().into_iter().map(|layer| format!("{layer}.weight")).collect()
 }
 
 /// `name` with each other prefix in place of its own.

@@ -90,8 +90,16 @@ const SINGLE: &[&str] = &[
 ];
 const MIXTRAL: &[&str] = &["mixtral", "minimax", "minimax_m2", "phimoe"];
 /// Models for which vLLM loads adapters of stacks (`is_3d_moe_weight`).
-const STACKED: &[&str] =
-    &["gpt_oss", "qwen3_vl_moe", "qwen3_5_moe", "qwen3_omni_moe", "qwen3_omni_moe_thinker", "interns1_pro"];
+/// And Qwen4-Exp, of which PEFT takes nothing else inside a model that sees.
+const STACKED: &[&str] = &[
+    "gpt_oss",
+    "qwen3_vl_moe",
+    "qwen3_5_moe",
+    "qwen3_omni_moe",
+    "qwen3_omni_moe_thinker",
+    "interns1_pro",
+    "qwen4_exp",
+];
 
 /// One of the two tensors of a stack of experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
