@@ -5,7 +5,9 @@
 # ///
 """Makes tests/fixtures/compressed: weights that compressed-tensors packs, and what it dequantizes them to.
 
-    python scripts/fixtures_compressed.py tests/fixtures/compressed
+    python scripts/fixtures_compressed.py tests/fixtures/compressed [WORD]
+
+WORD makes only the cases whose names contain it. Those of 2, 3, 5, 6 and 7 bits (`stream`) were made with compressed-tensors 0.20.0.
 
 One file a case. Each holds the stored tensors under `w.`, as the library's own `compress` of the format writes them from random
 weights, scales and zero points, and
@@ -61,6 +63,11 @@ CASES = [
     ("mxfp4_bf16_34x64", "mxfp4-pack-quantized", 34, 64, {**FP4, "strategy": "group", "group_size": 32}, BF16, ["Linear"]),
     ("mxfp8_bf16_65x160", "mxfp8-quantized", 65, 160, {**FP8, "strategy": "group", "group_size": 32}, BF16, ["Linear"]),
     ("w8_group32_asym_f16_37x96", "pack-quantized", 37, 96, ints(8, "group", 32, False), F16, ["Linear"]),
+    *((f"stream_w{bits}_bf16_35x96", "pack-quantized", 35, 96, ints(bits, "group", 32), BF16, ["Linear"]) for bits in (2, 3, 5, 6, 7)),
+    *((f"stream_w{bits}_asym_f32_67x64", "pack-quantized", 67, 64, ints(bits, "group", 32, False), F32, ["Linear"]) for bits in (2, 3, 5, 6, 7)),
+    ("stream_w3_channel_f16_9x52", "pack-quantized", 9, 52, ints(3, "channel", symmetric=False), F16, ["Linear"]),
+    ("stream_w6_channel_bf16_33x72", "pack-quantized", 33, 72, ints(6, "channel"), BF16, ["Linear"]),
+    ("stream_int4_w4a8_bf16_34x64", "int-quantized", 34, 64, ints(4, "group", 32), BF16, ["Linear"]),
 ]
 
 
@@ -120,6 +127,8 @@ def main():
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
     for seed, case in enumerate(CASES):
+        if sys.argv[2:] and sys.argv[2] not in case[0]:
+            continue
         make(out, *case, seed)
 
 

@@ -5,7 +5,7 @@
 # ///
 """Makes tests/fixtures/gguf and tests/fixtures/gguf_models with gguf-py, and what gguf-py and transformers make of them.
 
-    python scripts/fixtures_gguf.py tests/fixtures
+    python scripts/fixtures_gguf.py tests/fixtures [later]
 
 `gguf`: one weight a file, `blk.0.ffn_up.weight`, beside the values that `gguf.quants.dequantize` gives it as `expected_f32`, and those
 rounded by `quantize` to BF16 as `bridge_bf16`. Types of 32 values are quantized by gguf-py. It only decodes K-quants: their codes and
@@ -27,9 +27,17 @@ from safetensors.numpy import save_file
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 # where the F16 scales of a K-quant's block lie
-SCALES = {Q.Q4_K: [0, 2], Q.Q5_K: [0, 2], Q.Q6_K: [208]}
-SHAPES = {1: [(7, 33), (34, 16)], 32: [(33, 32), (5, 160)], 256: [(5, 256), (2, 768)]}
+SCALES = {
+    Q.Q4_K: [0, 2], Q.Q5_K: [0, 2], Q.Q6_K: [208], Q.Q2_K: [80, 82], Q.Q3_K: [108], Q.IQ4_XS: [0], Q.IQ2_XXS: [0], Q.IQ2_XS: [0],
+    Q.IQ2_S: [0], Q.IQ3_XXS: [0], Q.IQ3_S: [0], Q.IQ1_S: [0], Q.IQ1_M: [], Q.IQ4_NL: [0], Q.MXFP4: [], Q.NVFP4: [],
+}
+SHAPES = {1: [(7, 33), (34, 16)], 32: [(33, 32), (5, 160)], 64: [(33, 64), (5, 192)], 256: [(5, 256), (2, 768)]}
 TYPES = [Q.F32, Q.F16, Q.BF16, Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0, Q.Q4_K, Q.Q5_K, Q.Q6_K]
+# those since 2026; IQ1_M has its block's scale in the upper bits of its other scales, and all of its bytes are random
+LATER = [
+    Q.Q2_K, Q.Q3_K, Q.IQ4_NL, Q.IQ4_XS, Q.IQ3_XXS, Q.IQ3_S, Q.IQ2_XXS, Q.IQ2_XS, Q.IQ2_S, Q.IQ1_S, Q.IQ1_M, Q.TQ1_0, Q.TQ2_0, Q.MXFP4,
+    Q.NVFP4,
+]
 
 
 def packed(kind, shape, rng):
@@ -39,6 +47,10 @@ def packed(kind, shape, rng):
         return gguf.quants.quantize(values, kind)
     size, width = GGML_QUANT_SIZES[kind]
     blocks = rng.integers(0, 256, (shape[0], shape[1] // size, width), dtype=np.uint8)
+    if kind == Q.MXFP4:  # exponents of which the ends are few
+        blocks[..., 0] = rng.choice([0, 1, 2, 3, *range(100, 150)], blocks.shape[:2])
+    if kind == Q.IQ1_M:  # an exponent below infinity's
+        blocks[..., 55] &= 0xBF
     for at in SCALES[kind]:
         scale = (rng.standard_normal(blocks.shape[:2]) * 0.01).astype(np.float16)
         blocks[..., at : at + 2] = scale.view(np.uint8).reshape(*scale.shape, 2)
@@ -122,6 +134,11 @@ def main():
     out, rng = Path(sys.argv[1]), np.random.default_rng(4)
     for folder in ("gguf", "gguf_models"):
         (out / folder).mkdir(parents=True, exist_ok=True)
+    for kind in LATER:
+        for shape in SHAPES[GGML_QUANT_SIZES[kind][0]]:
+            weight(out / "gguf", kind, shape, np.random.default_rng(int(kind)))
+    if sys.argv[2:] == ["later"]:
+        return
     for kind in TYPES:
         for shape in SHAPES[GGML_QUANT_SIZES[kind][0]]:
             weight(out / "gguf", kind, shape, rng)

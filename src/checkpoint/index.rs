@@ -1,6 +1,6 @@
 //! The files of a checkpoint, and which file holds which tensor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer};
@@ -136,6 +136,7 @@ fn listed(folder: &Path) -> Result<Layout> {
         .map(|name| (name.clone(), folder.join(name)))
         .collect();
     if !files.is_empty() {
+        complete(folder, &files)?;
         return Ok(Layout { files, index: None });
     }
     if names.iter().any(|name| name == ADAPTER) {
@@ -154,6 +155,37 @@ fn listed(folder: &Path) -> Result<Layout> {
     Err(Error::input("the folder holds no .safetensors and no .gguf")
         .path(folder)
         .hint("give the folder of a model"))
+}
+
+/// Checks that no part of a set of files is missing, by their names: `model-00001-of-00003.safetensors`.
+///
+/// # Errors
+/// The first part that is missing. Nothing but the names says so where there is no index.
+fn complete(folder: &Path, files: &[(String, PathBuf)]) -> Result<()> {
+    let sets: BTreeSet<(&str, &str)> = files.iter().filter_map(|(name, _)| part_of_set(name)).collect();
+    for (stem, count) in sets {
+        // No folder has a million files: such a number is a name and not a count.
+        let Some(parts) = count.parse::<usize>().ok().filter(|parts| *parts < 1_000_000) else { continue };
+        let name =
+            |number: usize| format!("{stem}-{number:0width$}-of-{count}.safetensors", width = count.len());
+        let missing = (1..=parts).map(name).find(|name| !files.iter().any(|(file, _)| file == name));
+        if let Some(missing) = missing {
+            let held = files.iter().filter(|(file, _)| part_of_set(file) == Some((stem, count))).count();
+            let what = format!("a part of the checkpoint is missing: {held} of {parts} files are there");
+            return Err(Error::input(what)
+                .path(folder.join(missing))
+                .hint("the download is incomplete: fetch the checkpoint again"));
+        }
+    }
+    Ok(())
+}
+
+/// The name of a set of files and its count, as digits, of a file that is one part of it.
+fn part_of_set(name: &str) -> Option<(&str, &str)> {
+    let (rest, count) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+    let (stem, number) = rest.rsplit_once('-')?;
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    (digits(number) && digits(count) && number.len() == count.len()).then_some((stem, count))
 }
 
 /// Gathers the tensors of all files by name. Where the index lists a tensor, only the file it names counts; tensors

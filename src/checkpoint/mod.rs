@@ -14,6 +14,7 @@ pub(crate) mod locate;
 pub(crate) mod module;
 pub mod module_tree;
 pub(crate) mod reader;
+pub(crate) mod unaccounted;
 pub use self::catalogue::{FileId, Tensor};
 pub use self::config::Config;
 pub use self::identity::{Change, FileIdentity, Identity};
@@ -123,6 +124,7 @@ impl Checkpoint {
         let mut ignored = Faults::Keep(Vec::new());
         let faults = if unknown { &mut ignored } else { faults };
         opened.modules = module::catalogue(&opened.scheme, &opened.tensors, &opened.files, faults)?;
+        unaccounted::check(&opened.scheme, &opened.tensors, &opened.modules, &opened.files, faults)?;
         let tree = opened.tree();
         module::turn(&mut opened.modules, |name| tree.is_conv1d(name));
         module::split(&mut opened.modules, |name| tree.layers_of(name)).map_err(|e| e.path(source.path()))?;
@@ -153,6 +155,7 @@ impl Checkpoint {
         let identity = identity::of(&[], &files, &headers)?;
         let tensors = index::resolve(&Layout::default(), &files, headers, faults)?;
         let modules = module::catalogue(&scheme, &tensors, &files, faults)?;
+        unaccounted::check(&scheme, &tensors, &modules, &files, faults)?;
         Ok(Checkpoint { root: root.to_owned(), config, scheme, files, tensors, modules, identity })
     }
 

@@ -7,7 +7,8 @@ use clap::{Args, ValueEnum};
 use trephine::Result;
 use trephine::commands::extract::output::{ExtractionOutcome, Manifest};
 use trephine::commands::extract::{
-    Extraction, ExtractionPlan, ResultOptions, default_memory, extract, extract_part, mostly_noise, plan,
+    AbsorbNorms, Extraction, ExtractionPlan, ResultOptions, default_memory, extract, extract_part,
+    mostly_noise, plan,
 };
 use trephine::delta::{NonFinite, RoundBase};
 use trephine::factorize::Method;
@@ -85,6 +86,11 @@ pub struct ExtractArgs {
     /// With --hybrid: the share of the rank that goes to the change [default: 0.5]
     #[arg(long, value_name = "SHARE", requires = "hybrid", help_heading = "Result")]
     hybrid_share: Option<f64>,
+    /// Let the linear weights behind a norm carry its change, which no LoRA can hold: where the base's activation
+    /// scales are folded into its norms (AWQ, SmoothQuant), wherever a norm differs, or nowhere
+    #[arg(long, value_enum, default_value_t = AbsorbNormsName::Auto, num_args = 0..=1, default_missing_value = "always",
+        value_name = "WHEN", require_equals = true, help_heading = "Result")]
+    absorb_norms: AbsorbNormsName,
     /// If the vocabularies differ, use only the common rows
     #[arg(long, help_heading = "Result")]
     trim_vocab: bool,
@@ -135,6 +141,14 @@ words!(RoundName => RoundBase {
     /// bfloat16
     Bf16
 });
+words!(AbsorbNormsName => AbsorbNorms {
+    /// Where scales are folded
+    Auto,
+    /// Wherever a norm differs
+    Always,
+    /// Nowhere
+    Never
+});
 words!(NonFiniteName => NonFinite { Fail, Zero });
 
 impl ExtractArgs {
@@ -159,6 +173,7 @@ impl ExtractArgs {
                 exclude: self.exclude.clone(),
                 trim_vocab: self.trim_vocab,
                 base_model_name: self.base_model_name.clone().unwrap_or_else(|| name_of(&self.base)),
+                absorb_norms: self.absorb_norms.into(),
                 hybrid_share: self.hybrid.as_ref().map(|_| self.hybrid_share.unwrap_or(0.5)),
             },
             running: RunOptions {

@@ -5,7 +5,7 @@ use crate::delta::operand::Operand;
 use crate::pipeline::memory::slice_rows;
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use faer::MatRef;
 use rayon::prelude::*;
@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use crate::checkpoint::reader::{MappedRows, ModuleReader};
 use crate::delta::options::{NonFinite, RoundBase};
 use crate::delta::record::TensorRecord;
+use crate::delta::rescaling::Rescaling;
 use crate::delta::tensor_digests::Hashers;
 use crate::factorize::kernel::block_ops::square_sum;
 use crate::factorize::types::Panels;
@@ -44,6 +45,8 @@ pub struct Difference<'a> {
     rows: usize,
     round_base: RoundBase,
     non_finite: NonFinite,
+    /// What the tuned side is multiplied by.
+    rescaling: Option<Arc<Rescaling>>,
 }
 
 /// The results of the first pass over a difference.
@@ -106,7 +109,14 @@ impl<'a> Difference<'a> {
         non_finite: NonFinite,
     ) -> Result<Difference<'a>> {
         let open = |half: Operand<'a>| ModuleReader::open(half.checkpoint, half.module);
-        Ok(Difference { base, tuned, readers: [open(base)?, open(tuned)?], rows, round_base, non_finite })
+        let (readers, rescaling) = ([open(base)?, open(tuned)?], None);
+        Ok(Difference { base, tuned, readers, rows, round_base, non_finite, rescaling })
+    }
+
+    /// The same with the tuned side multiplied by these factors.
+    #[must_use]
+    pub fn rescaled(self, rescaling: Option<Arc<Rescaling>>) -> Difference<'a> {
+        Difference { rescaling, ..self }
     }
 
     /// Rows of the difference.
@@ -165,6 +175,9 @@ impl<'a> Difference<'a> {
             t.resize(out.len(), 0.0);
             base.decode_f64(rows.clone(), b)?;
             tuned.decode_f64(rows.clone(), t)?;
+            if let Some(rescaling) = &self.rescaling {
+                rescaling.apply_f64(rows.clone(), self.cols(), t);
+            }
             if self.round_base == RoundBase::Bf16 {
                 b.iter_mut().for_each(|b| *b = half::bf16::from_f64(*b).to_f64());
             }
@@ -178,6 +191,9 @@ impl<'a> Difference<'a> {
             b.resize(out.len(), 0.0);
             base.decode(rows.clone(), b)?;
             tuned.decode(rows.clone(), out)?;
+            if let Some(rescaling) = &self.rescaling {
+                rescaling.apply(rows.clone(), self.cols(), out);
+            }
             if self.round_base == RoundBase::Bf16 {
                 round_to_bf16(b);
             }

@@ -96,6 +96,8 @@ impl Source {
 pub enum Reason {
     /// It is not a linear weight: a LoRA cannot represent norms, biases or stacks of experts.
     NotLinear,
+    /// A norm whose change the linear weights behind it carry.
+    Absorbed,
     /// It could be represented, but was not selected.
     NotSelected,
     /// Only the base or only the tuned checkpoint has it.
@@ -113,6 +115,7 @@ impl Reason {
     pub fn words(self) -> &'static str {
         match self {
             Reason::NotLinear => "not a linear weight",
+            Reason::Absorbed => "carried by the weights behind it",
             Reason::NotSelected => "not selected",
             Reason::NoPartner => "no partner",
             Reason::ShapeDiffers => "shapes differ",

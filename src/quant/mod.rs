@@ -12,6 +12,7 @@ pub mod format;
 pub mod number;
 pub mod packing;
 pub(crate) mod patterns;
+pub(crate) mod recognize;
 pub(crate) mod registry;
 pub(crate) mod weight;
 pub use self::declared::Declared;

@@ -7,7 +7,8 @@ use safetensors::Dtype;
 use crate::quant::expert::layout::Experts;
 use crate::quant::expert::stack;
 use crate::quant::format::dense::Dense;
-use crate::quant::format::{bitsandbytes, block_fp8, compressed, fp8, gptq_awq, mxfp4};
+use crate::quant::format::{auto_round, bitsandbytes, block_fp8, compressed, fp8, gptq_awq, mxfp4};
+use crate::quant::recognize::recognized;
 use crate::quant::weight::{Format, FoundWeight, SchemeKind, TensorInfo, Tensors};
 use crate::{Error, Result};
 
@@ -23,6 +24,8 @@ const REGISTRY: &[(&str, Build)] = &[
     ("modelopt", |declared, _| fp8::modelopt(declared)),
     ("gptq", |declared, _| gptq_awq::gptq(declared)),
     ("awq", |declared, _| gptq_awq::awq(declared)),
+    ("auto-round", |declared, _| auto_round::from_config(declared)),
+    ("intel/auto-round", |declared, _| auto_round::from_config(declared)),
     ("mxfp4", |_, experts| Ok(mxfp4::format(experts))),
 ];
 
@@ -114,7 +117,10 @@ impl Scheme {
             Some(format) => format!("which the declared quantization, {}, does not cover", format.label()),
             None => "but nothing declares how it is quantized".to_owned(),
         };
-        Error::input(format!("a weight is stored as {}, {declared}", lead.describe())).tensor(&lead.name).hint(
+        let known = recognized(&lead.name, lead.dtype);
+        let looks = known.map_or_else(String::new, |known| format!(" (its name is that of {})", known.name));
+        let what = format!("a weight is stored as {}{looks}, {declared}", lead.describe());
+        Error::input(what).tensor(&lead.name).hint(
             "put the model's own config.json, with its quantization_config, beside the weights, or dequantize \
              the model to bf16 and give that folder",
         )
@@ -122,7 +128,7 @@ impl Scheme {
 }
 
 /// Whether only a quantized weight can have this name and dtype. Names of expert stacks do not end in `.weight`.
-fn looks_quantized(stored: &TensorInfo) -> bool {
+pub(crate) fn looks_quantized(stored: &TensorInfo) -> bool {
     use Dtype::*;
     let packed = [".qweight", ".weight_packed", "_proj_blocks"].iter().any(|end| stored.name.ends_with(end));
     let codes = matches!(

@@ -254,6 +254,58 @@ fn parameters_that_the_adapter_holds_whole_take_the_bases_place() {
     assert_eq!(json_of(&out.join("conversion.json"))["replaced"], json!(["model.norm.weight"]));
 }
 
+/// Both matrices of a model that ties them, saved whole and unequal: the result unties them and keeps both.
+#[test]
+fn whole_matrices_of_a_tied_vocabulary_are_both_kept() {
+    let home = tempdir().unwrap();
+    let base = model(home.path(), true);
+    let whole = |name: &str, seed| {
+        Tensor::bf16(&format!("base_model.model.{name}.weight"), &[50, 24], &noise(seed, 1200))
+    };
+    let (head, table) = (whole("lm_head", 20), whole(EMBED, 21));
+    for (word, saved) in [("both", vec![&head, &table]), ("head", vec![&head]), ("table", vec![&table])] {
+        let mut all = lora(Q, [40, 24], 4, 10);
+        all.extend(saved.iter().map(|tensor| (*tensor).clone()));
+        let adapter = write_adapter(&home.path().join(word), &all, &config(&["q_proj"]));
+        let out = home.path().join(format!("{word}-out"));
+        command(&base, &adapter, &out, &[]).code(0);
+        let (got, from) = (tensors(&out), tensors(Path::new(&base)));
+        assert_eq!(json_of(&out.join("config.json"))["tie_word_embeddings"], false, "{word}");
+        let before = &from[&format!("{EMBED}.weight")].bytes;
+        let is = |name: &str, saved: &Tensor, changed: bool| {
+            assert_eq!(&got[name].bytes, if changed { &saved.bytes } else { before }, "{word}: {name}");
+        };
+        is("lm_head.weight", &head, word != "table");
+        is(&format!("{EMBED}.weight"), &table, word != "head");
+    }
+    // More tokens than the base has.
+    let enlarged = Tensor::bf16(&format!("base_model.model.{EMBED}.weight"), &[53, 24], &noise(22, 53 * 24));
+    let all = [lora(Q, [40, 24], 4, 10), vec![enlarged]].concat();
+    let adapter = write_adapter(&home.path().join("enlarged"), &all, &config(&["q_proj"]));
+    command(&base, &adapter, &home.path().join("no"), &[])
+        .code(3)
+        .says("trained with 53 tokens and the base has 50");
+}
+
+/// A head that the files hold beside a config that ties it would be dropped by a loader once it is changed.
+#[test]
+fn a_stored_head_that_changes_is_no_longer_tied() {
+    let home = tempdir().unwrap();
+    let base = model(home.path(), false);
+    let config_file = Path::new(&base).join("config.json");
+    let mut tied = json_of(&config_file);
+    tied["tie_word_embeddings"] = json!(true);
+    fs::write(&config_file, tied.to_string()).unwrap();
+    let merged = |word: &str, factors: &[Tensor]| {
+        let adapter = write_adapter(&home.path().join(word), factors, &config(&["lm_head", "q_proj"]));
+        let out = home.path().join(format!("{word}-out"));
+        command(&base, &adapter, &out, &[]).code(0);
+        json_of(&out.join("config.json"))["tie_word_embeddings"].clone()
+    };
+    assert_eq!(merged("head", &lora("lm_head", [50, 24], 4, 30)), false);
+    assert_eq!(merged("q", &lora(Q, [40, 24], 4, 30)), true);
+}
+
 #[test]
 fn what_would_do_nothing_or_something_else_is_refused() {
     let home = tempdir().unwrap();
@@ -277,6 +329,9 @@ fn what_would_do_nothing_or_something_else_is_refused() {
     refused(&q(), &|config| config["use_dora"] = json!(true)).says("DoRA");
     refused(&q(), &|config| config["init_lora_weights"] = json!("pissa")).says("pissa");
     refused(&q(), &|config| config["fan_in_fan_out"] = json!(true)).says("transposed");
+    refused(&q(), &|config| config["alora_invocation_tokens"] = json!([5, 6])).says("aLoRA");
+    refused(&q(), &|config| config["layer_replication"] = json!([[0, 1], [0, 1]])).says("repeats layers");
+    refused(&[], &none).says("holds no factors");
     let stem = format!("base_model.model.{Q}");
     let with = |name: String, shape: &[usize]| {
         let tensor = Tensor::bf16(&name, shape, &noise(3, shape.iter().product()));

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::common::adapter::{config, lora, write_adapter};
-use crate::common::pair::{Tensor, dense, noise, write};
+use crate::common::pair::{Tensor, dense, noise, values, write};
 use crate::common::{Ended, contents, data, run, trephine};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
@@ -397,6 +397,58 @@ fn fused_experts_are_carried_over() {
     sanitize(&adapter, &out, &["--max-rank", "3", "--overwrite"])
         .code(2)
         .says("fused experts of rank 4 cannot be cut to 3");
+}
+
+#[test]
+fn factors_that_f16_cannot_hold_are_balanced_or_refused() {
+    let times = |tensor: &Tensor, factor: f32| {
+        let scaled: Vec<f32> = values(tensor).iter().map(|value| *value as f32 * factor).collect();
+        Tensor::f32(&tensor.name, &tensor.shape, &scaled)
+    };
+    let [a, b]: [Tensor; 2] = lora("a.o_proj", [40, 30], 4, 1).try_into().unwrap();
+    let (_home, adapter, out) = made(&[times(&a, 1e3), times(&b, 1e-8)], &config(&["o_proj"]));
+    sanitize(&adapter, &out, &["--dtype", "f16"]).code(0);
+    assert!(distance(&adapter, &out) < 1e-3, "{}", distance(&adapter, &out));
+    let (_home, adapter, out) = made(&[times(&a, 1e-8), times(&b, 1e-8)], &config(&["o_proj"]));
+    let ended = sanitize(&adapter, &out, &["--dtype", "f16"]).code(2);
+    ended.says("F16 cannot hold these factors").says("--dtype bf16");
+    sanitize(&adapter, &out, &["--dtype", "bf16", "--overwrite"]).code(0);
+}
+
+#[test]
+fn names_that_wrappers_left_are_mended() {
+    let module = "model.layers.0.self_attn.o_proj";
+    let plain = lora(module, [8, 6], 4, 1);
+    let renamed = |from: &str, to: &str| {
+        let rename = |tensor: &Tensor| Tensor { name: tensor.name.replacen(from, to, 1), ..tensor.clone() };
+        plain.iter().map(rename).collect::<Vec<_>>()
+    };
+    for tensors in [
+        renamed("base_model.model.", "base_model.model._orig_mod."),
+        renamed("base_model.model.", "module.base_model.model."),
+        renamed("base_model.model.", "base_model.model.base_model.model."),
+        renamed("self_attn", "_fsdp_wrapped_module.self_attn"),
+    ] {
+        let (_home, adapter, out) = made(&tensors, &config(&["o_proj"]));
+        run(trephine().args(["sanitize", "--check", text(&adapter), "--for", "peft"])).code(4);
+        sanitize(&adapter, &out, &[]).code(0);
+        let mended = PeftAdapter::open_folder(&out).unwrap();
+        assert!(mended.problems().is_empty() && mended.module(module).is_some(), "{:?}", tensors[0].name);
+    }
+}
+
+#[test]
+fn shapes_are_held_against_the_base() {
+    let module = "model.layers.0.self_attn.o_proj";
+    let weights = [Tensor::bf16(&format!("{module}.weight"), &[8, 6], &noise(8, 48))];
+    for (shape, says) in [([6, 8], "are swapped"), ([8, 12], "gives a change of shape [8, 12]")] {
+        let (home, adapter, out) = made(&lora(module, shape, 4, 1), &config(&["o_proj"]));
+        let base = write(&home.path().join("base"), &weights, &json!({"model_type": "llama"}));
+        sanitize(&adapter, &out, &["--base", text(&base)]).code(3).says(says).says("[8, 6]");
+        assert!(!out.exists());
+        let probed = run(trephine().args(["probe", text(&adapter), "--base", text(&base)])).code(4);
+        assert!(probed.stdout.contains(says), "{}", probed.stdout);
+    }
 }
 
 #[test]

@@ -124,7 +124,7 @@ fn factors_that_are_no_factors() {
 fn what_the_user_must_decide() {
     fails("max_rank_0", |_, _| {}, &["--max-rank", "0"]);
     fails("too_little_memory", |_, _| {}, &["--memory", "1MiB"]);
-    fails("too_large_for_f16", |settings, _| settings["lora_alpha"] = json!(1e6), &["--dtype", "f16"]);
+    fails("too_large_for_f16", |settings, _| settings["lora_alpha"] = json!(1e12), &["--dtype", "f16"]);
     fails(
         "rank_above_vllms",
         |settings, tensors| {

@@ -8,6 +8,7 @@ mod common;
 mod adapter;
 mod bad_input;
 mod calibrated;
+mod folded;
 mod gguf;
 mod layouts;
 mod module_trees;

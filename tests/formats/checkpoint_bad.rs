@@ -363,3 +363,50 @@ proptest! {
         prop_assert_eq!(checkpoint.modules().len(), shapes.iter().filter(|shape| shape.len() == 2 && !shape.contains(&0)).count());
     }
 }
+
+/// Weights under names that no format knows are not taken for a dense model.
+#[test]
+fn codes_that_no_weight_accounts_for() {
+    let file = |name: &str, dtype: &str, shape: &[usize]| {
+        let bytes = vec![0; shape.iter().product()];
+        let norm = ("model.norm.weight", "F32", [2].as_slice(), f32s(2));
+        let folder = Folder::new();
+        folder.write("model.safetensors", &safetensors(&[norm, (name, dtype, shape, bytes)]));
+        folder
+    };
+    let refused = |name, dtype, shape: &[usize]| {
+        let folder = file(name, dtype, shape);
+        folder.refusal(folder.open())
+    };
+    insta::assert_snapshot!(refused("x.q_proj.weight._data", "I8", &[4, 8]), @"
+    a tensor of codes, I8 [4, 8], belongs to no weight that is read, in the layout of optimum-quanto: tensor 'x.q_proj.weight._data': [folder]/model.safetensors
+      put the quanto_qmap.json that was saved with it beside the weights: it says how they are quantized
+    ");
+    insta::assert_snapshot!(refused("x.q_proj.codes", "U8", &[4, 8]), @"
+    a tensor of codes, U8 [4, 8], belongs to no weight that is read: tensor 'x.q_proj.codes': [folder]/model.safetensors
+      dequantize the model to bf16 with the library that quantized it, and give that folder
+    ");
+    // Masks and tables of integers are no weights.
+    for name in ["h.0.attn.bias", "h.0.attention_mask", "x.relative_position_index"] {
+        assert!(file(name, "U8", &[4, 4]).open().is_ok(), "{name}");
+    }
+}
+
+#[test]
+fn a_part_of_a_set_without_an_index_is_missing() {
+    let folder = Folder::new();
+    for part in [1, 3] {
+        let name = format!("x.{part}.weight");
+        folder.write(
+            &format!("model-0000{part}-of-00003.safetensors"),
+            &safetensors(&[(&name, "F32", &[1, 2], f32s(2))]),
+        );
+    }
+    insta::assert_snapshot!(folder.refusal(folder.open()), @"
+    a part of the checkpoint is missing: 2 of 3 files are there: [folder]/model-00002-of-00003.safetensors
+      the download is incomplete: fetch the checkpoint again
+    ");
+    folder
+        .write("model-00002-of-00003.safetensors", &safetensors(&[("x.2.weight", "F32", &[1, 2], f32s(2))]));
+    assert!(folder.open().is_ok());
+}

@@ -93,9 +93,10 @@ fn cuts(rows: usize) -> Vec<usize> {
 }
 
 /// The folders under `tests/fixtures`, and how many cases each holds.
-const FORMATS: [(&str, usize); 10] = [
+const FORMATS: [(&str, usize); 11] = [
+    ("auto_round", 17),
     ("block_fp8", 10),
-    ("compressed", 26),
+    ("compressed", 39),
     ("bitsandbytes", 16),
     ("fp8", 11),
     ("gptq", 11),
@@ -373,7 +374,7 @@ pub(crate) fn declared(origin: &str, raw: serde_json::Value) -> String {
 
 #[test]
 fn other_schemes_are_refused_by_name() {
-    for method in ["hqq", "aqlm", "quanto", "fbgemm_fp8", "torchao", "auto-round", "a-new-one"] {
+    for method in ["hqq", "aqlm", "quanto", "fbgemm_fp8", "torchao", "a-new-one"] {
         let message = declared("config.json", json!({"quant_method": method}));
         assert!(
             message.starts_with(&format!("quantization with {method} is not supported yet")),
@@ -456,7 +457,7 @@ fn weights_that_nothing_explains() {
       weight_block_size in the config and the stored scales must agree: check that the config belongs to this checkpoint
     a weight is stored as I8 [8, 8], which the declared quantization, block FP8 (128 x 128), does not cover: tensor 'a.weight'
       put the model's own config.json, with its quantization_config, beside the weights, or dequantize the model to bf16 and give that folder
-    a weight is stored as I32 [8, 8], but nothing declares how it is quantized: tensor 'a.qweight'
+    a weight is stored as I32 [8, 8] (its name is that of GPTQ or AWQ), but nothing declares how it is quantized: tensor 'a.qweight'
       put the model's own config.json, with its quantization_config, beside the weights, or dequantize the model to bf16 and give that folder
     ");
 }

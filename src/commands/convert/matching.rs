@@ -159,10 +159,27 @@ pub(crate) fn untie(
     let is_tied = |name: &str| base.module(name).is_some_and(|module| module.name() == embedding);
     let head = changed.iter().find(|name| *name != embedding && is_tied(name));
     let other = || {
-        let touched = changed.contains(embedding) || replaced.contains_key(&format!("{embedding}.weight"));
-        (touched && is_tied(base.tree().head())).then(|| base.tree().head().to_owned())
+        let whole = |module: &str| replaced.contains_key(&format!("{module}.weight"));
+        let own = base.tree().head();
+        let touched = changed.contains(embedding) || whole(embedding) || whole(own);
+        (touched && is_tied(own)).then(|| own.to_owned())
     };
     head.cloned().or_else(other)
+}
+
+/// Whether the config must no longer tie the head to the embedding, where the files hold a head of its own: the adapter
+/// changes one of the two, and a loader that ties them would drop the stored head.
+pub(crate) fn unties(
+    base: &Checkpoint,
+    changed: &BTreeSet<String>,
+    replaced: &BTreeMap<String, Tensor>,
+) -> bool {
+    let Some(embedding) = base.input_embedding().map(Module::name) else { return false };
+    let head = base.tree().head();
+    let stored = base.module(head).is_some_and(|module| module.name() == head && head != embedding);
+    let touches =
+        |module: &str| changed.contains(module) || replaced.contains_key(&format!("{module}.weight"));
+    base.config().tie_word_embeddings() && stored && (touches(head) || touches(embedding))
 }
 
 /// Parameters that the adapter holds whole, by the base's names.
@@ -188,9 +205,10 @@ pub(crate) fn replaced(base: &Checkpoint, adapter: &PeftAdapter) -> Result<BTree
                     extra.tensor.stored.describe(),
                     stored.stored.describe()
                 );
-                return Err(
-                    refuse(what).hint("`trephine sanitize` prunes such parameters and reports what is lost")
-                );
+                return Err(refuse(what).hint(vocabulary_hint(&extra.tensor, stored)));
+            }
+            None if is_tied_head(base, &extra.target, &extra.tensor) => {
+                replaced.insert(extra.target.clone(), extra.tensor.clone());
             }
             None => {
                 let what = "the adapter holds a whole parameter that the base does not have".to_owned();
@@ -201,4 +219,22 @@ pub(crate) fn replaced(base: &Checkpoint, adapter: &PeftAdapter) -> Result<BTree
         }
     }
     Ok(replaced)
+}
+
+/// Whether a whole parameter is the head of a model whose files have none, since the embedding is its head.
+fn is_tied_head(base: &Checkpoint, target: &str, tensor: &Tensor) -> bool {
+    let head = target.strip_suffix(".weight").unwrap_or_default();
+    let embedding = base.module(head).filter(|module| module.name() != head);
+    embedding.is_some_and(|embedding| tensor.stored.shape == embedding.shape())
+}
+
+/// What helps where a parameter has another shape: a vocabulary that was enlarged for the training is the usual case.
+fn vocabulary_hint(whole: &Tensor, stored: &Tensor) -> String {
+    match (whole.stored.shape.as_slice(), stored.stored.shape.as_slice()) {
+        ([tokens, dim], [known, same]) if dim == same && tokens != known => format!(
+            "the adapter was trained with {tokens} tokens and the base has {known}: resize the base's embeddings to \
+             {tokens} with transformers, save it, and give that folder"
+        ),
+        _ => "`trephine sanitize` prunes such parameters and reports what is lost".to_owned(),
+    }
 }

@@ -151,7 +151,8 @@ fn planned<T>(
             "modules_to_not_convert": target.not_converted,
         })
     });
-    let edits = Edits { dtype: Some(spec.dtype), quantization, untie: spec.untie.is_some() };
+    let untie = spec.untie.is_some() || matching::unties(&base, &spec.changed, &spec.replaced);
+    let edits = Edits { dtype: Some(spec.dtype), quantization, untie };
     let parts = Parts {
         out: &job.out,
         running: &job.running,
@@ -178,6 +179,21 @@ fn check(adapter: &PeftAdapter, base: &Checkpoint, progress: &dyn Progress) -> R
             return Err(refuse(format!("adapters with {what} cannot be merged")).hint("merge it with PEFT"));
         }
     }
+    for (key, does) in [
+        ("alora_invocation_tokens", "acts only from its invocation tokens on (aLoRA)"),
+        ("layer_replication", "repeats layers of the base"),
+        ("use_bdlora", "has block-diagonal factors (BD-LoRA)"),
+        ("use_qalora", "pools its input in groups (QALoRA)"),
+    ] {
+        if config.is(key) {
+            let what = format!("the adapter {does}, which no merged weight does: {key} is set");
+            return Err(refuse(what).hint("load it with PEFT, on the unchanged base"));
+        }
+    }
+    if adapter.modules().len() == 0 && adapter.extras().is_empty() && adapter.problems().is_empty() {
+        return Err(refuse("the adapter holds no factors: it changes nothing".to_owned())
+            .hint("the weights were not saved, or belong to another format: export the adapter again"));
+    }
     if let Some(init) = config.init_that_changes_the_base() {
         let what = format!(
             "init_lora_weights is {init}: PEFT changes the base's weights when it loads this adapter"
@@ -198,7 +214,11 @@ fn check(adapter: &PeftAdapter, base: &Checkpoint, progress: &dyn Progress) -> R
     for problem in adapter.problems() {
         match &problem.fault {
             // Merged as the tensors say, which is what was intended.
-            Fault::ZeroRank | Fault::NoPrefix | Fault::AdapterName { .. } | Fault::OtherRank { .. } => {
+            Fault::ZeroRank
+            | Fault::NoPrefix
+            | Fault::Wrapper { .. }
+            | Fault::AdapterName { .. }
+            | Fault::OtherRank { .. } => {
                 progress.note(&problem.to_string());
             }
             _ => {

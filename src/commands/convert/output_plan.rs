@@ -198,13 +198,16 @@ impl Target {
     /// Plans the head of a model that had no separate one.
     fn head(&mut self, head: &str, embedding: &Module, spec: &OutputSpec) {
         let lead = &embedding.tensors()[0];
-        let (dtype, content) = if spec.changed.contains(head) || embedding.is_quantized() {
+        let weight = format!("{head}.weight");
+        let (dtype, content) = if let Some(saved) = spec.replaced.get(&weight) {
+            (saved.stored.dtype, Content::Adapter(saved.clone()))
+        } else if spec.changed.contains(head) || embedding.is_quantized() {
             let module = embedding.clone();
             (spec.dtype, Content::Weight(Computed { name: head.to_owned(), module }))
         } else {
             (lead.stored.dtype, Content::Base(lead.clone()))
         };
-        let stored = TensorInfo { name: format!("{head}.weight"), dtype, shape: embedding.shape().to_vec() };
+        let stored = TensorInfo { name: weight, dtype, shape: embedding.shape().to_vec() };
         if spec.fp8 {
             self.not_converted.push(head.to_owned());
         }

@@ -1,6 +1,7 @@
 //! Extracts an adapter from two checkpoints: pair, plan, read, factorize, write, assemble.
 
 pub(crate) mod factors;
+pub(crate) mod folded;
 pub(crate) mod inputs;
 pub(crate) mod job;
 pub(crate) mod leftover;
@@ -17,7 +18,7 @@ pub(crate) mod verify;
 pub use self::inputs::Inputs;
 pub use self::job::assemble;
 pub use self::noise::{kept_noise, mostly_noise};
-pub use self::options::{Extraction, ResultOptions};
+pub use self::options::{AbsorbNorms, Extraction, ResultOptions};
 pub use self::plan::{ExtractionPlan, PlannedLeftover, PlannedModule, kind};
 pub use self::verify::{AdapterVerification, Content, verify};
 

@@ -67,7 +67,9 @@ pub fn difference<'a>(
     let base = operand(Side::Base, &inputs.base, &module.pair.name)?;
     let tuned = operand(Side::Tuned, &inputs.tuned, &module.pair.tuned)?;
     let deciding = &job.deciding;
-    Difference::new(base, tuned, module.pair.rows, deciding.round_base, deciding.non_finite)
+    let difference =
+        Difference::new(base, tuned, module.pair.rows, deciding.round_base, deciding.non_finite)?;
+    Ok(difference.rescaled(module.rescaling.clone()))
 }
 
 /// One side of a difference, by name.
@@ -237,7 +239,7 @@ fn measure_served(
     // Whatever the base is rounded to, the served checkpoint is used as stored.
     let unrounded = RoundBase::None;
     let difference = Difference::new(served, tuned, module.pair.rows, unrounded, job.deciding.non_finite)?;
-    let delta = Recomputed::new(difference, module.visitors);
+    let delta = Recomputed::new(difference.rescaled(module.rescaling.clone()), module.visitors);
     let measured = residual::residual(&delta, &stored.left, &stored.right)?;
     Ok(ServedError { without_adapter: measured.norm2.sqrt(), with_adapter: measured.residual2.sqrt() })
 }

@@ -40,6 +40,30 @@ pub struct ResultOptions {
     /// With a dense base beside the quantized one: the share of the rank that the change alone gets, in (0, 1).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub hybrid_share: Option<f64>,
+    /// Whether the linear weights behind norms that differ carry the difference.
+    #[serde(skip_serializing_if = "AbsorbNorms::is_auto", default)]
+    pub absorb_norms: AbsorbNorms,
+}
+
+/// Whether linear weights carry the difference of the norms before them, which no LoRA can hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum AbsorbNorms {
+    /// Where the base's activation scales are folded into its norms.
+    #[default]
+    Auto,
+    /// Wherever a norm differs: what a fine-tune did to it as well.
+    Always,
+    /// Nowhere.
+    Never,
+}
+
+impl AbsorbNorms {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+    fn is_auto(&self) -> bool {
+        *self == AbsorbNorms::Auto
+    }
 }
 
 impl ResultOptions {
@@ -59,6 +83,7 @@ impl ResultOptions {
             trim_vocab: false,
             base_model_name: name.to_owned(),
             hybrid_share: None,
+            absorb_norms: AbsorbNorms::Auto,
         }
     }
 

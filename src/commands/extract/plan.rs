@@ -4,6 +4,7 @@ use crate::calibration::KnownInput;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
+use crate::commands::extract::folded::Folded;
 use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::norm::{self, Work};
 use crate::commands::extract::options::Extraction;
@@ -11,6 +12,7 @@ use crate::delta::difference::{PIECE_SCRATCH, VISIT_SCRATCH};
 use crate::delta::module_record::Minimized;
 use crate::delta::pair::{Leftover, Pair, Pairing, pair};
 use crate::delta::record::{LeftOut, Reason};
+use crate::delta::rescaling::Rescaling;
 use crate::delta::select::Selection;
 use crate::factorize::choose;
 use crate::factorize::kernel::tiling;
@@ -18,6 +20,7 @@ use crate::factorize::types::{Method, Request};
 use crate::lora::names::{Place, group_of};
 use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, TENSOR_RECORD, THREAD, mapped};
 use crate::{Error, Result};
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -50,6 +53,9 @@ pub struct PlannedModule {
     /// The pair itself.
     #[serde(skip)]
     pub pair: Pair,
+    /// What the tuned weight is multiplied by, where scales are folded into the base's norms.
+    #[serde(skip)]
+    pub rescaling: Option<Arc<Rescaling>>,
 }
 
 /// A tensor that the adapter will not hold.
@@ -107,6 +113,9 @@ pub struct ExtractionPlan {
     pub disk_bytes: u64,
     /// Estimate of the run's time in seconds.
     pub seconds: f64,
+    /// The norms whose change the weights behind them carry.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub absorbed: Vec<String>,
 }
 
 /// The factorization requested for every module.
@@ -129,9 +138,11 @@ impl ExtractionPlan {
     pub fn make(inputs: &Inputs, job: &Extraction) -> Result<ExtractionPlan> {
         job.deciding.check()?;
         let selection = Selection::parse(&job.deciding.include, &job.deciding.exclude)?;
-        let pairing = pair(&inputs.base, &inputs.tuned, &selection, job.deciding.trim_vocab)?;
+        let mut pairing = pair(&inputs.base, &inputs.tuned, &selection, job.deciding.trim_vocab)?;
         check_served(inputs, &pairing)?;
         norm::check(inputs, job, &pairing)?;
+        let folded = Folded::find(inputs, job.deciding.absorb_norms, &pairing)?;
+        folded.mark(&mut pairing.leftovers);
         let Pairing { pairs, zeros, leftovers, notes } = pairing;
         let mut plan = ExtractionPlan {
             notes,
@@ -145,11 +156,17 @@ impl ExtractionPlan {
             read_bytes: 0,
             disk_bytes: 0,
             seconds: 0.0,
+            absorbed: Vec::new(),
         };
+        plan.notes.extend(folded.notes.iter().cloned());
+        plan.absorbed = folded.absorbed.iter().cloned().collect();
         plan.notes.extend(padding(&pairs, job.deciding.rank));
         plan.notes.extend(norm::notes(inputs, &pairs)?);
         plan.notes.extend(tied_head(inputs, &selection));
         plan.fit(inputs, job, pairs)?;
+        for module in &mut plan.modules {
+            module.rescaling = folded.rescalings.get(&module.name).cloned();
+        }
         plan.add_up(job);
         Ok(plan)
     }
@@ -284,6 +301,7 @@ impl Cost {
             minimizes: self.minimizes,
             calibrated: self.calibrated,
             pair: self.pair,
+            rescaling: None,
         }
     }
 }

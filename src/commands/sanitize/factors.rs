@@ -7,6 +7,10 @@ use crate::lora::read::classify::PeftModule;
 use crate::lora::read::{Factors, PeftAdapter};
 use crate::{Error, Result};
 
+/// The square of the relative error of a product beyond which F16 is too narrow for its factors: four times what
+/// rounding costs where all of them are normal numbers.
+const UNDERFLOW: f64 = 1.0 / (512.0 * 512.0);
+
 /// A module's factors as stored bytes.
 pub(crate) struct Encoded {
     /// `lora_A` `[rank · experts, in]`.
@@ -48,8 +52,25 @@ pub(crate) fn refit(
         let b: Vec<f32> = b.iter().map(|value| (f64::from(*value) * scale) as f32).collect();
         (Widths { a, b, rank: module.rank(), experts: module.experts() }, 0.0)
     };
-    let mut stored = [new.a.clone(), new.b.clone()];
-    stored.iter_mut().for_each(|factor| drop(dtype.round(factor)));
+    let rounded = |new: &Widths| {
+        let mut stored = [new.a.clone(), new.b.clone()];
+        stored.iter_mut().for_each(|factor| drop(dtype.round(factor)));
+        stored
+    };
+    let lost2 = |new: &Widths, [a, b]: &[Vec<f32>; 2]| new.distance2(a, b, [out, inner]);
+    let mut new = new;
+    let mut stored = rounded(&new);
+    let finite = |stored: &[Vec<f32>; 2]| stored.iter().flatten().all(|value| value.is_finite());
+    if dtype == FactorType::F16 && (!finite(&stored) || lost2(&new, &stored) > norm2 * UNDERFLOW) {
+        new.balance([out, inner]);
+        stored = rounded(&new);
+        if finite(&stored) && lost2(&new, &stored) > norm2 * UNDERFLOW {
+            return Err(Error::decide("F16 cannot hold these factors: most of their values become zero")
+                .tensor(module.a().name())
+                .path(adapter.root())
+                .hint("give --dtype bf16 or f32"));
+        }
+    }
     for (stored, tensor) in stored.iter().zip([module.a(), module.b()]) {
         if stored.iter().any(|value| !value.is_finite()) {
             return Err(Error::decide(format!(
@@ -103,6 +124,27 @@ impl Widths {
             rows.for_each(|(to, from)| to[..from.len()].copy_from_slice(from));
         }
         Widths { a: wide_a, b: wide_b, rank, experts }
+    }
+
+    /// Gives both factors of each direction about the same norm, by powers of two, which change no digit of the product.
+    fn balance(&mut self, [out, inner]: [usize; 2]) {
+        let (rank, experts) = (self.rank, self.experts);
+        for (expert, k) in (0..experts).flat_map(|expert| (0..rank).map(move |k| (expert, k))) {
+            let (row, column) = (expert * rank + k, k * experts + expert);
+            let width = rank * experts;
+            let norm = |values: &mut dyn Iterator<Item = f32>| {
+                values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+            };
+            let a = norm(&mut self.a[row * inner..(row + 1) * inner].iter().copied()) / (inner as f64).sqrt();
+            let b = norm(&mut self.b.iter().skip(column).step_by(width).copied()) / (out as f64).sqrt();
+            let shift = (b / a).log2() / 2.0;
+            if !shift.is_finite() {
+                continue;
+            }
+            let factor = 2f32.powi(shift.round().clamp(-60.0, 60.0) as i32);
+            self.a[row * inner..(row + 1) * inner].iter_mut().for_each(|value| *value *= factor);
+            self.b.iter_mut().skip(column).step_by(width).for_each(|value| *value /= factor);
+        }
     }
 
     /// `||B·A||^2` (Frobenius); for fused experts, the sum over the experts' products.

@@ -161,6 +161,11 @@ pub enum Fault {
     },
     /// The name lacks `base_model.model.`.
     NoPrefix,
+    /// The name still contains what a wrapper of the model put into it during training.
+    Wrapper {
+        /// The part of the name, for example `_orig_mod`.
+        part: String,
+    },
     /// The name still contains the adapter's own name.
     AdapterName {
         /// That name, usually `default`.
@@ -182,6 +187,9 @@ impl fmt::Display for Fault {
                 write!(f, "has factors of rank {stored}, but the config says {config}")
             }
             Fault::NoPrefix => f.write_str("lacks the prefix 'base_model.model.'"),
+            Fault::Wrapper { part } => {
+                write!(f, "contains '{part}', which a wrapper of the model left there in training")
+            }
             Fault::AdapterName { adapter } => {
                 write!(f, "still contains the adapter's name '{adapter}'")
             }
@@ -232,6 +240,9 @@ pub(crate) fn sort<'a>(tensors: impl Iterator<Item = &'a Tensor>, config: &PeftC
         let mut wrong = |fault| sorted.problems.push(Problem { at: tensor.name().to_owned(), fault });
         if !key.prefixed {
             wrong(Fault::NoPrefix);
+        }
+        if let Some(part) = key.wrapper {
+            wrong(Fault::Wrapper { part: part.to_owned() });
         }
         if let Some(adapter) = key.adapter {
             wrong(Fault::AdapterName { adapter: adapter.to_owned() });

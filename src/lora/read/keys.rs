@@ -42,16 +42,46 @@ pub(crate) struct Key<'a> {
     pub(crate) prefixed: bool,
     /// The adapter's own name, if the key still contains it, for example `default`.
     pub(crate) adapter: Option<&'a str>,
+    /// What a wrapper of the model during training left in the name.
+    pub(crate) wrapper: Option<&'static str>,
 }
+
+/// What `torch.compile`, FSDP and activation checkpointing put into the names of a module's parts.
+const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+
+/// What data parallelism puts before all names.
+const PARALLEL: &str = "module";
 
 impl Key<'_> {
     /// Parses `name`.
     pub(crate) fn of(name: &str) -> Key<'_> {
-        let bare = name.strip_prefix(PREFIX);
-        let parts: Vec<&str> = bare.unwrap_or(name).split('.').collect();
+        let (mut bare, mut prefixed, mut wrapper) = (name, false, None);
+        loop {
+            if let Some(rest) = bare.strip_prefix(PREFIX) {
+                if prefixed {
+                    wrapper = Some("base_model.model");
+                }
+                (bare, prefixed) = (rest, true);
+            } else if let Some((found, rest)) = wrapped(bare) {
+                (bare, wrapper) = (rest, Some(found));
+            } else {
+                break;
+            }
+        }
+        let mut parts: Vec<&str> = bare.split('.').collect();
+        if let Some(found) = parts.iter().find_map(|part| WRAPPERS.into_iter().find(|known| known == part)) {
+            wrapper = Some(found);
+            parts.retain(|part| !WRAPPERS.contains(part));
+        }
         let (target, part, adapter) = parse(&parts);
-        Key { target, part, prefixed: bare.is_some(), adapter }
+        Key { target, part, prefixed, adapter, wrapper }
     }
+}
+
+/// The wrapper at the start of a name, and the rest of it.
+fn wrapped(name: &str) -> Option<(&'static str, &str)> {
+    let (first, rest) = name.split_once('.')?;
+    WRAPPERS.into_iter().chain([PARALLEL]).find(|known| *known == first).map(|known| (known, rest))
 }
 
 fn parse<'a>(parts: &[&'a str]) -> (String, Part, Option<&'a str>) {
@@ -107,7 +137,7 @@ mod tests {
     use super::*;
 
     fn key(name: &str) -> (String, Part, bool, Option<&str>) {
-        let Key { target, part, prefixed, adapter } = Key::of(name);
+        let Key { target, part, prefixed, adapter, .. } = Key::of(name);
         (target, part, prefixed, adapter)
     }
 
@@ -162,6 +192,35 @@ mod tests {
         ] {
             assert_eq!(key(name).1, Part::Unknown, "{name}");
         }
+    }
+
+    #[test]
+    fn wrappers_of_training_are_taken_out() {
+        let plain = "base_model.model.model.layers.0.q_proj.lora_A.weight";
+        assert_eq!(Key::of(plain).wrapper, None);
+        for (name, wrapper) in [
+            ("base_model.model._orig_mod.model.layers.0.q_proj.lora_A.weight", "_orig_mod"),
+            ("_orig_mod.base_model.model.model.layers.0.q_proj.lora_A.weight", "_orig_mod"),
+            (
+                "base_model.model.model.layers.0._fsdp_wrapped_module.q_proj.lora_A.weight",
+                "_fsdp_wrapped_module",
+            ),
+            (
+                "base_model.model.model.layers.0._checkpoint_wrapped_module.q_proj.lora_A.weight",
+                "_checkpoint_wrapped_module",
+            ),
+            ("module.base_model.model.model.layers.0.q_proj.lora_A.weight", "module"),
+            ("base_model.model.module.model.layers.0.q_proj.lora_A.weight", "module"),
+            ("base_model.model.base_model.model.model.layers.0.q_proj.lora_A.weight", "base_model.model"),
+        ] {
+            let found = Key::of(name);
+            assert_eq!(
+                (found.target.as_str(), found.part, found.prefixed),
+                ("model.layers.0.q_proj", Part::A, true)
+            );
+            assert_eq!(found.wrapper, Some(wrapper), "{name}");
+        }
+        assert_eq!(Key::of("base_model.model.a.module.lora_A.weight").target, "a.module", "not at the start");
     }
 
     #[test]

@@ -55,6 +55,10 @@ fn fault(at: &str, fault: &Fault, report: &mut Report) {
             add(&[Vllm], Effect::Wrong, Fix::Yes);
         }
         Fault::NoPrefix => add(&[Peft], Effect::NoEffect, Fix::Yes),
+        Fault::Wrapper { .. } => {
+            add(&[Peft], Effect::NoEffect, Fix::Yes);
+            add(&[Vllm, Sglang, LlamaCpp], Effect::Refused, Fix::Yes);
+        }
         Fault::AdapterName { .. } => {
             add(&[Vllm, LlamaCpp], Effect::Refused, Fix::Yes);
             // It works if it happens to be loaded under this name.

@@ -1,7 +1,7 @@
 //! The rules on an adapter's names, against the modules of its base.
 
 use crate::checkpoint::module_tree::{ExpertConversion, Origin};
-use crate::lora::names::{expert_of, expert_stack_of, kind_of};
+use crate::lora::names::{Place, expert_of, expert_stack_of, kind_of};
 use crate::lora::read::config::{PeftConfig, Targets};
 use crate::lora::read::{PeftAdapter, PeftModule};
 use crate::lora::rules::Loader::{self, Peft};
@@ -14,6 +14,9 @@ pub(crate) fn check(adapter: &PeftAdapter, base: &BaseModules, report: &mut Repo
         return;
     }
     for module in adapter.modules() {
+        if let Some(why) = misfit(base, module) {
+            report.add(&Loader::ALL, module.name(), why, Effect::Refused, Fix::No);
+        }
         match standing(adapter.config(), base, module) {
             Standing::Wrapped => {}
             Standing::Elsewhere(name) => {
@@ -30,6 +33,26 @@ pub(crate) fn check(adapter: &PeftAdapter, base: &BaseModules, report: &mut Repo
         }
     }
     strays(adapter, base, report);
+}
+
+/// What is wrong with the shape of a module, which must be that of the base's weight.
+fn misfit(base: &BaseModules, module: &PeftModule) -> Option<String> {
+    if module.experts() > 1 {
+        return None;
+    }
+    let weight = base.resolve(module.name())?;
+    let [out, inner] = weight.shape;
+    let asked = if module.place() == Place::Embedding { [inner, out] } else { [out, inner] };
+    if module.shape() == asked {
+        return None;
+    }
+    let swapped = module.shape() == [asked[1], asked[0]];
+    let looks =
+        if swapped { ": lora_A and lora_B are swapped, or the weight is stored transposed" } else { "" };
+    Some(format!(
+        "gives a change of shape {:?}, but the base's weight needs {asked:?}{looks}",
+        module.shape()
+    ))
 }
 
 /// What a module of an adapter is in the base, for PEFT.

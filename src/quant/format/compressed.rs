@@ -4,8 +4,10 @@
 //!   block.
 //! - `int-quantized`, `naive-quantized`: `X.weight` I8 `[out, in]`; `X.weight_scale`, one per tensor, row, block or
 //!   group; `X.weight_zero_point` I8.
-//! - `pack-quantized`, 4 and 8 bits: `X.weight_packed` I32 `[out, ceil(in * bits / 32)]`; `X.weight_scale`
-//!   `[out, in / group]`; `X.weight_shape`; packed `X.weight_zero_point`; `X.weight_g_idx`.
+//! - `int-quantized` of 4 bits (W4A8, W4AFP8): the same, with the codes -8 to 7.
+//! - `pack-quantized`, 2 to 8 bits: `X.weight_packed` I32 `[out, ceil(in * bits / 32)]`; `X.weight_scale`
+//!   `[out, in / group]`; `X.weight_shape`; packed `X.weight_zero_point`; `X.weight_g_idx`. Codes of 3, 5, 6 and 7 bits
+//!   are one stream of bits, as the library packs since 0.17; before, words held whole codes.
 //! - `nvfp4-pack-quantized`: `X.weight_packed` U8 `[out, in / 2]` of E2M1; `X.weight_scale` F8_E4M3 `[out, in / 16]`;
 //!   `X.weight_global_scale` F32 `[1]`.
 //! - `mxfp4-pack-quantized`, `mxfp8-quantized`: the same `X.weight_packed`, or `X.weight` F8_E4M3; `X.weight_scale` U8
@@ -123,6 +125,13 @@ pub(crate) fn from_config(declared: &Declared) -> Result<Box<dyn Format>> {
     Ok(Box::new(Compressed { label, groups, ignore }))
 }
 
+/// The same layouts where another library declares them for every module, with one scale for `group` columns.
+pub(crate) fn everywhere(label: &str, codes: Codes, scales: Scales, group: usize) -> Box<dyn Format> {
+    let weights = Weights { codes, scales, symmetric: true, strategy: Strategy::Group(group) };
+    let groups = vec![Group { targets: Targets::everything(), weights }];
+    Box::new(Compressed { label: label.to_owned(), groups, ignore: Targets::default() })
+}
+
 /// Parses a group's `weights`.
 fn weights_of(origin: &str, format: Option<&str>, raw: &Value) -> Result<Weights> {
     let bad =
@@ -139,7 +148,8 @@ fn weights_of(origin: &str, format: Option<&str>, raw: &Value) -> Result<Weights
     };
     let (codes, scales) = match (format, kind.as_str(), bits) {
         ("float-quantized" | "naive-quantized", "float", 8) => (Codes::E4m3, Scales::Float),
-        ("int-quantized" | "naive-quantized", "int", 8) => (Codes::Int8, Scales::Float),
+        ("int-quantized" | "naive-quantized", "int", 4 | 8) => (Codes::Int8, Scales::Float),
+        ("pack-quantized", "int", 2 | 3 | 5 | 6 | 7) => (Codes::Stream(bits as u8), Scales::Float),
         ("pack-quantized", "int", 4) => (Codes::Packed4, Scales::Float),
         ("pack-quantized", "int", 8) => (Codes::Packed8, Scales::Float),
         ("nvfp4-pack-quantized", "float", 4) => (Codes::E2m1, Scales::Over),
@@ -207,8 +217,10 @@ impl Format for Compressed {
             Codes::E4m3 => lead.dtype == Dtype::F8_E4M3,
             Codes::E5m2 => lead.dtype == Dtype::F8_E5M2,
             Codes::Int8 => lead.dtype == Dtype::I8,
-            Codes::Packed4 | Codes::Packed8 => packed.is_some() && lead.dtype == Dtype::I32,
-            Codes::E2m1 => packed.is_some() && lead.dtype == Dtype::U8,
+            Codes::Packed4 | Codes::Packed8 | Codes::Stream(_) => {
+                packed.is_some() && lead.dtype == Dtype::I32
+            }
+            Codes::E2m1 | Codes::Quarters => packed.is_some() && lead.dtype == Dtype::U8,
         };
         if !matches {
             let what =
@@ -254,8 +266,8 @@ fn weight(weights: Weights, lead: &TensorInfo, module: &str, tensors: &dyn Tenso
     let missing = |name: &str| missing(lead, &format!("{module}.{name}"));
     let shape = match weights.codes {
         Codes::E4m3 | Codes::E5m2 | Codes::Int8 => [lead.shape[0], lead.shape[1]],
-        Codes::E2m1 => [lead.shape[0], lead.shape[1] * 2],
-        Codes::Packed4 | Codes::Packed8 => {
+        Codes::E2m1 | Codes::Quarters => [lead.shape[0], lead.shape[1] * 2],
+        Codes::Packed4 | Codes::Packed8 | Codes::Stream(_) => {
             let stored = part("weight_shape").ok_or_else(|| missing("weight_shape"))?;
             packed_shape(weights.codes, lead, stored, &tensors.content(&stored.name)?)?
         }
@@ -274,24 +286,35 @@ fn weight(weights: Weights, lead: &TensorInfo, module: &str, tensors: &dyn Tenso
         None // Older files store zeros anyway.
     } else {
         let stored = part("weight_zero_point").ok_or_else(|| missing("weight_zero_point"))?;
-        let bits = if weights.codes == Codes::Packed4 { 4 } else { 8 };
-        let packed = matches!(weights.codes, Codes::Packed4 | Codes::Packed8)
+        // Zero points that lie unpacked, one I8 for each scale, are read as they are.
+        let packed = is_packed(weights.codes)
+            && stored.dtype == Dtype::I32
             && matches!(weights.strategy, Strategy::Channel | Strategy::Group(_));
-        Some((if packed { Zeros::Packed(bits) } else { Zeros::Int8 }, stored.clone()))
+        let bits = weights.codes.bits() as usize;
+        let kind = match packed {
+            false => Zeros::Int8,
+            true if 32 % bits == 0 => Zeros::Packed(bits),
+            true => Zeros::Stream(bits),
+        };
+        Some((kind, stored.clone()))
     };
     let global = match weights.scales {
-        Scales::Over => {
+        Scales::Over | Scales::Inverse => {
             Some(part("weight_global_scale").ok_or_else(|| missing("weight_global_scale"))?.clone())
         }
         _ => None,
     };
     let grouped = matches!(weights.strategy, Strategy::Group(_));
     let g_idx = part("weight_g_idx").filter(|_| grouped).cloned();
-    let packed = matches!(weights.codes, Codes::Packed4 | Codes::Packed8);
-    let note = part("weight_shape").filter(|_| packed).cloned();
+    let note = part("weight_shape").filter(|_| is_packed(weights.codes)).cloned();
     let parts =
         Parts { weight: lead.clone(), scale: (weights.scales, scale.clone()), global, zeros, note, g_idx };
     ScaledGrid::new(shape, weights.strategy.cell(shape), weights.codes, parts)
+}
+
+/// Whether codes lie in I32 words, so that the shape of the words is not that of the weight.
+fn is_packed(codes: Codes) -> bool {
+    matches!(codes, Codes::Packed4 | Codes::Packed8 | Codes::Stream(_))
 }
 
 /// The logical shape of a packed weight, from `X.weight_shape`; it must agree with the packed shape.
@@ -310,6 +333,15 @@ fn packed_shape(codes: Codes, lead: &TensorInfo, stored: &TensorInfo, bytes: &[u
         return Err(Error::input(what).tensor(&lead.name).hint("export the checkpoint again"));
     };
     let packed = [shape[0], codes.row_bytes(shape[1]) / 4];
+    if let Codes::Stream(bits @ (3 | 5 | 6 | 7)) = codes {
+        let before = [shape[0], shape[1].div_ceil(32 / usize::from(bits))];
+        // Both packings of a row that fits into one word are the same.
+        if lead.shape == before && before[1] > 1 {
+            return Err(unsupported(
+                "the packing of compressed-tensors before 0.17, whole codes in each word,",
+            ));
+        }
+    }
     if lead.shape != packed || shape.contains(&0) {
         return Err(disagree(stored, shape, lead, packed, "I32"));
     }

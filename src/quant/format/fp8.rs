@@ -32,11 +32,18 @@ struct Fp8 {
     label: &'static str,
     per: Per,
     kind: Kind,
+    /// Whether values have the dtype of the scale; otherwise they are f32.
+    of_scale: bool,
 }
 
 /// The format of `quant_method: "fp8"` without a `weight_block_size`.
 pub(crate) fn without_blocks(kind: Kind) -> Box<dyn Format> {
-    Box::new(Fp8 { label: "FP8 without blocks", per: Per::Either, kind })
+    Box::new(Fp8 { label: "FP8 without blocks", per: Per::Either, kind, of_scale: false })
+}
+
+/// The same as another library declares it, with values in the dtype of the scale.
+pub(crate) fn in_dtype_of_scale(label: &'static str, kind: Kind) -> Box<dyn Format> {
+    Box::new(Fp8 { label, per: Per::Either, kind, of_scale: true })
 }
 
 /// The format of modelopt, from `hf_quant_config.json` or a `quantization_config`.
@@ -48,9 +55,10 @@ pub(crate) fn modelopt(declared: &Declared) -> Result<Box<dyn Format>> {
     let algorithm = nested.and_then(Value::as_str).or(declared.text("quant_algo")).unwrap_or("no quant_algo");
     let kind = Kind::parse(None)?;
     match algorithm.to_uppercase().as_str() {
-        "FP8" => Ok(Box::new(Fp8 { label: "modelopt (FP8)", per: Per::Tensor, kind })),
+        "FP8" => Ok(Box::new(Fp8 { label: "modelopt (FP8)", per: Per::Tensor, kind, of_scale: false })),
         "FP8_PER_CHANNEL_PER_TOKEN" => {
-            Ok(Box::new(Fp8 { label: "modelopt (FP8_PER_CHANNEL_PER_TOKEN)", per: Per::Row, kind }))
+            let label = "modelopt (FP8_PER_CHANNEL_PER_TOKEN)";
+            Ok(Box::new(Fp8 { label, per: Per::Row, kind, of_scale: false }))
         }
         "NVFP4" => Ok(Box::new(Nvfp4)),
         _ => Err(unsupported(&format!("modelopt ({algorithm})"))),
@@ -91,7 +99,8 @@ impl Format for Fp8 {
             note: None,
             g_idx: None,
         };
-        let weight = ScaledGrid::new([rows, columns], cell, codes, parts)?.in_f32();
+        let weight = ScaledGrid::new([rows, columns], cell, codes, parts)?;
+        let weight = if self.of_scale { weight } else { weight.in_f32() };
         Ok(vec![FoundWeight { module: module.to_owned(), weight: Arc::new(weight), quantized: true }])
     }
 }

@@ -1,5 +1,6 @@
 //! One file per family of quantized formats. A new format is a file here and a line in `registry.rs`.
 
+pub(crate) mod auto_round;
 pub(crate) mod bitsandbytes;
 pub(crate) mod block_fp8;
 pub(crate) mod compressed;

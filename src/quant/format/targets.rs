@@ -14,6 +14,8 @@ pub(crate) struct Targets {
     names: HashSet<String>,
     /// Matched at a name's start, as Python's `re.match` does.
     patterns: Patterns,
+    /// Whether all modules are meant.
+    every: bool,
 }
 
 /// How closely a list names a module, from loosest to closest: by its class, by a pattern, by its name.
@@ -25,6 +27,11 @@ pub(crate) enum Fit {
 }
 
 impl Targets {
+    /// Every module.
+    pub(crate) fn everything() -> Targets {
+        Targets { every: true, ..Targets::default() }
+    }
+
     /// Parses a JSON list of strings; a missing or null list is empty.
     ///
     /// # Errors
@@ -45,7 +52,7 @@ impl Targets {
         }
         let patterns = Patterns::compile(&patterns)
             .map_err(|e| Error::input(format!("{origin}: the list of modules cannot be read")).because(e))?;
-        Ok(Targets { names, patterns })
+        Ok(Targets { names, patterns, every: false })
     }
 
     /// How this list names `module`, if it does. A file does not show a module's class: `Embedding` is taken to mean
@@ -58,6 +65,9 @@ impl Targets {
         }
         if self.patterns.any(module) {
             return Some(Fit::Pattern);
+        }
+        if self.every {
+            return Some(Fit::Class);
         }
         let is_class = |name: &&String| name.starts_with(char::is_uppercase) && !name.contains('.');
         let mut classes = self.names.iter().filter(is_class);

@@ -1,4 +1,4 @@
-//! Codes of 8 and 4 bits, and a row of them decoded to numbers.
+//! Codes of 2 to 8 bits, and a row of them decoded to numbers.
 
 use safetensors::Dtype;
 
@@ -24,6 +24,11 @@ pub(crate) enum Codes {
     Packed8,
     /// E2M1, two per byte, the lower nibble first. A row has an even number of them.
     E2m1,
+    /// Unsigned numbers of so many bits in one stream, the lowest bits first, in I32 words that rows do not share; they
+    /// may cross words. Stored = value + 2^(bits - 1).
+    Stream(u8),
+    /// Four bits of sign and magnitude in quarters, two per byte, the lower nibble first: MXINT4.
+    Quarters,
 }
 
 /// The numbers of E2M1, a float of four bits (OCP Microscaling Formats 1.0, section 5.3.3).
@@ -73,7 +78,8 @@ impl Codes {
     pub(crate) fn row_bytes(self, columns: usize) -> usize {
         match self {
             Codes::E4m3 | Codes::E5m2 | Codes::Int8 => columns,
-            Codes::E2m1 => columns / 2,
+            Codes::E2m1 | Codes::Quarters => columns / 2,
+            Codes::Stream(bits) => (columns * usize::from(bits)).div_ceil(32) * 4,
             Codes::Packed4 => columns.div_ceil(8) * 4,
             Codes::Packed8 => columns.div_ceil(4) * 4,
         }
@@ -83,7 +89,8 @@ impl Codes {
     pub(crate) fn bits(self) -> u32 {
         match self {
             Codes::E4m3 | Codes::E5m2 | Codes::Int8 | Codes::Packed8 => 8,
-            Codes::Packed4 | Codes::E2m1 => 4,
+            Codes::Packed4 | Codes::E2m1 | Codes::Quarters => 4,
+            Codes::Stream(bits) => u32::from(bits),
         }
     }
 
@@ -110,13 +117,48 @@ impl Codes {
             Codes::Int8 => count(|code| (code as i8).unsigned_abs() >= 127),
             Codes::Packed8 => count(|code| code <= 1 || code == 255),
             Codes::Packed4 => nibbles(|code| code == 0 || code == 15),
-            Codes::E2m1 => nibbles(|code| code & 7 == 7),
+            Codes::E2m1 | Codes::Quarters => nibbles(|code| code & 7 == 7),
+            Codes::Stream(bits) => {
+                let most = (1u32 << bits) - 1;
+                let line = |line: &[u8]| {
+                    let code = |i: usize| stream_code(line, usize::from(bits), i);
+                    (0..columns).map(code).filter(|code| *code == 0 || *code == most).count() as u64
+                };
+                lines.map(line).sum()
+            }
         }
     }
 
     /// Decodes one row to numbers.
     pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
         widest(DecodeRow(self, bytes, out));
+    }
+}
+
+/// The code at `index` in a stream of `bits` each, the lowest bits first: the same in bytes as in little-endian words.
+#[inline(always)]
+pub(crate) fn stream_code(bytes: &[u8], bits: usize, index: usize) -> u32 {
+    let first = index * bits / 8;
+    let byte = |at: usize| u32::from(bytes.get(at).copied().unwrap_or(0));
+    (byte(first) | byte(first + 1) << 8) >> (index * bits % 8) & ((1 << bits) - 1)
+}
+
+/// Eight codes of a stream at a time, which begin at a byte.
+#[inline(always)]
+fn stream(bits: usize, bytes: &[u8], out: &mut [f32]) {
+    let (offset, mask) = ((1u32 << (bits - 1)) as f32, (1u64 << bits) - 1);
+    let (whole, rest) = out.as_chunks_mut::<8>();
+    let count = whole.len();
+    for (out, bytes) in whole.iter_mut().zip(bytes.chunks_exact(bits)) {
+        let mut eight = [0; 8];
+        eight[..bits].copy_from_slice(bytes);
+        let word = u64::from_le_bytes(eight);
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = (word >> (i * bits) & mask) as i32 as f32 - offset;
+        }
+    }
+    for (i, out) in rest.iter_mut().enumerate() {
+        *out = stream_code(bytes, bits, count * 8 + i) as f32 - offset;
     }
 }
 
@@ -136,6 +178,16 @@ impl Loop for DecodeRow<'_> {
             Codes::Int8 => codes.for_each(|(out, &code)| *out = f32::from(code as i8)),
             // Little-endian words with the lowest bits first are bytes in order.
             Codes::Packed8 => codes.for_each(|(out, &code)| *out = f32::from(code) - 128.0),
+            Codes::Stream(bits) => stream(usize::from(bits), bytes, out),
+            Codes::Quarters => {
+                let value = |nibble: u8| {
+                    let magnitude = f32::from(nibble & 7) * 0.25;
+                    if nibble & 8 == 0 { magnitude } else { -magnitude }
+                };
+                for (pair, &byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+                    *pair = [value(byte & 15), value(byte >> 4)];
+                }
+            }
             Codes::E2m1 => {
                 for (pair, &byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
                     *pair = [E2M1[usize::from(byte & 15)], E2M1[usize::from(byte >> 4)]];
@@ -168,5 +220,7 @@ mod tests {
         // Two rows of three codes, each in a word that holds eight.
         assert_eq!(Codes::Packed4.saturated(&[0x8f, 0x00, 0, 0, 0x70, 0x0f, 0, 0], 3), 4);
         assert_eq!(Codes::E2m1.saturated(&[0xf7, 0x68], 2), 2);
+        // Three bits: 7, 0, 5, 7 and, across bytes, 0.
+        assert_eq!(Codes::Stream(3).saturated(&[0b0100_0111, 0b0000_1111, 0, 0], 5), 4);
     }
 }

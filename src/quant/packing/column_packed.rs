@@ -19,7 +19,7 @@ use crate::quant::packing::scaled_codes::{gathered, order, scaled};
 use crate::quant::weight::{Capabilities, Dequantize, Saturation, TensorInfo, Tensors};
 use crate::{Error, Result};
 
-/// Stored rows in a tile. Three-bit codes need a multiple of 3.
+/// The most stored rows in a tile.
 const BLOCK: usize = 192;
 
 /// Words of a stored row in a tile: one cache line. A tile is copied before it is decoded, since lines that are a power
@@ -75,8 +75,10 @@ impl ColumnPacked {
                 .hint("check that the config belongs to this checkpoint: `bits` determines the packing")
         };
         let [out, inputs, zeros] = match layout {
-            // Three-bit codes cross word boundaries: 32 values in three words.
-            Layout::Gptq { bits: 3, .. } if high % 3 != 0 || wide % 32 != 0 => return Err(odd()),
+            // Codes of 3, 5, 6 and 7 bits cross word boundaries: 32 values in as many words.
+            Layout::Gptq { bits, .. } if 32 % bits != 0 && (high % bits != 0 || wide % 32 != 0) => {
+                return Err(odd());
+            }
             Layout::Gptq { bits, .. } if wide * bits % 32 != 0 => return Err(odd()),
             Layout::Gptq { bits, .. } => [wide, high * 32 / bits, wide * bits / 32],
             Layout::Awq => [wide * 8, high, wide],
@@ -134,8 +136,13 @@ impl ColumnPacked {
         let per = if self.layout == Layout::Awq { 8 } else { 1 };
         let columns = rows.start / per..rows.end.div_ceil(per);
         let mut tile = vec![0u32; TILE * BLOCK];
-        for start in (0..high).step_by(BLOCK) {
-            let block = start..(start + BLOCK).min(high);
+        // Tiles hold whole packs of codes that cross words.
+        let step = match self.layout {
+            Layout::Gptq { bits, .. } if 32 % bits != 0 => BLOCK / bits * bits,
+            _ => BLOCK,
+        };
+        for start in (0..high).step_by(step) {
+            let block = start..(start + step).min(high);
             let mut from = columns.start;
             while from < columns.end {
                 let to = ((from / TILE + 1) * TILE).min(columns.end);

@@ -33,6 +33,10 @@ pub(crate) enum Scales {
     Over,
     /// F8_E4M3, multiplied in f32 by one F32 for the whole weight.
     Times,
+    /// F8_E4M3; the codes are multiplied in f32 by the inverse of one F32 for the whole weight first.
+    Inverse,
+    /// U8: unsigned, five bits of exponent (bias 15) and three of mantissa. 0xFF is NaN.
+    Ue5m3,
 }
 
 /// How the zero points are stored.
@@ -43,6 +47,9 @@ pub(crate) enum Zeros {
     /// I32 words `[ceil(rows * bits / 32), groups]`, each with the zero points of `32 / bits` consecutive rows, the
     /// lowest first; stored with the same offset as the codes.
     Packed(usize),
+    /// I32 words `[ceil(rows * bits / 32), groups]` with the zero points of consecutive rows in one stream, the lowest
+    /// bits first, that may cross words; stored with the same offset as the codes.
+    Stream(usize),
 }
 
 /// The stored tensors of a [`ScaledGrid`].
@@ -87,7 +94,8 @@ impl ScaledGrid {
         let (dtypes, asked) = match scales {
             Scales::Float => ([Dtype::F32, Dtype::BF16, Dtype::F16], "F32, BF16 or F16"),
             Scales::E8m0 => ([Dtype::U8, Dtype::U8, Dtype::F8_E8M0], "U8 or F8_E8M0"),
-            Scales::Over | Scales::Times => ([Dtype::F8_E4M3; 3], "F8_E4M3"),
+            Scales::Over | Scales::Times | Scales::Inverse => ([Dtype::F8_E4M3; 3], "F8_E4M3"),
+            Scales::Ue5m3 => ([Dtype::U8; 3], "U8"),
         };
         if !dtypes.contains(&scale.dtype) || !(scale.shape == grid || single || rows) {
             return Err(disagree(&weight, shape, &scale, grid, asked));
@@ -101,6 +109,7 @@ impl ScaledGrid {
             let (dtype, name, shape_of) = match kind {
                 Zeros::Int8 => (Dtype::I8, "I8", grid),
                 Zeros::Packed(bits) => (Dtype::I32, "I32", [grid[0].div_ceil(32 / bits), grid[1]]),
+                Zeros::Stream(bits) => (Dtype::I32, "I32", [(grid[0] * bits).div_ceil(32), grid[1]]),
             };
             let alone = single && zeros.shape.iter().product::<usize>() == 1;
             if zeros.dtype != dtype || !(zeros.shape == shape_of || alone && *kind == Zeros::Int8) {
@@ -117,6 +126,7 @@ impl ScaledGrid {
             Scales::Float => (scale.dtype, g_idx.is_some()),
             // The dtype that the library unpacks these codes to.
             Scales::E8m0 | Scales::Over | Scales::Times => (Dtype::BF16, g_idx.is_some()),
+            Scales::Ue5m3 | Scales::Inverse => (Dtype::F32, g_idx.is_some()),
         };
         let noted = note.is_some();
         let tensors = [Some(weight), Some(scale), global, zeros.map(|(_, stored)| stored), note, g_idx];
@@ -147,10 +157,10 @@ impl ScaledGrid {
         match self.scales {
             Scales::Float => widen(self.tensors[1].dtype, parts[1], out),
             Scales::E8m0 => codes.for_each(|(out, &code)| *out = e8m0(code)),
+            Scales::Ue5m3 => codes.for_each(|(out, &code)| *out = ue5m3(code)),
+            Scales::Inverse => codes.for_each(|(out, &code)| *out = E4M3[usize::from(code)]),
             Scales::Over | Scales::Times => {
-                let mut global = [0f32];
-                widen(Dtype::F32, parts[2], &mut global);
-                let [global] = global;
+                let global = global(parts);
                 codes.for_each(|(out, &code)| {
                     let scale = E4M3[usize::from(code)];
                     *out = if self.scales == Scales::Over { scale / global } else { scale * global };
@@ -164,6 +174,7 @@ impl ScaledGrid {
         match kind {
             Zeros::Int8 => scales.clone(),
             Zeros::Packed(bits) => scales.start / (32 / bits)..scales.end.div_ceil(32 / bits),
+            Zeros::Stream(bits) => scales.start * bits / 32..(scales.end * bits).div_ceil(32),
         }
     }
 
@@ -175,6 +186,9 @@ impl ScaledGrid {
             Some(Zeros::Int8) => {
                 let bytes = &bytes[(row - scales.start) * width..][..width];
                 out.iter_mut().zip(bytes).for_each(|(out, &z)| *out = f32::from(z as i8));
+            }
+            Some(kind @ Zeros::Stream(bits)) => {
+                self.streamed(row, bits, Self::zero_rows(kind, scales).start, bytes, out);
             }
             Some(kind @ Zeros::Packed(bits)) => {
                 let first = Self::zero_rows(kind, scales).start;
@@ -188,6 +202,20 @@ impl ScaledGrid {
         }
     }
 
+    /// The same where they are one stream down the rows.
+    fn streamed(&self, row: usize, bits: usize, first: usize, bytes: &[u8], out: &mut [f32]) {
+        let (width, words) = (self.grid_width(), bytes.as_chunks::<4>().0);
+        let (mask, offset) = ((1u32 << bits) - 1, (1u32 << (bits - 1)) as f32);
+        let (line, shift) = (row * bits / 32 - first, row * bits % 32);
+        for (column, out) in out.iter_mut().enumerate() {
+            let word =
+                |line: usize| words.get(line * width + column).map_or(0, |word| u32::from_le_bytes(*word));
+            let low = word(line) >> shift;
+            let over = if shift + bits > 32 { word(line + 1) << (32 - shift) } else { 0 };
+            *out = ((low | over) & mask) as f32 - offset;
+        }
+    }
+
     /// The columns' groups, or `None` if they are in order: a -1 anywhere means that the index was never filled in.
     fn order(&self, parts: &[&[u8]]) -> Result<Option<Vec<usize>>> {
         let (Some(bytes), Some(stored)) = (parts.last(), self.tensors.last().filter(|_| self.ordered)) else {
@@ -197,6 +225,23 @@ impl ScaledGrid {
             return Ok(None);
         }
         order(stored, bytes, self.grid_width()).map(Some)
+    }
+}
+
+/// The one scale for the whole weight.
+fn global(parts: &[&[u8]]) -> f32 {
+    let mut global = [0f32];
+    widen(Dtype::F32, parts[2], &mut global);
+    global[0]
+}
+
+/// The number of an unsigned E5M3 with a bias of 15.
+fn ue5m3(code: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(code >> 3), f32::from(code & 7) / 8.0);
+    match (code, exponent) {
+        (0xff, _) => f32::NAN,
+        (_, 0) => mantissa * 2f32.powi(-14),
+        _ => (1.0 + mantissa) * 2f32.powi(exponent - 15),
     }
 }
 
@@ -250,7 +295,7 @@ impl Dequantize for ScaledGrid {
         let row = self.codes.row_bytes(self.shape[1]);
         let scale = self.grid_width() * self.tensors[1].dtype.bitsize() / 8;
         let mut spans = vec![rows.start * row..rows.end * row, scales.start * scale..scales.end * scale];
-        if matches!(self.scales, Scales::Over | Scales::Times) {
+        if matches!(self.scales, Scales::Over | Scales::Times | Scales::Inverse) {
             spans.push(0..4);
         }
         if let Some(kind) = self.zeros {
@@ -298,6 +343,10 @@ impl Dequantize for ScaledGrid {
             let scales = &scales[(row - under.start) * width..][..width];
             self.zeros(row, &under, parts.get(2).copied().unwrap_or(&[]), &mut zeros);
             self.codes.decode(codes, out);
+            if self.scales == Scales::Inverse {
+                let inverse = 1.0 / global(parts);
+                out.iter_mut().for_each(|value| *value *= inverse);
+            }
             match &order {
                 Some(order) => gathered(out, order, scales, &zeros),
                 None => scaled(out, self.cell[1], scales, &zeros),

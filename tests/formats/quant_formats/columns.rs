@@ -24,7 +24,7 @@ fn refused_by_name() {
         gptq("bits", json!(5)),
         gptq("bits", json!(6)),
         gptq("bits", json!(7)),
-        gptq("dynamic", json!({"-:.*down_proj": {}})),
+        gptq("dynamic", json!({"-:.*down_proj": {}, "+:.*q_proj": {"bits": 5}})),
         gptq("rotation", json!("hadamard")),
         gptq("pack_dtype", json!("int16")),
         awq("version", json!("GEMV")),
@@ -42,7 +42,7 @@ fn refused_by_name() {
     quantization with gptq of 5 bits is not supported yet
     quantization with gptq of 6 bits is not supported yet
     quantization with gptq of 7 bits is not supported yet
-    quantization with gptq with `dynamic` is not supported yet
+    quantization with gptq of 5 bits (+:.*q_proj) is not supported yet
     quantization with gptq with `rotation` is not supported yet
     quantization with gptq packed as int16 is not supported yet
     quantization with awq (GEMV) is not supported yet
@@ -139,4 +139,54 @@ fn an_index_of_groups_is_not_trusted() {
         let message = refusal(found[0].weight.dequantize(0..1, &parts, &mut [0.0; 32]));
         assert!(message.contains("among the 2 that have scales: tensor 'w.g_idx'"), "{message}");
     }
+}
+
+/// GPTQModel's `dynamic`: the bits of a module are those of its words, and a group size that its scales have.
+#[test]
+fn modules_with_settings_of_their_own() {
+    let config = json!({"quant_method": "gptq", "bits": 4, "group_size": 32, "dynamic": {
+        "-:.*attn.*": {}, "+:.*mlp.*": {"bits": 8, "group_size": 64}, ".*head$": {"group_size": -1}}});
+    let weight = |words: &[usize], zeros: &[usize], groups: usize| {
+        let tensors = [
+            ("w.qweight", Dtype::I32, words),
+            ("w.qzeros", Dtype::I32, zeros),
+            ("w.scales", Dtype::F16, &[groups, 32]),
+        ];
+        Shelf::new(&tensors).weights(Some(config.clone()))
+    };
+    for (words, zeros, groups, inputs, group) in [
+        ([16, 32], [4, 4], 4, 128, 32),
+        ([32, 32], [2, 8], 2, 128, 64),
+        ([16, 32], [1, 4], 1, 128, 128),
+        ([8, 32], [1, 4], 1, 64, 64),
+    ] {
+        let found = weight(&words, &zeros, groups).unwrap();
+        assert_eq!(found[0].weight.shape(), [32, inputs], "{words:?} {zeros:?}");
+        assert_eq!(found[0].weight.capabilities().block, Some([1, group]), "{words:?} {zeros:?}");
+    }
+    let message = refusal(weight(&[8, 32], &[2, 2], 2));
+    assert!(message.contains("have 2 bits, which the config gives to no module"), "{message}");
+    let message = refusal(weight(&[16, 32], &[3, 4], 3));
+    assert!(message.contains("in groups of 32 needs a companion of shape [4, 4]"), "{message}");
+}
+
+#[test]
+fn auto_rounds_packings_by_name() {
+    let of = |key: &str, value: Value| {
+        let mut raw = json!({"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": true,
+            "data_type": "int", "packing_format": "auto_round:auto_gptq"});
+        raw[key] = value;
+        declared("config.json", raw)
+    };
+    let messages = [
+        of("packing_format", json!("auto_round:marlin")),
+        of("data_type", json!("nf4")),
+        of("bits", json!(1)),
+    ];
+    let named: Vec<_> = messages.iter().filter_map(|m| m.lines().next()).collect();
+    insta::assert_snapshot!(named.join("\n"), @"
+    quantization with auto-round (auto_round:marlin) is not supported yet
+    quantization with auto-round (nf4) is not supported yet
+    quantization with gptq of 1 bits is not supported yet
+    ");
 }

@@ -38,6 +38,9 @@ pub struct Manifest {
     pub rank: usize,
     /// Quality of all modules together.
     pub total: Quality,
+    /// The norms whose change the weights behind them carry.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub absorbed_norms: Vec<String>,
     /// Remarks, for example on names that were paired by a prefix.
     pub notes: Vec<String>,
     /// Every module of the adapter, by name.

@@ -52,6 +52,7 @@ pub fn write(manifest: &Manifest, deciding: &ResultOptions, spectra: &[Spectrum]
         100.0 * total.captured_energy,
         total.relative_error,
     );
+    absorbed(&mut text, manifest);
     minimized(&mut text, manifest);
     noise(&mut text, manifest);
     served(&mut text, manifest);
@@ -70,6 +71,18 @@ fn front_matter(base: &str) -> String {
 }
 
 /// Which error is the least among all factors of this rank, if not that of the weights.
+/// Norms whose change the weights behind them carry.
+fn absorbed(text: &mut String, manifest: &Manifest) {
+    let count = manifest.absorbed_norms.len();
+    if count > 0 {
+        let _ = writeln!(
+            text,
+            "\nThe base's norms differ from the tuned model's ({count} of them): the adapter's weights were computed for the \
+             base's norms, so the difference of these norms rides along exactly, and the adapter is for this base alone."
+        );
+    }
+}
+
 fn minimized(text: &mut String, manifest: &Manifest) {
     if let (Some(calibration), Some(outputs)) = (&manifest.calibration, manifest.total.outputs) {
         let tokens = calibration.tokens.map_or(String::new(), |tokens| format!(", {tokens} tokens"));

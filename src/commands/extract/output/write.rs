@@ -192,6 +192,7 @@ fn manifest(
         hybrid: inputs.dense.as_ref().zip(job.hybrid.as_ref()).map(|(dense, name)| source(name, dense)),
         rank,
         total: total(modules.iter()),
+        absorbed_norms: plan.absorbed.clone(),
         notes: plan.notes.clone(),
         modules,
         not_represented: not_represented.into_iter().cloned().collect(),
