@@ -21,7 +21,7 @@ arguments = parser.parse_args()
 sys.path.insert(0, arguments.zoo)
 sys.argv = sys.argv[:1]
 import torch, transformers
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 from sweep import cases, config_of
 from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN as PATTERNS, get_model_conversion_mapping
@@ -114,6 +114,16 @@ def keyed_as_files(model, names):
     return loaded(want) != want and loaded(set(map(key, linear.values()))) == want
 
 
+def refused_by_peft(model):
+    """Whether PEFT cannot wrap the model at all."""
+    linear = next((path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)), None)
+    try:
+        if linear: get_peft_model(model, LoraConfig(r=2, target_modules=[linear]))
+    except NotImplementedError: return True
+    except Exception: pass
+    return False
+
+
 def heads(stored, module):
     """What is left of both names without the end that they share."""
     a, b = stored.split("."), module.split(".")
@@ -193,7 +203,8 @@ def gather():
             converters = [c for c in get_model_conversion_mapping(model, add_legacy=False) if isinstance(c, WeightConverter)]
             experts = sorted({target for c in converters for target in c.target_patterns if target.endswith("gate_up_proj")})
             split_experts = any("experts" in c.target_patterns[0].split(".") and len(c.target_patterns) > 1 for c in converters)
-            seen[name] = dict(model_type=model.config.model_type, pairs=pairs, kinds=kinds(model), experts=experts, split_experts=split_experts, as_files=keyed_as_files(model, names))
+            seen[name] = dict(model_type=model.config.model_type, pairs=pairs, kinds=kinds(model), experts=experts, split_experts=split_experts, as_files=keyed_as_files(model, names),
+                              generates=hasattr(model, "prepare_inputs_for_generation"), refused=refused_by_peft(model))
             # Only the values tell where no tensor is that of a file.
             lone = any(not stored and model.get_parameter_or_buffer(module).dim() > 1 for module, stored in names.items())
             if lone: seen[name] |= made_otherwise(getattr(transformers, name), config_of(model_type, name))
@@ -214,6 +225,10 @@ def write_renames(seen, file):
         for a, b in rules: file.write(f"{a}\t{b}\n")
     as_files = sorted(name for name, of in seen.items() if of["as_files"])
     if as_files: file.write("! " + " ".join(as_files) + "\n")
+    silent = sorted(name for name, of in seen.items() if name.endswith(("ForCausalLM", "ForConditionalGeneration")) and not of["generates"])
+    if silent: file.write("~ " + " ".join(silent) + "\n")
+    refused = sorted(name for name, of in seen.items() if of["refused"])
+    if refused: file.write("? " + " ".join(refused) + "\n")
     # PEFT adds "mixtral" itself to this list, and not "qwen2_moe".
     families = {base: {k for k, v in PATTERNS.items() if v == base} for base in ("mixtral", "qwen2_moe")}
     families["mixtral"].add("mixtral")

@@ -23,6 +23,7 @@ pub use self::reader::{MappedRows, ModuleReader};
 
 use crate::checkpoint::catalogue::Catalogue;
 use crate::checkpoint::module_tree::kinds::kind_of_module;
+use crate::checkpoint::module_tree::renames::is_without_generation;
 use crate::checkpoint::module_tree::{ModuleKind, ModuleTree};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -222,6 +223,13 @@ impl Checkpoint {
     pub fn module(&self, name: &str) -> Option<&Module> {
         let tied = || self.is_tied_head(name).then(|| self.input_embedding()).flatten();
         self.modules.get(name).or_else(tied)
+    }
+
+    /// PEFT's `task_type` for an adapter of this model: [`Config::task_type`], but for classes that do not generate text
+    /// although their name says so.
+    pub fn task_type(&self) -> Option<&'static str> {
+        let silent = self.config.architecture().is_some_and(is_without_generation);
+        self.config.task_type().filter(|_| !silent)
     }
 
     /// What transformers makes of its modules.

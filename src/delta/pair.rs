@@ -53,6 +53,7 @@ impl Leftover {
             shape: self.shape.clone(),
             elements: self.shape.iter().map(|&n| n as u64).product(),
             relative_change: None,
+            change_norm: None,
         }
     }
 

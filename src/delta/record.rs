@@ -142,6 +142,9 @@ pub struct LeftOut {
     /// `||T - B|| / ||B||`; absent where the two cannot be compared.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub relative_change: Option<f64>,
+    /// `||T - B||`; absent where the two cannot be compared.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub change_norm: Option<f64>,
 }
 
 impl LeftOut {

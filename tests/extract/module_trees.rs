@@ -92,10 +92,9 @@ fn keys_and_targets_are_those_of_peft() {
 /// Matrices that are several layers in the model, as `Wqkv`: the merged checkpoint has them whole again, as tuned.
 #[test]
 fn matrices_of_several_layers_are_merged_back() {
-    for (class, kinds) in [
-        ("NomicBertModel", &["Wqkv"][..]),
-        ("GteForMaskedLM", &["qkv_proj", "up_gate_proj"]),
-    ] {
+    for (class, kinds) in
+        [("NomicBertModel", &["Wqkv"][..]), ("GteForMaskedLM", &["qkv_proj", "up_gate_proj"])]
+    {
         let of = &fixture()[class];
         let home = tempdir().unwrap();
         let base = checkpoint(&home.path().join("base"), of, 1.0);

@@ -12,7 +12,7 @@ const TABLE: &str = include_str!("renames.tsv");
 /// what stands there in the model. The longest that fits counts.
 type Rules = HashMap<&'static str, &'static str>;
 
-/// What is one tensor in files and several layers in the model, or the other way round, in classes of one shape. Numbers
+/// What is one tensor in files and several layers in the model, or the other way round, in one class. Numbers
 /// are `#`.
 #[derive(Debug, Default)]
 struct ClassRules {
@@ -51,6 +51,10 @@ struct Table {
     heads: HashMap<&'static str, &'static str>,
     /// Classes of which PEFT takes an adapter's keys for names in files.
     as_files: HashSet<&'static str>,
+    /// Classes named as if they generated text, which they do not.
+    without_generation: HashSet<&'static str>,
+    /// Classes on which PEFT takes no adapter at all.
+    refused: HashSet<&'static str>,
     /// Types with layers that are stored `[in, out]`.
     conv1d: Vec<&'static str>,
     /// Types of which transformers turns single experts into stacks, by what PEFT does about it.
@@ -95,7 +99,8 @@ fn table() -> &'static Table {
 fn parse(text: &'static str) -> Table {
     let (mut classes, mut types, mut rules) = (HashMap::new(), HashMap::new(), Vec::<ClassRules>::new());
     let (mut heads, mut conv1d, mut experts) = (HashMap::new(), Vec::new(), HashMap::new());
-    let mut as_files = HashSet::new();
+    let (mut as_files, mut without_generation, mut refused) =
+        (HashSet::new(), HashSet::new(), HashSet::new());
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         if let Some(names) = line.strip_prefix("= ") {
             rules.push(ClassRules::default());
@@ -112,6 +117,10 @@ fn parse(text: &'static str) -> Table {
             conv1d.extend(types.split(' '));
         } else if let Some(names) = line.strip_prefix("! ") {
             as_files.extend(names.split(' '));
+        } else if let Some(names) = line.strip_prefix("~ ") {
+            without_generation.extend(names.split(' '));
+        } else if let Some(names) = line.strip_prefix("? ") {
+            refused.extend(names.split(' '));
         } else if let Some((head, names)) = line.strip_prefix("% ").and_then(|line| line.split_once(' ')) {
             heads.extend(names.split(' ').map(|class| (class, head)));
         } else if let Some(names) = line.strip_prefix("@ ") {
@@ -127,7 +136,7 @@ fn parse(text: &'static str) -> Table {
             rules.add(from, to);
         }
     }
-    Table { classes, types, rules, heads, as_files, conv1d, experts }
+    Table { classes, types, rules, heads, as_files, without_generation, refused, conv1d, experts }
 }
 
 /// Where the names of a model's modules were learned.
@@ -148,6 +157,7 @@ pub struct ModuleTree {
     model_type: Option<String>,
     has_conv1d: bool,
     keyed_as_files: bool,
+    refused: bool,
 }
 
 impl ModuleTree {
@@ -168,6 +178,7 @@ impl ModuleTree {
             head: class.and_then(|class| table.heads.get(class)).unwrap_or(&"lm_head"),
             model_type: config.model_type().map(str::to_owned),
             keyed_as_files: class.is_some_and(|class| table.as_files.contains(class)),
+            refused: class.is_some_and(|class| table.refused.contains(class)),
             has_conv1d: types.into_iter().flatten().any(|kind| table.conv1d.contains(&kind)),
         }
     }
@@ -180,6 +191,11 @@ impl ModuleTree {
     /// Whether PEFT takes the keys of an adapter for names in files, and would rename those that are the model's.
     pub(crate) fn is_keyed_as_files(&self) -> bool {
         self.keyed_as_files
+    }
+
+    /// Whether PEFT refuses every adapter of a model of this class.
+    pub(crate) fn is_refused_by_peft(&self) -> bool {
+        self.refused
     }
 
     /// Whether the model has layers whose weights lie as `[in, out]`.
@@ -241,6 +257,7 @@ impl ModuleTree {
         }
         match (named.find("layers."), stored.find("layers.")) {
             (Some(to), Some(from)) => format!("{}{}", &named[..to], &stored[from..]),
+            (Some(_), None) => named,
             _ => stored.to_owned(),
         }
     }
@@ -259,6 +276,11 @@ fn numbered(name: &str, numbers: &[&str]) -> String {
     let mut numbers = numbers.iter().copied();
     let parts = name.split('.').map(|part| if part == "#" { numbers.next().unwrap_or(part) } else { part });
     parts.collect::<Vec<_>>().join(".")
+}
+
+/// Whether a class does not generate text, though its name says so: PEFT's wrappers for such tasks refuse it.
+pub(crate) fn is_without_generation(class: &str) -> bool {
+    table().without_generation.contains(class)
 }
 
 /// What PEFT does with single experts of a model of this type, where transformers keeps them as stacks.

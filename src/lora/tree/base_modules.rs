@@ -114,9 +114,19 @@ impl BaseModules {
         }
     }
 
+    /// Whether PEFT refuses every adapter of this model.
+    pub(crate) fn is_refused_by_peft(&self) -> bool {
+        self.known.as_ref().is_some_and(|known| known.tree.is_refused_by_peft())
+    }
+
     /// The `model_type` of the model that speaks.
     pub fn model_type(&self) -> Option<&str> {
         self.model_type.as_deref()
+    }
+
+    /// Whether the language model is inside of a model that sees or hears.
+    pub(crate) fn is_inside_another(&self) -> bool {
+        self.outer_type != self.model_type
     }
 
     /// What PEFT does with single experts, where the model keeps them as stacks.

@@ -88,6 +88,20 @@ const SINGLE: &[&str] = &[
     "olmoe",
     "solar_open",
 ];
+/// The same, but not of their language models by themselves: adapters hold what PEFT knows for the whole.
+const SINGLE_AS_A_WHOLE: &[&str] = &[
+    "axk1",
+    "axk2",
+    "deepseek_ocr2",
+    "deepseek_v4",
+    "hy_v3",
+    "jamba",
+    "kimi_k25",
+    "kimi_linear",
+    "laguna",
+    "mimo_v2_flash",
+];
+const MIXTRAL_AS_A_WHOLE: &[&str] = &["lfm2_moe", "minimax_m3_vl"];
 const MIXTRAL: &[&str] = &["mixtral", "minimax", "minimax_m2", "phimoe"];
 /// Models for which vLLM loads adapters of stacks (`is_3d_moe_weight`).
 /// And Qwen4-Exp, of which PEFT takes nothing else inside a model that sees.
@@ -130,8 +144,13 @@ impl Experts {
     pub fn of(model_types: &[&str], hidden: Option<usize>) -> Experts {
         let is =
             |list: &[&str]| model_types.iter().any(|name| list.contains(&name.trim_end_matches("_text")));
-        let mixtral = is(MIXTRAL);
-        let form = if mixtral || is(SINGLE) { ExpertForm::Single } else { ExpertForm::Stacked };
+        let whole = |list: &[&str]| model_types.iter().any(|name| list.contains(name));
+        let mixtral = is(MIXTRAL) || whole(MIXTRAL_AS_A_WHOLE);
+        let form = if mixtral || is(SINGLE) || whole(SINGLE_AS_A_WHOLE) {
+            ExpertForm::Single
+        } else {
+            ExpertForm::Stacked
+        };
         Experts {
             form,
             joins: is(STACKED),
@@ -305,6 +324,8 @@ mod tests {
         assert_eq!(form("mixtral"), ExpertForm::Single);
         assert_eq!(form("qwen3_vl_moe_text"), ExpertForm::Stacked);
         assert_eq!(form("a_new_one"), ExpertForm::Stacked);
+        assert_eq!([form("jamba"), form("minimax_m3_vl")], [ExpertForm::Single; 2]);
+        assert_eq!(form("minimax_m3_vl_text"), ExpertForm::Stacked);
         let mixtral = Experts::of(&["mixtral"], None);
         assert_eq!(
             mixtral.single("model.layers.0.mlp.experts", 3, 1),
