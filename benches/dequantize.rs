@@ -45,7 +45,7 @@ fn weight(config: Option<Value>, content: Vec<u8>, tensors: &[Part]) -> Weight {
     let stored = |(name, dtype, shape): &Part| TensorInfo {
         name: (*name).into(),
         dtype: *dtype,
-        shape: shape.clone(),
+        shape: shape.clone().into(),
     };
     let shelf = Shelf(tensors.iter().map(|t| (t.0.to_owned(), stored(t))).collect(), content);
     let declared = config.map(|raw| Declared { origin: "config.json".into(), raw });
@@ -230,10 +230,9 @@ fn cases(rows: usize, columns: usize) -> Vec<(&'static str, Weight)> {
     };
     let gguf = |kind: GgmlType| {
         let (values, size) = kind.block();
-        let stored =
-            TensorInfo { name: w.into(), dtype: Dtype::U8, shape: vec![rows, columns / values * size] };
+        let stored = TensorInfo::new(w, Dtype::U8, [rows, columns / values * size]);
         let layout = Layout { kind, shape: [rows, columns], head: None };
-        let scheme = Scheme::of(Box::new(Gguf::new([(w.to_owned(), layout)].into())));
+        let scheme = Scheme::of(Box::new(Gguf::new([(w.into(), layout)].into())));
         let shelf = Shelf([(w.to_owned(), stored.clone())].into(), Vec::new());
         let found = scheme.weights(&stored, &shelf).expect("a whole weight");
         let bytes =

@@ -111,7 +111,10 @@ fn whole(held: &Held, rank: usize, tolerance: f64, best: f64) {
             f.estimated_excess
         );
         let predicted = flops(m, n, &request) / best;
-        println!("  predicted {predicted:.2} s, workspace {:.0} MB", workspace(m, n, &request) as f64 / 1e6);
+        println!(
+            "  predicted {predicted:.2} s, workspace {:.0} MB",
+            workspace(m, n, rayon::current_num_threads(), &request) as f64 / 1e6
+        );
     }
     let auto = Request { rank, energy: None, tolerance, method: Method::Auto, seed: 0 };
     println!("auto: {:?}", choose(m, n, &auto));

@@ -126,6 +126,29 @@ CONFIGS = {
     "number": 5,
 }
 
+def weights(**files) -> dict:
+    return {"weight_map": files}
+
+
+# A checkpoint of one file, `model.safetensors`, that holds `a.weight`.
+INDEXES = {
+    "good": {"metadata": {"total_size": 16}} | weights(**{"a.weight": "model.safetensors"}),
+    "without_the_tensor": weights(),
+    "another_file": weights(**{"a.weight": "model.safetensors", "b": "model-00002-of-00002.safetensors"}),
+    "another_tensor": weights(**{"a.weight": "model.safetensors", "b.weight": "model.safetensors"}),
+    "outside": weights(**{"a.weight": "../model.safetensors"}),
+    "absolute": weights(**{"a.weight": "/etc/passwd"}),
+    "empty_name": weights(**{"a.weight": ""}),
+    "dots": weights(**{"a.weight": ".."}),
+    "control": weights(**{"a\n\x1b[2J": "b\u009b.safetensors"}),
+    "number": weights(**{"a.weight": 1}),
+    "nested": weights(**{"a.weight": [[{"x": [1, 2.5, None, True]}]]}),
+    "null": {"weight_map": None},
+    "list_of_files": {"weight_map": ["model.safetensors"]},
+    "no_map": {},
+    "list": [],
+}
+
 ADAPTERS = {
     "good": {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]},
     "patterns": {"r": 8, "rank_pattern": {"q_proj": 4, r"layers\.[12]\..*_proj": 6}, "alpha_pattern": {"^x": 1.5}},
@@ -149,6 +172,8 @@ def main() -> None:
         "safetensors_header": SAFETENSORS,
         "gguf_header": GGUF,
         "config_json": as_json(CONFIGS) | {"deep": b"[" * 200, "cut": b'{"a', "lfs": b"version https://git-lfs"},
+        "index_json": as_json(INDEXES)
+        | {"twice": b'{"weight_map": {"a.weight": "x", "a.weight": "model.safetensors"}}', "deep": b'{"weight_map": {"a":' + b"[" * 200, "cut": b'{"w'},
         "adapter_config": as_json(ADAPTERS)
         | {"pattern_list": b'{"rank_pattern": [1]}', "twice": b'{"r": 1, "r": 2}', "cut": b'{"r'},
     }

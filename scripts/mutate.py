@@ -4,7 +4,7 @@
 
 Judges: the `safetensors` and `gguf` packages (what Trephine takes, they take too), BLAKE3 of the files as `b3sum --check` counts it
 (package `blake3`), PEFT's own rule for the scale of a module, and the bytes of a run that nobody disturbed. For every input: an exit
-code among 0, 2, 3 and 4, no signal, no panic, at most 20 s and 768 MiB of address space, no control character on the terminal, and nothing changed
+code among 0, 2, 3 and 4, no signal, no panic, at most --seconds and 768 MiB of address space, no control character on the terminal, and nothing changed
 outside the output folder. Prints a table of kinds, exit codes and findings; a finding's input is kept in ./mutate-findings.
 
 Needs safetensors 0.8.0, gguf, blake3, torch and peft 0.21.2.
@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 
 DATA = Path(__file__).parent.parent / "tests"
-SECONDS, MEBIBYTES = 20, 768
+MEBIBYTES = 768
 NASTY = ["", "../x", "/etc/passwd", "a\nb", "\x1b[2J", "\u009b31m", "a" * 5000, "..", "\u202ee", "'; touch x; '", "`x`", "%s", "\\", "é"]
 NUMBERS = [0, 1, -1, 2, 7, 127, 255, 2**31, 2**32, 2**53, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 1e308, 1e-320, 0.5, -0.0]
 
@@ -101,8 +101,8 @@ def mutate_text(rng: random.Random, text: bytes) -> bytes:
 class World:
     """Good inputs, made once, and how the program is run."""
 
-    def __init__(self, program: str, home: Path):
-        self.program, self.home = program, home
+    def __init__(self, program: str, home: Path, seconds: float):
+        self.program, self.home, self.seconds = program, home, seconds
         self.small = home / "small"
         self.write_checkpoint(self.small, 1.0)
         self.write_checkpoint(home / "tuned", 1.25)
@@ -143,7 +143,7 @@ class World:
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             child = subprocess.Popen(command, stdout=out, stderr=err, env=environment, cwd=self.home)
             try:
-                child.wait(SECONDS)
+                child.wait(self.seconds)
                 hung = False
             except subprocess.TimeoutExpired:
                 child.kill()
@@ -465,9 +465,10 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--kind", nargs="*", default=list(KINDS))
+    parser.add_argument("--seconds", type=float, default=20, help="what takes longer hangs: give more where others use the machine")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
-        world = World(str(Path(asked.program).resolve()), Path(home))
+        world = World(str(Path(asked.program).resolve()), Path(home), asked.seconds)
         tasks = [(asked.kind[i % len(asked.kind)], asked.seed * 1_000_000 + i) for i in range(asked.count)]
         codes, findings = collections.defaultdict(collections.Counter), []
         with multiprocessing.get_context("fork").Pool(asked.jobs, begin, (None, world)) as pool:

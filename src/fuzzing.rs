@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
+use crate::checkpoint::weight_map::Index;
 use crate::container::gguf;
 use crate::container::safetensors::{entries, header};
 use crate::lora::read::PeftConfig;
@@ -24,6 +25,14 @@ pub fn safetensors_header(bytes: &[u8]) {
         if header::cover(&tensors, data.len() as u64).is_ok() {
             assert!(tensors.iter().all(|(_, bytes)| bytes.end <= data.len() as u64));
         }
+    }
+}
+
+/// A checkpoint's index: which file holds which tensor.
+pub fn index_json(bytes: &[u8]) {
+    let Ok(index) = serde_json::from_slice::<Index>(bytes) else { return };
+    if let Some(map) = index.weight_map {
+        assert!(map.entries().all(|(tensor, file)| map.file(tensor) == Some(file)));
     }
 }
 

@@ -59,12 +59,13 @@
 //! | [`quant`] | quantized formats: bytes in, f32 out; touches no file | a format: a file in `quant/format`, a line in the registry |
 //! | [`factorize`] | panels in, factors out; touches no file | a method: `factorize/backend` |
 //! | [`error`] | the error type: what failed, where, and the fix | |
+//! | [`shared`] | names and shapes that many records share | |
 //! | [`printable`] | text that is safe to print on a terminal | |
 //!
 //! The binary is thin: it turns arguments into [`commands::extract::Extraction`] and shows progress bars and tables.
 //!
 //! ```
-//! use trephine::commands::extract::{Extraction, ResultOptions, default_memory, extract};
+//! use trephine::commands::extract::{Allowances, Extraction, ResultOptions, default_memory, extract};
 //! use trephine::pipeline::RunOptions;
 //! use trephine::run::Silent;
 //!
@@ -79,6 +80,7 @@
 //!     hybrid: None,
 //!     out: folder.join("adapter"),
 //!     deciding: ResultOptions { rank: 16, ..ResultOptions::for_base("Qwen/Qwen3-32B-FP8") },
+//!     allow: Allowances::default(),
 //!     running: RunOptions::new(2, default_memory()),
 //! };
 //! let outcome = extract(&job, &Silent)?;
@@ -110,6 +112,7 @@ pub mod quant;
 #[cfg(feature = "report")]
 pub mod report;
 pub mod run;
+pub mod shared;
 pub mod storage;
 
 pub use error::{Error, Kind, Result};

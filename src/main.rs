@@ -2,8 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 mod cli;
 
 #[global_allocator]
@@ -13,7 +11,10 @@ fn main() -> ExitCode {
     cli::ui::limits::prepare();
     trephine::storage::tell_of_cut_files();
     cli::ui::allocator::return_freed_blocks();
-    let arguments = cli::ProgramArgs::parse();
+    let arguments = match cli::help::parse() {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
     match cli::run(arguments) {
         Ok(code) => code,
         Err(error) => cli::fail(&error),

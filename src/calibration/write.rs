@@ -46,9 +46,9 @@ impl FileWriter {
         metadata: &BTreeMap<String, String>,
     ) -> Result<FileWriter> {
         let tensor = |input: &Announced, end: &str, dtype, shape: Vec<usize>| TensorInfo {
-            name: format!("{}.{end}", input.name),
+            name: format!("{}.{end}", input.name).into(),
             dtype,
-            shape,
+            shape: shape.into(),
         };
         let counts = inputs.iter().map(|input| tensor(input, "count", Dtype::I64, vec![1]));
         let sketches = inputs

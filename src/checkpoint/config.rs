@@ -27,7 +27,7 @@ impl Config {
     pub fn load(folder: &Path) -> Result<Config> {
         let raw: Option<Value> = read_json(&folder.join("config.json"), LONGEST)?;
         let mut quantization = raw.as_ref().and_then(declared);
-        for origin in ["hf_quant_config.json", "quantize_config.json"] {
+        for origin in ["hf_quant_config.json", "quantize_config.json", "quanto_qmap.json"] {
             if quantization.is_none() {
                 let raw: Option<Value> = read_json(&folder.join(origin), LONGEST)?;
                 quantization = raw.map(|raw| Declared { origin: origin.to_owned(), raw });
@@ -116,6 +116,9 @@ fn declared(config: &Value) -> Option<Declared> {
     let nested = config.get("text_config");
     let places = [config.get("quantization_config"), config.get("compression_config")];
     let nested = nested.and_then(|text| text.get("quantization_config"));
-    let raw = places.into_iter().chain([nested]).flatten().find(|raw| !raw.is_null())?;
+    // MLX: only where it says how, for other programs have a key of this name.
+    let mlx =
+        config.get("quantization").filter(|raw| raw.get("bits").is_some() && raw.get("group_size").is_some());
+    let raw = places.into_iter().chain([nested, mlx]).flatten().find(|raw| !raw.is_null())?;
     Some(Declared { origin: "config.json".to_owned(), raw: raw.clone() })
 }

@@ -12,7 +12,8 @@ use crate::storage::regular_file;
 use crate::storage::{Storage, Version};
 
 /// The files that determine how the others are read.
-const CONFIGS: [&str; 3] = ["config.json", "hf_quant_config.json", "quantize_config.json"];
+const CONFIGS: [&str; 4] =
+    ["config.json", "hf_quant_config.json", "quantize_config.json", "quanto_qmap.json"];
 
 /// The identity of one file: enough to detect a different file without reading its data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,11 +103,11 @@ pub(crate) fn beside(folder: &Path, index: Option<&Path>) -> Vec<PathBuf> {
 pub(crate) fn of(beside: &[PathBuf], files: &[Box<dyn Storage>], headers: &[Header]) -> Result<Identity> {
     let mut identities = Vec::new();
     for path in beside {
-        let Some(bytes) = regular_file::read_if_any(path)? else { continue };
+        let Some((size, digest)) = regular_file::hash_if_any(path)? else { continue };
         identities.push(FileIdentity {
             name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            size: bytes.len() as u64,
-            header: blake3::hash(&bytes).to_hex().to_string(),
+            size,
+            header: digest.to_hex().to_string(),
             modified: modified(path),
         });
     }

@@ -1,15 +1,14 @@
 //! The files of a checkpoint, and which file holds which tensor.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
-
-use serde::{Deserialize, Deserializer};
 
 use crate::checkpoint::catalogue::{Catalogue, FileId, Tensor};
 use crate::checkpoint::error_policy::Faults;
 use crate::checkpoint::gguf;
 use crate::checkpoint::json::read_json;
 use crate::checkpoint::locate::{Source, foreign};
+use crate::checkpoint::weight_map::{Index, MOST_TENSORS, WeightMap};
 use crate::container::safetensors::header::Header;
 use crate::durable::inside::is_inside;
 use crate::storage::Storage;
@@ -20,18 +19,18 @@ const INDEX: &str = "model.safetensors.index.json";
 /// The longest index: that of some hundred thousand tensors has some tens of megabytes.
 const LONGEST: u64 = 64 << 20;
 
-/// The most tensors in all files together.
-const MOST_TENSORS: usize = 1_000_000;
-
 const ADAPTER: &str = "adapter_model.safetensors";
+
+/// The endings of weight files that are read.
+const WEIGHTS: [&str; 2] = [".safetensors", ".gguf"];
 
 /// The files of a checkpoint.
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
     /// Name and path of each file, in the order of names.
     pub(crate) files: Vec<(String, PathBuf)>,
-    /// The path of the index and its `weight_map` from tensor to file, if there is an index.
-    index: Option<(PathBuf, BTreeMap<String, String>)>,
+    /// The path of the index and what it says, if there is an index.
+    index: Option<(PathBuf, WeightMap)>,
 }
 
 impl Layout {
@@ -68,57 +67,44 @@ pub(crate) fn layout(source: &Source, faults: &mut Faults) -> Result<Layout> {
     }
 }
 
-/// What an index says.
-#[derive(Deserialize)]
-struct Index {
-    #[serde(default)]
-    weight_map: Option<BTreeMap<String, FileName>>,
-}
-
-/// An entry of the index: a name, or something else.
-struct FileName(Option<String>);
-
-impl<'de> Deserialize<'de> for FileName {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<FileName, D::Error> {
-        // Values that are not text are skipped.
-        Ok(FileName(match serde_json::Value::deserialize(deserializer)? {
-            serde_json::Value::String(name) => Some(name),
-            _ => None,
-        }))
-    }
-}
-
 fn indexed(folder: &Path, path: PathBuf, index: Index, faults: &mut Faults) -> Result<Layout> {
     let bad = |what: &str| Error::input(what).path(&path).hint("download or export the index again");
-    let map = index.weight_map.ok_or_else(|| bad("the index has no weight_map"))?;
-    let mut weights = BTreeMap::new();
-    let mut files = BTreeMap::new();
-    for (tensor, file) in &map {
-        let FileName(file) = file;
-        let file = file.as_deref().ok_or_else(|| bad("the index's entry is not a file name").tensor(tensor));
-        let Some(file) = faults.take(file)? else { continue };
-        if !is_inside(file) {
-            let what = format!("the index points outside its folder, to '{file}'");
-            let error = Error::input(what).path(&path).tensor(tensor);
-            faults.meet(error.hint("do not use this checkpoint: ask who made it"))?;
-            continue;
+    let mut map = index.weight_map.ok_or_else(|| bad("the index has no weight_map"))?;
+    let inside: Vec<bool> = map.files.iter().map(|file| is_inside(file)).collect();
+    let mut met = Ok(());
+    map.tensors.retain(|(tensor, file)| {
+        let error = match file.map(|file| (inside[file], &map.files[file])) {
+            None => bad("the index's entry is not a file name").tensor(&**tensor),
+            Some((false, file)) => {
+                let what = format!("the index points outside its folder, to '{file}'");
+                let error = Error::input(what).path(&path).tensor(&**tensor);
+                error.hint("do not use this checkpoint: ask who made it")
+            }
+            Some((true, _)) => return true,
+        };
+        if met.is_ok() {
+            met = faults.meet(error);
         }
-        files.entry(file.to_owned()).or_insert_with(|| folder.join(file));
-        weights.insert(tensor.clone(), file.to_owned());
-    }
+        false
+    });
+    met?;
+    let mut held = vec![0usize; map.files.len()];
+    map.tensors.iter().filter_map(|(_, file)| *file).for_each(|file| held[file] += 1);
+    let named = map.files.iter().zip(&held).filter(|(_, held)| **held > 0);
+    let mut files: Vec<_> = named.map(|(file, held)| (file.clone(), folder.join(file), *held)).collect();
+    files.sort();
     let mut present = Vec::new();
-    for (file, at) in &files {
+    for (file, at, held) in files {
         // This includes a symlink into the cache whose blob is gone.
         if !at.exists() {
-            let held = weights.values().filter(|f| *f == file).count();
-            let what = format!("a file with {held} of the index's {} tensors is missing", weights.len());
+            let what = format!("a file with {held} of the index's {} tensors is missing", map.tensors.len());
             let error = Error::input(what).path(at);
             faults.meet(error.hint("the download is incomplete: fetch the checkpoint again"))?;
             continue;
         }
-        present.push((file.clone(), at.clone()));
+        present.push((file, at));
     }
-    Ok(Layout { files: present, index: Some((path, weights)) })
+    Ok(Layout { files: present, index: Some((path, map)) })
 }
 
 /// The files of a folder without an index: all of its `.safetensors`, or its GGUF model.
@@ -126,7 +112,13 @@ fn listed(folder: &Path) -> Result<Layout> {
     let failed = |e| Error::unexpected("cannot list").path(folder).because(e);
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
-        names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+        let name = entry.map_err(failed)?.file_name();
+        let shown = name.to_string_lossy();
+        if name.to_str().is_none() && WEIGHTS.iter().any(|end| shown.ends_with(end)) {
+            let error = Error::input("the name of a weight file is not UTF-8").path(folder.join(&name));
+            return Err(error.hint("rename it"));
+        }
+        names.push(shown.into_owned());
     }
     names.sort();
     let ends = |end: &str| names.iter().find(|name| name.ends_with(end));
@@ -199,33 +191,34 @@ pub(crate) fn resolve(
     headers: Vec<Header>,
     faults: &mut Faults,
 ) -> Result<Catalogue> {
-    let mut catalogue = BTreeMap::<String, Tensor>::new();
     let weights = layout.index.as_ref().map(|(_, weights)| weights);
+    let mut tensors = Vec::with_capacity(headers.iter().map(|header| header.tensors.len()).sum());
     for (id, header) in headers.into_iter().enumerate() {
+        let name = files[id].name();
         for (stored, bytes) in header.tensors {
-            let owner = weights.and_then(|weights| weights.get(&stored.name));
-            if owner.is_some_and(|owner| owner != files[id].name()) {
+            let owner = weights.and_then(|weights| weights.file(&stored.name));
+            if owner.is_some_and(|owner| owner != name) {
                 continue;
             }
-            if catalogue.len() == MOST_TENSORS {
+            if tensors.len() == MOST_TENSORS {
                 let what = format!("the checkpoint has more than {MOST_TENSORS} tensors");
                 return Err(Error::input(what).path(files[id].location()));
             }
-            let tensor = Tensor { stored, file: FileId(id), bytes };
-            if let Some(first) = catalogue.insert(tensor.stored.name.clone(), tensor) {
-                let what =
-                    format!("two files hold the same tensor, this one and '{}'", files[first.file.0].name());
-                let error = Error::input(what).path(files[id].location()).tensor(first.name());
-                faults.meet(error.hint(
-                    "the folder mixes two exports: keep one, or add the index that says which is meant",
-                ))?;
-            }
+            tensors.push(Tensor { stored, file: FileId(id), bytes });
         }
     }
+    let catalogue = Catalogue::of(tensors, |first, again| {
+        let what = format!("two files hold the same tensor, this one and '{}'", files[first.file.0].name());
+        let error = Error::input(what).path(files[again.file.0].location()).tensor(first.name());
+        faults.meet(
+            error.hint("the folder mixes two exports: keep one, or add the index that says which is meant"),
+        )
+    })?;
     if let Some((index, weights)) = &layout.index {
         // A file that was not read has been reported already.
-        let read = |file: &String| files.iter().any(|read| read.name() == file);
-        let absent = weights.iter().filter(|(name, file)| !catalogue.contains_key(*name) && read(file));
+        let read: HashSet<&str> = files.iter().map(|read| read.name()).collect();
+        let absent =
+            weights.entries().filter(|(name, file)| read.contains(file) && catalogue.get(name).is_none());
         for (name, file) in absent {
             let what = format!("the index puts a tensor in '{file}', which does not hold it");
             let error = Error::input(what).path(index).tensor(name);
@@ -234,5 +227,5 @@ pub(crate) fn resolve(
             )?;
         }
     }
-    Ok(Catalogue(catalogue))
+    Ok(catalogue)
 }

@@ -15,6 +15,7 @@ pub(crate) mod module;
 pub mod module_tree;
 pub(crate) mod reader;
 pub(crate) mod unaccounted;
+pub(crate) mod weight_map;
 pub use self::catalogue::{FileId, Tensor};
 pub use self::config::Config;
 pub use self::identity::{Change, FileIdentity, Identity};
@@ -36,11 +37,12 @@ use crate::quant::declared::Declared;
 use crate::quant::expert::layout::Experts;
 use crate::quant::registry::Scheme;
 use crate::quant::weight::{SMALL, TensorInfo, Tensors};
+use crate::shared::Name;
 use crate::storage::{MappedFile, Storage, Window};
 use crate::{Error, Result};
 
 /// Bytes of a tensor that are mapped at once while it is hashed.
-const HASH_WINDOW: u64 = 4 << 20;
+pub(crate) const HASH_WINDOW: u64 = 4 << 20;
 
 /// An open checkpoint. Every method takes `&self` and is safe to use from several threads.
 #[derive(Debug)]
@@ -49,8 +51,10 @@ pub struct Checkpoint {
     config: Config,
     scheme: Scheme,
     files: Vec<Box<dyn Storage>>,
+    /// The names of the files, for records.
+    names: Vec<Name>,
     tensors: Catalogue,
-    modules: BTreeMap<String, Module>,
+    modules: BTreeMap<Name, Module>,
     identity: Identity,
 }
 
@@ -62,11 +66,11 @@ struct Shelf<'a> {
 
 impl Tensors for Shelf<'_> {
     fn stored(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensors.0.get(name).map(|tensor| &tensor.stored)
+        self.tensors.get(name).map(|tensor| &tensor.stored)
     }
 
     fn content(&self, name: &str) -> Result<Vec<u8>> {
-        let tensor = self.tensors.0.get(name);
+        let tensor = self.tensors.get(name);
         let tensor = tensor.ok_or_else(|| Error::input("this tensor is missing").tensor(name))?;
         if tensor.size() > SMALL as u64 {
             let what = format!("{} bytes is too large for the description of a weight", tensor.size());
@@ -157,7 +161,8 @@ impl Checkpoint {
         let tensors = index::resolve(&Layout::default(), &files, headers, faults)?;
         let modules = module::catalogue(&scheme, &tensors, &files, faults)?;
         unaccounted::check(&scheme, &tensors, &modules, &files, faults)?;
-        Ok(Checkpoint { root: root.to_owned(), config, scheme, files, tensors, modules, identity })
+        let names = names_of(&files);
+        Ok(Checkpoint { root: root.to_owned(), config, scheme, files, names, tensors, modules, identity })
     }
 
     /// Opens everything except the modules.
@@ -178,8 +183,8 @@ impl Checkpoint {
         }
         let identity = identity::of(&identity::beside(source.folder(), layout.index()), &files, &headers)?;
         let tensors = index::resolve(layout, &files, headers, faults)?;
-        let (root, modules) = (source.path().to_owned(), BTreeMap::new());
-        Ok(Checkpoint { root, config, scheme, files, tensors, modules, identity })
+        let (root, names, modules) = (source.path().to_owned(), names_of(&files), BTreeMap::new());
+        Ok(Checkpoint { root, config, scheme, files, names, tensors, modules, identity })
     }
 
     /// The same for GGUF, whose files contain the config.
@@ -189,8 +194,8 @@ impl Checkpoint {
         let gguf::Model { config, scheme, headers } = gguf::read(&files)?;
         let identity = identity::of(&[], &files, &headers)?;
         let tensors = index::resolve(layout, &files, headers, &mut Faults::Stop)?;
-        let (root, modules) = (source.path().to_owned(), BTreeMap::new());
-        Ok(Checkpoint { root, config, scheme, files, tensors, modules, identity })
+        let (root, names, modules) = (source.path().to_owned(), names_of(&files), BTreeMap::new());
+        Ok(Checkpoint { root, config, scheme, files, names, tensors, modules, identity })
     }
 
     /// The folder or file that was opened; for a repository, its snapshot in the cache.
@@ -232,6 +237,11 @@ impl Checkpoint {
         self.config.task_type().filter(|_| !silent)
     }
 
+    /// Whether a module or a tensor is stored under that name.
+    pub(crate) fn stores(&self, name: &str) -> bool {
+        self.modules.contains_key(name) || self.tensors.get(name).is_some()
+    }
+
     /// What transformers makes of its modules.
     pub fn tree(&self) -> ModuleTree {
         ModuleTree::of(&self.config)
@@ -257,12 +267,12 @@ impl Checkpoint {
 
     /// The tensor of that name.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.0.get(name)
+        self.tensors.get(name)
     }
 
     /// Every tensor, by name.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = &Tensor> {
-        self.tensors.0.values()
+        self.tensors.iter()
     }
 
     /// The tensors that belong to no module, by name: norms, biases, stacks of experts that no format reads, scales
@@ -270,7 +280,7 @@ impl Checkpoint {
     pub fn others(&self) -> impl Iterator<Item = &Tensor> {
         let used: std::collections::HashSet<&str> =
             self.modules.values().flat_map(|module| module.tensors()).map(Tensor::name).collect();
-        self.tensors.0.values().filter(move |tensor| !used.contains(tensor.name()))
+        self.tensors.iter().filter(move |tensor| !used.contains(tensor.name()))
     }
 
     /// The path of a file.
@@ -281,6 +291,11 @@ impl Checkpoint {
     /// The name of a file, relative to the folder.
     pub fn file_name(&self, file: FileId) -> &str {
         self.files[file.0].name()
+    }
+
+    /// The same, to be kept in records.
+    pub(crate) fn shared_file_name(&self, file: FileId) -> Name {
+        self.names[file.0].clone()
     }
 
     /// Maps a range of a tensor's bytes, relative to the tensor's start.
@@ -333,6 +348,10 @@ impl Checkpoint {
         }
         Ok(hasher.finalize())
     }
+}
+
+fn names_of(files: &[Box<dyn Storage>]) -> Vec<Name> {
+    files.iter().map(|file| file.name().into()).collect()
 }
 
 /// Opens a checkpoint's file on this machine.

@@ -14,6 +14,7 @@ use crate::quant::packing::transposed::Transposed;
 use crate::quant::registry::Scheme;
 use crate::quant::weight::{Dequantize, FoundWeight, TensorInfo};
 use crate::quant::weight::{Stack, StackSlice};
+use crate::shared::Name;
 use crate::storage::Storage;
 use crate::storage::Window;
 use crate::{Error, Result};
@@ -21,11 +22,12 @@ use crate::{Error, Result};
 /// One logical weight of a checkpoint.
 #[derive(Clone, Debug)]
 pub struct Module {
-    name: String,
+    name: Name,
     weight: Arc<dyn Dequantize>,
-    tensors: Vec<Tensor>,
+    // Shared with the copies in plans.
+    tensors: Arc<[Tensor]>,
     quantized: bool,
-    singles: Vec<Single>,
+    singles: Arc<[Single]>,
 }
 
 /// What the files hold of a module that is not simply what they hold: one projection of one expert by itself, where the
@@ -56,14 +58,14 @@ impl Module {
     }
 
     fn reshaped(tensor: &Tensor, shape: [usize; 2]) -> Option<Module> {
-        let matrix = TensorInfo { shape: shape.to_vec(), ..tensor.stored.clone() };
+        let matrix = TensorInfo { shape: shape.into(), ..tensor.stored.clone() };
         let weight = Arc::new(Dense::new(&matrix)?);
         Some(Module {
-            name: tensor.name().to_owned(),
+            name: tensor.stored.name.clone(),
             weight,
-            tensors: vec![tensor.clone()],
+            tensors: [tensor.clone()].into(),
             quantized: false,
-            singles: Vec::new(),
+            singles: [].into(),
         })
     }
 
@@ -71,7 +73,7 @@ impl Module {
     /// rows, under the name of the dense tensor, and that tensor's shape.
     pub fn stack(&self) -> Option<(Module, Vec<usize>)> {
         let Stack { name, shape, weight, .. } = self.weight.capabilities().slice?.stack()?;
-        Some((Module { name, weight, ..self.clone() }, shape))
+        Some((Module { name: name.into(), weight, ..self.clone() }, shape))
     }
 
     /// Its rows in the matrix that [`stack`](Self::stack) gives.
@@ -92,6 +94,11 @@ impl Module {
 
     /// Its name, without `.weight`.
     pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The same, to be kept in plans and records.
+    pub(crate) fn shared_name(&self) -> &Name {
         &self.name
     }
 
@@ -295,10 +302,10 @@ pub(crate) fn catalogue(
     tensors: &Catalogue,
     files: &[Box<dyn Storage>],
     faults: &mut Faults,
-) -> Result<BTreeMap<String, Module>> {
+) -> Result<BTreeMap<Name, Module>> {
     let mut modules = BTreeMap::new();
     let shelf = Shelf { tensors, files };
-    for lead in tensors.0.values() {
+    for lead in tensors.iter() {
         let path = files[lead.file.0].location();
         let weights = scheme.weights(&lead.stored, &shelf).map_err(|e| e.path(path));
         for found in faults.take(weights)?.into_iter().flatten() {
@@ -318,13 +325,15 @@ pub(crate) fn catalogue(
 
 /// Turns the single experts of a model whose adapters hold stacks into modules of stacks: that is how they pair, and
 /// how an adapter names them.
-fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<String, Module>) -> Result<()> {
+fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<Name, Module>) -> Result<()> {
     let experts = scheme.experts();
-    let mut halves: BTreeMap<String, [Option<String>; 2]> = BTreeMap::new();
+    let mut halves: BTreeMap<Name, [Option<Name>; 2]> = BTreeMap::new();
     for name in modules.keys() {
         match experts.place_in_stack(name) {
             None => {}
-            Some((place, half)) => halves.entry(place).or_default()[half.unwrap_or(0)] = Some(name.clone()),
+            Some((place, half)) => {
+                halves.entry(place.into()).or_default()[half.unwrap_or(0)] = Some(name.clone())
+            }
         }
     }
     for (place, names) in halves {
@@ -333,7 +342,7 @@ fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<String, Module>) -> Resu
         let joined = match names {
             [Some(name), None] if whole => modules.remove(&name).map(|module| Module {
                 name: place.clone(),
-                singles: vec![Single { module: module.clone(), rows: RowStride::ALL, turned: false }],
+                singles: [Single { module: module.clone(), rows: RowStride::ALL, turned: false }].into(),
                 ..module
             }),
             [Some(gate), Some(up)] => match (modules.remove(&gate), modules.remove(&up)) {
@@ -342,12 +351,13 @@ fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<String, Module>) -> Resu
                     Some(Module {
                         name: place.clone(),
                         weight: experts.join([Arc::clone(&gate.weight), Arc::clone(&up.weight)])?,
-                        tensors: [gate.tensors.clone(), up.tensors.clone()].concat(),
+                        tensors: [gate.tensors.clone(), up.tensors.clone()].concat().into(),
                         quantized: gate.quantized || up.quantized,
-                        singles: vec![
+                        singles: [
                             Single { module: gate, rows: rows[0], turned: false },
                             Single { module: up, rows: rows[1], turned: false },
-                        ],
+                        ]
+                        .into(),
                     })
                 }
                 _ => None,
@@ -368,10 +378,10 @@ fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<String, Module>) -> Resu
 }
 
 /// Turns the modules whose weights lie as `[in, out]`, where they are stored in a way that can be read by columns.
-pub(crate) fn turn(modules: &mut BTreeMap<String, Module>, is_turned: impl Fn(&str) -> bool) {
+pub(crate) fn turn(modules: &mut BTreeMap<Name, Module>, is_turned: impl Fn(&str) -> bool) {
     for module in modules.values_mut().filter(|module| is_turned(&module.name)) {
         let Some(turned) = Transposed::of(Arc::clone(&module.weight)) else { continue };
-        module.singles = vec![Single { module: module.clone(), rows: RowStride::ALL, turned: true }];
+        module.singles = [Single { module: module.clone(), rows: RowStride::ALL, turned: true }].into();
         module.weight = Arc::new(turned);
     }
 }
@@ -379,10 +389,10 @@ pub(crate) fn turn(modules: &mut BTreeMap<String, Module>, is_turned: impl Fn(&s
 /// Takes the matrices apart that hold the rows of several layers of the model, as `Wqkv` those of `q_proj`, `k_proj` and
 /// `v_proj`: adapters name the layers. `layers` gives their names; where the rows do not divide, nothing is done.
 pub(crate) fn split(
-    modules: &mut BTreeMap<String, Module>,
+    modules: &mut BTreeMap<Name, Module>,
     layers: impl Fn(&str) -> Option<Vec<String>>,
 ) -> Result<()> {
-    let wholes: Vec<(String, Vec<String>)> =
+    let wholes: Vec<(Name, Vec<String>)> =
         modules.keys().filter_map(|name| Some((name.clone(), layers(name)?))).collect();
     for (whole, layers) in wholes {
         let parts =
@@ -391,7 +401,7 @@ pub(crate) fn split(
             continue;
         };
         for (name, part) in layers.into_iter().zip(parts) {
-            insert(modules, Module { name, weight: Arc::new(part), ..module.clone() })?;
+            insert(modules, Module { name: name.into(), weight: Arc::new(part), ..module.clone() })?;
         }
     }
     Ok(())
@@ -400,10 +410,10 @@ pub(crate) fn split(
 /// Joins the layers of a file that are one in the model, as the `gate_proj` and `up_proj` of a shared expert. `layer`
 /// gives the name of that one for the first and the second of them.
 pub(crate) fn join(
-    modules: &mut BTreeMap<String, Module>,
+    modules: &mut BTreeMap<Name, Module>,
     layer: impl Fn(&str) -> Option<(String, usize)>,
 ) -> Result<()> {
-    let mut halves: BTreeMap<String, [Option<String>; 2]> = BTreeMap::new();
+    let mut halves: BTreeMap<String, [Option<Name>; 2]> = BTreeMap::new();
     for name in modules.keys() {
         if let Some((layer, half)) = layer(name) {
             halves.entry(layer).or_default()[half.min(1)] = Some(name.clone());
@@ -415,21 +425,22 @@ pub(crate) fn join(
         let weight = RowConcat::new([Arc::clone(&first.weight), Arc::clone(&second.weight)], false)?;
         let rows = first.shape()[0];
         let module = Module {
-            name,
+            name: name.into(),
             weight: Arc::new(weight),
-            tensors: [first.tensors.clone(), second.tensors.clone()].concat(),
+            tensors: first.tensors.iter().chain(second.tensors.iter()).cloned().collect(),
             quantized: first.quantized || second.quantized,
-            singles: vec![
+            singles: [
                 Single { module: first, rows: RowStride::ALL, turned: false },
                 Single { module: second, rows: RowStride { first: rows, step: 1 }, turned: false },
-            ],
+            ]
+            .into(),
         };
         insert(modules, module)?;
     }
     Ok(())
 }
 
-fn insert(modules: &mut BTreeMap<String, Module>, module: Module) -> Result<()> {
+fn insert(modules: &mut BTreeMap<Name, Module>, module: Module) -> Result<()> {
     let (name, lead) = (module.name.clone(), module.tensors[0].name().to_owned());
     let Some(first) = modules.insert(name, module) else { return Ok(()) };
     let what = format!("this tensor and '{}' are weights of the same module", first.tensors[0].name());
@@ -438,8 +449,8 @@ fn insert(modules: &mut BTreeMap<String, Module>, module: Module) -> Result<()> 
 
 fn assemble(found: FoundWeight, tensors: &Catalogue) -> Result<Module> {
     let FoundWeight { module: name, weight, quantized } = found;
-    let stored = weight.tensors().iter().map(|stored| tensors.0.get(&stored.name).cloned());
+    let stored = weight.tensors().iter().map(|stored| tensors.get(&stored.name).cloned());
     let tensors = stored.collect::<Option<_>>();
     let tensors = tensors.ok_or_else(|| Error::input("a tensor of this module is missing").tensor(&name))?;
-    Ok(Module { name, weight, tensors, quantized, singles: Vec::new() })
+    Ok(Module { name: name.into(), weight, tensors, quantized, singles: [].into() })
 }

@@ -13,6 +13,7 @@ use crate::checkpoint::module::Module;
 use crate::quant::recognize::recognized;
 use crate::quant::registry::{Scheme, looks_quantized};
 use crate::quant::weight::SchemeKind;
+use crate::shared::Name;
 use crate::storage::Storage;
 use crate::{Error, Result};
 
@@ -27,7 +28,7 @@ const BUFFERS: [&str; 8] =
 pub(crate) fn check(
     scheme: &Scheme,
     tensors: &Catalogue,
-    modules: &BTreeMap<String, Module>,
+    modules: &BTreeMap<Name, Module>,
     files: &[Box<dyn Storage>],
     faults: &mut Faults,
 ) -> Result<()> {
@@ -38,7 +39,7 @@ pub(crate) fn check(
     let used: HashSet<&str> = modules.values().flat_map(Module::tensors).map(Tensor::name).collect();
     let owners: HashSet<&str> = used.iter().map(|name| owner(name)).collect();
     let mut seen = HashSet::new();
-    for tensor in tensors.0.values().filter(|tensor| holds_codes(tensor)) {
+    for tensor in tensors.iter().filter(|tensor| holds_codes(tensor)) {
         let name = tensor.name();
         // Those that look like weights are reported where weights are looked for.
         if used.contains(name)

@@ -15,6 +15,7 @@ use trephine::pipeline::RunOptions;
 use crate::cli::splitting::{Splitting, show_part};
 use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;
+use crate::cli::ui::rank;
 use crate::cli::ui::signal::leave_on_signal;
 use crate::cli::ui::table::{number, table};
 use crate::cli::{print, print_json, threads};
@@ -30,7 +31,7 @@ pub struct AnalyzeArgs {
     #[arg(long, value_name = "CHECKPOINT")]
     base: String,
     /// The quantized base
-    #[arg(long, value_name = "CHECKPOINT")]
+    #[arg(long, value_name = "CHECKPOINT", alias = "served")]
     base_quantized: String,
     /// The unquantized tuned checkpoint
     #[arg(long, value_name = "CHECKPOINT")]
@@ -40,11 +41,12 @@ pub struct AnalyzeArgs {
     #[arg(long, value_name = "CHECKPOINT")]
     tuned_quantized: Option<String>,
     /// The folder to write analysis.json to
-    #[arg(long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
 
     /// Rank of the adapters to assess
-    #[arg(long, default_value_t = 128, help_heading = "Result")]
+    #[arg(short, long, default_value_t = 128, value_parser = rank::parse, allow_negative_numbers = true,
+        help_heading = "Result")]
     rank: usize,
     /// Seed of the random directions
     #[arg(long, default_value_t = 0, help_heading = "Result")]
@@ -122,7 +124,7 @@ pub fn show_analysis(analysis: &Analysis, out: &Path, was_done: bool, json: bool
     if json {
         return print_json(analysis);
     }
-    let done = if was_done { " (was already done)" } else { "" };
+    let done = if was_done { " (already complete)" } else { "" };
     print(&format!("{}analysis: {}{done}\n", show(analysis), out.display()))
 }
 

@@ -15,7 +15,7 @@ use trephine::{Error, Result};
 
 use crate::cli::analyze::show_analysis;
 use crate::cli::dequantize::show_conversion;
-use crate::cli::extract::show_outcome;
+use crate::cli::extract_summary::show_outcome;
 use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;
 use crate::cli::ui::signal::leave_on_signal;
@@ -28,6 +28,7 @@ use crate::cli::{print, print_json, quoted, threads};
 #[derive(Debug, Args)]
 pub struct AssembleArgs {
     /// The output folder that the parts share
+    #[arg(value_name = "DIR")]
     out: PathBuf,
     /// Do the missing work here, for example that of parts that never finished
     #[arg(long)]

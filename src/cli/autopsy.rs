@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 use trephine::commands::autopsy::{
-    AUTOPSY, Autopsy, Examination, Severity, TensorAutopsy, Thresholds, autopsy,
+    AUTOPSY, Autopsy, Examination, Finding, InitLimits, Severity, TensorAutopsy, Thresholds, Verdict,
+    autopsy, findings,
 };
 use trephine::commands::extract::default_memory;
 use trephine::durable::{atomic_file, folder};
@@ -17,15 +18,16 @@ use trephine::{Error, Result};
 use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;
 use crate::cli::ui::table::{number, table};
+use crate::cli::ui::words::counted;
 use crate::cli::{print, print_json, threads};
 
 /// Examines every tensor of a checkpoint or adapter, after dequantization, and reports what is wrong with it.
 ///
 /// Computes the mean, standard deviation, extremes, NaN and infinities, zeros, kurtosis, quantiles and a histogram of
-/// each tensor in one pass. Reports values that are not finite, an exploded mean or standard deviation, a dead tensor,
-/// a linear weight outside the healthy range, too few distinct values for more than one scale, and saturated codes.
-/// With --against, also reports each tensor's distance from the other checkpoint, and blocks that are scaled in
-/// different proportions. Exits with code 4 if something is wrong; a few outliers are reported, but are not a failure.
+/// each tensor in one pass. Reports values that are not finite, dead tensors, linear weights whose mean is off zero,
+/// whose size fits no number of inputs or none of the other layers, rows of zeros, too few distinct values for more
+/// than one scale, and saturated codes. With --against, also reports each tensor's distance from the other checkpoint,
+/// and blocks that are scaled in different proportions. Exits with code 4 if something is wrong.
 #[derive(Debug, Args)]
 pub struct AutopsyArgs {
     /// A folder, a .safetensors file, a name in the Hugging Face cache, or an adapter's folder
@@ -41,11 +43,18 @@ pub struct AutopsyArgs {
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
     /// Write autopsy.json, with the statistics of every tensor, to this folder
-    #[arg(long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
 
-    #[command(flatten)]
-    limits: Limits,
+    /// Print every finding of every tensor, not ten lines
+    #[arg(long)]
+    all: bool,
+    /// Also hold linear weights to the limits of a fresh initialization: |mean| up to 0.01, standard deviation 0.02 to
+    /// 0.05, values within -0.5 to 0.5. Many healthy models are outside
+    #[arg(long)]
+    expect_init: bool,
+    #[arg(long, value_name = "NAME=NUMBER", value_parser = parse_limit, long_help = limits_help())]
+    limit: Vec<(String, f64)>,
 
     /// Limit on the peak resident memory of the whole process
     /// [default: the smaller of 2GiB and half the available memory]
@@ -62,74 +71,31 @@ pub struct AutopsyArgs {
     json: bool,
 }
 
-/// The limits of what counts as healthy.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Healthy limits")]
-struct Limits {
-    /// Largest |mean| of linear weights, embeddings and factors
-    #[arg(long, value_name = "MEAN", default_value_t = Thresholds::default().exploded_mean)]
-    exploded_mean: f64,
-    /// Largest standard deviation of linear weights, embeddings and factors
-    #[arg(long, value_name = "STD", default_value_t = Thresholds::default().exploded_std)]
-    exploded_std: f64,
-    /// Largest |mean| and standard deviation of norms
-    #[arg(long, value_name = "LIMIT", default_value_t = Thresholds::default().exploded_norm)]
-    exploded_norm: f64,
-    /// Largest healthy |mean| of linear weights
-    #[arg(long, value_name = "MEAN", default_value_t = Thresholds::default().healthy_mean)]
-    mean: f64,
-    /// Smallest healthy standard deviation of linear weights
-    #[arg(long, value_name = "STD", default_value_t = Thresholds::default().least_std)]
-    min_std: f64,
-    /// Largest healthy standard deviation of linear weights
-    #[arg(long, value_name = "STD", default_value_t = Thresholds::default().most_std)]
-    max_std: f64,
-    /// Largest healthy magnitude in linear weights
-    #[arg(long, value_name = "LIMIT", default_value_t = Thresholds::default().healthy_range)]
-    range: f64,
-    /// Largest share of values beyond --range that is only a warning
-    #[arg(long, value_name = "SHARE", default_value_t = Thresholds::default().outliers)]
-    outliers: f64,
-    /// Dense matrices with at most this many distinct magnitudes count as having one scale; 0 turns this check off
-    #[arg(long, value_name = "COUNT", default_value_t = Thresholds::default().few_magnitudes)]
-    few_magnitudes: u64,
-    /// Largest share of saturated codes in 8-bit formats
-    #[arg(long, value_name = "SHARE", default_value_t = Thresholds::default().saturated_8)]
-    saturated_8: f64,
-    /// Largest share of saturated codes in 3-bit and 4-bit formats
-    #[arg(long, value_name = "SHARE", default_value_t = Thresholds::default().saturated_4)]
-    saturated_4: f64,
-    /// With --against: largest relative error
-    #[arg(long, value_name = "SHARE", default_value_t = Thresholds::default().relative_error)]
-    max_error: f64,
-    /// With --against: smallest cosine
-    #[arg(long, value_name = "COSINE", allow_negative_numbers = true, default_value_t = Thresholds::default().cosine)]
-    min_cosine: f64,
-    /// With --against: largest relative variation of the ratio of block norms. Rounding alone gives about 0.001
-    /// (FP8) to 0.01 (4 bits)
-    #[arg(long, value_name = "SHARE", default_value_t = Thresholds::default().block_drift)]
-    max_drift: f64,
+fn parse_limit(text: &str) -> std::result::Result<(String, f64), String> {
+    let (name, number) = text.split_once('=').ok_or("write NAME=NUMBER, for example mean=0.1")?;
+    let number = number.parse().map_err(|_| format!("'{number}' is not a number"))?;
+    Ok((name.to_owned(), number))
 }
 
-impl Limits {
-    fn thresholds(&self) -> Thresholds {
-        Thresholds {
-            exploded_mean: self.exploded_mean,
-            exploded_std: self.exploded_std,
-            exploded_norm: self.exploded_norm,
-            healthy_mean: self.mean,
-            least_std: self.min_std,
-            most_std: self.max_std,
-            healthy_range: self.range,
-            outliers: self.outliers,
-            few_magnitudes: self.few_magnitudes,
-            saturated_8: self.saturated_8,
-            saturated_4: self.saturated_4,
-            relative_error: self.max_error,
-            cosine: self.min_cosine,
-            block_drift: self.max_drift,
-        }
-    }
+/// The names of the limits with their defaults.
+fn limits_help() -> String {
+    let defaults = Thresholds { init: Some(InitLimits::default()), ..Thresholds::default() };
+    let line = |(name, what): &(&str, &str)| {
+        let limit = defaults.get(name).unwrap_or_default();
+        format!("  {:24} {what}", format!("{name}={limit}"))
+    };
+    let lines: Vec<String> = Thresholds::NAMES.iter().map(line).collect();
+    format!(
+        "Change a limit of what is healthy. Can be repeated. The limits and their defaults:\n{}",
+        lines.join("\n")
+    )
+}
+
+fn thresholds(arguments: &AutopsyArgs) -> Result<Thresholds> {
+    let init = arguments.expect_init.then(InitLimits::default);
+    let mut thresholds = Thresholds { init, ..Thresholds::default() };
+    arguments.limit.iter().try_for_each(|(name, limit)| thresholds.set(name, *limit))?;
+    Ok(thresholds)
 }
 
 /// Examines, and prints what it finds.
@@ -139,7 +105,7 @@ pub fn run(arguments: AutopsyArgs) -> Result<ExitCode> {
         against: arguments.against.clone(),
         include: arguments.include.clone(),
         exclude: arguments.exclude.clone(),
-        thresholds: arguments.limits.thresholds(),
+        thresholds: thresholds(&arguments)?,
     };
     if let Some(folder) = &arguments.out {
         folder::refuse_foreign(folder, &[], &[], &[AUTOPSY])?;
@@ -156,19 +122,13 @@ pub fn run(arguments: AutopsyArgs) -> Result<ExitCode> {
     }
     match arguments.json {
         true => print_json(&found)?,
-        false => print(&show(&found))?,
+        false => print(&show(&found, arguments.all))?,
     }
-    match found.tensors.iter().filter(|tensor| is_wrong(tensor)).count() {
+    match found.total.errors {
         0 => Ok(ExitCode::SUCCESS),
-        1 => Err(Error::found("something is wrong with 1 tensor").path(&arguments.checkpoint)),
-        count => {
-            Err(Error::found(format!("something is wrong with {count} tensors")).path(&arguments.checkpoint))
-        }
+        errors => Err(Error::found(format!("something is wrong with {}", counted(errors, "tensor")))
+            .path(&arguments.checkpoint)),
     }
-}
-
-fn is_wrong(tensor: &TensorAutopsy) -> bool {
-    tensor.verdicts.iter().any(|verdict| verdict.gravity == Severity::Error)
 }
 
 fn write(folder: &Path, found: &Autopsy) -> Result<()> {
@@ -179,30 +139,66 @@ fn write(folder: &Path, found: &Autopsy) -> Result<()> {
     Ok(())
 }
 
-fn show(found: &Autopsy) -> String {
+/// The number of findings that are printed without `--all`.
+const MOST_LINES: usize = 10;
+
+fn show(found: &Autopsy, all: bool) -> String {
     let mut text = kinds(found);
-    let judged = found.tensors.iter().filter(|tensor| !tensor.verdicts.is_empty());
-    for tensor in judged {
-        for verdict in &tensor.verdicts {
-            let word = if verdict.gravity == Severity::Error { "error" } else { "warning" };
-            let (name, fault, why) = (&tensor.name, verdict.fault.words(), &verdict.why);
-            text += &format!("{word}: {fault}: {name} {why}\n");
-        }
-    }
-    for left in &found.left_out {
+    text += &if all { every_verdict(found) } else { grouped(found) };
+    for left in found.left_out.iter().take(if all { usize::MAX } else { MOST_LINES }) {
         text += &format!("note: {} {}\n", left.name, left.why);
     }
+    if !all && found.left_out.len() > MOST_LINES {
+        let more = found.left_out.len() - MOST_LINES;
+        text += &format!("note: {more} more were left out: --all names them\n");
+    }
+    text + &last_line(found)
+}
+
+fn every_verdict(found: &Autopsy) -> String {
+    let verdicts = found.tensors.iter().flat_map(|tensor| tensor.verdicts.iter().map(move |v| (tensor, v)));
+    let line = |(tensor, verdict): (&TensorAutopsy, &Verdict)| {
+        format!("{}: {}: {} {}\n", word(verdict.gravity), verdict.fault.words(), tensor.name, verdict.why)
+    };
+    verdicts.map(line).collect()
+}
+
+fn grouped(found: &Autopsy) -> String {
+    let findings = findings(found);
+    let line = |finding: &Finding| {
+        format!("{}: {}: {} {}\n", word(finding.gravity), finding.fault.words(), finding.place, finding.why)
+    };
+    let mut text: String = findings.iter().take(MOST_LINES).map(line).collect();
+    if findings.len() > MOST_LINES {
+        let more = counted(findings.len() as u64 - MOST_LINES as u64, "more finding");
+        text += &format!("{more}: --all prints everything\n");
+    }
+    text
+}
+
+fn word(gravity: Severity) -> &'static str {
+    if gravity == Severity::Error { "error" } else { "warning" }
+}
+
+fn last_line(found: &Autopsy) -> String {
     let total = &found.total;
-    let (tensors, elements, bytes) = (total.tensors, total.elements, byte_size::show(total.bytes));
-    text += &format!("{tensors} tensors, {elements} values, {bytes}, {}", found.checkpoint.scheme);
+    let (elements, bytes) = (total.elements, byte_size::show(total.bytes));
+    let tensors = counted(total.tensors, "tensor");
+    let mut text = format!("{tensors}, {elements} values, {bytes}, {}", found.checkpoint.scheme);
     if let Some(error) = total.comparison.as_ref().and_then(|comparison| comparison.relative_error) {
         text += &format!("; distance from the other checkpoint: {} of its norm", number(error));
     }
-    let words = match (total.errors, total.warnings) {
-        (0, 0) => "nothing unusual".to_owned(),
-        (errors, warnings) => format!("{errors} errors, {warnings} warnings"),
+    text += &match (total.errors, total.warnings) {
+        (0, 0) => ": nothing unusual".to_owned(),
+        (errors, warnings) => {
+            let errors = counted(errors, "tensor");
+            format!(": {errors} with errors, {warnings} with warnings only")
+        }
     };
-    text + &format!(": {words}\n")
+    if total.errors == 0 && found.against.is_none() {
+        text += "; scales of other blocks or a layer that was initialized again only show with --against";
+    }
+    text + "\n"
 }
 
 /// The tensors of one kind, for the ranges of their statistics.

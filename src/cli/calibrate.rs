@@ -29,7 +29,7 @@ pub struct CalibrateArgs {
     #[command(flatten)]
     text: Text,
     /// The folder to write to
-    #[arg(long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
     /// Maximum rows of a sketch; with this many tokens or fewer, the second moments are exact
     #[arg(long, default_value_t = 2048, help_heading = "Result")]
@@ -82,7 +82,7 @@ pub fn run(arguments: CalibrateArgs) -> Result<ExitCode> {
 
 fn words(outcome: &CalibrationOutcome) -> String {
     let CalibrationOutcome { out, was_done, loss, tokens, inputs, bytes, .. } = outcome;
-    let done = if *was_done { " (was already done)" } else { "" };
+    let done = if *was_done { " (already complete)" } else { "" };
     format!(
         "{}: {inputs} inputs over {tokens} tokens, {} MiB{done}\n\
          loss {loss:.4} per token (perplexity {:.2}); a value far from this model's usual one on such text means that it was not run correctly",

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory};
+use clap::Args;
 use clap_complete::{Shell, generate};
 use trephine::Result;
 
@@ -22,7 +22,7 @@ pub struct CompletionsArgs {
 /// Prints the script.
 pub fn run(arguments: &CompletionsArgs) -> Result<ExitCode> {
     let mut script = Vec::new();
-    generate(arguments.shell, &mut crate::cli::ProgramArgs::command(), "trephine", &mut script);
+    generate(arguments.shell, &mut crate::cli::help::program(), "trephine", &mut script);
     print(&String::from_utf8_lossy(&script))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -28,7 +28,7 @@ pub struct DequantizeArgs {
     /// A folder, a .safetensors file, or a name in the Hugging Face cache
     checkpoint: String,
     /// The folder to write to
-    #[arg(long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
     /// Type of the dequantized weights; dense tensors keep their own
     #[arg(long, value_enum, default_value_t = DtypeName::Bf16)]
@@ -124,7 +124,7 @@ fn text(outcome: &ConversionOutcome) -> String {
         text += &format!("{module} has {count} values that are NaN or infinite\n");
     }
     let files = if outcome.files == 1 { "1 file".to_owned() } else { format!("{} files", outcome.files) };
-    let done = if outcome.was_done { " (was already done)" } else { "" };
+    let done = if outcome.was_done { " (already complete)" } else { "" };
     text + &format!(
         "checkpoint: {} ({files}, {}){done}\n",
         outcome.out.display(),

@@ -5,21 +5,20 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use trephine::Result;
-use trephine::commands::extract::output::{ExtractionOutcome, Manifest};
 use trephine::commands::extract::{
-    AbsorbNorms, Extraction, ExtractionPlan, ResultOptions, default_memory, extract, extract_part,
-    mostly_noise, plan,
+    AbsorbNorms, Allowances, Extraction, ResultOptions, default_memory, extract, extract_part, plan,
 };
 use trephine::delta::{NonFinite, RoundBase};
 use trephine::factorize::Method;
 use trephine::pipeline::RunOptions;
-use trephine::run::Part;
 
+use crate::cli::extract_plan::show_plan;
+use crate::cli::extract_summary::show_outcome;
 use crate::cli::splitting::{Splitting, show_part};
 use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;
+use crate::cli::ui::rank;
 use crate::cli::ui::signal::leave_on_signal;
-use crate::cli::ui::table::{number, table};
 use crate::cli::ui::value_enums::{DtypeName, words};
 use crate::cli::{print, print_json, threads};
 
@@ -32,16 +31,16 @@ use crate::cli::{print, print_json, threads};
 pub struct ExtractArgs {
     /// The checkpoint that the adapter is added to: a folder, a .safetensors or .gguf file, or a name in the Hugging
     /// Face cache
-    #[arg(long, value_name = "CHECKPOINT")]
+    #[arg(long, value_name = "CHECKPOINT", alias = "base-model")]
     base: String,
     /// The checkpoint that base and adapter together should reproduce
-    #[arg(long, value_name = "CHECKPOINT")]
+    #[arg(long, value_name = "CHECKPOINT", alias = "model")]
     tuned: String,
     /// The folder to write the adapter to
-    #[arg(long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR", alias = "out-path")]
     out: PathBuf,
     /// Also measure the final weights' error on this checkpoint, if it is served in place of the base
-    #[arg(long, value_name = "CHECKPOINT")]
+    #[arg(long, value_name = "CHECKPOINT", alias = "base-quantized")]
     served: Option<String>,
     /// Make the error of the layers' outputs the least, not that of the weights: a folder of `trephine calibrate`, one
     /// of its files, or an importance matrix of llama.cpp (.gguf or .dat; it is the weaker one)
@@ -53,7 +52,8 @@ pub struct ExtractArgs {
     hybrid: Option<String>,
 
     /// Rank of the adapter
-    #[arg(long, default_value_t = 128, help_heading = "Result")]
+    #[arg(short, long, default_value_t = 128, value_parser = rank::parse, allow_negative_numbers = true,
+        alias = "max-rank", help_heading = "Result")]
     rank: usize,
     /// Give each module only the smallest rank that captures this share of its delta's energy, at most --rank
     #[arg(long, value_name = "SHARE", help_heading = "Result")]
@@ -97,6 +97,16 @@ pub struct ExtractArgs {
     /// The adapter's base_model_name_or_path [default: the value of --base]
     #[arg(long, value_name = "NAME", help_heading = "Result")]
     base_model_name: Option<String>,
+
+    /// Copy the tuned checkpoint's tokenizer, chat template and generation config into the adapter's folder
+    #[arg(long, help_heading = "Result")]
+    copy_tokenizer: bool,
+    /// Continue without selected modules that only one of the checkpoints has, or that have different shapes
+    #[arg(long, help_heading = "Result")]
+    allow_missing: bool,
+    /// Accept a quantized tuned checkpoint on an unquantized base
+    #[arg(long, help_heading = "Result")]
+    allow_quantized_tuned: bool,
 
     #[command(flatten)]
     splitting: Splitting,
@@ -175,7 +185,9 @@ impl ExtractArgs {
                 base_model_name: self.base_model_name.clone().unwrap_or_else(|| name_of(&self.base)),
                 absorb_norms: self.absorb_norms.into(),
                 hybrid_share: self.hybrid.as_ref().map(|_| self.hybrid_share.unwrap_or(0.5)),
+                copy_tokenizer: self.copy_tokenizer,
             },
+            allow: Allowances { missing: self.allow_missing, quantized_tuned: self.allow_quantized_tuned },
             running: RunOptions {
                 threads: threads(self.threads)?,
                 memory: self.memory.unwrap_or_else(default_memory),
@@ -203,7 +215,7 @@ pub fn run(arguments: ExtractArgs) -> Result<ExitCode> {
         if arguments.json {
             print_json(&plan)?;
         } else {
-            print(&show_plan(&plan, part))?;
+            print(&show_plan(&plan, part, &extraction))?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -223,131 +235,4 @@ pub fn run(arguments: ExtractArgs) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn show_plan(plan: &ExtractionPlan, part: Option<Part>) -> String {
-    let mut text = part.map_or(String::new(), |part| format!("part {part} of the run\n"));
-    for note in &plan.notes {
-        text += &format!("note: {note}\n");
-    }
-    let mut rows = table(["module", "shape", "method", "delta in memory", "memory", "TFLOP"]);
-    for module in &plan.modules {
-        let [m, n] = module.shape;
-        let held = if module.held { "held" } else { "recomputed" };
-        let flops = format!("{:.3}", module.flops / 1e12);
-        rows.add_row([
-            &module.name,
-            &format!("{m} x {n}"),
-            &module.method,
-            held,
-            &byte_size::show(module.memory),
-            &flops,
-        ]);
-    }
-    text += &format!("{rows}\n\n");
-    let [modules, left_out] = [plan.modules.len(), plan.not_represented.len()];
-    text += &format!("{modules} modules; {left_out} tensors that the adapter will not contain\n");
-    let (memory, least) = (byte_size::show(plan.memory), byte_size::show(plan.least_memory));
-    text += &format!("memory  {memory} of peak resident memory allowed, {least} needed\n");
-    let (read, disk) = (byte_size::show(plan.read_bytes), byte_size::show(plan.disk_bytes));
-    text += &format!("disk    {read} to read, {disk} to write\n");
-    let time = humantime::format_duration(std::time::Duration::from_secs(plan.seconds.ceil() as u64));
-    text + &format!(
-        "time    about {time} on {} threads (from a short measurement of this machine)\n",
-        plan.threads
-    )
-}
-
-/// The result of a run, formatted for people.
-pub fn show_outcome(outcome: &ExtractionOutcome) -> String {
-    let manifest = &outcome.manifest;
-    let weighted = manifest.total.outputs.is_some();
-    let headings = ["kind", "modules", "rank", "mean error", "worst error", "captured", "time", "of outputs"];
-    let mut rows = table(headings);
-    if !weighted {
-        rows = table(["kind", "modules", "rank", "mean error", "worst error", "captured", "time"]);
-    }
-    for kind in &outcome.kinds {
-        let rank = kind.ranks_text();
-        let time = kind.seconds.map_or("-".into(), |s| format!("{s:.2} s"));
-        let [mean, worst] = [kind.mean_error, kind.worst_error].map(number);
-        let captured = format!("{:.2} %", 100.0 * kind.captured_energy);
-        let outputs = kind.outputs.map_or("-".into(), |outputs| number(outputs.relative_error));
-        let cells = [kind.kind.clone(), kind.modules.to_string(), rank, mean, worst, captured, time];
-        rows.add_row(cells.into_iter().chain(weighted.then_some(outputs)));
-    }
-    let mut text = format!("{rows}\n\n");
-    let total = &manifest.total;
-    let captured = 100.0 * total.captured_energy;
-    let (error, count) = (number(total.relative_error), manifest.modules.len());
-    text += &format!(
-        "{count} modules, rank {}, error {error} of the delta, {captured:.2} % captured\n",
-        manifest.rank
-    );
-    text += &show_minimized(manifest);
-    if let Some(served) = total.served {
-        let share = match served.without_adapter > 0.0 {
-            true => format!("{:.1} %", 100.0 * served.with_adapter / served.without_adapter),
-            false => "they were the tuned ones".to_owned(),
-        };
-        text += &format!(
-            "served: the weights are {} from the tuned ones with the adapter, {} without ({share}); that is a distance of \
-             weights, most of which may be quantization noise, not a loss: `trephine evaluate` measures the loss\n",
-            number(served.with_adapter),
-            number(served.without_adapter),
-        );
-    }
-    if let Some(sentence) = manifest.non_finite() {
-        text += &format!("warning: {sentence}\n");
-    }
-    text += &show_noise(manifest);
-    text += &show_left_out(outcome);
-    text + &format!(
-        "adapter: {}{}\n",
-        outcome.out.display(),
-        if outcome.was_done { " (was already done)" } else { "" }
-    )
-}
-
-/// Which error is the least, and the other one.
-fn show_minimized(manifest: &Manifest) -> String {
-    if let (Some(calibration), Some(outputs)) = (&manifest.calibration, manifest.total.outputs) {
-        let plain = manifest.modules.iter().filter(|module| module.quality.outputs.is_none()).count();
-        let rest =
-            if plain == 0 { String::new() } else { format!(" ({plain} modules without: of the weights)") };
-        return format!(
-            "minimized: the error of the layers' outputs on {}{rest}: {} of what the delta changes them by, {:.2} % \
-             captured\n",
-            calibration.name,
-            number(outputs.relative_error),
-            100.0 * outputs.captured_energy
-        );
-    }
-    manifest.hybrid.as_ref().map_or(String::new(), |dense| {
-        format!("minimized: the error of the change from {}, then that of the weights\n", dense.name)
-    })
-}
-
-/// Two lines for an adapter that holds mostly the noise of its base.
-fn show_noise(manifest: &Manifest) -> String {
-    let Some(share) = mostly_noise(manifest) else { return String::new() };
-    format!(
-        "note: about {:.0} % of what this adapter holds is quantization noise of the base, not the fine-tune (estimated from \
-         the base's format)\n      better: --calibration DIR, made by `trephine calibrate --model TUNED --text FILE --out DIR`; \
-         or --hybrid DENSE_BASE; or --base DENSE_BASE (Method A)\n",
-        100.0 * share
-    )
-}
-
-fn show_left_out(outcome: &ExtractionOutcome) -> String {
-    if outcome.left_out.is_empty() {
-        return String::new();
-    }
-    let mut rows = table(["not in the adapter", "why", "tensors", "elements", "largest change"]);
-    for group in &outcome.left_out {
-        let change = group.largest_change.map_or("unknown".into(), |c| format!("{:.2} %", 100.0 * c));
-        let [tensors, elements] = [group.tensors.to_string(), group.elements.to_string()];
-        rows.add_row([group.kind.clone(), group.reason.words().to_owned(), tensors, elements, change]);
-    }
-    format!("\n{rows}\n\n")
 }

@@ -25,13 +25,13 @@ pub struct FidelityArgs {
     #[arg(long = "adapter", value_name = "ADAPTER", required = true)]
     adapters: Vec<String>,
     /// The served checkpoint, usually quantized
-    #[arg(long, value_name = "CHECKPOINT")]
+    #[arg(long, value_name = "CHECKPOINT", alias = "base-quantized")]
     served: String,
     /// The checkpoint that the served weights should match
     #[arg(long, value_name = "CHECKPOINT")]
     tuned: String,
     /// The folder to write fidelity.json to
-    #[arg(long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Limit on the peak resident memory of the whole process
     /// [default: the smaller of 2GiB and half the available memory]

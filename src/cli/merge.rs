@@ -29,7 +29,7 @@ pub struct MergeArgs {
     #[arg(long, value_name = "ADAPTER")]
     adapter: String,
     /// The folder to write to
-    #[arg(long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
     /// Type of the computed weights; unchanged dense tensors keep their own
     #[arg(long, value_enum, default_value_t = DtypeName::Bf16, help_heading = "Result")]

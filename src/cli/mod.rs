@@ -7,9 +7,13 @@ pub(crate) mod autopsy;
 pub(crate) mod calibrate;
 pub(crate) mod completions;
 pub(crate) mod dequantize;
+pub(crate) mod doctor;
 pub(crate) mod evaluate;
 pub(crate) mod extract;
+pub(crate) mod extract_plan;
+pub(crate) mod extract_summary;
 pub(crate) mod fidelity;
+pub(crate) mod help;
 pub(crate) mod man;
 pub(crate) mod merge;
 pub(crate) mod probe;
@@ -32,23 +36,16 @@ use crate::cli::ui::output::tell;
 
 /// Extracts a LoRA adapter from the difference between two checkpoints that are far larger than memory.
 #[derive(Debug, Parser)]
-#[command(version, about, after_help = EXIT_CODES)]
+#[command(name = "trephine", version, about)]
 pub struct ProgramArgs {
     #[command(subcommand)]
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes:
-  0   done
-  1   an unexpected error, for example a full disk
-  2   wrong usage, or a decision that is yours (memory limit too small, changed options, locked folder)
-  3   bad input
-  4   a check found something, for example missing parts
-  75  stopped by a signal: run the same command again to resume";
-
 #[derive(Debug, Subcommand)]
 enum Command {
     Extract(Box<extract::ExtractArgs>),
+    Doctor(doctor::DoctorArgs),
     Probe(probe::ProbeArgs),
     Autopsy(Box<autopsy::AutopsyArgs>),
     Assemble(assemble::AssembleArgs),
@@ -70,6 +67,7 @@ enum Command {
 pub fn run(arguments: ProgramArgs) -> Result<ExitCode> {
     match arguments.command {
         Command::Extract(arguments) => extract::run(*arguments),
+        Command::Doctor(arguments) => doctor::run(arguments),
         Command::Probe(arguments) => probe::run(arguments),
         Command::Autopsy(arguments) => autopsy::run(*arguments),
         Command::Assemble(arguments) => assemble::run(arguments),
@@ -121,16 +119,50 @@ fn print(text: &str) -> Result<()> {
 
 /// The same, and whether anybody still reads.
 fn print_on(text: &str) -> Result<bool> {
-    match output::write(&mut io::stdout().lock(), text) {
+    let colour = output::in_colour(&io::stdout());
+    match output::write(&mut io::stdout().lock(), text, colour) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(e) => Err(Error::unexpected("cannot write to standard output").because(e)),
     }
 }
 
-/// Prints any value as pretty JSON to stdout.
+/// The version of JSON outputs that have none of their own.
+const JSON_VERSION: u32 = 1;
+
+/// Prints any value as pretty JSON to stdout, with a `version` if it is an object without one: docs/json.md.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::unexpected("cannot write the result as JSON").because(e))?;
-    print(&(text + "\n"))
+    print(&(versioned(text) + "\n"))
+}
+
+/// JSON whose top level has a version. Two spaces before a key stand only at the top level.
+fn versioned(text: String) -> String {
+    match text.strip_prefix("{\n") {
+        Some(rest) if !text.contains("\n  \"version\": ") => {
+            format!("{{\n  \"version\": {JSON_VERSION},\n{rest}")
+        }
+        _ => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::versioned;
+
+    #[test]
+    fn only_an_object_without_a_version_gets_one() {
+        let pretty = |value: serde_json::Value| serde_json::to_string_pretty(&value).unwrap();
+        let parsed = |value| serde_json::from_str::<serde_json::Value>(&versioned(pretty(value))).unwrap();
+        assert_eq!(
+            parsed(serde_json::json!({"a": {"version": 7}})),
+            serde_json::json!({"version": 1, "a": {"version": 7}})
+        );
+        assert_eq!(
+            parsed(serde_json::json!({"version": 2, "a": 1})),
+            serde_json::json!({"version": 2, "a": 1})
+        );
+        assert_eq!(parsed(serde_json::json!([1])), serde_json::json!([1]));
+    }
 }

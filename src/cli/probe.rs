@@ -26,7 +26,7 @@ pub struct ProbeArgs {
     checkpoint: String,
     /// List tensors that match, one by one: a glob over the name or its last parts, or re:REGEX. '*' lists all. Can be
     /// repeated
-    #[arg(long, value_name = "GLOB")]
+    #[arg(long = "include", value_name = "PATTERN", alias = "tensor")]
     tensor: Vec<String>,
     /// Also show the first N values of the first N rows of each listed tensor, after dequantization
     #[arg(long, value_name = "N", requires = "tensor", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -66,7 +66,7 @@ pub fn run(arguments: ProbeArgs) -> Result<ExitCode> {
 
 fn adapter(arguments: &ProbeArgs) -> Result<ExitCode> {
     if !arguments.tensor.is_empty() {
-        return Err(Error::decide("--tensor works only on checkpoints")
+        return Err(Error::decide("--include works only on checkpoints")
             .path(&arguments.checkpoint)
             .hint("give the file adapter_model.safetensors itself to see its tensors"));
     }

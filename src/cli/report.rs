@@ -19,7 +19,7 @@ pub struct ReportArgs {
     #[arg(required = true, value_name = "DIR")]
     folders: Vec<PathBuf>,
     /// The HTML file to write
-    #[arg(long, value_name = "FILE", default_value = "report.html")]
+    #[arg(short, long, value_name = "FILE", default_value = "report.html")]
     out: PathBuf,
     /// Also write every plot as an SVG file into this folder
     #[arg(long, value_name = "DIR")]

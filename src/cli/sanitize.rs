@@ -28,7 +28,7 @@ pub struct SanitizeArgs {
     /// Hugging Face cache
     adapter: String,
     /// The folder to write the new adapter to
-    #[arg(long, value_name = "DIR", required_unless_present = "check")]
+    #[arg(short, long, value_name = "DIR", required_unless_present = "check")]
     out: Option<PathBuf>,
     /// The program that will load it. Can be repeated; `all` makes an adapter that every one of them loads
     #[arg(long = "for", value_enum, value_name = "PROGRAM", default_values_t = [Target::All])]

@@ -21,6 +21,7 @@ use crate::cli::{print_json, print_on, quoted};
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// The output folder
+    #[arg(value_name = "DIR")]
     out: PathBuf,
     /// Repeat every so many seconds, until the run is finished
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "5")]

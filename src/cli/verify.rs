@@ -16,6 +16,7 @@ use crate::cli::{print, print_json, threads};
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
     /// A folder with a B3SUMS file
+    #[arg(value_name = "DIR")]
     folder: PathBuf,
     /// The base that the adapter was extracted from
     #[arg(long, value_name = "CHECKPOINT", requires = "tuned")]

@@ -26,13 +26,12 @@ const PIECE: usize = 1 << 14;
 /// Slices that are decoded between two steps of hashing.
 const SLICES: usize = 16;
 
-/// Scratch bytes of a visit for each thread, in addition to its panel and the pages mapped for it: decoded slices of
-/// both sides, in f64 at worst.
-pub const VISIT_SCRATCH: u64 = 12 * 1024 * 1024;
-
-/// Scratch bytes of a visit for each thread where rows are decoded in pieces, for formats that are not kept whole. It
-/// includes a slice for differences that are not held.
-pub const PIECE_SCRATCH: u64 = 4 * 1024 * 1024;
+/// Scratch bytes of a visit for each thread, in addition to its panel and the pages mapped for it. Where a module is
+/// kept whole, decoded slices of both sides, in f64 at worst; else pieces of them, and a slice for differences that are
+/// not held.
+pub fn visit_scratch(is_kept: bool) -> u64 {
+    if is_kept { 12 << 20 } else { 3 << 20 }
+}
 
 /// The difference `tuned - base`, `[rows, cols]`; `rows` may be fewer than either side has.
 ///

@@ -9,6 +9,7 @@ use crate::delta::prefix_map::Renaming;
 use crate::delta::record::{LeftOut, Reason, Side};
 use crate::delta::select::Selection;
 use crate::lora::names::{Place, expert_of, experts_of, fused_siblings, kind_of, place_of};
+use crate::shared::{Name, Shape};
 use crate::{Error, Result};
 
 /// A module that both checkpoints have and that was selected.
@@ -30,15 +31,15 @@ pub struct Pair {
 #[derive(Clone, Debug)]
 pub struct Leftover {
     /// Its name: in the base if the base has it, otherwise in the tuned checkpoint.
-    pub name: String,
+    pub name: Name,
     /// Why it is left out.
     pub reason: Reason,
     /// Its name in the base.
-    pub base: Option<String>,
+    pub base: Option<Name>,
     /// Its name in the tuned checkpoint.
-    pub tuned: Option<String>,
+    pub tuned: Option<Name>,
     /// Its shape.
-    pub shape: Vec<usize>,
+    pub shape: Shape,
     /// The first row that is left over.
     pub from_row: usize,
 }
@@ -134,8 +135,8 @@ pub fn pair(
 }
 
 /// The base's modules, and the head if it is selected but tied to the embedding.
-fn base_names(base: &Checkpoint, selection: &Selection) -> BTreeSet<String> {
-    let mut names: BTreeSet<String> = base.modules().map(|module| module.name().to_owned()).collect();
+fn base_names(base: &Checkpoint, selection: &Selection) -> BTreeSet<Name> {
+    let mut names: BTreeSet<Name> = base.modules().map(|module| module.shared_name().clone()).collect();
     let head = base.tree().head();
     if selection.takes(head) && base.module(head).is_some() {
         names.insert(head.into());
@@ -148,17 +149,22 @@ fn pair_module(
     tuned: &Checkpoint,
     names: &Renaming,
     selection: &Selection,
-    name: &str,
-    taken: &mut BTreeSet<String>,
+    name: &Name,
+    taken: &mut BTreeSet<Name>,
     pairing: &mut Pairing,
 ) {
     let Some(module) = base.module(name) else { return };
     let shape = module.shape();
     let place = place_of(name);
-    let partner = names.candidates(name).into_iter().find_map(|n| tuned.module(&n).map(|m| (n, m.shape())));
-    let mut leave = |reason, tuned: Option<String>, from_row| {
-        let shape = vec![shape[0] - from_row, shape[1]];
-        let (name, base) = (name.to_owned(), Some(name.to_owned()));
+    let partner = names.candidates(name).into_iter().find_map(|candidate| {
+        let module = tuned.module(&candidate)?;
+        // A head that is tied to the embedding is found under another name than its own.
+        let own = module.name() == candidate;
+        Some((if own { module.shared_name().clone() } else { candidate.into() }, module.shape()))
+    });
+    let mut leave = |reason, tuned: Option<Name>, from_row| {
+        let shape = [shape[0] - from_row, shape[1]].into();
+        let (name, base) = (name.clone(), Some(name.clone()));
         pairing.leftovers.push(Leftover { name, reason, base, tuned, shape, from_row });
     };
     let Some((tuned_name, tuned_shape)) = partner else { return leave(Reason::NoPartner, None, 0) };
@@ -181,11 +187,11 @@ fn pair_module(
         leave(Reason::TrimmedVocabulary, None, rows);
     }
     if rows < tuned_shape[0] {
-        let (reason, shape) = (Reason::TrimmedVocabulary, vec![tuned_shape[0] - rows, shape[1]]);
+        let (reason, shape) = (Reason::TrimmedVocabulary, [tuned_shape[0] - rows, shape[1]].into());
         let (name, tuned) = (tuned_name.clone(), Some(tuned_name.clone()));
         pairing.leftovers.push(Leftover { name, reason, base: None, tuned, shape, from_row: rows });
     }
-    pairing.pairs.push(Pair { name: name.to_owned(), tuned: tuned_name, place, shape, rows });
+    pairing.pairs.push(Pair { name: name.to_string(), tuned: tuned_name.into(), place, shape, rows });
 }
 
 /// Adds the tensors that are not modules of the base: norms, biases, stacks of experts, and those that only the tuned
@@ -194,7 +200,7 @@ fn others(
     base: &Checkpoint,
     tuned: &Checkpoint,
     names: &Renaming,
-    taken: &mut BTreeSet<String>,
+    taken: &mut BTreeSet<Name>,
     pairing: &mut Pairing,
 ) {
     for tensor in base.others() {
@@ -210,23 +216,23 @@ fn others(
         let (name, base, shape) = (name.clone(), Some(name.clone()), tensor.stored.shape.clone());
         pairing.leftovers.push(Leftover { name, reason, base, tuned: partner, shape, from_row: 0 });
     }
-    let alone = |name: &str, shape: &[usize]| Leftover {
-        name: name.to_owned(),
+    let alone = |name: &Name, shape: Shape| Leftover {
+        name: name.clone(),
         reason: Reason::NoPartner,
         base: None,
-        tuned: Some(name.to_owned()),
-        shape: shape.to_vec(),
+        tuned: Some(name.clone()),
+        shape,
         from_row: 0,
     };
     for module in tuned.modules().filter(|module| !taken.contains(module.name())) {
-        let name = module.name();
+        let name = module.shared_name();
         let tied_copy = place_of(name) == Place::Head && tuned.config().tie_word_embeddings();
         if !tied_copy {
-            pairing.leftovers.push(alone(name, &module.shape()));
+            pairing.leftovers.push(alone(name, module.shape().into()));
         }
     }
     for tensor in tuned.others().filter(|tensor| !taken.contains(&tensor.stored.name)) {
-        pairing.leftovers.push(alone(&tensor.stored.name, &tensor.stored.shape));
+        pairing.leftovers.push(alone(&tensor.stored.name, tensor.stored.shape.clone()));
     }
 }
 
@@ -365,7 +371,7 @@ fn belong_together(
         lost.len(),
         lost.len() + pairing.pairs.len()
     );
-    let name = of_shape.or(lost.first()).map(|l| l.name.clone()).unwrap_or_default();
+    let name = of_shape.or(lost.first()).map(|l| l.name.to_string()).unwrap_or_default();
     Err(Error::input(what)
         .tensor(name)
         .path(tuned.root())

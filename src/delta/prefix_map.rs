@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::module_tree::ModuleTree;
+use crate::checkpoint::{Checkpoint, Module, Tensor};
 
 /// The mapping from names in the base to names in the tuned checkpoint.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -63,20 +63,22 @@ impl Renaming {
 
 /// Names in the base that the tuned checkpoint does not have, with the name there of what is the same in the model.
 fn by_modules(base: &Checkpoint, tuned: &Checkpoint) -> BTreeMap<String, String> {
-    let names = |checkpoint: &Checkpoint| -> BTreeSet<String> {
-        let modules = checkpoint.modules().map(|module| module.name().to_owned());
-        modules.chain(checkpoint.tensors().map(|tensor| tensor.name().to_owned())).collect()
-    };
-    let (ours, theirs) = (names(base), names(tuned));
-    if ours.is_subset(&theirs) {
+    let lone: BTreeSet<&str> = stored_names(base).filter(|name| !tuned.stores(name)).collect();
+    if lone.is_empty() {
         return BTreeMap::new();
     }
     let [our_tree, their_tree] = [base, tuned].map(|checkpoint| ModuleTree::of(checkpoint.config()));
-    let by_module: BTreeMap<String, &String> =
-        theirs.iter().map(|name| (their_tree.module_of(name), name)).collect();
-    let lone = ours.iter().filter(|name| !theirs.contains(*name));
-    let partner = |name: &String| Some((name.clone(), (*by_module.get(&our_tree.module_of(name))?).clone()));
-    lone.filter_map(partner).collect()
+    let theirs: BTreeSet<&str> = stored_names(tuned).collect();
+    let by_module: BTreeMap<String, &str> =
+        theirs.into_iter().map(|name| (their_tree.module_of(name), name)).collect();
+    let partner =
+        |name: &str| Some((name.to_owned(), (*by_module.get(&our_tree.module_of(name))?).to_owned()));
+    lone.into_iter().filter_map(partner).collect()
+}
+
+/// The names of its modules and tensors.
+fn stored_names(checkpoint: &Checkpoint) -> impl Iterator<Item = &str> {
+    checkpoint.modules().map(Module::name).chain(checkpoint.tensors().map(Tensor::name))
 }
 
 fn prefixes(checkpoint: &Checkpoint) -> BTreeSet<String> {

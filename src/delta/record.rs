@@ -4,7 +4,10 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use crate::checkpoint::Checkpoint;
+use crate::durable::digest::HexDigest;
 use crate::quant::weight::SchemeKind;
+use crate::shared::{Name, Shape};
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 /// The role of an input in a run.
@@ -129,14 +132,14 @@ impl Reason {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LeftOut {
     /// Its name, in the base if the base has it.
-    pub name: String,
+    pub name: Name,
     /// Why.
     pub reason: Reason,
     /// The checkpoint that has it, if only one does.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub only_in: Option<Side>,
     /// Its shape, in the base if the base has it.
-    pub shape: Vec<usize>,
+    pub shape: Shape,
     /// Number of elements.
     pub elements: u64,
     /// `||T - B|| / ||B||`; absent where the two cannot be compared.
@@ -166,18 +169,18 @@ pub struct TensorRecord {
     /// The checkpoint that it was read from.
     pub checkpoint: Side,
     /// Its name there.
-    pub name: String,
+    pub name: Name,
     /// Its file, relative to the checkpoint's folder.
-    pub file: String,
-    /// Element type by its name in safetensors.
-    pub dtype: String,
+    pub file: Name,
+    /// Element type.
+    pub dtype: Dtype,
     /// Shape.
-    pub shape: Vec<usize>,
+    pub shape: Shape,
     /// The byte range that was read, if only a part was, for example one expert of a stack.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub part: Option<[u64; 2]>,
     /// Digest of the bytes that were read.
-    pub blake3: String,
+    pub blake3: HexDigest,
 }
 
 /// The description of a checkpoint. A path is shortened to its last component, so the record does not reveal the

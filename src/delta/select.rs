@@ -6,6 +6,7 @@ use globset::{Glob, GlobBuilder, GlobMatcher};
 use regex::Regex;
 
 use crate::lora::names::{Place, expert_of_stack, place_of};
+use crate::shared::Name;
 use crate::{Error, Result};
 
 /// The pattern of `--include` that stands for the default selection.
@@ -100,7 +101,7 @@ impl Selection {
     }
 
     /// The patterns that match none of `modules`, as given: a typo in one of several would otherwise go unnoticed.
-    pub fn idle(&self, modules: &BTreeSet<String>) -> Vec<String> {
+    pub fn idle(&self, modules: &BTreeSet<Name>) -> Vec<String> {
         let given = self.texts.iter().partition::<Vec<_>, _>(|(flag, _)| *flag == "include");
         let patterns = self.include.iter().zip(given.0).chain(self.exclude.iter().zip(given.1));
         let idle = patterns.filter(|(pattern, _)| !modules.iter().any(|module| pattern.matches(module)));
@@ -162,7 +163,7 @@ mod tests {
     #[test]
     fn patterns_that_match_nothing_are_reported() {
         let own = |texts: &[&str]| texts.iter().map(|&t| t.to_owned()).collect::<Vec<_>>();
-        let modules = own(&["model.layers.0.self_attn.q_proj", "lm_head"]).into_iter().collect();
+        let modules = ["model.layers.0.self_attn.q_proj", "lm_head"].map(Name::from).into();
         let idle = |include: &[&str], exclude: &[&str]| {
             Selection::parse(&own(include), &own(exclude)).unwrap().idle(&modules)
         };

@@ -79,12 +79,12 @@ pub fn tensor_record(
 ) -> TensorRecord {
     TensorRecord {
         checkpoint: side,
-        name: tensor.name().to_owned(),
-        file: checkpoint.file_name(tensor.file).to_owned(),
-        dtype: tensor.stored.dtype.to_string(),
+        name: tensor.stored.name.clone(),
+        file: checkpoint.shared_file_name(tensor.file),
+        dtype: tensor.stored.dtype,
         shape: tensor.stored.shape.clone(),
         part: (range != (0..tensor.size())).then_some([range.start, range.end]),
-        blake3: digest.to_hex().to_string(),
+        blake3: digest.into(),
     }
 }
 

@@ -24,6 +24,9 @@ use crate::{Error, Result};
 /// The digits that the first line is chained to; a new line format needs a new seed.
 const SEED: [u8; 16] = *b"trephine.journal";
 
+/// The length of a line's digits and of the space after them.
+const PREFIX: usize = 17;
+
 /// The longest line in bytes: a damaged or foreign file must not fill the memory.
 const LONGEST: usize = 64 << 20;
 
@@ -107,9 +110,10 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
         if self.broken {
             return Err(Error::unexpected("a write to the journal failed before").path(&self.path));
         }
-        let json = encode(record).map_err(|e| Error::unexpected(what).path(&self.path).because(e))?;
-        let chain = chained(&self.end.chain, &json);
-        let line = [&chain[..], b" ", &json, b"\n"].concat();
+        let mut line = encode(record).map_err(|e| Error::unexpected(what).path(&self.path).because(e))?;
+        let chain = chained(&self.end.chain, &line[PREFIX..]);
+        line[..chain.len()].copy_from_slice(&chain);
+        line.push(b'\n');
         // One write, so that a kill tears at most this line.
         if let Err(e) = self.file.write_all(&line).and_then(|()| self.file.sync_data()) {
             self.broken = true;
@@ -223,14 +227,16 @@ fn chained(before: &[u8; 16], json: &[u8]) -> [u8; 16] {
     digits
 }
 
-/// The record as JSON. It is parsed again at once, so a record that cannot be replayed is refused now, not on resume.
+/// The record as JSON, behind room for the digits and the space. It is parsed again at once, so a record that cannot be
+/// replayed is refused now, not on resume.
 fn encode<T: Serialize + DeserializeOwned>(record: &T) -> std::result::Result<Vec<u8>, serde_json::Error> {
-    let json = serde_json::to_vec(record)?;
-    serde_json::from_slice::<T>(&json)?;
-    if json.len() > LONGEST - 32 {
-        return Err(serde::ser::Error::custom(format!("a record of {} bytes is too long", json.len())));
+    let mut line = vec![b' '; PREFIX];
+    serde_json::to_writer(&mut line, record)?;
+    serde_json::from_slice::<T>(&line[PREFIX..])?;
+    if line.len() > LONGEST - 32 {
+        return Err(serde::ser::Error::custom(format!("a record of {} bytes is too long", line.len())));
     }
-    Ok(json)
+    Ok(line)
 }
 
 fn damaged(path: &Path, line: u64, how: &str) -> Error {

@@ -19,6 +19,7 @@ pub(crate) mod finding;
 pub mod folder;
 pub mod inside;
 pub mod journal;
+pub mod json_file;
 pub mod lock;
 pub mod verify;
 pub use self::atomic_file::Draft;

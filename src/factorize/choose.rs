@@ -29,9 +29,11 @@ pub fn flops(m: usize, n: usize, request: &Request) -> f64 {
     backend(m, n, request).cost([m, n], request).flops
 }
 
-/// An upper bound on the bytes a factorization needs beyond the delta and the buffers its panels are decoded into.
-pub fn workspace(m: usize, n: usize, request: &Request) -> usize {
-    backend(m, n, request).cost([m, n], request).workspace
+/// An upper bound on the bytes a factorization on so many threads needs beyond the delta and the buffers its panels
+/// are decoded into.
+pub fn workspace(m: usize, n: usize, threads: usize, request: &Request) -> usize {
+    let cost = backend(m, n, request).cost([m, n], request);
+    cost.workspace + threads * cost.thread
 }
 
 /// Does one product `[rows, inner] x [inner, cols]` of the kind that a pass is made of `times` times on one thread, for
@@ -57,7 +59,7 @@ mod tests {
     #[test]
     fn large_modules_fit_a_small_budget() {
         for (m, n) in [(25600, 5120), (5120, 25600)] {
-            let bytes = workspace(m, n, &request(256));
+            let bytes = workspace(m, n, 2, &request(256));
             assert!(bytes < 230 << 20, "{m} x {n}: {bytes}");
         }
     }

@@ -69,6 +69,8 @@ pub struct Cost {
     pub flops: f64,
     /// An upper bound on the bytes needed beyond the delta and the buffers its panels are decoded into.
     pub workspace: usize,
+    /// The same for each thread.
+    pub thread: usize,
 }
 
 /// A way to factorize a matrix. An implementation passes the conformance suite in `tests/numerics/backends.rs`.

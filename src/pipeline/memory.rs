@@ -3,19 +3,37 @@
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::module::Module;
 
-/// Resident memory of the process that no permit covers: code, catalogues, stacks, the allocator's own data.
-pub const OVERHEAD: u64 = 40 * 1024 * 1024;
-
-/// A generous estimate of the bytes that one entry of a checkpoint's catalogue takes.
-pub const CATALOGUE_ENTRY: u64 = 1024;
-
-/// What is recorded of one tensor that was read, in bytes: it is held until the output is written, and stands there
-/// as text then. An estimate with a margin: two runs over 92,160 tensors, neither of them finished, had taken up to
-/// 2.3 KiB each.
-pub const TENSOR_RECORD: u64 = 2560;
+/// Resident memory of the process that nothing else counts: code, stacks, the allocator's own data. Every command takes
+/// 13 to 17 MiB on checkpoints of some hundred kilobytes.
+pub const OVERHEAD: u64 = 20 << 20;
 
 /// Packing buffers of the matrix products, and the stack, per thread.
-pub const THREAD: u64 = 4 * 1024 * 1024;
+pub const THREAD: u64 = 4 << 20;
+
+/// The stack and the allocator's pool of a thread that computes no matrix products.
+pub const SMALL_THREAD: u64 = 1 << 20;
+
+/// What one tensor of an open checkpoint takes besides its name: its description, its share of a module and its decoder,
+/// and of the plan. Measured on 92,160 tensors (`scripts/memory.py`), with a margin of a quarter.
+const CATALOGUE_ENTRY: u64 = 480;
+
+/// What is recorded of one tensor that was read: its digest, its share of the unit's result and of the journal's entry
+/// while a run is resumed, and all of that once more in the output's record. Measured in the same way.
+const TENSOR_RECORD: u64 = 720;
+
+/// What one tensor of an adapter takes.
+pub const ADAPTER_TENSOR: u64 = 1024;
+
+/// Bytes that an open checkpoint takes, and a plan over all of it. A name stands in the catalogue, and without its last
+/// part in the modules.
+pub fn catalogue(checkpoint: &Checkpoint) -> u64 {
+    checkpoint.tensors().map(|tensor| CATALOGUE_ENTRY + 2 * tensor.name().len() as u64).sum()
+}
+
+/// Bytes of what a run records of all tensors of a checkpoint. The name stands in the identifier of a unit.
+pub fn records(checkpoint: &Checkpoint) -> u64 {
+    checkpoint.tensors().map(|tensor| TENSOR_RECORD + 2 * tensor.name().len() as u64).sum()
+}
 
 /// How many slices of a module are asked how much they map: enough to cover every alignment of slices with heads.
 pub(crate) const SLICES_LOOKED_AT: usize = 16;

@@ -6,4 +6,6 @@ pub(crate) mod cgroup;
 pub(crate) mod memory;
 pub(crate) mod options;
 pub mod ordered_panels;
+pub(crate) mod peak;
 pub use self::options::RunOptions;
+pub use self::peak::peak_resident;

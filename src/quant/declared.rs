@@ -22,7 +22,10 @@ impl Declared {
         text("quant_method").or_else(|| match self.origin.as_str() {
             "hf_quant_config.json" => Some("modelopt".to_owned()),
             "quantize_config.json" => Some("gptq".to_owned()),
+            "quanto_qmap.json" => Some("quanto".to_owned()),
             _ if has("load_in_4bit") || has("load_in_8bit") => Some("bitsandbytes".to_owned()),
+            // MLX declares the group size and the bits of all modules, and no method.
+            "config.json" if has("group_size") && has("bits") => Some("mlx".to_owned()),
             _ => None,
         })
     }
@@ -46,15 +49,13 @@ pub(crate) fn missing(weight: &TensorInfo, name: &str) -> Error {
         .hint("it is missing from the files or from the index: download or export the checkpoint again")
 }
 
-/// Refuses a module that computes more than a product with its weight: modelopt can scale the inputs first, or keep
-/// part of the weight as low-rank factors.
+/// Refuses a module that computes more than a product with its weight: modelopt can keep part of the weight as low-rank
+/// factors.
 pub(crate) fn refuse_extra_terms(module: &str, tensors: &dyn Tensors) -> Result<()> {
-    let parts =
-        ["pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b"].map(|part| format!("{module}.{part}"));
+    let parts = ["svdquant_lora_a", "svdquant_lora_b", "weight_quantizer._svdquant_lora_a"]
+        .map(|part| format!("{module}.{part}"));
     match parts.iter().find(|name| tensors.stored(name).is_some()) {
-        Some(name) => {
-            Err(unsupported("a weight that is not used alone (pre_quant_scale, svdquant_lora)").tensor(name))
-        }
+        Some(name) => Err(unsupported("a weight that is not used alone (svdquant_lora)").tensor(name)),
         None => Ok(()),
     }
 }

@@ -7,7 +7,9 @@ use safetensors::Dtype;
 use crate::quant::expert::layout::Experts;
 use crate::quant::expert::stack;
 use crate::quant::format::dense::Dense;
-use crate::quant::format::{auto_round, bitsandbytes, block_fp8, compressed, fp8, gptq_awq, mxfp4};
+use crate::quant::format::{
+    auto_round, bitsandbytes, block_fp8, compressed, gptq_awq, mlx, modelopt, mxfp4, quanto,
+};
 use crate::quant::recognize::recognized;
 use crate::quant::weight::{Format, FoundWeight, SchemeKind, TensorInfo, Tensors};
 use crate::{Error, Result};
@@ -21,11 +23,13 @@ const REGISTRY: &[(&str, Build)] = &[
     ("mxfp8", |declared, _| block_fp8::from_config(declared)),
     ("compressed-tensors", |declared, _| compressed::from_config(declared)),
     ("bitsandbytes", |declared, _| bitsandbytes::from_config(declared)),
-    ("modelopt", |declared, _| fp8::modelopt(declared)),
+    ("modelopt", |declared, _| modelopt::from_config(declared)),
     ("gptq", |declared, _| gptq_awq::gptq(declared)),
     ("awq", |declared, _| gptq_awq::awq(declared)),
     ("auto-round", |declared, _| auto_round::from_config(declared)),
     ("intel/auto-round", |declared, _| auto_round::from_config(declared)),
+    ("mlx", |declared, _| mlx::from_config(declared)),
+    ("quanto", |declared, _| Ok(quanto::from_config(declared))),
     ("mxfp4", |_, experts| Ok(mxfp4::format(experts))),
 ];
 

@@ -9,19 +9,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::quant::encode::requantize::RoundToNearest;
+use crate::shared::{Name, Shape};
 
-/// One stored array, as its file's header describes it.
+/// One stored array, as its file's header describes it. Name and shape are shared among all copies: a checkpoint may
+/// have a hundred thousand tensors, each of which is described in its catalogue, its module and its decoder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
     /// The tensor's name in its file.
-    pub name: String,
+    pub name: Name,
     /// Element type.
     pub dtype: Dtype,
     /// Shape, outermost dimension first.
-    pub shape: Vec<usize>,
+    pub shape: Shape,
 }
 
 impl TensorInfo {
+    /// The description of an array.
+    pub fn new(name: impl Into<Name>, dtype: Dtype, shape: impl Into<Shape>) -> TensorInfo {
+        TensorInfo { name: name.into(), dtype, shape: shape.into() }
+    }
+
     /// Dtype and shape as messages give them: `F8_E4M3 [192, 320]`.
     pub fn describe(&self) -> String {
         format!("{} {:?}", self.dtype, self.shape)

@@ -273,7 +273,7 @@ impl AutopsySummary {
                     .iter()
                     .map(|(fault, count)| format!("{count} × {}", fault.words()));
                 let faults = faults.collect::<Vec<_>>().join(", ");
-                format!("{errors} errors and {warnings} warnings ({faults})")
+                format!("{errors} with errors, {warnings} with warnings only ({faults})")
             }
         };
         format!("{}: {} tensors of {} were examined; {found}.", self.name, self.tensors, self.checkpoint)

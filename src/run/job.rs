@@ -75,7 +75,7 @@ pub trait Job: Sync {
 
     /// The name of a unit for people.
     fn unit_title(&self, unit: &UnitId) -> String {
-        unit.name.clone()
+        unit.name.to_string()
     }
 
     /// Loads a finished unit whose result, if it has one, is the file `result`. On an error the unit is done again.

@@ -14,6 +14,27 @@ pub trait Progress: Send + Sync {
         let _ = (modules, bytes, done_modules, done_bytes);
     }
 
+    /// The seconds that the work that is not done yet will take, by the plan's cost model. The next three methods
+    /// report in the same seconds.
+    fn expect(&self, seconds: f64) {
+        let _ = seconds;
+    }
+
+    /// A small part of the expected work is done, for example a panel is read.
+    fn step(&self, seconds: f64) {
+        let _ = seconds;
+    }
+
+    /// A unit of that much work is begun.
+    fn enter(&self, seconds: f64) {
+        let _ = seconds;
+    }
+
+    /// A unit of that much work is finished.
+    fn leave(&self, seconds: f64) {
+        let _ = seconds;
+    }
+
     /// `bytes` more bytes of tensors have been read.
     fn read(&self, bytes: u64) {
         let _ = bytes;

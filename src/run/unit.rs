@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use crate::delta::record::TensorRecord;
 use crate::durable::digest::Written;
 use crate::run::identity::RunIdentity;
+use crate::shared::Name;
 
 /// What a unit of work produces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -37,23 +38,23 @@ pub struct UnitId {
     /// What the unit produces.
     pub kind: UnitKind,
     /// Its name.
-    pub name: String,
+    pub name: Name,
 }
 
 impl UnitId {
     /// The identifier of a module.
-    pub fn module(name: &str) -> UnitId {
-        UnitId { kind: UnitKind::Module, name: name.to_owned() }
+    pub fn module(name: impl Into<Name>) -> UnitId {
+        UnitId { kind: UnitKind::Module, name: name.into() }
     }
 
     /// The identifier of a file.
-    pub fn file(name: &str) -> UnitId {
-        UnitId { kind: UnitKind::File, name: name.to_owned() }
+    pub fn file(name: impl Into<Name>) -> UnitId {
+        UnitId { kind: UnitKind::File, name: name.into() }
     }
 
     /// The identifier of a comparison.
-    pub fn compared(key: String) -> UnitId {
-        UnitId { kind: UnitKind::Compared, name: key }
+    pub fn compared(key: impl Into<Name>) -> UnitId {
+        UnitId { kind: UnitKind::Compared, name: key.into() }
     }
 }
 
@@ -111,7 +112,7 @@ pub enum JournalEntry<R> {
 /// A finished unit in the form of its line in the journal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JournalLine<R> {
-    name: String,
+    name: Name,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none", default)]

@@ -34,22 +34,29 @@ pub(crate) fn check(file: &File) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, "this is not a regular file"))
 }
 
-/// The bytes of a regular file of at most `limit` bytes.
+/// Opens a regular file of at most `limit` bytes, to be read as it streams by. What it grows by meanwhile is not read.
 ///
 /// # Errors
 /// As [`open`]; `InvalidData` for a longer file.
-pub(crate) fn read_within(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn open_within(path: &Path, limit: u64) -> io::Result<io::Take<File>> {
     let file = open(path)?;
     let length = file.metadata()?.len();
-    let mut bytes = Vec::with_capacity(usize::try_from(length.min(limit)).unwrap_or(0));
-    if length <= limit {
-        // It may grow meanwhile.
-        file.take(limit + 1).read_to_end(&mut bytes)?;
-    }
-    if length > limit || bytes.len() as u64 > limit {
+    if length > limit {
         let what = format!("the file has {length} bytes, and at most {limit} are read of one of its kind");
         return Err(io::Error::new(io::ErrorKind::InvalidData, what));
     }
+    Ok(file.take(limit))
+}
+
+/// The bytes of a regular file of at most `limit` bytes.
+///
+/// # Errors
+/// As [`open_within`].
+pub(crate) fn read_within(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut file = open_within(path, limit)?;
+    let length = file.get_ref().metadata()?.len();
+    let mut bytes = Vec::with_capacity(usize::try_from(length.min(limit)).unwrap_or(0));
+    file.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -86,6 +93,23 @@ pub(crate) fn cannot_read(path: &Path, source: io::Error) -> Error {
 pub(crate) fn read_if_any(path: &Path) -> Result<Option<Vec<u8>>> {
     match read(path) {
         Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(cannot_read(path, e)),
+    }
+}
+
+/// The length and the blake3 of a regular file of at most [`SMALL_FILE`] bytes; `None` if it does not exist.
+///
+/// # Errors
+/// As [`open_within`], with this crate's error.
+pub(crate) fn hash_if_any(path: &Path) -> Result<Option<(u64, blake3::Hash)>> {
+    let hashed = open_within(path, SMALL_FILE).and_then(|mut file| {
+        let mut hasher = blake3::Hasher::new();
+        io::copy(&mut file, &mut hasher)?;
+        Ok((hasher.count(), hasher.finalize()))
+    });
+    match hashed {
+        Ok(hashed) => Ok(Some(hashed)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(cannot_read(path, e)),
     }

@@ -65,6 +65,8 @@ fn manual_pages_know_every_option() {
         assert!(top.contains(&format!("trephine-{command}(1)")), "{command}");
         let page = read(&format!("trephine-{command}.1"));
         assert!(page.starts_with(".ie") && page.contains(".SH SYNOPSIS"), "{command}");
+        assert!(page.contains(".SH EXAMPLES") && page.contains(".SH \"SEE ALSO\""), "{command}");
+        assert!(page.contains("trephinefR(1)"), "{command}");
         for option in options {
             assert!(page.contains(&format!("--{option}")), "{command} --{option}");
         }

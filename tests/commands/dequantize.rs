@@ -426,7 +426,7 @@ fn folders_that_are_not_this_runs() {
     // A finished one: there is nothing to do, other options are refused, damage is reported.
     command(&base, &out, &[]).code(0);
     let before = contents(&out);
-    assert!(command(&base, &out, &[]).code(0).stdout.contains("(was already done)"));
+    assert!(command(&base, &out, &[]).code(0).stdout.contains("(already complete)"));
     command(&base, &out, &["--dtype", "f32"]).code(2).says("--dtype was \"bf16\" and is \"f32\"");
     command(&base, &out, &["--max-shard-size", "300kB"])
         .code(2)

@@ -58,7 +58,7 @@ fn a_checkpoint_in_few_lines() {
 
 #[test]
 fn tensors_and_values_on_demand() {
-    let ended = probe(&[&data("base-fp8"), "--tensor", "*layers.1.*up_proj", "--values", "3"]).code(0);
+    let ended = probe(&[&data("base-fp8"), "--include", "*layers.1.*up_proj", "--values", "3"]).code(0);
     assert!(
         ended
             .stdout
@@ -70,10 +70,10 @@ fn tensors_and_values_on_demand() {
     module.panel(&checkpoint, 2..3, &mut row).unwrap();
     let last = format!("{:>12.5e} {:>12.5e} {:>12.5e}", row[0], row[1], row[2]);
     assert!(ended.stdout.contains(&last), "{last} in {}", ended.stdout);
-    let all = probe(&[&data("base"), "--tensor", "*", "--json"]).code(0);
+    let all = probe(&[&data("base"), "--include", "*", "--json"]).code(0);
     let all: Value = serde_json::from_str(&all.stdout).unwrap();
     assert_eq!(all["tensors"].as_array().unwrap().len(), 36);
-    probe(&[&data("base"), "--tensor", "no_such"]).code(2).says("no tensor matches");
+    probe(&[&data("base"), "--include", "no_such"]).code(2).says("no tensor matches");
     probe(&[&data("base"), "--values", "3"]).code(2);
     probe(&["/nowhere/at/all"]).code(3).says("no such file or folder");
 }
@@ -267,5 +267,5 @@ fn an_adapter_and_who_would_load_it() {
     assert_eq!(vllm["loads"], false);
     assert!(!vllm["why"].as_str().unwrap().is_empty());
     probe(&[&text(&out)]).code(4).says("programs would not apply all of the adapter");
-    probe(&[&text(&out), "--tensor", "*"]).code(2).says("--tensor works only on checkpoints");
+    probe(&[&text(&out), "--include", "*"]).code(2).says("--include works only on checkpoints");
 }

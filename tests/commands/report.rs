@@ -250,14 +250,22 @@ fn an_autopsy_is_drawn_as_it_says() {
     let home = tempdir().unwrap();
     let folders = ["one", "two"].map(|name| dissected(home.path(), name));
     let Drawn { page, told, .. } = drawn(&folders);
-    let sentence = "one: 16 tensors of tuned were examined; 1 errors and 0 warnings (1 × exploded std).";
+    let sentence =
+        "one: 16 tensors of tuned were examined; 1 with errors, 0 with warnings only (1 × wrong scale).";
     assert_eq!(told.summary.sentences[0], sentence);
     assert_eq!((told.summary.autopsies.len(), told.summary.autopsies[1].errors), (2, 1));
     assert_eq!(select(&page, "#weights svg").len(), 7, "a plot for each kind, none for norms");
     let cells = row(&page, "one: weights by kind", "q_proj");
     assert_eq!(cells[1..], ["2", "0", "0.0200", "0.0200", "0.1250", "25.0 %", "0"]);
     let finding = row(&page, "two: findings", "model.layers.1.q_proj");
-    assert_eq!(finding[1..], ["error", "exploded std", "has a standard deviation of 12"]);
+    assert_eq!(
+        finding[1..],
+        [
+            "error",
+            "wrong scale",
+            "(std x root of inputs is 96; healthy 0.05 to 50): scales inverted, or never applied?"
+        ]
+    );
     // A third of the counts in a quarter of an octave's width: log2(5/4) of an octave.
     let most: f64 = 100.0 / 3.0 / (2f64.log2() - 1.75f64.log2());
     let labels: Vec<f64> =

@@ -15,7 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use trephine::commands::extract::{Extraction, ResultOptions};
+use trephine::commands::extract::{Allowances, Extraction, ResultOptions};
 
 use trephine::pipeline::RunOptions;
 
@@ -63,6 +63,13 @@ impl Ended {
     #[track_caller]
     pub fn says(self, words: &str) -> Ended {
         assert!(self.stderr.contains(words), "no '{words}' in: {}", self.stderr);
+        self
+    }
+
+    /// Asserts that stdout contains these words.
+    #[track_caller]
+    pub fn shows(self, words: &str) -> Ended {
+        assert!(self.stdout.contains(words), "no '{words}' in: {}", self.stdout);
         self
     }
 }
@@ -159,6 +166,7 @@ pub fn job(base: &str, tuned: &str, out: &Path) -> Extraction {
         hybrid: None,
         out: out.to_owned(),
         deciding: ResultOptions { rank: 8, ..ResultOptions::for_base(base) },
+        allow: Allowances::default(),
         running: running(),
     }
 }

@@ -133,12 +133,17 @@ fn an_energy_gives_each_module_the_least_rank() {
 }
 
 #[test]
-fn a_rank_above_the_narrowest_module_is_exact_and_padded() {
+fn a_rank_above_the_widest_module_is_lowered_and_exact() {
     let home = tempdir().unwrap();
     for (dtype, floor) in [("f32", 1e-5), ("bf16", 1.0 / 256.0)] {
         let out = extracted(home.path(), "base", &["--rank", "500", "--dtype", dtype, "--overwrite"]);
         let notes = &manifest(&out)["notes"];
-        assert!(notes[0].as_str().unwrap().contains("--rank 160 captures everything"), "{notes}");
+        let note = "no module has more than 160 singular values: the adapter has rank 160, not 500";
+        assert!(notes.as_array().unwrap().iter().any(|said| said == note), "{notes}");
+        assert_eq!(manifest(&out)["rank"], 160);
+        let config: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(out.join("adapter_config.json")).unwrap()).unwrap();
+        assert_eq!((&config["r"], &config["lora_alpha"]), (&160.into(), &160.into()));
         for module in manifest(&out)["modules"].as_array().unwrap() {
             let narrow = module["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).min();
             assert!(module["rank"].as_u64() <= narrow, "{module}");
@@ -172,27 +177,37 @@ fn the_recorded_error_on_the_served_checkpoint_is_true() {
 }
 
 #[test]
-fn equal_checkpoints_give_zeros_and_no_error() {
+fn unchanged_modules_get_zeros_and_no_error() {
+    const CHANGED: &str = "model.layers.1.self_attn.q_proj";
     let home = tempdir().unwrap();
+    let folder = copied("base", home.path());
+    let path = folder.join("model.safetensors");
+    let mut tensors = read_file(&path);
+    let other = read_file(Path::new(&format!("{}/model.safetensors", data("tuned"))));
+    let name = format!("{CHANGED}.weight");
+    let change = other.into_iter().find(|tensor| tensor.name == name).unwrap();
+    *tensors.iter_mut().find(|tensor| tensor.name == name).unwrap() = change;
+    write_file(&path, &tensors);
+    let tuned = folder.to_str().unwrap();
     for more in [&["--rank", "8"][..], &["--rank", "8", "--energy", "0.9"]] {
         let out = home.path().join(more.len().to_string());
-        extract_with(&data("tuned"), &data("tuned"), &out, more).code(0);
+        extract_with(&data("base"), tuned, &out, more).code(0);
         let manifest = manifest(&out);
-        assert_eq!(manifest["total"]["relative_error"], 0.0);
-        assert!(
-            manifest["modules"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .all(|m| m["relative_error"] == 0.0 && m["rank"] == 0)
-        );
+        let modules = manifest["modules"].as_array().unwrap();
+        let unchanged: Vec<_> = modules.iter().filter(|module| module["name"] != CHANGED).collect();
+        assert_eq!(unchanged.len(), 20);
+        assert!(unchanged.iter().all(|m| m["relative_error"] == 0.0 && m["rank"] == 0));
         let factors = dense(&out.join("adapter_model.safetensors"));
-        assert!(factors.values().all(|(_, values)| values.iter().all(|v| *v == 0.0)));
-        let rank = if more.len() == 2 { 8 } else { 1 };
-        assert!(factors.iter().all(|(name, (shape, _))| shape[usize::from(name.contains("lora_B"))] == rank));
+        let zeros = |values: &[f64]| values.iter().all(|value| *value == 0.0);
+        for (name, (shape, values)) in &factors {
+            assert_eq!(zeros(values), !name.contains(CHANGED), "{name}");
+            assert_eq!(
+                shape[usize::from(name.contains("lora_B"))],
+                manifest["rank"].as_u64().unwrap() as usize
+            );
+        }
         check_rules(&out);
-        run(trephine().arg("verify").arg(&out).args(["--base", &data("tuned"), "--tuned", &data("tuned")]))
-            .code(0);
+        run(trephine().arg("verify").arg(&out).args(["--base", &data("base"), "--tuned", tuned])).code(0);
     }
 }
 

@@ -330,7 +330,7 @@ fn an_importance_matrix_serves_as_a_diagonal_and_is_said_to_be_the_weaker_one() 
         let out = home.path().join(format!("of-{}", matrix.file_name().unwrap().to_str().unwrap()));
         let more = ["--rank", "8", "--calibration", matrix.to_str().unwrap()];
         let ended = extract_with(&data("base-fp8"), &data("tuned"), &out, &more).code(0);
-        assert!(ended.stdout.contains("minimized: the error of the layers' outputs"), "{}", ended.stdout);
+        assert!(ended.stdout.contains("minimized  the error of the layers' outputs"), "{}", ended.stdout);
         let said = manifest(&out);
         // The third layer is not in it.
         let notes = said["notes"].to_string();
@@ -361,7 +361,7 @@ fn a_hybrid_holds_the_change_in_its_first_half() {
     let out = home.path().join("out");
     let more = ["--rank", "8", "--hybrid", &data("base"), "--hybrid-share", "0.25"];
     let ended = extract_with(&data("base-fp8"), &data("tuned"), &out, &more).code(0);
-    assert!(ended.stdout.contains("minimized: the error of the change from base"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("minimized  the error of the change from base"), "{}", ended.stdout);
     let said = manifest(&out);
     let open = |name: &str| Checkpoint::open(&data(name)).unwrap();
     let factors = dense(&out.join("adapter_model.safetensors"));

@@ -15,3 +15,5 @@ mod module_trees;
 mod moe;
 mod moe_merge;
 mod quantized;
+mod senseless;
+mod summary;

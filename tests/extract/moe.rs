@@ -301,12 +301,7 @@ fn whole_stacks_for_models_whose_loaders_take_those() {
 fn summary(out: &Path) -> Vec<String> {
     let manifest: trephine::commands::extract::output::Manifest =
         serde_json::from_slice(&std::fs::read(out.join("extraction.json")).unwrap()).unwrap();
-    let outcome = trephine::commands::extract::output::ExtractionOutcome::new(
-        out.to_owned(),
-        manifest,
-        &BTreeMap::new(),
-        true,
-    );
+    let outcome = trephine::commands::extract::output::ExtractionOutcome::new(out.to_owned(), manifest, None);
     outcome.kinds.into_iter().map(|kind| kind.kind).collect()
 }
 

@@ -291,9 +291,9 @@ fn quantized_weights_that_nothing_explains() {
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     ");
     folder.write_json("config.json", &json!({}));
-    folder.write_json("hf_quant_config.json", &json!({"quantization": {"quant_algo": "W4A8_AWQ"}}));
+    folder.write_json("hf_quant_config.json", &json!({"quantization": {"quant_algo": "NVFP4_SVD"}}));
     insta::assert_snapshot!(folder.refusal(folder.open()), @"
-    quantization with modelopt (W4A8_AWQ) is not supported yet: [folder]
+    quantization with modelopt (NVFP4_SVD) is not supported yet: [folder]
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     ");
 }

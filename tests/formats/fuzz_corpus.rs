@@ -66,6 +66,16 @@ fn configs_of_models() {
 }
 
 #[test]
+fn indexes() {
+    let header = br#"{"a.weight":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}"#;
+    let weights = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 16]].concat();
+    let taken = ["good", "twice"];
+    replay("index_json", &taken, |bytes| {
+        open(&[("model.safetensors.index.json", bytes), ("model.safetensors", &weights)])
+    });
+}
+
+#[test]
 fn configs_of_adapters() {
     let taken = ["good", "patterns", "many", "huge_rank", "null", "targets_pattern", "twice"];
     replay("adapter_config", &taken, |bytes| {

@@ -34,7 +34,7 @@ impl Shelf {
             dtype,
             shape: shape.into(),
         });
-        Shelf(stored.map(|stored| (stored.name.clone(), (stored, Vec::new()))).collect())
+        Shelf(stored.map(|stored| (stored.name.to_string(), (stored, Vec::new()))).collect())
     }
 
     /// The same with the content of one of them.
@@ -93,7 +93,10 @@ fn cuts(rows: usize) -> Vec<usize> {
 }
 
 /// The folders under `tests/fixtures`, and how many cases each holds.
-const FORMATS: [(&str, usize); 11] = [
+const FORMATS: [(&str, usize); 14] = [
+    ("mlx", 12),
+    ("quanto", 4),
+    ("modelopt_more", 6),
     ("auto_round", 17),
     ("block_fp8", 10),
     ("compressed", 39),
@@ -124,7 +127,7 @@ fn fixture(path: &Path) {
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let config = serde_json::from_str(&header.metadata().as_ref().unwrap()["quantization_config"]).unwrap();
     let stored = file.tensors().into_iter().filter(|(name, _)| name.starts_with("w.")).map(|(name, view)| {
-        let stored = TensorInfo { name: name.clone(), dtype: view.dtype(), shape: view.shape().to_vec() };
+        let stored = TensorInfo::new(&name, view.dtype(), view.shape());
         (name, (stored, view.data().to_vec()))
     });
     let experts = experts(header.metadata().as_ref().unwrap().get("config"));
@@ -374,7 +377,7 @@ pub(crate) fn declared(origin: &str, raw: serde_json::Value) -> String {
 
 #[test]
 fn other_schemes_are_refused_by_name() {
-    for method in ["hqq", "aqlm", "quanto", "fbgemm_fp8", "torchao", "a-new-one"] {
+    for method in ["hqq", "aqlm", "fbgemm_fp8", "torchao", "a-new-one"] {
         let message = declared("config.json", json!({"quant_method": method}));
         assert!(
             message.starts_with(&format!("quantization with {method} is not supported yet")),

@@ -53,7 +53,11 @@ impl Backend for FullSvd {
 
     fn cost(&self, [m, n]: [usize; 2], _: &Request) -> Cost {
         let (long, short) = (m.max(n), m.min(n));
-        Cost { flops: 20.0 * (long * short * short) as f64, workspace: 8 * (3 * m * n + short * short) }
+        Cost {
+            flops: 20.0 * (long * short * short) as f64,
+            workspace: 8 * (3 * m * n + short * short),
+            thread: 0,
+        }
     }
 
     fn factorize(&self, delta: &dyn Panels, norm2: f64, _: &str, request: &Request) -> Result<Factors> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use faer::Mat;
 use safetensors::{Dtype, SafeTensors};
 use trephine::commands::extract::output::ExtractionOutcome;
-use trephine::commands::extract::{Extraction, ResultOptions, extract};
+use trephine::commands::extract::{Allowances, Extraction, ResultOptions, extract};
 use trephine::factorize::Method;
 use trephine::lora::FactorType;
 use trephine::pipeline::RunOptions;
@@ -67,7 +67,17 @@ fn run(base: &str, out: &Path, rank: usize, method: Method, dtype: FactorType) -
     let running = RunOptions::new(2, 512 << 20);
     let [base, tuned] = [base, "tuned"].map(|name| data(name).display().to_string());
     let (served, calibration, hybrid) = (None, None, None);
-    let job = Extraction { base, tuned, served, calibration, hybrid, out: out.to_owned(), deciding, running };
+    let job = Extraction {
+        base,
+        tuned,
+        served,
+        calibration,
+        hybrid,
+        out: out.to_owned(),
+        deciding,
+        allow: Allowances::default(),
+        running,
+    };
     extract(&job, &Silent).unwrap()
 }
 

@@ -17,12 +17,12 @@ use trephine::run::{Progress, Silent};
 use crate::common::{assert_same, contents, copied, copy, flip, run, running, trephine};
 
 /// Checkpoints and an adapter that may be touched and damaged.
-struct Inputs {
+pub struct Inputs {
     home: TempDir,
 }
 
 impl Inputs {
-    fn new() -> Inputs {
+    pub fn new() -> Inputs {
         let home = tempdir().unwrap();
         ["base", "base-fp8", "tuned"].iter().for_each(|name| drop(copied(name, home.path())));
         let inputs = Inputs { home };
@@ -30,12 +30,12 @@ impl Inputs {
         inputs
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
     }
 
     /// A command on these inputs, run in their folder.
-    fn command(&self, name: &str, out: &str, more: &[&str]) -> Command {
+    pub fn command(&self, name: &str, out: &str, more: &[&str]) -> Command {
         let words: &[&str] = match name {
             "extract" => &["extract", "--base", "base-fp8", "--tuned", "tuned", "--rank", "8"],
             "dequantize" => &["dequantize", "base-fp8", "--max-shard-size", "300kB"],
@@ -108,11 +108,11 @@ fn parts_in_any_order_give_the_bytes_of_one_machine() {
             assert_same(&inputs.path(&out), &files, &format!("{name} in {of} parts"));
             assert_eq!(status(&inputs, &out)["state"], "assembled");
             let again = assemble(&inputs, &out, &[]).code(0);
-            assert!(again.stdout.contains("was already done"), "{name}: {}", again.stdout);
+            assert!(again.stdout.contains("already complete"), "{name}: {}", again.stdout);
             let late = run(&mut inputs.command(name, &out, &["--part", "1/2"])).code(0);
             assert!(late.stdout.contains("is already assembled"), "{name}: {}", late.stdout);
             let whole = run(&mut inputs.command(name, &out, &[])).code(0);
-            assert!(whole.stdout.contains("was already done"), "{name}: {}", whole.stdout);
+            assert!(whole.stdout.contains("already complete"), "{name}: {}", whole.stdout);
         }
     }
 }
@@ -174,7 +174,7 @@ fn a_touched_input_is_hashed_again_before_finished_work_is_kept() {
         assert!(!ended.stderr.contains("done again"), "{name}: {}", ended.stderr);
         assert_same(&inputs.path("unsplit"), &files, name);
         let again = run(&mut inputs.command(name, "one", &[])).code(0);
-        assert!(again.stdout.contains("was already done"), "{name}: {}", again.stdout);
+        assert!(again.stdout.contains("already complete"), "{name}: {}", again.stdout);
         // The content differs: refused by name, finished or not.
         inputs.touch(input, true);
         let before = contents(&inputs.path("spoilt"));

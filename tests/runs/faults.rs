@@ -19,10 +19,10 @@ fn pair() -> [String; 2] {
 }
 
 /// A small file system in memory, unmounted when dropped. `None` where mounting is not allowed.
-struct Disk(PathBuf);
+pub struct Disk(PathBuf);
 
 impl Disk {
-    fn mount(at: &Path, options: &str) -> Option<Disk> {
+    pub fn mount(at: &Path, options: &str) -> Option<Disk> {
         fs::create_dir_all(at).unwrap();
         let mut command = Command::new("mount");
         let status = command.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(at).output();
@@ -33,7 +33,7 @@ impl Disk {
         mounted.then(|| Disk(at.to_owned()))
     }
 
-    fn remount(&self, options: &str) {
+    pub fn remount(&self, options: &str) {
         let status = Command::new("mount").args(["-o", &format!("remount,{options}")]).arg(&self.0).status();
         assert!(status.unwrap().success());
     }
@@ -129,11 +129,11 @@ fn a_finished_folder_where_nothing_can_be_written() {
     disk.remount("ro");
     let mut command = extract(&base, &tuned, &out);
     let ended = run(command.args(RANK)).code(0);
-    assert!(ended.stdout.contains("was already done"), "{ended:?}");
+    assert!(ended.stdout.contains("already complete"), "{ended:?}");
 }
 
 /// The command as an unprivileged user, because root may write anywhere.
-fn as_nobody(command: &mut Command) -> Ended {
+pub fn as_nobody(command: &mut Command) -> Ended {
     if rustix::process::getuid().is_root() {
         command.uid(65534).gid(65534);
     }
@@ -142,7 +142,7 @@ fn as_nobody(command: &mut Command) -> Ended {
 
 /// Copies the program and the checkpoints to a folder that everybody may read; returns a command that extracts
 /// from there.
-fn for_anybody(home: &Path, out: &Path) -> Command {
+pub fn for_anybody(home: &Path, out: &Path) -> Command {
     fs::set_permissions(home, fs::Permissions::from_mode(0o755)).unwrap();
     let program = home.join("trephine");
     fs::copy(env!("CARGO_BIN_EXE_trephine"), &program).unwrap();

@@ -163,7 +163,7 @@ fn the_adapter_is_laid_out_as_the_crate_does_it() {
     writer.finish().unwrap();
     assert_holds(&path, &tensors);
     let views = tensors.iter().map(|(s, b)| {
-        (s.name.clone(), safetensors::tensor::TensorView::new(s.dtype, s.shape.clone(), b).unwrap())
+        (s.name.to_string(), safetensors::tensor::TensorView::new(s.dtype, s.shape.to_vec(), b).unwrap())
     });
     let format = [("format".to_owned(), "pt".to_owned())].into();
     assert_eq!(fs::read(&path).unwrap(), safetensors::serialize(views, Some(format)).unwrap());

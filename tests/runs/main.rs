@@ -3,11 +3,13 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod bad_luck;
 mod changed_inputs;
 mod every_command;
 mod faults;
 mod hostile_folder;
 mod hostile_inputs;
+mod hostile_numbers;
 mod ledger_checksums;
 mod ledger_journal;
 mod ledger_shards;

@@ -33,7 +33,7 @@ fn a_finished_folder_says_so() {
     let out = &reference.job.out;
     let log = fs::read(out.join("extraction.log")).unwrap();
     let ended = run(&mut reference.extract(out)).code(0);
-    assert!(ended.stdout.contains("was already done"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("already complete"), "{}", ended.stdout);
     assert_same(out, &reference.files, "nothing is done");
     assert_eq!(fs::read(out.join("extraction.log")).unwrap(), log);
 }

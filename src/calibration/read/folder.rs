@@ -11,6 +11,7 @@ use super::{CalibrationKind, CalibrationSource, Inputs, OpenCalibration, Sketche
 use crate::calibration::layout::{COUNT, DIAGONAL, FORMAT, INDEX, Index, SKETCH, VERSION};
 use crate::container::safetensors::layout;
 use crate::container::safetensors::layout::Placed;
+use crate::shared::Name;
 use crate::storage::positioned::read_exact_at;
 use crate::{Error, Result};
 
@@ -106,7 +107,7 @@ fn missing(name: &str, path: &Path) -> Error {
 }
 
 /// A file's tensors by name, and its metadata.
-fn header(path: &Path) -> Result<(HashMap<String, Placed>, BTreeMap<String, String>)> {
+fn header(path: &Path) -> Result<(HashMap<Name, Placed>, BTreeMap<String, String>)> {
     let failed = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::NotFound => Error::input("a file of the calibration is missing").path(path),
         _ => Error::unexpected("cannot read").path(path).because(e),
@@ -135,8 +136,8 @@ fn read_file(
     Ok(())
 }
 
-fn input(path: &Path, file: usize, name: &str, tensors: &HashMap<String, Placed>) -> Result<SketchedInput> {
-    let tensor = |end: &str| tensors.get(&format!("{name}.{end}"));
+fn input(path: &Path, file: usize, name: &str, tensors: &HashMap<Name, Placed>) -> Result<SketchedInput> {
+    let tensor = |end: &str| tensors.get(format!("{name}.{end}").as_str());
     let wrong =
         |end: &str| Error::input(format!("the calibration's tensor '{end}' has another type or shape"));
     let (Some(diagonal), Some(count)) = (tensor(DIAGONAL), tensor(COUNT)) else {

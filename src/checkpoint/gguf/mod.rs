@@ -83,7 +83,7 @@ fn described(entry: &GgufTensor, family: &Family) -> Result<(TensorInfo, Option<
         }
         _ => None,
     };
-    Ok((TensorInfo { name, dtype: entry.kind.plain().unwrap_or(Dtype::U8), shape }, layout))
+    Ok((TensorInfo::new(name, entry.kind.plain().unwrap_or(Dtype::U8), shape), layout))
 }
 
 /// The file's name without `-00001-of-00003.gguf`, and the number of parts.

@@ -9,12 +9,18 @@ use crate::cli::ui::progress_bar::Bar;
 /// a kill at any instant costs at most the modules in flight. If the run has handed its heartbeat to `bar`, the
 /// heartbeat records the stop for those who read the folder's status.
 pub fn leave_on_signal(bar: &Bar) -> Result<()> {
-    let (command, life) = (command_to_resume(), bar.life());
+    let (command, life, counter) = (command_to_resume(), bar.life(), bar.counter());
     ctrlc::set_handler(move || {
         if let Some(life) = life.get() {
             life.stopped();
         }
-        tell("\nstopped. What is finished is safe; to resume:");
+        match counter() {
+            Some((0, all)) => tell(&format!("\nstopped: nothing of {all} was finished. To start again:")),
+            Some((done, all)) => {
+                tell(&format!("\nstopped: {done} of {all} are finished and safe. To resume:"))
+            }
+            None => tell("\nstopped before any work. To start again:"),
+        }
         tell(&format!("  {command}"));
         std::process::exit(75);
     })

@@ -19,7 +19,7 @@ use crate::commands::analyze::record::{ANALYSIS, ANALYSIS_VERSION, Analysis, Mod
 use crate::commands::analyze::stats::significance::{FALSE_DISCOVERY_RATE, benjamini_hochberg};
 use crate::commands::analyze::verdict::verdict;
 use crate::delta::record::{Side, TensorRecord, source};
-use crate::durable::{atomic_file, checksums};
+use crate::durable::{checksums, json_file};
 use crate::pipeline::budget::Budget;
 use crate::run::attempts::completed::Completed;
 use crate::run::attempts::recorder::Recorder;
@@ -364,12 +364,7 @@ fn decide(modules: &mut [ModuleAnalysis]) {
 
 /// Writes the record and its checksum.
 fn write(out: &Path, analysis: &Analysis) -> Result<()> {
-    let json = serde_json::to_string_pretty(analysis)
-        .map_err(|e| Error::unexpected("cannot write the analysis as JSON").because(e))?;
-    let written = atomic_file::write(&out.join(ANALYSIS), |file| {
-        file.write_all(json.as_bytes())?;
-        file.write_all(b"\n")
-    })?;
+    let written = json_file::write(&out.join(ANALYSIS), analysis)?;
     checksums::write(out, &BTreeMap::from([(ANALYSIS.to_owned(), written.blake3)]))?;
     Ok(())
 }

@@ -4,11 +4,11 @@
 use crate::commands::analyze::quartet::{AnalysisOptions, Analyzing, Checkpoints, Quartet};
 use crate::commands::analyze::single_pass::{SURVEY_SCRATCH, band_bytes};
 use crate::commands::analyze::stats::subspace::projection_bytes;
-use crate::delta::difference::VISIT_SCRATCH;
+use crate::delta::difference::visit_scratch;
 use crate::factorize::choose;
 use crate::factorize::kernel::tiling;
 use crate::factorize::types::{Method, Request};
-use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, TENSOR_RECORD, THREAD, mapped};
+use crate::pipeline::memory::{OVERHEAD, THREAD, catalogue, mapped, records};
 use crate::{Error, Result};
 
 /// Minimum number of leading directions computed for every difference, whatever the rank.
@@ -60,12 +60,13 @@ pub fn plan(checkpoints: &Checkpoints, modules: &[Quartet<'_>], job: &Analyzing)
     }
     let (threads, memory) = (job.running.threads, job.running.memory);
     let sides = checkpoints.all();
-    let entries: usize = sides.iter().map(|(_, c)| c.tensors().len()).sum();
+    let catalogues: u64 = sides.iter().map(|(_, c)| catalogue(c) + records(c)).sum();
     let pages: u64 = sides.iter().map(|(_, c)| mapped(c)).sum();
     let band = modules.iter().map(band_bytes).max().unwrap_or(0);
-    let thread = THREAD + VISIT_SCRATCH + SURVEY_SCRATCH + band + pages;
-    let fixed = OVERHEAD + threads as u64 * thread + entries as u64 * (CATALOGUE_ENTRY + TENSOR_RECORD);
-    let costs: Vec<Cost> = modules.iter().map(|quartet| Cost::of(quartet, &job.asking)).collect();
+    let is_kept = modules.iter().any(|quartet| quartet.kept_size() > 0);
+    let thread = THREAD + visit_scratch(is_kept) + SURVEY_SCRATCH + band + pages;
+    let fixed = OVERHEAD + threads as u64 * thread + catalogues;
+    let costs: Vec<Cost> = modules.iter().map(|quartet| Cost::of(quartet, &job.asking, threads)).collect();
     let largest = costs.iter().zip(modules).max_by_key(|(cost, _)| cost.recomputed(1));
     let least =
         (fixed + largest.as_ref().map_or(0, |(cost, _)| cost.recomputed(1))).next_multiple_of(1 << 20);
@@ -93,12 +94,12 @@ struct Cost {
 }
 
 impl Cost {
-    fn of(quartet: &Quartet<'_>, asking: &AnalysisOptions) -> Cost {
+    fn of(quartet: &Quartet<'_>, asking: &AnalysisOptions, threads: usize) -> Cost {
         let shape @ [m, n] = [quartet.pair.rows, quartet.pair.shape[1]];
         let request = request(asking, shape);
         let k = request.rank;
         let vectors = (4 * (m + n) * k) as u64;
-        let workspace = choose::workspace(m, n, &request) as u64;
+        let workspace = choose::workspace(m, n, threads, &request) as u64;
         // After a factorization: the factors, unit vectors and orthonormal vectors. During projections: the orthonormal
         // vectors of all three differences.
         let work = workspace.max(3 * vectors).max(projection_bytes(shape, k)) + 3 * vectors;

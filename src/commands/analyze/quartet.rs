@@ -148,12 +148,30 @@ impl Checkpoints {
     /// # Errors
     /// See [`Checkpoint::open`].
     pub fn open(job: &Analyzing) -> Result<Checkpoints> {
-        Ok(Checkpoints {
+        let opened = Checkpoints {
             base: Checkpoint::open(&job.base)?,
             base_quantized: Checkpoint::open(&job.base_quantized)?,
             tuned: Checkpoint::open(&job.tuned)?,
             tuned_quantized: job.tuned_quantized.as_deref().map(Checkpoint::open).transpose()?,
-        })
+        };
+        opened.refuse_swapped()?;
+        Ok(opened)
+    }
+
+    /// Refuses a quantized checkpoint where a dense one belongs, and the other way round: the tables would look
+    /// plausible.
+    fn refuse_swapped(&self) -> Result<()> {
+        for (side, checkpoint) in self.all() {
+            let wanted = matches!(side, Side::BaseQuantized | Side::TunedQuantized);
+            if checkpoint.modules().any(Module::is_quantized) != wanted {
+                let is = if wanted { "is not quantized" } else { "is quantized" };
+                let what = format!("--{} {is} ({})", side.flag(), checkpoint.scheme().label());
+                let hint = "--base and --tuned are the dense checkpoints, --base-quantized and --tuned-quantized their \
+                            quantized copies: are two of them swapped?";
+                return Err(Error::decide(what).path(checkpoint.root()).hint(hint));
+            }
+        }
+        Ok(())
     }
 
     /// Each checkpoint with its role.

@@ -11,10 +11,10 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::{Module, PackedRows};
 use crate::commands::autopsy::compare::{Sums, compare};
-use crate::commands::autopsy::judge::{Known, judge, role_of_module, role_of_tensor};
+use crate::commands::autopsy::judge::{Known, error, judge, role_of_module, role_of_tensor};
+use crate::commands::autopsy::kinds::judge_families;
 use crate::commands::autopsy::record::{
     AUTOPSY_VERSION, Autopsy, Comparison, Fault, LeftUnread, Role, Saturated, Severity, TensorAutopsy, Total,
-    Verdict,
 };
 use crate::commands::autopsy::statistics::{Counts, Gathered, Partial, Sixteen, Values};
 use crate::commands::autopsy::thresholds::Thresholds;
@@ -23,13 +23,12 @@ use crate::delta::record::source;
 use crate::delta::select::Selection;
 use crate::lora::WEIGHTS;
 use crate::lora::read::PeftAdapter;
+use crate::pipeline::memory::{OVERHEAD, catalogue};
 use crate::pipeline::options::RunOptions;
 use crate::pipeline::ordered_panels::{in_order, panel_bytes, panels, piece_rows, threads_within};
 use crate::run::progress::Progress;
+use crate::shared::Name;
 use crate::{Error, Result};
-
-/// Memory of the process apart from its threads and the results of each tensor, in bytes.
-const FIXED: u64 = 40 << 20;
 
 /// Memory for the results of each tensor, which are kept until the end, in bytes.
 const TENSOR: u64 = 4 << 10;
@@ -73,7 +72,7 @@ pub fn autopsy(job: &Examination, running: &RunOptions, progress: &dyn Progress)
     if let Some(theirs) = &theirs {
         pair(&mut items, theirs, &names, &selection, &mut left_out);
     }
-    let looked_at: BTreeSet<String> = items.iter().map(|item| item.name.clone()).collect();
+    let looked_at: BTreeSet<Name> = items.iter().map(|item| (&item.name).into()).collect();
     notes.extend(selection.idle(&looked_at).iter().map(|idle| format!("{idle} matches no tensor")));
     if items.is_empty() {
         return Err(Error::decide("no tensor is selected")
@@ -162,7 +161,7 @@ fn items<'a>(checkpoint: &'a Checkpoint, selection: &Selection) -> (Vec<Item<'a>
                 name: short(tensor.name()).to_owned(),
                 role: role_of_tensor(&tensor.stored),
                 module: Cow::Owned(lines),
-                shape: tensor.stored.shape.clone(),
+                shape: tensor.stored.shape.to_vec(),
                 partner: Partner::None,
             }),
         }
@@ -214,7 +213,7 @@ fn partner<'a>(item: &Item<'_>, theirs: &'a Checkpoint, names: &Renaming) -> (Pa
     };
     let found = match Module::lines(tensor) {
         Some(lines) if tensor.stored.shape == item.shape => Partner::Found(Cow::Owned(lines)),
-        _ => Partner::Shaped(tensor.stored.shape.clone()),
+        _ => Partner::Shaped(tensor.stored.shape.to_vec()),
     };
     (found, Some(tensor.name().to_owned()))
 }
@@ -222,6 +221,7 @@ fn partner<'a>(item: &Item<'_>, theirs: &'a Checkpoint, names: &Renaming) -> (Pa
 /// The results of one panel.
 struct Examined {
     partial: Partial,
+    zero_rows: u64,
     saturated: Option<(u64, u32)>,
     sums: Option<Sums>,
 }
@@ -235,8 +235,9 @@ fn examine(
     progress: &dyn Progress,
 ) -> Result<(Vec<TensorAutopsy>, Total)> {
     let bytes = items.iter().map(thread_bytes).max().unwrap_or(0);
-    let threads =
-        threads_within(running.threads, running.memory, FIXED + TENSOR * items.len() as u64, bytes)?;
+    let catalogues: u64 = std::iter::once(both.ours).chain(both.theirs).map(catalogue).sum();
+    let fixed = OVERHEAD + catalogues + TENSOR * items.len() as u64;
+    let threads = threads_within(running.threads, running.memory, fixed, bytes)?;
     let numbered = items.iter().enumerate();
     let all_panels: Vec<(usize, Range<usize>)> =
         numbered.flat_map(|(index, item)| panels(&item.module).map(move |rows| (index, rows))).collect();
@@ -254,13 +255,13 @@ fn examine(
         if rows.end == item.module.shape()[0] {
             let gathered = std::mem::take(&mut gathering);
             all_sums.add(&gathered.sums.unwrap_or_default());
-            let tensor = gathered.finish(item, job);
-            total.add(&tensor);
-            tensors.push(tensor);
+            tensors.push(gathered.finish(item, job));
             progress.read(item.module.size());
         }
         Ok(())
     })?;
+    judge_families(&mut tensors, &job.thresholds);
+    tensors.iter().for_each(|tensor| total.add(tensor));
     total.comparison = both.theirs.map(|_| all_sums.finish(None, true));
     Ok((tensors, total))
 }
@@ -278,7 +279,7 @@ fn thread_bytes(item: &Item<'_>) -> u64 {
 fn examine_panel(both: &Both<'_>, item: &Item<'_>, rows: Range<usize>) -> Result<Examined> {
     let failed = |e: Error| e.path(both.ours.path(item.module.tensors()[0].file)).tensor(&item.name);
     let packed = item.module.read(both.ours, rows.clone())?;
-    let partial = statistics(&packed, &item.module).map_err(failed)?;
+    let (partial, zero_rows) = statistics(&packed, &item.module).map_err(failed)?;
     let saturated = item.module.is_quantized().then(|| saturated(&packed, &item.module)).flatten();
     let sums = match (&item.partner, both.theirs) {
         (Partner::Found(partner), Some(theirs)) => {
@@ -287,7 +288,7 @@ fn examine_panel(both: &Both<'_>, item: &Item<'_>, rows: Range<usize>) -> Result
         }
         _ => None,
     };
-    Ok(Examined { partial, saturated, sums })
+    Ok(Examined { partial, zero_rows, saturated, sums })
 }
 
 /// The pieces of a panel, each decoded at once.
@@ -296,7 +297,8 @@ fn pieces(packed: &PackedRows, columns: usize) -> impl Iterator<Item = Range<usi
     rows.clone().step_by(height).map(move |start| start..(start + height).min(rows.end))
 }
 
-fn statistics(packed: &PackedRows, module: &Module) -> Result<Partial> {
+/// The statistics of a panel, and the number of its rows that are all zero.
+fn statistics(packed: &PackedRows, module: &Module) -> Result<(Partial, u64)> {
     let (columns, dtype) = (module.shape()[1], module.tensors()[0].stored.dtype);
     let sixteen = match dtype {
         Dtype::BF16 => Some(Sixteen::Bf16),
@@ -310,14 +312,18 @@ fn statistics(packed: &PackedRows, module: &Module) -> Result<Partial> {
     if let Some(sixteen) = sixteen.filter(|_| plain) {
         let mut counts = Counts::default();
         packed.windows().iter().for_each(|window| counts.add(window));
-        return Ok(Partial::Codes(sixteen, counts));
+        // A zero may have a sign.
+        let zero = |row: &[u8]| row.as_chunks::<2>().0.iter().all(|code| code[0] == 0 && code[1] & 0x7f == 0);
+        let rows = packed.windows().iter().flat_map(|window| window.chunks(2 * columns.max(1)));
+        return Ok((Partial::Codes(sixteen, counts), rows.filter(|row| zero(row)).count() as u64));
     }
-    let mut values = Values::new();
+    let (mut values, mut zero_rows) = (Values::new(), 0);
     if module.weight().is_wide() {
         let mut piece = vec![0f64; piece_rows(columns) * columns];
         for rows in pieces(packed, columns) {
             let piece = &mut piece[..rows.len() * columns];
             packed.decode_some_f64(rows, piece)?;
+            zero_rows += count_zero_rows(piece, columns);
             values.add_f64(piece);
         }
     } else {
@@ -325,10 +331,16 @@ fn statistics(packed: &PackedRows, module: &Module) -> Result<Partial> {
         for rows in pieces(packed, columns) {
             let piece = &mut piece[..rows.len() * columns];
             packed.decode_some(rows, piece)?;
+            zero_rows += count_zero_rows(piece, columns);
             values.add(piece);
         }
     }
-    Ok(Partial::Values(Box::new(values)))
+    Ok((Partial::Values(Box::new(values)), zero_rows))
+}
+
+fn count_zero_rows<T: Copy + PartialEq + Default>(values: &[T], columns: usize) -> u64 {
+    let rows = values.chunks(columns.max(1));
+    rows.filter(|row| row.iter().all(|value| *value == T::default())).count() as u64
 }
 
 fn saturated(packed: &PackedRows, module: &Module) -> Option<(u64, u32)> {
@@ -340,6 +352,7 @@ fn saturated(packed: &PackedRows, module: &Module) -> Option<(u64, u32)> {
 #[derive(Default)]
 struct Gathering {
     values: Gathered,
+    zero_rows: u64,
     saturated: Option<(u64, u32)>,
     sums: Option<Sums>,
 }
@@ -347,6 +360,7 @@ struct Gathering {
 impl Gathering {
     fn add(&mut self, examined: Examined) {
         self.values.add(examined.partial);
+        self.zero_rows += examined.zero_rows;
         if let Some((codes, bits)) = examined.saturated {
             self.saturated = Some((self.saturated.map_or(0, |(sum, _)| sum) + codes, bits));
         }
@@ -366,6 +380,8 @@ impl Gathering {
         let known = Known {
             role: item.role,
             quantized,
+            inputs: item.shape.last().copied().unwrap_or(1),
+            zero_rows: (self.zero_rows, item.module.shape()[0] as u64),
             statistics: &statistics,
             saturated,
             comparison: comparison.as_ref(),
@@ -373,7 +389,7 @@ impl Gathering {
         let mut verdicts = judge(&known, &job.thresholds);
         if let Partner::Shaped(shape) = &item.partner {
             let why = format!("has the shape {:?}, but its partner has {shape:?}", item.shape);
-            verdicts.push(Verdict { gravity: Severity::Error, fault: Fault::ShapeDiffers, why });
+            verdicts.push(error(Fault::ShapeDiffers, None, why));
         }
         TensorAutopsy {
             name: item.name.clone(),
@@ -383,6 +399,7 @@ impl Gathering {
             quantized,
             bytes: item.module.size(),
             statistics,
+            zero_rows: self.zero_rows,
             saturated,
             comparison,
             verdicts,
@@ -409,7 +426,10 @@ impl Total {
         self.zeros += statistics.zeros;
         let faults: BTreeMap<Fault, Severity> = verdicts.iter().map(|v| (v.fault, v.gravity)).collect();
         faults.keys().for_each(|fault| *self.verdicts.entry(*fault).or_default() += 1);
-        self.errors += verdicts.iter().filter(|v| v.gravity == Severity::Error).count() as u64;
-        self.warnings += verdicts.iter().filter(|v| v.gravity == Severity::Warning).count() as u64;
+        match verdicts.iter().map(|verdict| verdict.gravity).max() {
+            Some(Severity::Error) => self.errors += 1,
+            Some(Severity::Warning) => self.warnings += 1,
+            None => {}
+        }
     }
 }

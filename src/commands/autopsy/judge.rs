@@ -2,7 +2,7 @@
 
 use crate::commands::autopsy::record::{Comparison, Fault, Role, Saturated, Severity, Verdict};
 use crate::commands::autopsy::statistics::Statistics;
-use crate::commands::autopsy::thresholds::Thresholds;
+use crate::commands::autopsy::thresholds::{InitLimits, Thresholds};
 use crate::lora::names::{Place, kind_of, place_of};
 use crate::quant::weight::TensorInfo;
 
@@ -39,6 +39,10 @@ pub struct Known<'a> {
     pub role: Role,
     /// Whether it is stored as codes with scales.
     pub quantized: bool,
+    /// The number of inputs of a matrix: its last dimension.
+    pub inputs: usize,
+    /// The number of its rows that are all zero, and of its rows.
+    pub zero_rows: (u64, u64),
     /// Its statistics.
     pub statistics: &'a Statistics,
     /// Its codes at the ends of their format's range.
@@ -47,37 +51,21 @@ pub struct Known<'a> {
     pub comparison: Option<&'a Comparison>,
 }
 
-/// Everything that is wrong with a tensor, the most severe first.
+/// Everything that is wrong with a tensor by itself, the most severe first. What only shows beside the other layers is
+/// found by [`crate::commands::autopsy::kinds`].
 pub fn judge(known: &Known<'_>, limits: &Thresholds) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
-    let mut error = |fault, why: String| verdicts.push(Verdict { gravity: Severity::Error, fault, why });
     let statistics = known.statistics;
     if statistics.nan + statistics.infinite > 0 {
         let [nan, infinite, count] = [statistics.nan, statistics.infinite, statistics.count];
-        error(Fault::NonFinite, format!("has {nan} NaN and {infinite} infinities among {count} values"));
+        let why = format!("has {nan} NaN and {infinite} infinities among {count} values");
+        verdicts.push(error(Fault::NonFinite, Some((nan + infinite) as f64), why));
     }
     if statistics.finite() > 0 {
-        let matrix = matches!(known.role, Role::Linear | Role::Table);
-        if let Some(why) = dead(known) {
-            error(Fault::Dead, why);
-        }
-        let exploded = exploded(known.role, statistics, limits);
-        let well = exploded.is_empty();
-        exploded.into_iter().for_each(|(fault, why)| error(fault, why));
-        if well && matrix && !known.quantized && one_scale(statistics, limits) {
-            let magnitudes = statistics.magnitudes.unwrap_or(0);
-            error(
-                Fault::OneScale,
-                format!(
-                    "has only {magnitudes} distinct magnitudes, like 8-bit codes under one scale for the whole tensor"
-                ),
-            );
-        }
-        if let Some(why) = saturated(known, limits) {
-            error(Fault::Saturated, why);
-        }
-        if known.role == Role::Linear && well && statistics.min < statistics.max {
-            verdicts.extend(unhealthy(statistics, limits));
+        match dead(known) {
+            Some(why) => verdicts.push(error(Fault::Dead, None, why)),
+            None if statistics.min < statistics.max => verdicts.extend(alive(known, limits)),
+            None => {}
         }
     }
     if let Some(comparison) = known.comparison {
@@ -85,6 +73,11 @@ pub fn judge(known: &Known<'_>, limits: &Thresholds) -> Vec<Verdict> {
     }
     verdicts.sort_by_key(|verdict| std::cmp::Reverse(verdict.gravity));
     verdicts
+}
+
+/// An error, with the number that it rests on.
+pub fn error(fault: Fault, measured: Option<f64>, why: String) -> Verdict {
+    Verdict { gravity: Severity::Error, fault, measured, why }
 }
 
 fn dead(known: &Known<'_>) -> Option<String> {
@@ -104,32 +97,74 @@ fn dead(known: &Known<'_>) -> Option<String> {
     dead.then(|| if zero { "is all zero".to_owned() } else { format!("is {min} everywhere") })
 }
 
-fn exploded(role: Role, statistics: &Statistics, limits: &Thresholds) -> Vec<(Fault, String)> {
-    let (mean, std) = match role {
-        Role::Linear | Role::Table | Role::Factor => (limits.exploded_mean, limits.exploded_std),
-        Role::Norm => (limits.exploded_norm, limits.exploded_norm),
-        Role::Bias | Role::Other => return Vec::new(),
-    };
+/// Verdicts on a tensor with different values.
+fn alive(known: &Known<'_>, limits: &Thresholds) -> Vec<Verdict> {
+    let statistics = known.statistics;
     let mut found = Vec::new();
-    if statistics.mean.abs() > mean {
-        found.push((Fault::ExplodedMean, format!("has a mean of {:.4} (limit {mean})", statistics.mean)));
+    if known.role == Role::Linear {
+        found.extend(mean_off_zero(statistics, limits.mean));
+        found.extend(zero_rows(known, limits.zero_rows));
     }
-    if statistics.std > std {
-        found.push((
-            Fault::ExplodedStd,
-            format!("has a standard deviation of {:.4} (limit {std})", statistics.std),
-        ));
+    found.extend(scale(known, limits));
+    let matrix = matches!(known.role, Role::Linear | Role::Table);
+    if found.is_empty() && matrix && !known.quantized && one_scale(statistics, limits) {
+        let magnitudes = statistics.magnitudes.unwrap_or(0);
+        let why = format!("has only {magnitudes} distinct magnitudes, as if all codes had one scale");
+        found.push(error(Fault::OneScale, Some(magnitudes as f64), why));
+    }
+    found.extend(saturated(known, limits));
+    if let Some(init) = limits.init.filter(|_| known.role == Role::Linear) {
+        found.extend(unlike_init(statistics, &init));
     }
     found
 }
 
+fn mean_off_zero(statistics: &Statistics, limit: f64) -> Option<Verdict> {
+    let ratio = statistics.mean.abs() / statistics.std;
+    // The mean of a few values is off zero by chance: four standard errors are not.
+    let limit = limit.max(4.0 / (statistics.finite() as f64).sqrt());
+    (ratio > limit).then(|| {
+        let why = format!("has a mean of {:.4}, which is {ratio:.3} std (limit {limit:.3})", statistics.mean);
+        error(Fault::MeanOffZero, Some(ratio), why)
+    })
+}
+
+fn zero_rows(known: &Known<'_>, limit: f64) -> Option<Verdict> {
+    let (zero, rows) = known.zero_rows;
+    let share = zero as f64 / rows.max(1) as f64;
+    (share > limit).then(|| {
+        let why = format!("has {zero} rows of {rows} that are all zero (limit {:.1} %)", 100.0 * limit);
+        error(Fault::ZeroRows, Some(share), why)
+    })
+}
+
+/// The standard deviation times the root of the number of inputs: the size of a layer's output beside its input's.
+fn scale(known: &Known<'_>, limits: &Thresholds) -> Option<Verdict> {
+    let slack = match known.role {
+        Role::Linear => 1.0,
+        Role::Table => 20.0,
+        _ => return None,
+    };
+    let (least, most) = (limits.least_scale / slack, limits.most_scale * slack);
+    let scale = known.statistics.std * (known.inputs as f64).sqrt();
+    (scale < least || scale > most).then(|| {
+        let std = known.statistics.std;
+        let why = format!(
+            "has a standard deviation of {std:.3e}, and {scale:.3e} times the root of its {} inputs \
+             (healthy: {least} to {most})",
+            known.inputs
+        );
+        error(Fault::Scale, Some(scale), why)
+    })
+}
+
 fn one_scale(statistics: &Statistics, limits: &Thresholds) -> bool {
-    let many = statistics.finite() - statistics.zeros >= ENOUGH && statistics.min < statistics.max;
+    let many = statistics.finite() - statistics.zeros >= ENOUGH;
     // If scales are powers of two, many scales give no more distinct values than one.
     many && !statistics.coarse && statistics.magnitudes.is_some_and(|count| count <= limits.few_magnitudes)
 }
 
-fn saturated(known: &Known<'_>, limits: &Thresholds) -> Option<String> {
+fn saturated(known: &Known<'_>, limits: &Thresholds) -> Option<Verdict> {
     let Saturated { codes, share, bits } = known.saturated?;
     let limit = match bits {
         0..=2 => return None,
@@ -137,39 +172,41 @@ fn saturated(known: &Known<'_>, limits: &Thresholds) -> Option<String> {
         _ => limits.saturated_8,
     };
     (share > limit).then(|| {
-        format!(
+        let why = format!(
             "has {codes} codes, {:.1} %, at the ends of their {bits}-bit range (limit {:.1} %)",
             100.0 * share,
             100.0 * limit
-        )
+        );
+        error(Fault::Saturated, Some(share), why)
     })
 }
 
-/// Verdicts on a linear weight outside the healthy range.
-fn unhealthy(statistics: &Statistics, limits: &Thresholds) -> Vec<Verdict> {
+/// Verdicts by absolute limits.
+fn unlike_init(statistics: &Statistics, limits: &InitLimits) -> Vec<Verdict> {
     let mut found = Vec::new();
-    let mut add = |gravity, fault, why| found.push(Verdict { gravity, fault, why });
-    let (mean, std, range) = (statistics.mean, statistics.std, limits.healthy_range);
-    if mean.abs() > limits.healthy_mean {
-        let why = format!("has a mean of {mean:.4} (healthy: up to {})", limits.healthy_mean);
-        add(Severity::Error, Fault::OutsideRange, why);
+    let (mean, std, range) = (statistics.mean, statistics.std, limits.range);
+    if mean.abs() > limits.mean {
+        let why = format!("has a mean of {mean:.4} (expected: up to {})", limits.mean);
+        found.push(error(Fault::OutsideRange, Some(mean.abs()), why));
     }
     if std < limits.least_std || std > limits.most_std {
         let (least, most) = (limits.least_std, limits.most_std);
-        let why = format!("has a standard deviation of {std:.4} (healthy: {least} to {most})");
-        add(Severity::Error, Fault::OutsideRange, why);
+        let why = format!("has a standard deviation of {std:.4} (expected: {least} to {most})");
+        found.push(error(Fault::OutsideRange, Some(std), why));
     }
     if statistics.largest() > range {
         let beyond = statistics.histogram.from(range);
         let share = beyond as f64 / statistics.finite() as f64;
         let (min, max) = (statistics.min.unwrap_or(0.0), statistics.max.unwrap_or(0.0));
-        let why = format!(
-            "ranges from {min:.4} to {max:.4}, with {:.4} % of its values beyond {range}",
-            100.0 * share
-        );
+        let percent = 100.0 * share;
+        let why =
+            format!("ranges from {min:.4} to {max:.4}, with {percent:.4} % of its values beyond {range}");
+        let measured = Some(statistics.largest());
         match share <= limits.outliers {
-            true => add(Severity::Warning, Fault::Outliers, why),
-            false => add(Severity::Error, Fault::OutsideRange, why),
+            true => {
+                found.push(Verdict { gravity: Severity::Warning, fault: Fault::Outliers, measured, why });
+            }
+            false => found.push(error(Fault::OutsideRange, measured, why)),
         }
     }
     found
@@ -178,32 +215,34 @@ fn unhealthy(statistics: &Statistics, limits: &Thresholds) -> Vec<Verdict> {
 /// Verdicts on the difference from the partner.
 fn apart(comparison: &Comparison, limits: &Thresholds) -> Vec<Verdict> {
     let mut found = Vec::new();
-    let mut error = |fault, why: String| found.push(Verdict { gravity: Severity::Error, fault, why });
+    let mut add = |fault, measured, why: String| found.push(error(fault, measured, why));
     let limit = limits.relative_error;
     match comparison.relative_error {
-        None => error(Fault::Differs, "is not zero, but its partner is".to_owned()),
+        None => add(Fault::Differs, None, "is not zero, but its partner is".to_owned()),
         Some(apart) if apart > limit => {
-            error(
+            add(
                 Fault::Differs,
+                Some(apart),
                 format!("differs from its partner by {apart:.4} of the partner's norm (limit {limit})"),
             );
         }
         Some(_) => {
             if let Some(cosine) = comparison.cosine.filter(|cosine| *cosine < limits.cosine) {
                 let limit = limits.cosine;
-                error(
+                add(
                     Fault::Differs,
+                    comparison.relative_error,
                     format!("has a cosine of {cosine:.4} with its partner (limit {limit})"),
                 );
             }
         }
     }
     if let Some(drift) = comparison.block_drift.filter(|drift| *drift > limits.block_drift) {
-        let (drift, limit) = (100.0 * drift, 100.0 * limits.block_drift);
+        let (percent, limit) = (100.0 * drift, 100.0 * limits.block_drift);
         let why = format!(
-            "has block norms that vary by {drift:.1} % against its partner's (limit {limit:.1} %), as if scales were misplaced"
+            "has block norms that vary by {percent:.1} % against its partner's (limit {limit:.1} %), as if scales were misplaced"
         );
-        error(Fault::Rescaled, why);
+        add(Fault::Rescaled, Some(drift), why);
     }
     found
 }

@@ -15,7 +15,7 @@ use crate::delta::record::Source;
 pub const AUTOPSY: &str = "autopsy.json";
 
 /// The version of the file's format, as for `analysis.json`.
-pub const AUTOPSY_VERSION: u32 = 1;
+pub const AUTOPSY_VERSION: u32 = 2;
 
 /// The whole of `autopsy.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,9 +61,9 @@ pub struct Total {
     pub zeros: u64,
     /// For each fault, the number of tensors that have it.
     pub verdicts: BTreeMap<Fault, u64>,
-    /// Number of verdicts that make the check fail.
+    /// Number of tensors with a verdict that makes the check fail.
     pub errors: u64,
-    /// Number of verdicts that are only warnings.
+    /// Number of tensors that only have warnings.
     pub warnings: u64,
     /// The comparison over all tensors that were compared.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -87,6 +87,8 @@ pub struct TensorAutopsy {
     pub bytes: u64,
     /// The statistics of its values.
     pub statistics: Statistics,
+    /// Rows of a matrix that are all zero.
+    pub zero_rows: u64,
     /// Codes that are the largest or the smallest of their format; absent unless it is quantized and the format
     /// reports them.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -182,15 +184,20 @@ pub enum Severity {
 pub enum Fault {
     /// NaN or infinities.
     NonFinite,
-    /// The mean is far from zero.
-    ExplodedMean,
-    /// The standard deviation is far too large.
-    ExplodedStd,
     /// All values are zero, or the same.
     Dead,
-    /// Mean, standard deviation or extremes are outside the healthy range of linear weights.
+    /// The mean of a linear weight is far from zero, in its standard deviations.
+    MeanOffZero,
+    /// No trained network has weights of this size for their number of inputs.
+    Scale,
+    /// The standard deviation is far from the median of the same weights of all layers; for norms, the root mean
+    /// square is.
+    UnlikeItsKind,
+    /// Too many rows are all zero.
+    ZeroRows,
+    /// With `--expect-init`: mean, standard deviation or extremes are outside the given range.
     OutsideRange,
-    /// A few values are far outside the others.
+    /// With `--expect-init`: a few values are outside the given range.
     Outliers,
     /// No more distinct magnitudes than 8-bit codes under one scale give.
     OneScale,
@@ -209,10 +216,12 @@ impl Fault {
     pub fn words(self) -> &'static str {
         match self {
             Fault::NonFinite => "not finite",
-            Fault::ExplodedMean => "exploded mean",
-            Fault::ExplodedStd => "exploded std",
             Fault::Dead => "dead",
-            Fault::OutsideRange => "outside the healthy range",
+            Fault::MeanOffZero => "mean off zero",
+            Fault::Scale => "wrong scale",
+            Fault::UnlikeItsKind => "unlike the other layers",
+            Fault::ZeroRows => "zero rows",
+            Fault::OutsideRange => "outside the expected range",
             Fault::Outliers => "outliers",
             Fault::OneScale => "one scale",
             Fault::Saturated => "saturated codes",
@@ -230,6 +239,9 @@ pub struct Verdict {
     pub gravity: Severity,
     /// What is wrong.
     pub fault: Fault,
+    /// The number that the verdict rests on, in the unit of the fault; absent if it rests on no single number.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub measured: Option<f64>,
     /// The rest of the sentence that begins with the tensor's name, with its numbers.
     pub why: String,
 }

@@ -25,7 +25,7 @@ use crate::corpus::Tokenized;
 use crate::durable::{atomic_file, checksums, folder};
 use crate::model::decoder::Decoder;
 use crate::model::{Asked, Beside, Forward, ForwardPlan, Loss, plan};
-use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD};
+use crate::pipeline::memory::{OVERHEAD, THREAD, catalogue};
 use crate::run::Progress;
 use crate::{Error, Result};
 
@@ -114,10 +114,7 @@ fn planned(
     let inner = inner.map(|module| module.shape()[1]).max().unwrap_or(0);
     let attention = input(hidden) + input(heads);
     let beside = Beside {
-        process: OVERHEAD
-            + job.corpus.memory(checkpoint.root())
-            + CATALOGUE_ENTRY * checkpoint.tensors().len() as u64
-            + 8 * tokens as u64,
+        process: OVERHEAD + job.corpus.memory(checkpoint.root()) + catalogue(checkpoint) + 8 * tokens as u64,
         thread: THREAD,
         // The inputs of a layer's attention are kept until its experts' inputs are known.
         observer: attention.max(input(hidden) + input(inner)),

@@ -9,22 +9,22 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
+use crate::checkpoint::{Checkpoint, HASH_WINDOW};
 use crate::commands::convert::record::{CONVERSION, Conversion, ConversionOutcome};
-use crate::commands::convert::sharding::{Content, OutTensor, Shard, element, height, mapped};
+use crate::commands::convert::sharding::{COPY, Content, OutTensor, Shard, mapped};
 use crate::commands::convert::sidecar_files;
 use crate::commands::convert::sidecar_files::{CONFIG, Copies, Copy, Edits, INDEX};
-use crate::commands::convert::write_shard::{Change, Producer};
+use crate::commands::convert::write_shard::{Change, Producer, result_bytes};
 use crate::container::safetensors::writer::memory_for;
 use crate::delta::record::{Side, TensorRecord};
 use crate::delta::tensor_digests::tensor_record;
 use crate::durable::checksums::Checksums;
 use crate::durable::digest::Written;
-use crate::durable::{atomic_file, checksums, digest, folder};
+use crate::durable::{checksums, digest, folder, json_file};
 use crate::lora::read::PeftAdapter;
-use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, TENSOR_RECORD, THREAD};
+use crate::pipeline::memory::{ADAPTER_TENSOR, OVERHEAD, SMALL_THREAD, THREAD, catalogue, records};
 use crate::pipeline::options::RunOptions;
 use crate::pipeline::ordered_panels::threads_within;
 use crate::run::attempts::completed::Completed;
@@ -41,7 +41,7 @@ use crate::run::unit::{PlannedUnit, Unit, UnitId};
 use crate::{Error, Result};
 
 /// Memory of the thread that hashes the inputs: what it maps at a time, and its stack.
-const HASHING: u64 = THREAD + (2 << 20);
+const HASHING: u64 = SMALL_THREAD + HASH_WINDOW;
 
 /// Everything that a conversion needs.
 pub(crate) struct Parts<'a> {
@@ -165,7 +165,7 @@ impl<'a> ConvertJob<'a> {
     /// are written, a file is looked for in both places.
     fn move_into_place(&self, done: &Completed<Done>) -> Result<()> {
         for (id, unit) in done.units() {
-            let place = self.parts.out.join(&id.name);
+            let place = self.parts.out.join(&*id.name);
             if unit.path != place {
                 fs::rename(&unit.path, &place).map_err(|e| {
                     Error::unexpected("cannot move a part's file into place").path(&unit.path).because(e)
@@ -216,7 +216,7 @@ impl Job for ConvertJob<'_> {
     }
 
     fn result_name(&self, unit: &UnitId) -> String {
-        unit.name.clone()
+        unit.name.to_string()
     }
 
     fn load(&self, unit: Unit<Record>, result: &Path) -> Result<Done> {
@@ -292,17 +292,12 @@ impl Job for ConvertJob<'_> {
         for file in &self.copies.files {
             sums.insert(file.name.clone(), sidecar_files::copy(file, out)?.blake3);
         }
-        let mut write = |name: &str, text: String| -> Result<()> {
-            let written = atomic_file::write(&out.join(name), |file| file.write_all(text.as_bytes()))?;
-            sums.insert(name.to_owned(), written.blake3);
-            Ok(())
-        };
         if let Some(config) = &self.config {
-            write(CONFIG, sidecar_files::text(config)?)?;
+            sums.insert(CONFIG.to_owned(), json_file::write(&out.join(CONFIG), config)?.blake3);
         }
-        write(CONVERSION, sidecar_files::text(&conversion)?)?;
+        sums.insert(CONVERSION.to_owned(), json_file::write(&out.join(CONVERSION), &conversion)?.blake3);
         if let Some(index) = sidecar_files::index(&self.parts.shards) {
-            write(INDEX, sidecar_files::text(&index)?)?;
+            sums.insert(INDEX.to_owned(), json_file::write(&out.join(INDEX), &index)?.blake3);
         }
         checksums::write(out, &sums)?;
         for (module, count) in &conversion.non_finite {
@@ -340,26 +335,23 @@ fn layout(shards: &[Shard], copies: &[Copy], config: bool) -> Layout {
 
 /// How many threads fit within the memory limit.
 fn threads(job: &Parts<'_>) -> Result<usize> {
-    let computed: Vec<&Module> =
-        job.shards.iter().flat_map(|shard| &shard.tensors).filter_map(OutTensor::module).collect();
-    let size = |module: &&Module| {
-        let [rows, columns] = module.shape();
-        (height(columns).min(rows) * columns) as u64
-    };
-    let piece = computed.iter().map(size).max().unwrap_or(0);
-    let mapped = computed.iter().map(|module| mapped(module)).max().unwrap_or(0);
-    let whole =
-        computed.iter().filter(|module| module.is_whole()).map(|module| module.size()).max().unwrap_or(0);
+    let outputs = || job.shards.iter().flat_map(|shard| &shard.tensors);
+    let computed = || outputs().filter_map(OutTensor::module);
+    let mapped = computed().map(mapped).max().unwrap_or(0);
+    let whole = computed().filter(|module| module.is_whole()).map(Module::size).max().unwrap_or(0);
     let writing = job.shards.iter().map(|shard| memory_for(shard.bytes)).max().unwrap_or(0);
-    let entries = job.base.tensors().len() + job.adapter.map_or(0, |adapter| adapter.tensors().len());
+    let adapter = job.adapter.map_or(0, |adapter| adapter.tensors().len() as u64 * ADAPTER_TENSOR);
     let fixed = OVERHEAD
         + HASHING
         + writing
-        + entries as u64 * (CATALOGUE_ENTRY + TENSOR_RECORD)
+        + catalogue(job.base)
+        + records(job.base)
+        + adapter
         + 2 * whole
         + job.held[0];
-    // A thread holds its values in f32 and what is mapped; two of its results wait to be written while it computes a
-    // third.
-    let made = (piece * element(safetensors::Dtype::F32) + piece * 4).max(2 << 20);
-    threads_within(job.running.threads, job.running.memory, fixed, THREAD + mapped + job.held[1] + 3 * made)
+    let changes = outputs().any(|out| out.module().is_some_and(|module| job.change.concerns(module.name())));
+    let stack = if changes { THREAD } else { SMALL_THREAD };
+    // A thread holds a result and what is mapped for it; two of its results wait to be written while it computes a third.
+    let made = outputs().map(|out| result_bytes(out, job.change)).max().unwrap_or(0).max(COPY);
+    threads_within(job.running.threads, job.running.memory, fixed, stack + mapped + job.held[1] + 3 * made)
 }

@@ -118,7 +118,7 @@ impl Target {
             return Ok(());
         }
         let sliced = module.stack().is_some();
-        let computed = || Computed { name: name.to_owned(), module: module.clone() };
+        let computed = || Computed { name: module.shared_name().clone(), module: module.clone() };
         if module.is_quantized() && !sliced && !belongs(name, lead) {
             let what = "this quantized expert is stored under another name, and has no dense form to write";
             return Err(Error::input(what)
@@ -127,7 +127,7 @@ impl Target {
         }
         let fp8 = spec.fp8 && is_convertible(module);
         let place = (lead.file, lead.bytes.start);
-        let whole = TensorInfo { name: weight.clone(), dtype: spec.dtype, shape: module.shape().to_vec() };
+        let whole = TensorInfo::new(&weight, spec.dtype, module.shape());
         if fp8 && !changed && module.is_quantized() && is_block_fp8 {
             self.fp8 = true;
             self.copied += module.tensors().len();
@@ -139,7 +139,7 @@ impl Target {
             let shape = module.shape();
             let grid = vec![shape[0].div_ceil(FP8_BLOCK[0]), shape[1].div_ceil(FP8_BLOCK[1])];
             let codes = TensorInfo { dtype: Dtype::F8_E4M3, ..whole };
-            let scales = TensorInfo { name: format!("{weight}_scale_inv"), dtype: Dtype::F32, shape: grid };
+            let scales = TensorInfo::new(format!("{weight}_scale_inv"), Dtype::F32, grid);
             let tensors = vec![
                 OutTensor { stored: codes, content: Content::Codes(computed()) },
                 OutTensor { stored: scales, content: Content::Scales(computed()) },
@@ -191,7 +191,7 @@ impl Target {
             return self.copy(&lead, spec);
         }
         self.computed += 1;
-        let stored = TensorInfo { name: stack.name().to_owned(), dtype: spec.dtype, shape };
+        let stored = TensorInfo::new(stack.name(), spec.dtype, shape);
         self.units.push(Unit { place, tensors: vec![OutTensor { stored, content: Content::Stack(stack) }] });
     }
 
@@ -203,11 +203,11 @@ impl Target {
             (saved.stored.dtype, Content::Adapter(saved.clone()))
         } else if spec.changed.contains(head) || embedding.is_quantized() {
             let module = embedding.clone();
-            (spec.dtype, Content::Weight(Computed { name: head.to_owned(), module }))
+            (spec.dtype, Content::Weight(Computed { name: head.into(), module }))
         } else {
             (lead.stored.dtype, Content::Base(lead.clone()))
         };
-        let stored = TensorInfo { name: weight, dtype, shape: embedding.shape().to_vec() };
+        let stored = TensorInfo::new(weight, dtype, embedding.shape());
         if spec.fp8 {
             self.not_converted.push(head.to_owned());
         }
@@ -221,7 +221,7 @@ impl Target {
         let out = match spec.replaced.get(tensor.name()) {
             None => OutTensor::copy(tensor),
             Some(saved) => {
-                let stored = TensorInfo { name: tensor.name().to_owned(), ..saved.stored.clone() };
+                let stored = TensorInfo { name: tensor.stored.name.clone(), ..saved.stored.clone() };
                 OutTensor { stored, content: Content::Adapter(saved.clone()) }
             }
         };

@@ -2,12 +2,11 @@
 
 use std::ops::Range;
 
-use safetensors::Dtype;
-
 use crate::checkpoint::catalogue::{FileId, Tensor};
 use crate::checkpoint::module::Module;
 use crate::quant::encode::fp8::FP8_BLOCK;
 use crate::quant::weight::TensorInfo;
+use crate::shared::Name;
 
 /// The default for the largest weight file, in bytes: transformers used it for years, and many tools and file systems
 /// handle it well.
@@ -17,7 +16,7 @@ pub const DEFAULT_SHARD_SIZE: u64 = 5_000_000_000;
 const PIECE: usize = 1 << 20;
 
 /// Bytes of a copied tensor that are mapped at a time.
-const COPY: u64 = 2 << 20;
+pub(crate) const COPY: u64 = 2 << 20;
 
 /// Where the bytes of a tensor come from.
 #[derive(Clone, Debug)]
@@ -40,7 +39,7 @@ pub(crate) enum Content {
 #[derive(Clone, Debug)]
 pub(crate) struct Computed {
     /// Its name in the output: that of the head where a head is made from the embedding.
-    pub name: String,
+    pub name: Name,
     /// Where its values come from.
     pub module: Module,
 }
@@ -188,9 +187,4 @@ pub(crate) fn mapped(module: &Module) -> u64 {
     // A piece that spans two experts may map more than the first piece does.
     let pieces = (0..rows).step_by(height).map(|start| start..(start + height).min(rows));
     pieces.map(|piece| module.packed_size(piece)).max().unwrap_or(0) as u64
-}
-
-/// Bytes of one element of a computed weight.
-pub(crate) fn element(dtype: Dtype) -> u64 {
-    (dtype.bitsize() / 8) as u64
 }

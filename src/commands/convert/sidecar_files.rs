@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::Checkpoint;
@@ -27,7 +28,8 @@ pub(crate) const CONFIG: &str = "config.json";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// Files that are rewritten, or that describe only the input.
-const NOT_COPIED: [&str; 5] = [CONFIG, "hf_quant_config.json", "quantize_config.json", B3SUMS, CONVERSION];
+const NOT_COPIED: [&str; 6] =
+    [CONFIG, "hf_quant_config.json", "quantize_config.json", "quanto_qmap.json", B3SUMS, CONVERSION];
 
 /// Name endings of weight files in any container, and of their indices.
 const WEIGHTS: [&str; 11] = [
@@ -93,8 +95,11 @@ fn walk(root: &Path, folder: &Path, prefix: &str, found: &mut Copies) -> Result<
     let failed = |e| Error::unexpected("cannot list").path(folder).because(e);
     for entry in fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        // A name that is not UTF-8 cannot be listed in the checksums.
-        let Ok(own) = entry.file_name().into_string() else { continue };
+        let Ok(own) = entry.file_name().into_string() else {
+            let shown = entry.file_name().to_string_lossy().escape_debug().to_string();
+            found.left_out.push(format!("'{prefix}{shown}' is a name that is not UTF-8"));
+            continue;
+        };
         let name = format!("{prefix}{own}");
         if own.starts_with('.')
             || WEIGHTS.iter().any(|end| own.ends_with(end))
@@ -105,7 +110,9 @@ fn walk(root: &Path, folder: &Path, prefix: &str, found: &mut Copies) -> Result<
         let path = entry.path();
         let linked = entry.file_type().is_ok_and(|kind| kind.is_symlink());
         if linked && !leads_inside(root, &path) {
-            found.left_out.push(format!("{} is a link out of the checkpoint's folder", name.escape_debug()));
+            let leads =
+                if path.exists() { "out of the checkpoint's folder" } else { "that leads to no file" };
+            found.left_out.push(format!("{} is a link {leads}", name.escape_debug()));
             continue;
         }
         if !can_be_listed(&own) {
@@ -173,6 +180,10 @@ pub(crate) fn config(config: &Config, edits: &Edits) -> Option<Value> {
 fn edit(raw: &mut Map<String, Value>, edits: &Edits, top: bool) {
     raw.remove("quantization_config");
     raw.remove("compression_config");
+    // MLX's.
+    if raw.get("quantization").is_some_and(|raw| raw.get("bits").is_some()) {
+        raw.remove("quantization");
+    }
     if let Some(dtype) = edits.dtype {
         // transformers writes `dtype` since version 5 and reads both.
         let known: Vec<&str> =
@@ -190,24 +201,24 @@ fn edit(raw: &mut Map<String, Value>, edits: &Edits, top: bool) {
     }
 }
 
-/// The index of several weight files; `None` for a single file.
-pub(crate) fn index(shards: &[Shard]) -> Option<Value> {
+/// The index of several weight files.
+#[derive(Serialize)]
+pub(crate) struct Index<'a> {
+    metadata: BTreeMap<&'static str, u64>,
+    weight_map: BTreeMap<&'a str, &'a str>,
+}
+
+/// The index of `shards`; `None` for a single file.
+pub(crate) fn index(shards: &[Shard]) -> Option<Index<'_>> {
     if shards.len() < 2 {
         return None;
     }
-    let places = |shard: &Shard| -> Vec<(String, Value)> {
-        shard.tensors.iter().map(|tensor| (tensor.stored.name.clone(), json!(shard.name))).collect()
-    };
-    let map: BTreeMap<String, Value> = shards.iter().flat_map(places).collect();
     let total: u64 = shards.iter().flat_map(|shard| &shard.tensors).map(OutTensor::bytes).sum();
-    Some(json!({"metadata": {"total_size": total}, "weight_map": map}))
-}
-
-/// Pretty JSON with a newline at its end.
-///
-/// # Errors
-/// A value that cannot be written as JSON.
-pub(crate) fn text(value: &impl serde::Serialize) -> Result<String> {
-    let text = serde_json::to_string_pretty(value);
-    text.map(|text| text + "\n").map_err(|e| Error::unexpected("cannot write JSON").because(e))
+    Some(Index {
+        metadata: BTreeMap::from([("total_size", total)]),
+        weight_map: shards
+            .iter()
+            .flat_map(|shard| shard.tensors.iter().map(|tensor| (&*tensor.stored.name, shard.name.as_str())))
+            .collect(),
+    })
 }

@@ -9,7 +9,7 @@ use safetensors::Dtype;
 
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::module::{Module, PackedRows};
-use crate::commands::convert::sharding::{Content, OutTensor, Shard, ShardPiece, pieces};
+use crate::commands::convert::sharding::{Content, OutTensor, Shard, ShardPiece, height, pieces};
 use crate::container::safetensors::writer::SafetensorsWriter;
 use crate::durable::digest::Written;
 use crate::lora::read::PeftAdapter;
@@ -137,7 +137,7 @@ impl<'a> Producer<'a> {
                 }
                 Made::Scales => {
                     let Content::Scales(of) = &tensor.content else { return Ok(()) };
-                    let mine = scales.remove(of.name.as_str()).unwrap_or_default();
+                    let mine = scales.remove(&*of.name).unwrap_or_default();
                     let bytes: Vec<u8> = mine.iter().flat_map(|scale| scale.to_le_bytes()).collect();
                     writer.put(name, &bytes)?;
                     progress.written(bytes.len() as u64);
@@ -209,14 +209,7 @@ impl<'a> Producer<'a> {
         let located = |e: Error| e.tensor(name).path(self.base.path(module.tensors()[0].file));
         let (whole, changed) = (module.is_whole(), self.change.concerns(name));
         let packed = if whole { self.kept(module)? } else { Arc::new(module.read(self.base, rows.clone())?) };
-        // All rows at once if one row costs as much as all of them, for example in a transposed stack, or if there is
-        // more to do than rounding.
-        let costly =
-            whole || 2 * module.packed_size(rows.start..rows.start + 1) >= module.packed_size(rows.clone());
-        let step = match costly || changed || dtype.is_none() {
-            true => rows.len(),
-            false => (CHUNK / columns.max(1)).max(1),
-        };
+        let step = step(module, rows.clone(), changed || dtype.is_none());
         let Buffer { bytes, scales, values, non_finite } = buffer;
         let size = dtype.map_or(1, |dtype| dtype.bitsize() / 8);
         bytes.resize(rows.len() * columns * size, 0);
@@ -265,6 +258,29 @@ impl<'a> Producer<'a> {
         }
         Ok(packed)
     }
+}
+
+/// Rows that are decoded at a time: all of `rows` if one row costs as much as all of them, for example in a transposed
+/// stack, or if there is more to do than rounding.
+fn step(module: &Module, rows: Range<usize>, at_once: bool) -> usize {
+    let first = rows.start..rows.end.min(rows.start + 1);
+    let costly = module.is_whole() || 2 * module.packed_size(first) >= module.packed_size(rows.clone());
+    if costly || at_once { rows.len() } else { (CHUNK / module.shape()[1].max(1)).max(1) }
+}
+
+/// Bytes that the buffer of one piece of a tensor takes: the values that are decoded at a time, and the encoded piece.
+pub(crate) fn result_bytes(tensor: &OutTensor, change: &dyn Change) -> u64 {
+    let Some(module) = tensor.module() else { return 0 };
+    let (name, encoded) = match &tensor.content {
+        Content::Scales(_) => return 0,
+        Content::Codes(of) => (&*of.name, true),
+        Content::Weight(of) => (&*of.name, false),
+        _ => (module.name(), false),
+    };
+    let [rows, columns] = module.shape();
+    let piece = 0..height(columns).min(rows);
+    let step = step(module, piece.clone(), encoded || change.concerns(name)).min(piece.len());
+    (4 * step * columns + piece.len() * columns * tensor.stored.dtype.bitsize() / 8) as u64
 }
 
 /// Rounds to nearest even.

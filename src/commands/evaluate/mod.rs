@@ -19,7 +19,7 @@ use crate::checkpoint::Checkpoint;
 use crate::corpus::Corpus;
 use crate::model::decoder::Decoder;
 use crate::model::{Asked, Beside, Forward, Loss, Updates, plan};
-use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, THREAD};
+use crate::pipeline::memory::{ADAPTER_TENSOR, OVERHEAD, THREAD, catalogue};
 use crate::run::Progress;
 use crate::{Error, Result};
 
@@ -97,11 +97,11 @@ pub fn evaluate(job: &Evaluation, progress: &dyn Progress) -> Result<Evaluated> 
     let text = job.corpus.tokenize(checkpoint.root())?;
     let sequences = &text.sequences;
     let tokens = sequences.tokens();
-    let entries = checkpoint.tensors().len() + adapters.tensors();
     let beside = Beside {
         process: OVERHEAD
             + job.corpus.memory(checkpoint.root())
-            + CATALOGUE_ENTRY * entries as u64
+            + catalogue(&checkpoint)
+            + ADAPTER_TENSOR * adapters.tensors() as u64
             + 8 * tokens as u64,
         thread: THREAD,
         observer: 0,

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Instant;
 
 use crate::checkpoint::Checkpoint;
-use crate::commands::extract::inputs::Inputs;
-use crate::commands::extract::options::{Extraction, ResultOptions};
+use crate::commands::extract::inputs::{Inputs, side_files};
+use crate::commands::extract::options::{Allowances, Extraction, ResultOptions};
 use crate::commands::extract::output::files::{FILES, MANIFEST};
 use crate::commands::extract::output::manifest::Manifest;
 use crate::commands::extract::output::summary::ExtractionOutcome;
@@ -62,7 +63,11 @@ impl<'a> ExtractJob<'a> {
             sides.insert(Side::Calibration, calibration.identity()?);
         }
         let identity = RunIdentity::new("extract", &extraction.deciding, true, sides)?;
-        let layout = Layout { log: Some(LOG), ..Layout::new(MANIFEST, FILES[..5].iter().copied()) };
+        let mut files = FILES[..5].to_vec();
+        if extraction.deciding.copy_tokenizer {
+            files.extend(side_files::carried(&inputs.tuned).into_iter().map(|(name, _)| name));
+        }
+        let layout = Layout { log: Some(LOG), ..Layout::new(MANIFEST, files) };
         Ok(ExtractJob { extraction, inputs, plan, identity, layout, units: plan.units() })
     }
 
@@ -72,8 +77,10 @@ impl<'a> ExtractJob<'a> {
 
     /// Extracts, or continues an extraction that was stopped, split or not.
     pub fn run(&self, progress: &dyn Progress) -> Result<ExtractionOutcome> {
+        let started = Instant::now();
         let ended = self.engine(progress).run()?;
-        Ok(ExtractionOutcome::new(self.extraction.out.clone(), ended.output, &ended.times, ended.was_done))
+        let seconds = (!ended.was_done).then(|| started.elapsed().as_secs_f64());
+        Ok(ExtractionOutcome::new(self.extraction.out.clone(), ended.output, seconds))
     }
 
     /// Runs one part.
@@ -96,14 +103,10 @@ pub fn assemble(
         Recorded::Begun(begun) => begun,
         Recorded::Finished(_) => {
             let manifest: Manifest = parts::assemble::finished(assembly, MANIFEST, &FILES[..5], Some(LOG))?;
-            return Ok(Assembled::Done(ExtractionOutcome::new(
-                assembly.out.clone(),
-                manifest,
-                &BTreeMap::new(),
-                true,
-            )));
+            return Ok(Assembled::Done(ExtractionOutcome::new(assembly.out.clone(), manifest, None)));
         }
     };
+    let started = Instant::now();
     let extraction = recorded_extraction(assembly, begun)?;
     let inputs = Inputs::open(&extraction)?;
     let plan = ExtractionPlan::make(&inputs, &extraction)?;
@@ -111,7 +114,8 @@ pub fn assemble(
     let defaults = option_map(&ResultOptions::for_base(&extraction.base))?;
     let assembled = job.engine(progress).assemble(begun, assembly.finish, &defaults)?;
     Ok(assembled.map(|ended| {
-        ExtractionOutcome::new(assembly.out.clone(), ended.output, &ended.times, ended.was_done)
+        let seconds = (!ended.was_done).then(|| started.elapsed().as_secs_f64());
+        ExtractionOutcome::new(assembly.out.clone(), ended.output, seconds)
     }))
 }
 
@@ -125,6 +129,7 @@ fn recorded_extraction(assembly: &Assembly, begun: &Begun) -> Result<Extraction>
         hybrid: begun.place_if_any(assembly, Side::Hybrid)?,
         out: assembly.out.clone(),
         deciding: begun.options(assembly)?,
+        allow: Allowances::ALL,
         running: begun.running(assembly),
     })
 }
@@ -178,8 +183,8 @@ impl Job for ExtractJob<'_> {
     }
 
     fn unit_title(&self, unit: &UnitId) -> String {
-        let compared = self.plan.not_represented.iter().find(|left| *unit == left.unit());
-        compared.map_or(&unit.name, |left| &left.name).clone()
+        let compared = self.plan.not_represented.iter().find(|left| *unit == left.unit);
+        compared.map_or(&unit.name, |left| &left.name).to_string()
     }
 
     fn load(&self, unit: Unit<Record>, result: &Path) -> Result<Done> {

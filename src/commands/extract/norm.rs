@@ -138,7 +138,7 @@ impl Work {
             };
         }
         let (method, flops) = (choose::choose(m, n, request), choose::flops(m, n, request));
-        let bytes = choose::workspace(m, n, request);
+        let bytes = choose::workspace(m, n, threads, request);
         // Two factorizations of a smaller rank each; the factors of the first wait for the second.
         let waiting = if hybrid { (m + n) * request.rank.min(m).min(n) * 16 } else { 0 };
         Work { method, flops: if hybrid { 1.3 * flops } else { flops }, bytes: bytes + waiting }

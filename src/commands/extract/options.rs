@@ -40,6 +40,9 @@ pub struct ResultOptions {
     /// With a dense base beside the quantized one: the share of the rank that the change alone gets, in (0, 1).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub hybrid_share: Option<f64>,
+    /// Whether the tuned checkpoint's tokenizer, chat template and generation config go into the adapter's folder.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub copy_tokenizer: bool,
     /// Whether the linear weights behind norms that differ carry the difference.
     #[serde(skip_serializing_if = "AbsorbNorms::is_auto", default)]
     pub absorb_norms: AbsorbNorms,
@@ -83,6 +86,7 @@ impl ResultOptions {
             trim_vocab: false,
             base_model_name: name.to_owned(),
             hybrid_share: None,
+            copy_tokenizer: false,
             absorb_norms: AbsorbNorms::Auto,
         }
     }
@@ -119,6 +123,20 @@ impl ResultOptions {
     }
 }
 
+/// What is refused unless it is allowed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allowances {
+    /// Selected modules that only one of the two checkpoints has, or that have different shapes.
+    pub missing: bool,
+    /// A quantized tuned checkpoint on a dense base.
+    pub quantized_tuned: bool,
+}
+
+impl Allowances {
+    /// Everything is allowed: for a run that has begun already.
+    pub const ALL: Allowances = Allowances { missing: true, quantized_tuned: true };
+}
+
 /// One extraction: its inputs, its output, and its options.
 #[derive(Clone, Debug)]
 pub struct Extraction {
@@ -137,6 +155,8 @@ pub struct Extraction {
     pub out: PathBuf,
     /// The options that determine the result.
     pub deciding: ResultOptions,
+    /// What is allowed that is otherwise refused. It changes no byte.
+    pub allow: Allowances,
     /// How to run: threads, memory, overwriting.
     pub running: RunOptions,
 }

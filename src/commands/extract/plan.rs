@@ -5,10 +5,10 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
 use crate::commands::extract::folded::Folded;
-use crate::commands::extract::inputs::Inputs;
+use crate::commands::extract::inputs::{Inputs, check, side_files};
 use crate::commands::extract::norm::{self, Work};
 use crate::commands::extract::options::Extraction;
-use crate::delta::difference::{PIECE_SCRATCH, VISIT_SCRATCH};
+use crate::delta::difference::visit_scratch;
 use crate::delta::module_record::Minimized;
 use crate::delta::pair::{Leftover, Pair, Pairing, pair};
 use crate::delta::record::{LeftOut, Reason};
@@ -18,12 +18,17 @@ use crate::factorize::choose;
 use crate::factorize::kernel::tiling;
 use crate::factorize::types::{Method, Request};
 use crate::lora::names::{Place, group_of};
-use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, TENSOR_RECORD, THREAD, mapped};
+use crate::pipeline::memory::{OVERHEAD, THREAD, catalogue, mapped, records};
+use crate::run::unit::UnitId;
+use crate::shared::{Name, Shape};
 use crate::{Error, Result};
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
+
+/// The time that reading a byte takes, in seconds, where the files are in the page cache.
+pub(crate) const SECONDS_PER_BYTE: f64 = 1.0 / 4e9;
 
 /// One module to extract.
 #[derive(Clone, Debug, Serialize)]
@@ -62,11 +67,11 @@ pub struct PlannedModule {
 #[derive(Clone, Debug, Serialize)]
 pub struct PlannedLeftover {
     /// Its name.
-    pub name: String,
+    pub name: Name,
     /// Why it is left out.
     pub reason: Reason,
     /// Its shape.
-    pub shape: Vec<usize>,
+    pub shape: Shape,
     /// Bytes to read for its comparison.
     pub read_bytes: u64,
     /// Bytes that the comparison keeps resident.
@@ -74,12 +79,15 @@ pub struct PlannedLeftover {
     /// The names under which it is compared.
     #[serde(skip)]
     pub leftover: Leftover,
+    /// Its comparison as a unit of work.
+    #[serde(skip)]
+    pub unit: UnitId,
 }
 
 impl PlannedLeftover {
     /// Identifies it among all others, as [`LeftOut::key`] does.
-    pub fn key(&self) -> String {
-        self.blank().key()
+    pub fn key(&self) -> &str {
+        &self.unit.name
     }
 
     /// Its report, before its values are compared.
@@ -93,6 +101,8 @@ impl PlannedLeftover {
 pub struct ExtractionPlan {
     /// Remarks for the user.
     pub notes: Vec<String>,
+    /// The adapter's rank: the requested one, or the largest that a module can use.
+    pub rank: usize,
     /// The modules to extract, in the order in which they are started.
     pub modules: Vec<PlannedModule>,
     /// Modules that get zero factors, because servers fuse them with extracted ones.
@@ -113,6 +123,10 @@ pub struct ExtractionPlan {
     pub disk_bytes: u64,
     /// Estimate of the run's time in seconds.
     pub seconds: f64,
+    /// Floating-point operations per second of all threads together, measured for the estimate.
+    pub rate: f64,
+    /// Size of the adapter's weights in bytes.
+    pub adapter_bytes: u64,
     /// The norms whose change the weights behind them carry.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub absorbed: Vec<String>,
@@ -137,15 +151,19 @@ impl ExtractionPlan {
     /// Options out of range, checkpoints that do not belong together, a memory budget that is too small.
     pub fn make(inputs: &Inputs, job: &Extraction) -> Result<ExtractionPlan> {
         job.deciding.check()?;
+        let mut remarks = check::sense(inputs, job.allow)?;
+        remarks.extend(side_files::note(&inputs.base, &inputs.tuned, job.deciding.copy_tokenizer));
         let selection = Selection::parse(&job.deciding.include, &job.deciding.exclude)?;
         let mut pairing = pair(&inputs.base, &inputs.tuned, &selection, job.deciding.trim_vocab)?;
+        check::partners(inputs, &selection, &pairing, job.allow)?;
         check_served(inputs, &pairing)?;
         norm::check(inputs, job, &pairing)?;
         let folded = Folded::find(inputs, job.deciding.absorb_norms, &pairing)?;
         folded.mark(&mut pairing.leftovers);
         let Pairing { pairs, zeros, leftovers, notes } = pairing;
         let mut plan = ExtractionPlan {
-            notes,
+            notes: remarks.into_iter().chain(notes).collect(),
+            rank: usable_rank(&pairs, job.deciding.rank),
             modules: Vec::new(),
             zeros,
             not_represented: leftovers.into_iter().map(|l| compared(inputs, l)).collect(),
@@ -156,11 +174,13 @@ impl ExtractionPlan {
             read_bytes: 0,
             disk_bytes: 0,
             seconds: 0.0,
+            rate: 1.0,
+            adapter_bytes: 0,
             absorbed: Vec::new(),
         };
         plan.notes.extend(folded.notes.iter().cloned());
         plan.absorbed = folded.absorbed.iter().cloned().collect();
-        plan.notes.extend(padding(&pairs, job.deciding.rank));
+        plan.notes.extend(unusable(plan.rank, job.deciding.rank));
         plan.notes.extend(norm::notes(inputs, &pairs)?);
         plan.notes.extend(tied_head(inputs, &selection));
         plan.fit(inputs, job, pairs)?;
@@ -177,18 +197,15 @@ impl ExtractionPlan {
         let mut costs: Vec<Cost> = pairs.into_iter().map(cost).collect::<Result<_>>()?;
         // The largest first: what is left at the end is small, and no thread waits long for the last one.
         costs.sort_by(|a, b| b.flops.total_cmp(&a.flops).then_with(|| a.pair.name.cmp(&b.pair.name)));
-        let entries =
-            [Some(&inputs.base), Some(&inputs.tuned), inputs.served.as_ref(), inputs.dense.as_ref()];
-        let entries = entries.into_iter().flatten();
-        let entries: usize = entries.map(|input| input.tensors().len().max(input.modules().len())).sum();
+        let catalogues: u64 = inputs.all().map(|input| catalogue(input) + records(input)).sum();
         let [served, dense] = [&inputs.served, &inputs.dense].map(|other| other.as_ref().map_or(0, mapped));
         let mapped = mapped(&inputs.base).max(served).max(dense) + mapped(&inputs.tuned);
         let whole =
             costs.iter().any(|cost| cost.kept > 0) || self.not_represented.iter().any(|l| l.memory > 0);
-        let scratch = if whole { VISIT_SCRATCH } else { PIECE_SCRATCH };
+        let scratch = visit_scratch(whole);
         // Reader threads and factorizing threads.
         let threads = self.threads as u64 * (THREAD + 2 * (scratch + mapped));
-        let fixed = OVERHEAD + threads + entries as u64 * (CATALOGUE_ENTRY + TENSOR_RECORD);
+        let fixed = OVERHEAD + threads + catalogues;
         let needed = costs.iter().map(|cost| cost.recomputed(1));
         let needed = needed.chain(self.not_represented.iter().map(|l| l.memory)).max().unwrap_or(0);
         self.least_memory = (fixed + needed).next_multiple_of(1 << 20);
@@ -205,18 +222,24 @@ impl ExtractionPlan {
         Ok(())
     }
 
+    /// The time in seconds that some of the modules and the reading of some bytes will take. Reading overlaps the
+    /// products, except from a slow disk, which cannot be known here.
+    pub(crate) fn expected(&self, modules: &[&PlannedModule], bytes: u64) -> f64 {
+        modules.iter().map(|module| module.flops).sum::<f64>() / self.rate + bytes as f64 * SECONDS_PER_BYTE
+    }
+
     fn add_up(&mut self, job: &Extraction) {
-        let row_bytes = (job.deciding.rank as u64).saturating_mul(job.deciding.dtype.bytes() as u64);
+        let row_bytes = (self.rank as u64).saturating_mul(job.deciding.dtype.bytes() as u64);
         let factors = |[m, n]: [usize; 2]| ((m + n) as u64).saturating_mul(row_bytes);
         let shapes = self.modules.iter().map(|m| m.shape).chain(self.zeros.iter().map(|(_, shape)| *shape));
         // The shards and the adapter are both on disk until the adapter is complete.
+        self.adapter_bytes = shapes.clone().map(factors).fold(0, u64::saturating_add);
         let sizes = shapes.map(|shape| factors(shape).saturating_mul(2).saturating_add(1 << 14));
         self.disk_bytes = sizes.fold(1 << 20, u64::saturating_add);
         let modules = self.modules.iter().map(|m| m.read_bytes);
         self.read_bytes = modules.chain(self.not_represented.iter().map(|l| l.read_bytes)).sum();
-        let flops: f64 = self.modules.iter().map(|m| m.flops).sum();
-        // Reading overlaps the products, except from a slow disk, which cannot be known here.
-        self.seconds = flops / (product_rate() * self.threads as f64) + self.read_bytes as f64 / 4e9;
+        self.rate = product_rate() * self.threads as f64;
+        self.seconds = self.expected(&self.modules.iter().collect::<Vec<_>>(), self.read_bytes);
     }
 }
 
@@ -306,13 +329,17 @@ impl Cost {
     }
 }
 
-/// A note on a rank that no module can use: it wastes disk, and memory when the adapter is served.
-fn padding(pairs: &[Pair], rank: usize) -> Option<String> {
-    let widest = pairs.iter().map(|pair| pair.rows.min(pair.shape[1])).max().unwrap_or(0);
-    (rank > widest).then(|| {
-        format!(
-            "no module has more than {widest} singular values: --rank {widest} captures everything, the rest is zeros"
-        )
+/// The largest rank that a module can use, at most the requested one: more would be zeros on disk, and in memory
+/// when the adapter is served.
+fn usable_rank(pairs: &[Pair], rank: usize) -> usize {
+    let widest = pairs.iter().map(|pair| pair.rows.min(pair.shape[1])).max().unwrap_or(rank);
+    rank.min(widest)
+}
+
+/// A note on a rank that no module can use.
+fn unusable(rank: usize, asked: usize) -> Option<String> {
+    (rank < asked).then(|| {
+        format!("no module has more than {rank} singular values: the adapter has rank {rank}, not {asked}")
     })
 }
 
@@ -336,7 +363,7 @@ fn kept(checkpoint: &Checkpoint, name: &str) -> u64 {
 fn compared(inputs: &Inputs, leftover: Leftover) -> PlannedLeftover {
     let comparable =
         leftover.base.is_some() && leftover.tuned.is_some() && leftover.reason != Reason::ShapeDiffers;
-    let size = |checkpoint: &Checkpoint, name: &Option<String>| {
+    let size = |checkpoint: &Checkpoint, name: &Option<Name>| {
         let name = name.as_deref().unwrap_or_default();
         match checkpoint.module(name) {
             Some(module) => module.size(),
@@ -356,6 +383,7 @@ fn compared(inputs: &Inputs, leftover: Leftover) -> PlannedLeftover {
         shape: leftover.shape.clone(),
         read_bytes,
         memory,
+        unit: UnitId::compared(leftover.blank().key()),
         leftover,
     }
 }

@@ -19,7 +19,7 @@ use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::leftover::compare;
 use crate::commands::extract::module::{A, B, FinishedModule, Loaded, finish, load};
 use crate::commands::extract::options::Extraction;
-use crate::commands::extract::plan::{ExtractionPlan, PlannedLeftover, PlannedModule};
+use crate::commands::extract::plan::{ExtractionPlan, PlannedLeftover, PlannedModule, SECONDS_PER_BYTE};
 use crate::commands::extract::record::{self, Record};
 use crate::delta::record::{LeftOut, TensorRecord};
 use crate::lora::write::shard;
@@ -53,18 +53,19 @@ impl Task<'_> {
 /// A unit that has been read.
 enum Ready<'a> {
     Module(&'a PlannedModule, Loaded, Instant),
-    Compared(LeftOut, Vec<TensorRecord>),
+    Compared(&'a PlannedLeftover, LeftOut, Vec<TensorRecord>),
 }
 
 /// A unit that only has to be written.
-enum Done {
-    Module(Box<FinishedModule>, Duration),
-    Compared(LeftOut, Vec<TensorRecord>),
+enum Done<'a> {
+    Module(Box<FinishedModule>, Duration, f64),
+    Compared(&'a PlannedLeftover, LeftOut, Vec<TensorRecord>),
 }
 
 /// State shared by all stages.
 struct Shared<'a> {
     inputs: &'a Inputs,
+    plan: &'a ExtractionPlan,
     job: &'a Extraction,
     /// Reads have their own pool, so that a blocked join cannot steal a factorization.
     reading: rayon::ThreadPool,
@@ -108,6 +109,7 @@ pub fn run(
     };
     let shared = Shared {
         inputs,
+        plan,
         job,
         reading: pool()?,
         factorizing: pool()?,
@@ -142,8 +144,10 @@ pub fn run(
 /// The remaining work: modules in the plan's order, then the comparisons, which are cheap.
 fn remaining<'a>(plan: &'a ExtractionPlan, recorder: &Records<'_>, progress: &dyn Progress) -> Vec<Task<'a>> {
     let (done, modules): (Vec<_>, Vec<_>) = plan.modules.iter().partition(|m| recorder.is_done(&m.unit()));
-    let compared = |l: &&PlannedLeftover| recorder.is_done(&l.unit());
+    let compared = |l: &&PlannedLeftover| recorder.is_done(&l.unit);
     let (compared, leftovers): (Vec<_>, Vec<_>) = plan.not_represented.iter().partition(compared);
+    let left: u64 = modules.iter().map(|m| m.read_bytes).chain(leftovers.iter().map(|l| l.read_bytes)).sum();
+    progress.expect(plan.expected(&modules, left));
     let done_bytes = done.iter().map(|m| m.read_bytes).chain(compared.iter().map(|l| l.read_bytes)).sum();
     progress.begin(plan.modules.len(), plan.read_bytes, done.len(), done_bytes);
     modules.into_iter().map(Task::Module).chain(leftovers.into_iter().map(Task::Compare)).collect()
@@ -153,7 +157,10 @@ type Sent<'a, T> = (T, Permit<'a>);
 
 /// Reader: takes a task and the permit for its memory, and loads the delta.
 fn read<'a>(shared: &'a Shared<'_>, tasks: &Mutex<VecDeque<Task<'a>>>, ready: &Sender<Sent<'a, Ready<'a>>>) {
-    let count = |bytes| shared.progress.read(bytes);
+    let count = |bytes| {
+        shared.progress.read(bytes);
+        shared.progress.step(bytes as f64 * SECONDS_PER_BYTE);
+    };
     while let Some((task, permit)) = shared.budget.first_that_fits(tasks, Task::memory) {
         if shared.stopped() {
             return;
@@ -168,11 +175,12 @@ fn read<'a>(shared: &'a Shared<'_>, tasks: &Mutex<VecDeque<Task<'a>>>, ready: &S
                 let slab = |values| shared.slabs.obtain(values, shared.budget.free());
                 let load = || load(shared.inputs, module, shared.job, &slab, &count);
                 let loaded = shared.reading.install(load);
+                shared.progress.enter(shared.plan.expected(&[module], 0));
                 loaded.map(|loaded| Ready::Module(module, loaded, started))
             }
             Task::Compare(planned) => {
                 let compared = shared.reading.install(|| compare(shared.inputs, &planned.leftover, &count));
-                compared.map(|(left_out, tensors)| Ready::Compared(left_out, tensors))
+                compared.map(|(left_out, tensors)| Ready::Compared(planned, left_out, tensors))
             }
         };
         match result {
@@ -184,23 +192,28 @@ fn read<'a>(shared: &'a Shared<'_>, tasks: &Mutex<VecDeque<Task<'a>>>, ready: &S
 }
 
 /// Worker: delta in, factors out.
-fn work<'a>(shared: &'a Shared<'_>, ready: &Receiver<Sent<'a, Ready<'a>>>, done: &Sender<Sent<'a, Done>>) {
+fn work<'a>(
+    shared: &'a Shared<'_>,
+    ready: &Receiver<Sent<'a, Ready<'a>>>,
+    done: &Sender<Sent<'a, Done<'a>>>,
+) {
     for (ready, mut permit) in ready {
         if shared.stopped() {
             continue;
         }
         let finished = match ready {
-            Ready::Compared(left_out, tensors) => Ok(Done::Compared(left_out, tensors)),
+            Ready::Compared(planned, left_out, tensors) => Ok(Done::Compared(planned, left_out, tensors)),
             Ready::Module(module, loaded, started) => {
                 let spent = |slab| shared.slabs.give_back(slab);
                 let factorize = || finish(shared.inputs, module, shared.job, loaded, &spent);
                 let finished = shared.factorizing.install(factorize);
-                finished.map(|finished| Done::Module(Box::new(finished), started.elapsed()))
+                let expected = shared.plan.expected(&[module], 0);
+                finished.map(|finished| Done::Module(Box::new(finished), started.elapsed(), expected))
             }
         };
         match finished {
             Ok(finished) => {
-                if let Done::Module(module, _) = &finished {
+                if let Done::Module(module, _, _) = &finished {
                     permit.shrink((module.a.1.len() + module.b.1.len()) as u64);
                 }
                 drop(done.send((finished, permit)));
@@ -211,14 +224,19 @@ fn work<'a>(shared: &'a Shared<'_>, ready: &Receiver<Sent<'a, Ready<'a>>>, done:
 }
 
 /// Writer: a shard, then the journal's record of it.
-fn write(shared: &Shared<'_>, recorder: &mut Records<'_>, done: &Receiver<Sent<'_, Done>>) {
+fn write(shared: &Shared<'_>, recorder: &mut Records<'_>, done: &Receiver<Sent<'_, Done<'_>>>) {
     for (done, permit) in done {
         if shared.stopped() {
             continue;
         }
         let written = match done {
-            Done::Module(finished, took) => write_module(shared, recorder, *finished, took),
-            Done::Compared(left_out, tensors) => write_compared(shared, recorder, left_out, tensors),
+            Done::Module(finished, took, expected) => {
+                shared.progress.leave(expected);
+                write_module(shared, recorder, *finished, took)
+            }
+            Done::Compared(planned, left_out, tensors) => {
+                write_compared(shared, recorder, planned, left_out, tensors)
+            }
         };
         drop(permit);
         match written {
@@ -237,7 +255,7 @@ fn write_module(
     let FinishedModule { record, a, b } = finished;
     let name = record.module.name.clone();
     let dtype: Dtype = shared.job.deciding.dtype.dtype();
-    let stored = |name: &str, shape: [usize; 2]| TensorInfo { name: name.into(), dtype, shape: shape.into() };
+    let stored = |name: &str, shape: [usize; 2]| TensorInfo::new(name, dtype, shape);
     let json = serde_json::to_string(&record);
     let json = json
         .map_err(|e| Error::unexpected("cannot write a module's record as JSON").tensor(&name).because(e))?;
@@ -264,10 +282,11 @@ fn write_module(
 fn write_compared(
     shared: &Shared<'_>,
     recorder: &mut Records<'_>,
+    planned: &PlannedLeftover,
     left_out: LeftOut,
     tensors: Vec<TensorRecord>,
 ) -> Result<()> {
-    let id = UnitId::compared(left_out.key());
+    let id = planned.unit.clone();
     let record = Record { left_out: Some(left_out.clone()) };
     let unit = Unit { id, written: None, tensors: tensors.clone(), record };
     recorder.record(

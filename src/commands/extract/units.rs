@@ -1,6 +1,6 @@
 //! Divides a plan into units of work, and restricts a plan to some of them.
 
-use crate::commands::extract::plan::{ExtractionPlan, PlannedLeftover, PlannedModule};
+use crate::commands::extract::plan::{ExtractionPlan, PlannedModule};
 use crate::run::parts::part_id::Part;
 use crate::run::parts::partition::Share;
 use crate::run::unit::{PlannedUnit, UnitId, Work};
@@ -12,18 +12,12 @@ impl PlannedModule {
     }
 }
 
-impl PlannedLeftover {
-    /// Its comparison as a unit of work.
-    pub fn unit(&self) -> UnitId {
-        UnitId::compared(self.key())
-    }
-}
-
 impl ExtractionPlan {
     /// All work of the plan, in units.
     pub fn units(&self) -> Vec<PlannedUnit> {
         let modules = self.modules.iter().map(|m| PlannedUnit::new(m.unit(), m.flops, m.read_bytes));
-        let compared = self.not_represented.iter().map(|l| PlannedUnit::new(l.unit(), 0.0, l.read_bytes));
+        let compared =
+            self.not_represented.iter().map(|l| PlannedUnit::new(l.unit.clone(), 0.0, l.read_bytes));
         modules.chain(compared).collect()
     }
 
@@ -38,7 +32,7 @@ impl ExtractionPlan {
     pub fn only(&self, share: &Share) -> ExtractionPlan {
         let mut plan = self.clone();
         plan.modules.retain(|module| share.contains(&module.unit()));
-        plan.not_represented.retain(|left| share.contains(&left.unit()));
+        plan.not_represented.retain(|left| share.contains(&left.unit));
         plan.read_bytes = Work::of(&plan.units()).bytes;
         plan.seconds *= plan.cost() as f64 / self.cost().max(1) as f64;
         plan

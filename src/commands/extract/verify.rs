@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::checkpoint::module_tree::ExpertConversion;
 use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::module::difference;
-use crate::commands::extract::options::Extraction;
+use crate::commands::extract::options::{Allowances, Extraction};
 use crate::commands::extract::output::files::MANIFEST;
 use crate::commands::extract::output::manifest::Manifest;
 use crate::commands::extract::plan::{ExtractionPlan, PlannedModule};
@@ -137,6 +137,7 @@ fn check_content(
         hybrid: None,
         out: folder.to_owned(),
         deciding,
+        allow: Allowances::ALL,
         running: running.clone(),
     };
     let inputs = Inputs::open(&job)?;

@@ -12,7 +12,7 @@ use crate::commands::fidelity::measure::{Measurement, Measuring};
 use crate::commands::fidelity::record::{FIDELITY, Fidelity, FidelityModule};
 use crate::delta::pair::Pair;
 use crate::delta::record::{Side, TensorRecord};
-use crate::durable::{atomic_file, checksums};
+use crate::durable::{checksums, json_file};
 use crate::run::attempts::completed::Completed;
 use crate::run::attempts::recorder::Recorder;
 use crate::run::engine::Engine;
@@ -175,12 +175,7 @@ impl Job for MeasureJob<'_> {
             tensors.extend(unit.done.tensors.iter().cloned());
         }
         let record = self.measurement.record(identity, modules, tensors)?;
-        let json = serde_json::to_string_pretty(&record)
-            .map_err(|e| Error::unexpected("cannot write the measurement as JSON").because(e))?;
-        let written = atomic_file::write(&self.out.join(FIDELITY), |file| {
-            file.write_all(json.as_bytes())?;
-            file.write_all(b"\n")
-        })?;
+        let written = json_file::write(&self.out.join(FIDELITY), &record)?;
         checksums::write(self.out, &BTreeMap::from([(FIDELITY.to_owned(), written.blake3)]))?;
         Ok(record)
     }

@@ -12,7 +12,7 @@ use crate::checkpoint::identity::{FileIdentity, Identity};
 use crate::commands::fidelity::record::{
     Distances, FIDELITY_VERSION, Fidelity, FidelityAdapter, FidelityGroup, FidelityModule,
 };
-use crate::delta::difference::{Difference, Recomputed, VISIT_SCRATCH};
+use crate::delta::difference::{Difference, Recomputed, visit_scratch};
 use crate::delta::operand::Operand;
 use crate::delta::options::{NonFinite, RoundBase};
 use crate::delta::pair::{Pair, pair};
@@ -26,7 +26,7 @@ use crate::lora::names::{Place, kind_of, place_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{ExtraKind, PeftModule};
 use crate::lora::tree::BaseModules;
-use crate::pipeline::memory::{CATALOGUE_ENTRY, OVERHEAD, TENSOR_RECORD, THREAD, mapped};
+use crate::pipeline::memory::{OVERHEAD, THREAD, catalogue, mapped, records};
 use crate::pipeline::options::RunOptions;
 use crate::run::identity::RunIdentity;
 use crate::run::progress::Progress;
@@ -241,7 +241,7 @@ fn visitors(
     /// Rows that each thread compares at a time.
     const ROWS: u64 = 64;
     let (threads, memory) = (job.running.threads, job.running.memory);
-    let entries: usize = checkpoints.iter().map(|c| c.tensors().len()).sum();
+    let catalogues: u64 = checkpoints.iter().map(|c| catalogue(c) + records(c)).sum();
     let pages: u64 = checkpoints.iter().map(|c| mapped(c)).sum();
     let rank = adapters.iter().map(PeftAdapter::rank).max().unwrap_or(0) as u64;
     let (mut panel, mut factors, mut row, mut kept) = (0, 0, 0, 0);
@@ -255,8 +255,8 @@ fn visitors(
         kept = kept.max(sides.into_iter().flatten().map(|module| module.kept_size() as u64).sum());
     }
     let fixed = OVERHEAD
-        + threads as u64 * (THREAD + VISIT_SCRATCH + ROWS * row + pages)
-        + entries as u64 * (CATALOGUE_ENTRY + TENSOR_RECORD)
+        + threads as u64 * (THREAD + visit_scratch(kept > 0) + ROWS * row + pages)
+        + catalogues
         + factors
         + kept;
     crate::pipeline::ordered_panels::threads_within(threads, memory, fixed, panel)

@@ -118,7 +118,7 @@ pub fn probe(spec: &str, showing: &Showing) -> Result<Probe> {
     if !showing.tensors.is_empty() && tensors.is_empty() {
         return Err(Error::decide("no tensor matches")
             .path(checkpoint.root())
-            .hint("list all tensors with --tensor '*'"));
+            .hint("list all tensors with --include '*'"));
     }
     if showing.values > 0 {
         tensors.iter_mut().try_for_each(|probed| corner(&checkpoint, probed, showing.values))?;
@@ -144,7 +144,7 @@ fn everything(checkpoint: &Checkpoint) -> Vec<Probed> {
     let part = |tensor: &Tensor| DescribedTensor {
         name: tensor.name().to_owned(),
         dtype: tensor.stored.dtype.to_string(),
-        shape: tensor.stored.shape.clone(),
+        shape: tensor.stored.shape.to_vec(),
         bytes: tensor.size(),
         file: checkpoint.file_name(tensor.file).to_owned(),
     };
@@ -162,7 +162,7 @@ fn everything(checkpoint: &Checkpoint) -> Vec<Probed> {
         name: tensor.name().to_owned(),
         module: false,
         quantized: false,
-        shape: tensor.stored.shape.clone(),
+        shape: tensor.stored.shape.to_vec(),
         block: None,
         parts: vec![part(tensor)],
         bytes: tensor.size(),

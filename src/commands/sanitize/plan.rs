@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use safetensors::Dtype;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, HASH_WINDOW};
 
 use crate::checkpoint::catalogue::Tensor;
 use crate::commands::sanitize::options::Sanitizing;
+use crate::durable::DIRECT_BYTES;
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::names::{Place, expert_of, kind_of};
 use crate::lora::read::PeftAdapter;
@@ -17,10 +18,12 @@ use crate::lora::rules::siblings::Presence;
 use crate::lora::rules::tensors::takes;
 use crate::lora::rules::{Effect, Fix, Loader, RuleFinding};
 use crate::lora::tree::BaseModules;
+use crate::pipeline::memory::{ADAPTER_TENSOR, OVERHEAD, THREAD, catalogue};
 use crate::{Error, Result};
 
-/// Bytes that the process needs besides one module's factors.
-const FIXED: u64 = 64 << 20;
+/// Bytes that the process needs besides one module's factors and the tensors of the inputs: what is mapped of a tensor
+/// that is hashed, a panel of one that is pruned, and the buffers of the writer.
+const FIXED: u64 = OVERHEAD + THREAD + HASH_WINDOW + DIRECT_BYTES;
 
 /// One module of the new adapter.
 pub(crate) struct Planned<'a> {
@@ -91,12 +94,13 @@ impl<'a> SanitizePlan<'a> {
         let kept = kept.into_iter().map(|extra| (extra, key(adapter, extra))).collect();
         let pruned = pruned.into_iter().chain(copies).collect();
         let plan = SanitizePlan { rank, dtype, modules, kept, pruned, dropped, lone: lone(adapter) };
-        plan.check_memory(job.memory)?;
+        let tensors = adapter.tensors().len() as u64 * ADAPTER_TENSOR + base.map_or(0, catalogue);
+        plan.check_memory(job.memory, FIXED + tensors)?;
         Ok(plan)
     }
 
     /// Refuses a budget, in bytes, that is too small for the largest module's factors as read, computed and encoded.
-    fn check_memory(&self, memory: u64) -> Result<()> {
+    fn check_memory(&self, memory: u64, fixed: u64) -> Result<()> {
         // f32 factors before and after, a difference, the bytes that are written; f64 copies if a rank is cut.
         let module = |planned: &Planned<'_>| {
             let [out, inner] = planned.shape.map(|side| side as u64);
@@ -105,7 +109,7 @@ impl<'a> SanitizePlan<'a> {
             let cut = if old > new * experts { 32 * old } else { 0 };
             (out + inner) * (12 * old + 12 * new * experts + cut)
         };
-        let need = FIXED + self.modules.iter().map(module).max().unwrap_or(0);
+        let need = fixed + self.modules.iter().map(module).max().unwrap_or(0);
         if need <= memory {
             return Ok(());
         }

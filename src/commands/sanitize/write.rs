@@ -13,7 +13,7 @@ use crate::commands::sanitize::pruned_norms;
 use crate::commands::sanitize::record::{Completed, Refitted, Sanitized};
 use crate::container::safetensors::writer::SafetensorsWriter;
 use crate::durable::digest::Written;
-use crate::durable::{atomic_file, checksums};
+use crate::durable::{atomic_file, checksums, json_file};
 use crate::lora::config::{AdapterConfig, write_config};
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::names::{Keys, Place};
@@ -27,6 +27,7 @@ use crate::quant::weight::TensorInfo;
 use crate::run::attempts::completed::Completed as CompletedUnits;
 use crate::run::identity::RunIdentity;
 use crate::run::unit::UnitId;
+use crate::shared::Name;
 use crate::{Error, Result};
 
 /// File name of the record of what was done.
@@ -82,12 +83,15 @@ pub(crate) fn write(
     record.rounding_error = total(&record.modules, |module| module.rounding_error);
     let failed = |e| Error::unexpected("cannot write the record as JSON").path(out).because(e);
     let config = config(job, adapter, base, plan).map_err(failed)?;
-    let text = serde_json::to_string_pretty(&record).map_err(failed)? + "\n";
-    let mut files = BTreeMap::from([(WEIGHTS.to_owned(), written.blake3)]);
-    for (name, text) in [(CONFIG, config), (RECORD, text), (CARD, card(&record))] {
-        let written = atomic_file::write(&out.join(name), |file| file.write_all(text.as_bytes()))?;
-        files.insert(name.to_owned(), written.blake3);
-    }
+    let text = |name: &str, text: String| {
+        atomic_file::write(&out.join(name), |file| file.write_all(text.as_bytes()))
+    };
+    let files = BTreeMap::from([
+        (WEIGHTS.to_owned(), written.blake3),
+        (CONFIG.to_owned(), text(CONFIG, config)?.blake3),
+        (RECORD.to_owned(), json_file::write(&out.join(RECORD), &record)?.blake3),
+        (CARD.to_owned(), text(CARD, card(&record))?.blake3),
+    ]);
     checksums::write(out, &files)?;
     Ok(record)
 }
@@ -116,21 +120,21 @@ fn weights(
         let keys = keys(module);
         owners.extend([(keys.a.clone(), (index, true)), (keys.b.clone(), (index, false))]);
         let [a, b] = factors(module, plan);
-        layout.push(TensorInfo { name: keys.a, ..a });
-        layout.push(TensorInfo { name: keys.b, ..b });
+        layout.push(TensorInfo { name: keys.a.into(), ..a });
+        layout.push(TensorInfo { name: keys.b.into(), ..b });
     }
     let kept: BTreeMap<&str, _> = plan.kept.iter().map(|(extra, key)| (key.as_str(), *extra)).collect();
     layout.extend(kept.iter().map(|(key, extra)| TensorInfo {
-        name: (*key).to_owned(),
+        name: (*key).into(),
         dtype: if extra.kind == ExtraKind::LoraBias { dtype } else { extra.tensor.stored.dtype },
         shape: extra.tensor.stored.shape.clone(),
     }));
     let mut writer = SafetensorsWriter::create(path, layout)?;
-    let order: Vec<String> = writer.layout().iter().map(|placed| placed.stored.name.clone()).collect();
+    let order: Vec<Name> = writer.layout().iter().map(|placed| placed.stored.name.clone()).collect();
     // lora_B follows lora_A: each shard is opened, and so checked, once.
     let mut open: Option<(usize, Shard)> = None;
     for name in &order {
-        match owners.get(name) {
+        match owners.get(name.as_str()) {
             None => {
                 let Some(extra) = kept.get(name.as_str()) else { continue };
                 match bias_of_factor(adapter, extra, plan.dtype)? {
@@ -163,8 +167,7 @@ fn weights(
 pub(crate) fn factors(module: &Planned<'_>, plan: &SanitizePlan<'_>) -> [TensorInfo; 2] {
     let ([out, inner], dtype) = (module.shape, plan.dtype.dtype());
     let width = plan.rank * module.source.map_or(1, PeftModule::experts);
-    let stored =
-        |name: &str, shape: [usize; 2]| TensorInfo { name: name.to_owned(), dtype, shape: shape.to_vec() };
+    let stored = |name: &str, shape: [usize; 2]| TensorInfo::new(name, dtype, shape);
     [stored(A, [width, inner]), stored(B, [out, width])]
 }
 

@@ -14,6 +14,7 @@ use serde::de::{
 use serde_json::Number;
 
 use crate::quant::weight::TensorInfo;
+use crate::shared::Shape;
 use crate::{Error, Result};
 
 /// The most tensors that one file may have. The largest models have some hundred thousand in all their files.
@@ -41,8 +42,14 @@ pub(crate) fn parse(
     reader: impl Read,
     metadata: Option<&mut BTreeMap<String, String>>,
 ) -> Result<Vec<Entry>> {
-    let mut parser =
-        Parser { tensors: Vec::new(), names: HashSet::new(), metadata, refusal: None, inside: false };
+    let mut parser = Parser {
+        tensors: Vec::new(),
+        names: HashSet::new(),
+        shapes: HashSet::new(),
+        metadata,
+        refusal: None,
+        inside: false,
+    };
     let mut json = serde_json::Deserializer::from_reader(reader);
     let parsed = json.deserialize_map(&mut parser).and_then(|()| json.end());
     let Parser { tensors, refusal, inside, .. } = parser;
@@ -58,6 +65,8 @@ pub(crate) fn parse(
 struct Parser<'m> {
     tensors: Vec<Entry>,
     names: HashSet<blake3::Hash>,
+    /// Most tensors have one of a few shapes.
+    shapes: HashSet<Shape>,
     metadata: Option<&'m mut BTreeMap<String, String>>,
     /// Why the header is refused, where that is not about JSON.
     refusal: Option<Error>,
@@ -103,7 +112,7 @@ impl<'de> Visitor<'de> for &mut Parser<'_> {
                 return self.refuse(Error::input(what));
             }
             let fields: Fields = map.next_value()?;
-            match fields.check(&name) {
+            match fields.check(name.as_str(), &mut self.shapes) {
                 Ok(entry) => self.tensors.push(entry),
                 Err(error) => return self.refuse(error.tensor(name)),
             }
@@ -339,7 +348,7 @@ impl<'de> Visitor<'de> for ElementVisitor {
 
 impl Fields {
     /// The tensor, each of its fields checked against the others.
-    fn check(self, name: &str) -> Result<Entry> {
+    fn check(self, name: &str, shapes: &mut HashSet<Shape>) -> Result<Entry> {
         let missing = |key: &str| Error::input(format!("the header's entry has no {key}"));
         let dtype = dtype(self.dtype.ok_or_else(|| missing("dtype"))?)?;
         let shape = numbers(self.shape.ok_or_else(|| missing("shape"))?, "shape")?;
@@ -353,7 +362,13 @@ impl Fields {
         let bits = elements.and_then(|n| n.checked_mul(dtype.bitsize()));
         let overflow = || Error::input(format!("shape {shape:?} overflows"));
         let (bits, dims) = (bits.ok_or_else(overflow)?, dims.ok_or_else(overflow)?);
-        let stored = TensorInfo { name: name.to_owned(), dtype, shape: dims };
+        let known = shapes.get(dims.as_slice()).cloned();
+        let shape = known.unwrap_or_else(|| {
+            let shape = Shape::from(dims);
+            shapes.insert(shape.clone());
+            shape
+        });
+        let stored = TensorInfo::new(name, dtype, shape);
         let given = end.checked_sub(start).ok_or_else(|| {
             Error::input(format!("the bytes of a tensor end at {end}, before their start at {start}"))
         })?;

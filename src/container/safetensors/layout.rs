@@ -108,7 +108,7 @@ pub(crate) fn build_in_order(
             refuse(&format!("{:?} {:?} is not a whole number of bytes", tensor.dtype, tensor.shape))
         })?;
         let data_offsets = (index(start)?, index(end)?);
-        let info = HeaderInfo { dtype: tensor.dtype, shape: tensor.shape.clone(), data_offsets };
+        let info = HeaderInfo { dtype: tensor.dtype, shape: tensor.shape.to_vec(), data_offsets };
         if !start.is_multiple_of((tensor.dtype.bitsize() as u64 / 8).max(1)) {
             return Err(refuse("its bytes would not be aligned"));
         }

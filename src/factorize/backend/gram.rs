@@ -18,7 +18,9 @@ use crate::factorize::backend::krylov;
 use crate::factorize::kernel::block_ops::{
     cross_gram, eigen, eigen_bytes, eigen_flops, eigenvalues_bytes, multiply, narrow,
 };
-use crate::factorize::kernel::gram_matrix::{batch_bytes, gram_matrix, mirror, triangle, wide_passes};
+use crate::factorize::kernel::gram_matrix::{
+    batch_bytes, gram_matrix, mirror, triangle, wide_passes, widened_bytes,
+};
 use crate::factorize::kernel::orthonormalize::orthogonal_bytes;
 use crate::factorize::kernel::passes::{times, transpose_times};
 use crate::factorize::kernel::ritz;
@@ -51,7 +53,8 @@ impl Backend for Gram {
     }
 
     fn cost(&self, [m, n]: [usize; 2], request: &Request) -> Cost {
-        Cost { flops: flops(m, n, request), workspace: bytes(m, n, request) }
+        let thread = if iterates(m, n, request.rank) { 0 } else { widened_bytes(m, n) };
+        Cost { flops: flops(m, n, request), workspace: bytes(m, n, request), thread }
     }
 
     fn factorize(&self, delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> Result<Factors> {

@@ -67,7 +67,7 @@ impl Backend for Krylov {
 
     fn cost(&self, [m, n]: [usize; 2], request: &Request) -> Cost {
         let plan = BasisPlan::of(m, n, request);
-        Cost { flops: flops(m, n, plan), workspace: bytes(m, n, plan) }
+        Cost { flops: flops(m, n, plan), workspace: bytes(m, n, plan), thread: 0 }
     }
 
     fn factorize(&self, delta: &dyn Panels, norm2: f64, module: &str, request: &Request) -> Result<Factors> {

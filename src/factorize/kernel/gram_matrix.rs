@@ -80,14 +80,14 @@ pub(crate) fn triangle<T: GramScalar>(delta: &dyn Panels, scale: f32) -> Result<
     if delta.cols() <= delta.rows() { tall(delta, scale) } else { wide(delta, scale) }
 }
 
-/// Bytes of the buffers that computing a Gram matrix needs, besides its result.
+/// Bytes of the buffers that computing a Gram matrix needs, besides its result: a batch of rows, or the held block.
 pub(crate) fn batch_bytes(m: usize, n: usize) -> usize {
-    if n <= m {
-        8 * DEPTH.min(m) * n
-    } else {
-        // The held block, and what each of up to 64 threads widens.
-        4 * TILE.min(m) * n + 64 * 8 * DEPTH * (TILE + STRIP)
-    }
+    if n <= m { 8 * DEPTH.min(m) * n } else { 4 * TILE.min(m) * n }
+}
+
+/// Bytes that each thread widens at a time where the sums are in f64.
+pub(crate) fn widened_bytes(m: usize, n: usize) -> usize {
+    if n <= m { 0 } else { 8 * DEPTH * (TILE + STRIP) }
 }
 
 /// For tall matrices: batches of rows are converted in parallel, then each tile adds its product.

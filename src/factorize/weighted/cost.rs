@@ -65,14 +65,15 @@ pub fn workspace([m, n]: [usize; 2], rows: usize, threads: usize, request: &Requ
     // Rows of a sketch in f32, or a panel with its columns scaled, for each thread.
     let widened = threads * if rows == 0 { 4 * panel_rows(m, n).1 * n } else { widened_bytes(n) };
     let finding = if rows == 0 {
-        choose::workspace(m, n, request)
+        choose::workspace(m, n, threads, request)
     } else if forms_product(m, n, rows, request) {
-        4 * (m * rows + rows * n) + choose::workspace(m, rows, request)
+        4 * (m * rows + rows * n) + choose::workspace(m, rows, threads, request)
     } else {
         let krylov = Request { method: Method::Krylov, ..*request };
         let BasisPlan { block, most, .. } = BasisPlan::of(m, n, request);
         // The basis is in the space of the sketch's rows; blocks pass through that of the inputs.
-        let basis = choose::workspace(m, n, &krylov) + 4 * rows * (most + block) - 4 * n * (most + block);
+        let basis =
+            choose::workspace(m, n, threads, &krylov) + 4 * rows * (most + block) - 4 * n * (most + block);
         basis + 8 * n * block + 4 * (2 * m + 2 * n + rows) * PROBES
     };
     let c = if rows == 0 { n } else { rows };

@@ -301,11 +301,11 @@ fn module(name: &str, pair: &Pair<'_>, config: &PeftConfig, faults: &mut Vec<Fau
         }
     };
     let (&[rows, inner], &[out, columns]) = (a.stored.shape.as_slice(), b.stored.shape.as_slice()) else {
-        faults.push(Fault::Misfit { a: a.stored.shape.clone(), b: b.stored.shape.clone() });
+        faults.push(Fault::Misfit { a: a.stored.shape.to_vec(), b: b.stored.shape.to_vec() });
         return None;
     };
     if rows != columns {
-        faults.push(Fault::Misfit { a: a.stored.shape.clone(), b: b.stored.shape.clone() });
+        faults.push(Fault::Misfit { a: a.stored.shape.to_vec(), b: b.stored.shape.to_vec() });
         return None;
     }
     let numeric = |dtype| matches!(dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32 | Dtype::F64);

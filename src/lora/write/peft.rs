@@ -70,8 +70,8 @@ fn assemble(path: &Path, adapter: &Adapter<'_>) -> Result<(Written, BTreeMap<Str
         }
         let ([out, inner], keys) = (first.shape, keys_of(first));
         let width = r * if stacked { pieces.len() } else { 1 };
-        let stored = |name, shape| TensorInfo { name, dtype, shape };
-        layout.extend([stored(keys.a, vec![width, inner]), stored(keys.b, vec![out, width])]);
+        let stored = |name, shape: [usize; 2]| TensorInfo::new(name, dtype, shape);
+        layout.extend([stored(keys.a, [width, inner]), stored(keys.b, [out, width])]);
     }
     let mut writer = SafetensorsWriter::create(path, layout)?;
     let mut digests = BTreeMap::new();

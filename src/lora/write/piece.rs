@@ -28,7 +28,7 @@ pub struct ShardNames<'a> {
 
 pub(crate) fn check_shape(shard: &Shard, name: &str, shape: &[usize]) -> Result<()> {
     let found = &shard.tensor(name)?.stored.shape;
-    if found == shape {
+    if *found == *shape {
         return Ok(());
     }
     let what = format!("a factor in a shard has shape {found:?} instead of {shape:?}");

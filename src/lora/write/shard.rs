@@ -13,6 +13,7 @@ use crate::container::safetensors::layout::Placed;
 use crate::container::safetensors::writer::SafetensorsWriter;
 use crate::durable::digest::{PIECE, Written, digest};
 use crate::quant::weight::TensorInfo;
+use crate::shared::Name;
 use crate::storage::positioned::read_exact_at;
 use crate::storage::regular_file;
 use crate::{Error, Result};
@@ -35,7 +36,7 @@ pub fn write(
     let headers = tensors.iter().map(|(stored, _)| stored.clone()).collect();
     let mut writer = SafetensorsWriter::with_metadata(path, headers, metadata)?;
     let data: HashMap<&str, &[u8]> = tensors.iter().map(|(s, bytes)| (s.name.as_str(), *bytes)).collect();
-    let order: Vec<String> = writer.layout().iter().map(|t| t.stored.name.clone()).collect();
+    let order: Vec<Name> = writer.layout().iter().map(|t| t.stored.name.clone()).collect();
     for name in order {
         writer.put(&name, data.get(name.as_str()).copied().unwrap_or_default())?;
     }
@@ -47,7 +48,7 @@ pub fn write(
 pub struct Shard {
     file: File,
     path: PathBuf,
-    tensors: BTreeMap<String, Placed>,
+    tensors: BTreeMap<Name, Placed>,
     metadata: BTreeMap<String, String>,
 }
 

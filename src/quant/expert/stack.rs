@@ -30,12 +30,12 @@ impl Slices {
     /// Scales for a different number of experts.
     fn new(lead: &TensorInfo, stem: &str, tensors: &dyn Tensors) -> Result<Slices> {
         let slice = |stored: &TensorInfo, sought: String| {
-            let shape = stored.shape.get(1..).unwrap_or_default().to_vec();
+            let shape = stored.shape.get(1..).unwrap_or_default().into();
             Companion { sought, info: TensorInfo { shape, ..stored.clone() }, stored: stored.clone() }
         };
         let mut found = vec![slice(lead, format!("{stem}.weight"))];
         // The format recognizes the lead as a weight by this name.
-        found[0].info.name = found[0].sought.clone();
+        found[0].info.name = (&found[0].sought).into();
         for end in SCALES {
             let Some(scales) = tensors.stored(&format!("{}{end}", lead.name)) else { continue };
             if scales.shape.first() != lead.shape.first() {

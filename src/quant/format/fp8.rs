@@ -4,15 +4,10 @@
 //! `[out]` or `[out, 1]`, as F32, BF16 or F16. The value is `r32(f32(q) * f32(scale))` whichever the name, as in
 //! transformers' `integrations/finegrained_fp8.py:Fp8Dequantize`. An `input_scale` is for activations and is not read.
 
-use crate::quant::declared::refuse_extra_terms;
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use crate::Result;
-use crate::quant::declared::Declared;
-use crate::quant::declared::{missing, unsupported};
-use crate::quant::format::nvfp4::Nvfp4;
+use crate::quant::declared::missing;
 use crate::quant::number::code_type::{Codes, Kind};
 use crate::quant::packing::scaled_codes::ScaledGrid;
 use crate::quant::packing::scaled_codes::{Parts, Scales};
@@ -46,23 +41,10 @@ pub(crate) fn in_dtype_of_scale(label: &'static str, kind: Kind) -> Box<dyn Form
     Box::new(Fp8 { label, per: Per::Either, kind, of_scale: true })
 }
 
-/// The format of modelopt, from `hf_quant_config.json` or a `quantization_config`.
-///
-/// # Errors
-/// A `quant_algo` other than `FP8`, `FP8_PER_CHANNEL_PER_TOKEN` and `NVFP4` is refused by name.
-pub(crate) fn modelopt(declared: &Declared) -> Result<Box<dyn Format>> {
-    let nested = declared.raw.pointer("/quantization/quant_algo");
-    let algorithm = nested.and_then(Value::as_str).or(declared.text("quant_algo")).unwrap_or("no quant_algo");
-    let kind = Kind::parse(None)?;
-    match algorithm.to_uppercase().as_str() {
-        "FP8" => Ok(Box::new(Fp8 { label: "modelopt (FP8)", per: Per::Tensor, kind, of_scale: false })),
-        "FP8_PER_CHANNEL_PER_TOKEN" => {
-            let label = "modelopt (FP8_PER_CHANNEL_PER_TOKEN)";
-            Ok(Box::new(Fp8 { label, per: Per::Row, kind, of_scale: false }))
-        }
-        "NVFP4" => Ok(Box::new(Nvfp4)),
-        _ => Err(unsupported(&format!("modelopt ({algorithm})"))),
-    }
+/// modelopt's FP8: one scale for the whole weight, or one for each row.
+pub(crate) fn of_modelopt(label: &'static str, by_row: bool) -> Result<Box<dyn Format>> {
+    let per = if by_row { Per::Row } else { Per::Tensor };
+    Ok(Box::new(Fp8 { label, per, kind: Kind::parse(None)?, of_scale: false }))
 }
 
 impl Format for Fp8 {
@@ -81,7 +63,6 @@ impl Format for Fp8 {
         };
         let &[rows, columns] = lead.shape.as_slice() else { return Ok(Vec::new()) };
         self.kind.check(lead)?;
-        refuse_extra_terms(module, tensors)?;
         let names = ["weight_scale", "weight_scale_inv", "scale"].map(|part| format!("{module}.{part}"));
         let scale = names.iter().find_map(|name| tensors.stored(name));
         let scale = scale.ok_or_else(|| missing(lead, &names[0]))?;

@@ -69,7 +69,8 @@ impl Format for Mxfp4 {
                 scales.describe()
             )));
         }
-        let flat = |stored: &TensorInfo, columns| TensorInfo { shape: vec![rows, columns], ..stored.clone() };
+        let flat =
+            |stored: &TensorInfo, columns| TensorInfo { shape: [rows, columns].into(), ..stored.clone() };
         let parts = Parts {
             weight: flat(lead, groups * BYTES),
             scale: (Scales::E8m0, flat(scales, groups)),

@@ -88,7 +88,7 @@ impl ColumnPacked {
         let part = |name: &str, dtypes: &[Dtype], shape: &[usize]| {
             let name = format!("{module}.{name}");
             let stored = tensors.stored(&name).ok_or_else(|| missing(lead, &name))?;
-            if dtypes.contains(&stored.dtype) && stored.shape == shape {
+            if dtypes.contains(&stored.dtype) && *stored.shape == *shape {
                 return Ok(stored.clone());
             }
             let what = format!(

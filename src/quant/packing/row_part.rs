@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn parts_are_rows_of_the_whole() {
-        let stored = TensorInfo { name: "a.Wqkv.weight".into(), dtype: Dtype::F32, shape: vec![6, 2] };
+        let stored = TensorInfo::new("a.Wqkv.weight", Dtype::F32, vec![6, 2]);
         let whole: Arc<dyn Dequantize> = Arc::new(Dense::new(&stored).unwrap());
         assert!(RowPart::split(&whole, "a.Wqkv", 4).is_none());
         let parts = RowPart::split(&whole, "a.Wqkv", 3).unwrap();

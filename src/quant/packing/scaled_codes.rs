@@ -33,6 +33,8 @@ pub(crate) enum Scales {
     Over,
     /// F8_E4M3, multiplied in f32 by one F32 for the whole weight.
     Times,
+    /// U8: E4M3, without a scale for the whole.
+    E4m3,
     /// F8_E4M3; the codes are multiplied in f32 by the inverse of one F32 for the whole weight first.
     Inverse,
     /// U8: unsigned, five bits of exponent (bias 15) and three of mantissa. 0xFF is NaN.
@@ -95,7 +97,7 @@ impl ScaledGrid {
             Scales::Float => ([Dtype::F32, Dtype::BF16, Dtype::F16], "F32, BF16 or F16"),
             Scales::E8m0 => ([Dtype::U8, Dtype::U8, Dtype::F8_E8M0], "U8 or F8_E8M0"),
             Scales::Over | Scales::Times | Scales::Inverse => ([Dtype::F8_E4M3; 3], "F8_E4M3"),
-            Scales::Ue5m3 => ([Dtype::U8; 3], "U8"),
+            Scales::Ue5m3 | Scales::E4m3 => ([Dtype::U8; 3], "U8"),
         };
         if !dtypes.contains(&scale.dtype) || !(scale.shape == grid || single || rows) {
             return Err(disagree(&weight, shape, &scale, grid, asked));
@@ -125,7 +127,7 @@ impl ScaledGrid {
         let (dtype, ordered) = match scales {
             Scales::Float => (scale.dtype, g_idx.is_some()),
             // The dtype that the library unpacks these codes to.
-            Scales::E8m0 | Scales::Over | Scales::Times => (Dtype::BF16, g_idx.is_some()),
+            Scales::E8m0 | Scales::Over | Scales::Times | Scales::E4m3 => (Dtype::BF16, g_idx.is_some()),
             Scales::Ue5m3 | Scales::Inverse => (Dtype::F32, g_idx.is_some()),
         };
         let noted = note.is_some();
@@ -158,7 +160,7 @@ impl ScaledGrid {
             Scales::Float => widen(self.tensors[1].dtype, parts[1], out),
             Scales::E8m0 => codes.for_each(|(out, &code)| *out = e8m0(code)),
             Scales::Ue5m3 => codes.for_each(|(out, &code)| *out = ue5m3(code)),
-            Scales::Inverse => codes.for_each(|(out, &code)| *out = E4M3[usize::from(code)]),
+            Scales::Inverse | Scales::E4m3 => codes.for_each(|(out, &code)| *out = E4M3[usize::from(code)]),
             Scales::Over | Scales::Times => {
                 let global = global(parts);
                 codes.for_each(|(out, &code)| {

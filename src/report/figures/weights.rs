@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::commands::autopsy::findings::{Finding, findings};
 use crate::commands::autopsy::record::{Autopsy, Role, TensorAutopsy};
 use crate::commands::autopsy::statistics::{Histogram, Statistics};
 use crate::report::figures::{MOST_KINDS, kinds_left_out};
@@ -168,32 +169,26 @@ fn table(autopsy: &Labelled<Autopsy>, kinds: &Kinds) -> Table {
     }
 }
 
-/// The findings of the autopsy.
+/// The findings of the autopsy, each fault of a kind in one row.
 fn faults(autopsy: &Labelled<Autopsy>) -> Option<Table> {
-    let found = |tensor: &TensorAutopsy| {
-        let name = clean(&tensor.name);
-        let row = |verdict: &crate::commands::autopsy::record::Verdict| {
-            let gravity = format!("{:?}", verdict.gravity).to_lowercase();
-            (verdict.gravity, vec![name.clone(), gravity, verdict.fault.words().into(), clean(&verdict.why)])
-        };
-        tensor.verdicts.iter().map(row).collect::<Vec<_>>()
+    let found = findings(&autopsy.table);
+    let row = |finding: &Finding| {
+        let gravity = format!("{:?}", finding.gravity).to_lowercase();
+        vec![clean(&finding.place), gravity, finding.fault.words().into(), clean(&finding.why)]
     };
-    let mut rows: Vec<_> = autopsy.table.tensors.iter().flat_map(found).collect();
-    // The most severe first.
-    rows.sort_by_key(|(gravity, _)| std::cmp::Reverse(*gravity));
-    let total = rows.len();
-    let rows: Vec<_> = rows.into_iter().take(MOST_TENSORS).map(|(_, row)| row).collect();
-    (total > 0).then(|| Table {
-        caption: match total > rows.len() {
+    let rows: Vec<_> = found.iter().take(MOST_TENSORS).map(row).collect();
+    (!rows.is_empty()).then(|| Table {
+        caption: match found.len() > rows.len() {
             true => format!(
-                "{}: the first {} of {total} findings (all are in autopsy.json)",
+                "{}: the first {} of {} findings (all are in autopsy.json)",
                 autopsy.label,
-                rows.len()
+                rows.len(),
+                found.len()
             ),
             false => format!("{}: findings", autopsy.label),
         },
         words: 4,
-        headings: ["tensor", "severity", "finding", "details"].map(Into::into).into(),
+        headings: ["tensors", "severity", "finding", "details"].map(Into::into).into(),
         rows,
     })
 }

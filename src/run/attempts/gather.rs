@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::Checkpoint;
 use crate::delta::record::{Side, TensorRecord};
+use crate::durable::digest::HexDigest;
 use crate::run::attempts::attempt::Attempt;
 use crate::run::attempts::completed::Completed;
 use crate::run::identity::{RunIdentity, changed};
@@ -97,9 +98,27 @@ fn check<J: Job + ?Sized>(
     if job.layout().in_place && !path.exists() {
         path = out.join(name);
     }
-    match job.load(unit.clone(), &path) {
+    let mut unit = unit.clone();
+    share_names(job, &mut unit.tensors);
+    match job.load(unit, &path) {
         Ok(done) => Verdict::Keep(done, path),
         Err(error) => Verdict::Redo(error),
+    }
+}
+
+/// Lets records that a journal holds share their names and shapes with the checkpoints, as those of this run do.
+fn share_names<J: Job + ?Sized>(job: &J, records: &mut [TensorRecord]) {
+    for record in records {
+        let Some(checkpoint) = job.checkpoint(record.checkpoint) else { continue };
+        let Some(tensor) = checkpoint.tensor(&record.name) else { continue };
+        record.name = tensor.stored.name.clone();
+        if record.shape == tensor.stored.shape {
+            record.shape = tensor.stored.shape.clone();
+        }
+        let file = checkpoint.shared_file_name(tensor.file);
+        if record.file == file {
+            record.file = file;
+        }
     }
 }
 
@@ -135,7 +154,7 @@ fn is_as_it_was(checkpoint: &Checkpoint, then: &TensorRecord) -> Result<bool> {
     if end > tensor.size() || tensor.stored.shape != then.shape {
         return Ok(false);
     }
-    Ok(checkpoint.hash_range(tensor, start..end)?.to_hex().as_str() == then.blake3)
+    Ok(HexDigest::from(checkpoint.hash_range(tensor, start..end)?) == then.blake3)
 }
 
 /// The error for two attempts with different bytes for one unit.

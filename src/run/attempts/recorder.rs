@@ -12,7 +12,7 @@ use crate::durable::journal::Journal;
 use crate::run::attempts::completed::Completed;
 use crate::run::heartbeat::Heartbeat;
 use crate::run::log::Log;
-use crate::run::unit::{JournalEntry, Unit, UnitId};
+use crate::run::unit::{JournalEntry, Unit, UnitId, UnitKind};
 
 /// Records the finished units of one attempt. `R` is the journal's record of a unit, `D` the loaded unit.
 pub struct Recorder<'a, R, D> {
@@ -47,7 +47,9 @@ impl<R: Serialize + DeserializeOwned, D> Recorder<'_, R, D> {
         let (id, written) = (unit.id.clone(), unit.written);
         self.journal.append(&JournalEntry::from(unit))?;
         self.living.finished(&id);
-        self.times.insert(id.name.clone(), took.as_secs_f64());
+        if id.kind != UnitKind::Compared {
+            self.times.insert(id.name.to_string(), took.as_secs_f64());
+        }
         self.done.insert(id, result, written, done);
         Ok(())
     }

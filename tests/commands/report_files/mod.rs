@@ -210,6 +210,7 @@ pub fn autopsy() -> Autopsy {
             histogram: Histogram { first: -24, counts: vec![1024, 0, 1024, 1024] },
             ..Statistics::default()
         },
+        zero_rows: 0,
         saturated: None,
         comparison: None,
         verdicts: Vec::new(),
@@ -224,7 +225,8 @@ pub fn autopsy() -> Autopsy {
         .collect();
     tensors[8].verdicts = vec![Verdict {
         gravity: Severity::Error,
-        fault: Fault::ExplodedStd,
+        fault: Fault::Scale,
+        measured: Some(96.0),
         why: "has a standard deviation of 12".into(),
     }];
     Autopsy {
@@ -238,7 +240,7 @@ pub fn autopsy() -> Autopsy {
         total: Total {
             tensors: tensors.len() as u64,
             errors: 1,
-            verdicts: BTreeMap::from([(Fault::ExplodedStd, 1)]),
+            verdicts: BTreeMap::from([(Fault::Scale, 1)]),
             ..Total::default()
         },
         tensors,

@@ -7,13 +7,17 @@ use crate::quant::{Shelf, declared, refusal};
 
 #[test]
 fn algorithms_of_modelopt_are_refused_by_name() {
-    for algorithm in
-        ["W4A16_AWQ", "W4A8_AWQ", "NVFP4_AWQ", "FP8_PB_WO", "MIXED_PRECISION", "W8A8_SQ_PER_CHANNEL"]
-    {
+    for algorithm in ["NVFP4_SVD", "FP8_PB_WO", "W4A8_SOMETHING"] {
         let message = declared("hf_quant_config.json", json!({"quantization": {"quant_algo": algorithm}}));
         let asked = format!("quantization with modelopt ({algorithm}) is not supported yet");
         assert!(message.starts_with(&asked) && message.contains("dequantize the model"), "{message}");
     }
+    let message =
+        declared("hf_quant_config.json", json!({"quantization": {"quant_algo": "MIXED_PRECISION"}}));
+    assert!(
+        message.starts_with("hf_quant_config.json: MIXED_PRECISION without quantized_layers"),
+        "{message}"
+    );
     let message = declared("hf_quant_config.json", json!({}));
     assert!(message.starts_with("quantization with modelopt (no quant_algo)"), "{message}");
 }
@@ -31,7 +35,7 @@ fn weights_that_cannot_be_read_alone_or_at_all() {
         refusal(Shelf::new(tensors).weights(Some(json!({"quant_method": "fp8"}))))
     };
     let messages = [
-        modelopt(&[weight, scale, ("w.pre_quant_scale", Dtype::F32, &[4])], "FP8"),
+        modelopt(&[weight, scale, ("w.pre_quant_scale", Dtype::F32, &[8])], "FP8"),
         modelopt(&[weight, scale, ("w.svdquant_lora_a", Dtype::F32, &[4, 2])], "FP8"),
         modelopt(&[weight, ("w.weight_scale", Dtype::F32, &[8])], "FP8"),
         modelopt(&[weight, scale], "FP8_PER_CHANNEL_PER_TOKEN"),
@@ -40,9 +44,9 @@ fn weights_that_cannot_be_read_alone_or_at_all() {
         fp8(&[weight, ("w.weight_scale", Dtype::F8_E8M0, &[1])]),
     ];
     insta::assert_snapshot!(messages.join("\n"), @"
-    quantization with a weight that is not used alone (pre_quant_scale, svdquant_lora) is not supported yet: tensor 'w.pre_quant_scale'
-      dequantize the model to bf16 first, with the library that quantized it, and give that folder
-    quantization with a weight that is not used alone (pre_quant_scale, svdquant_lora) is not supported yet: tensor 'w.svdquant_lora_a'
+    a weight of 4 columns needs a scale for each of them; 'w.pre_quant_scale' is F32 [8]: tensor 'w.weight'
+      export the checkpoint again
+    quantization with a weight that is not used alone (svdquant_lora) is not supported yet: tensor 'w.svdquant_lora_a'
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     a weight of shape [8, 4] needs, according to the config, a companion of shape [1, 1] and dtype F32, BF16 or F16; 'w.weight_scale' is F32 [8]: tensor 'w.weight'
       the quantization_config and the stored tensors must agree: check that the config belongs to this checkpoint
@@ -70,7 +74,7 @@ fn nvfp4_of_modelopt_needs_both_scales() {
         nvfp4(&[scale]),
         nvfp4(&[scale, ("w.weight_scale_2", Dtype::F32, &[4])]),
         nvfp4(&[("w.weight_scale", Dtype::F8_E4M3, &[4, 1]), ("w.weight_scale_2", Dtype::F32, &[])]),
-        nvfp4(&[scale, ("w.pre_quant_scale", Dtype::BF16, &[32])]),
+        nvfp4(&[scale, ("w.weight_quantizer._svdquant_lora_a", Dtype::BF16, &[8, 32])]),
     ];
     insta::assert_snapshot!(messages.join("\n"), @"
     a weight is stored as U8 [4, 16] without its 'w.weight_scale': tensor 'w.weight'
@@ -81,7 +85,7 @@ fn nvfp4_of_modelopt_needs_both_scales() {
       the quantization_config and the stored tensors must agree: check that the config belongs to this checkpoint
     a weight of shape [4, 32] needs, according to the config, a companion of shape [4, 2] and dtype F8_E4M3; 'w.weight_scale' is F8_E4M3 [4, 1]: tensor 'w.weight'
       the quantization_config and the stored tensors must agree: check that the config belongs to this checkpoint
-    quantization with a weight that is not used alone (pre_quant_scale, svdquant_lora) is not supported yet: tensor 'w.pre_quant_scale'
+    quantization with a weight that is not used alone (svdquant_lora) is not supported yet: tensor 'w.weight_quantizer._svdquant_lora_a'
       dequantize the model to bf16 first, with the library that quantized it, and give that folder
     ");
 }

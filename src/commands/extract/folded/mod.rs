@@ -104,7 +104,7 @@ impl Folded {
     /// Marks the norms that the weights behind them carry.
     pub(crate) fn mark(&self, leftovers: &mut [Leftover]) {
         for leftover in leftovers.iter_mut() {
-            if leftover.base.as_ref().is_some_and(|name| self.absorbed.contains(name)) {
+            if leftover.base.as_ref().is_some_and(|name| self.absorbed.contains(name.as_str())) {
                 leftover.reason = Reason::Absorbed;
             }
         }

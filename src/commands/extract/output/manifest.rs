@@ -38,6 +38,9 @@ pub struct Manifest {
     pub rank: usize,
     /// Quality of all modules together.
     pub total: Quality,
+    /// What adapters of other ranks would capture.
+    #[serde(default)]
+    pub other_ranks: Vec<OtherRank>,
     /// The norms whose change the weights behind them carry.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub absorbed_norms: Vec<String>,
@@ -49,6 +52,25 @@ pub struct Manifest {
     pub not_represented: Vec<LeftOut>,
     /// Every tensor that was read, by checkpoint and name.
     pub tensors: Vec<TensorRecord>,
+}
+
+/// What an adapter of another uniform rank would capture.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OtherRank {
+    /// The rank.
+    pub rank: usize,
+    /// The share of the energy that it would capture: of the delta, or with a calibration of what the outputs change
+    /// by.
+    pub captured_energy: f64,
+    /// Whether it may be more, because some singular values have not converged.
+    pub lower_bound: bool,
+}
+
+impl OtherRank {
+    /// The relative error that goes with the captured share.
+    pub fn relative_error(&self) -> f64 {
+        (1.0 - self.captured_energy).max(0.0).sqrt()
+    }
 }
 
 /// One line of `spectra.jsonl.zst`.

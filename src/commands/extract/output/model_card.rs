@@ -1,12 +1,11 @@
 //! The model card: what the adapter is, how good it is, and how to serve it.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::calibration::CalibrationKind;
 use crate::commands::extract::noise::mostly_noise;
 use crate::commands::extract::options::ResultOptions;
-use crate::commands::extract::output::manifest::{Manifest, Spectrum, SpectrumOf};
+use crate::commands::extract::output::manifest::{Manifest, OtherRank};
 use crate::commands::extract::output::quoting::{
     code, is_hub_name, loadable, prose, python_text, shell_word,
 };
@@ -20,8 +19,12 @@ pub fn smallest_vllm_rank(r: usize) -> Option<usize> {
     VLLM_RANKS.into_iter().find(|&known| known >= r)
 }
 
+/// Why the captured share of Method B is lower than that of Method A.
+const NOISE_IS_NOT_LOW_RANK: &str = " Quantization error is spread over all directions and no low rank holds much of \
+     it, so this share is lower than that of an adapter of the change alone, without the adapter serving worse.";
+
 /// The card's text: Markdown with the front matter of the Hugging Face Hub.
-pub fn write(manifest: &Manifest, deciding: &ResultOptions, spectra: &[Spectrum]) -> String {
+pub fn write(manifest: &Manifest, deciding: &ResultOptions) -> String {
     let base = &deciding.base_model_name;
     let mut text =
         format!("---\nlibrary_name: peft\ntags:\n- lora\n- trephine\n{}---\n\n", front_matter(base));
@@ -38,8 +41,8 @@ pub fn write(manifest: &Manifest, deciding: &ResultOptions, spectra: &[Spectrum]
     let _ = writeln!(
         text,
         "# {} as a LoRA on {}\n\nExtracted by Trephine {} from {} and {} ({}): {method}.\n\n\
-         Rank {}, {} modules, factors in {}. The adapter captures {:.2} % of the difference's energy; the remaining \
-         error is {:.4} of its norm.",
+         Rank {}, {} modules, factors in {}. The adapter captures {:.2} % of {}; the remaining error \
+         is {:.4} of its norm.{}",
         prose(tuned),
         prose(on),
         prose(&manifest.trephine),
@@ -50,14 +53,16 @@ pub fn write(manifest: &Manifest, deciding: &ResultOptions, spectra: &[Spectrum]
         manifest.modules.len(),
         format!("{:?}", deciding.dtype).to_lowercase(),
         100.0 * total.captured_energy,
+        if quantized { "the change and the base's quantization error together" } else { "the change" },
         total.relative_error,
+        if quantized { NOISE_IS_NOT_LOW_RANK } else { "" },
     );
     absorbed(&mut text, manifest);
     minimized(&mut text, manifest);
     noise(&mut text, manifest);
     served(&mut text, manifest);
     quality(&mut text, manifest);
-    lower_ranks(&mut text, manifest, spectra);
+    other_ranks(&mut text, manifest);
     usage(&mut text, manifest, base);
     not_held(&mut text, manifest);
     text + "\n`extraction.json` holds the figures of every module and the digest of every tensor that was read; \
@@ -158,7 +163,7 @@ fn quality(text: &mut String, manifest: &Manifest) {
         if weighted { " of outputs |" } else { "" },
         if weighted { "---:|" } else { "" }
     );
-    for kind in kinds(manifest, &BTreeMap::new()) {
+    for kind in kinds(manifest) {
         let rank = kind.ranks_text();
         let _ = writeln!(
             text,
@@ -184,46 +189,51 @@ fn quality(text: &mut String, manifest: &Manifest) {
     }
 }
 
-/// What each lower rank would have given, from the singular values.
-fn lower_ranks(text: &mut String, manifest: &Manifest, spectra: &[Spectrum]) {
-    let ranks: Vec<usize> = (3..).map(|power| 1 << power).take_while(|&rank| rank < manifest.rank).collect();
-    // Of a hybrid the values are of its second part alone.
-    let outputs = manifest.total.outputs.is_some();
-    let spectra: Vec<&Spectrum> =
-        spectra.iter().filter(|s| s.of == outputs.then_some(SpectrumOf::Outputs)).collect();
-    let norm2: f64 = spectra.iter().map(|spectrum| spectrum.delta_norm.powi(2)).sum();
-    if ranks.is_empty() || norm2 == 0.0 {
+/// What each other rank would have given, from the singular values.
+fn other_ranks(text: &mut String, manifest: &Manifest) {
+    if manifest.other_ranks.is_empty() {
         return;
     }
-    let of = if outputs { " of outputs" } else { "" };
+    let total = &manifest.total;
+    let (error, captured) = match total.outputs {
+        Some(outputs) => (outputs.relative_error, outputs.captured_energy),
+        None => (total.relative_error, total.captured_energy),
+    };
+    let of = if total.outputs.is_some() { " of outputs" } else { "" };
     let _ = writeln!(
         text,
         "\n## What another rank would give\n\n| rank | error{of} | captured |\n|---:|---:|---:|"
     );
-    for rank in ranks {
-        let values = |s: &Spectrum| s.singular_values.iter().take(rank).map(|v| v * v).sum::<f64>();
-        let error2: f64 = spectra.iter().map(|s| (s.delta_norm.powi(2) - values(s)).max(0.0)).sum();
-        let (error, captured) = ((error2 / norm2).sqrt(), 100.0 * (1.0 - error2 / norm2));
-        let _ = writeln!(text, "| {rank} | {error:.4} | {captured:.2} % |");
-    }
-    let total = &manifest.total;
-    let (error, captured) = match total.outputs {
-        Some(outputs) => (outputs.relative_error, 100.0 * outputs.captured_energy),
-        None => (total.relative_error, 100.0 * total.captured_energy),
+    let (lower, higher): (Vec<&OtherRank>, Vec<&OtherRank>) =
+        manifest.other_ranks.iter().partition(|other| other.rank < manifest.rank);
+    let row = |text: &mut String, other: &OtherRank| {
+        let [below, above] = if other.lower_bound { ["<= ", ">= "] } else { ["", ""] };
+        let (error, captured) = (other.relative_error(), 100.0 * other.captured_energy);
+        let _ = writeln!(text, "| {} | {below}{error:.4} | {above}{captured:.2} % |", other.rank);
     };
-    let _ = writeln!(text, "| **{}** | {error:.4} | {captured:.2} % |", manifest.rank);
+    lower.into_iter().for_each(|other| row(text, other));
+    let _ = writeln!(text, "| **{}** | {error:.4} | {:.2} % |", manifest.rank, 100.0 * captured);
+    higher.into_iter().for_each(|other| row(text, other));
+    if manifest.other_ranks.iter().any(|other| other.lower_bound) {
+        text.push_str("\nWhere singular values have not converged, the share is a lower bound.\n");
+    }
+}
+
+/// The command that serves the adapter in the folder `adapter` with vLLM; `None` where vLLM does not load its rank.
+pub fn serve_line(manifest: &Manifest, base: &str, adapter: &str) -> Option<String> {
+    let rank = smallest_vllm_rank(manifest.rank)?;
+    let on = manifest.served.as_ref().map_or(base.to_owned(), |served| loadable(&served.name));
+    Some(format!(
+        "vllm serve {} --enable-lora --max-lora-rank {rank} --lora-modules tuned={adapter}",
+        shell_word(&on)
+    ))
 }
 
 fn usage(text: &mut String, manifest: &Manifest, base: &str) {
     text.push_str("\n## Use\n\n");
-    let on = manifest.served.as_ref().map_or(base.to_owned(), |served| loadable(&served.name));
-    match smallest_vllm_rank(manifest.rank) {
-        Some(rank) => {
-            let _ = writeln!(
-                text,
-                "```\nvllm serve {} --enable-lora --max-lora-rank {rank} --lora-modules tuned=PATH_OF_THIS_FOLDER\n```",
-                shell_word(&on)
-            );
+    match serve_line(manifest, base, "PATH_OF_THIS_FOLDER") {
+        Some(line) => {
+            let _ = writeln!(text, "```\n{line}\n```");
         }
         None => {
             let most = VLLM_RANKS[VLLM_RANKS.len() - 1];
@@ -249,14 +259,16 @@ fn not_held(text: &mut String, manifest: &Manifest) {
         return;
     }
     text.push_str(
-        "\n## What it does not hold\n\n| kind | why | tensors | elements | largest relative change |\n\
-         |---|---|---:|---:|---:|\n",
+        "\n## What it does not hold\n\n| kind | why | tensors | elements | largest relative change | taken by |\n\
+         |---|---|---:|---:|---:|---|\n",
     );
     for group in groups {
         let change =
             group.largest_change.map_or("unknown".into(), |change| format!("{:.2} %", 100.0 * change));
         let (kind, why) = (prose(&group.kind), group.reason.words());
-        let _ = writeln!(text, "| {kind} | {why} | {} | {} | {change} |", group.tensors, group.elements);
+        let flag = group.flag(manifest).map_or(String::new(), |flag| code(&flag));
+        let _ =
+            writeln!(text, "| {kind} | {why} | {} | {} | {change} | {flag} |", group.tensors, group.elements);
     }
 }
 

@@ -6,18 +6,31 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::commands::extract::output::manifest::{Manifest, total};
+use crate::commands::extract::output::quoting::shell_word;
 use crate::commands::extract::plan::kind;
 use crate::delta::module_record::{ModuleRecord, OutputError};
 use crate::delta::record::Reason;
 use crate::lora::names::{group_of, place_of};
+use crate::pipeline::peak_resident;
+
+/// The version of the JSON form of [`ExtractionOutcome`].
+const SUMMARY_VERSION: u32 = 1;
 
 /// The outcome of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct ExtractionOutcome {
     /// The folder of the adapter.
     pub out: PathBuf,
+    /// Version of this JSON.
+    pub version: u32,
     /// Whether an earlier run had already finished it.
     pub was_done: bool,
+    /// Size of the adapter's weights in bytes.
+    pub adapter_bytes: u64,
+    /// Seconds that this run took; absent if it had nothing to do.
+    pub seconds: Option<f64>,
+    /// Peak resident memory of the process in bytes, where the system reports it.
+    pub peak_memory: Option<u64>,
     /// Quality by kind of module.
     pub kinds: Vec<KindSummary>,
     /// The tensors that are not in the adapter, by kind and reason.
@@ -28,17 +41,17 @@ pub struct ExtractionOutcome {
 }
 
 impl ExtractionOutcome {
-    /// Summarizes `manifest`; `times` holds the seconds spent on each module that this run has done.
-    pub fn new(
-        out: PathBuf,
-        manifest: Manifest,
-        times: &BTreeMap<String, f64>,
-        was_done: bool,
-    ) -> ExtractionOutcome {
+    /// Summarizes `manifest`, after a run of so many seconds, or none.
+    pub fn new(out: PathBuf, manifest: Manifest, seconds: Option<f64>) -> ExtractionOutcome {
+        let weights = std::fs::metadata(out.join(crate::lora::WEIGHTS));
         ExtractionOutcome {
+            version: SUMMARY_VERSION,
+            was_done: seconds.is_none(),
+            adapter_bytes: weights.map_or(0, |data| data.len()),
+            seconds,
+            peak_memory: peak_resident(),
             out,
-            was_done,
-            kinds: kinds(&manifest, times),
+            kinds: kinds(&manifest),
             left_out: groups(&manifest),
             manifest,
         }
@@ -63,8 +76,20 @@ pub struct KindSummary {
     /// The error of the layers' outputs, over the modules that a calibration knows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outputs: Option<OutputError>,
-    /// Seconds from the first byte read to the last computed, summed over the modules.
-    pub seconds: Option<f64>,
+}
+
+impl LeftOutGroup {
+    /// The options that would take these tensors into the adapter, if any would.
+    pub fn flag(&self, manifest: &Manifest) -> Option<String> {
+        if self.reason != Reason::NotSelected {
+            return None;
+        }
+        let given = manifest.options.get("include").and_then(|include| include.as_array());
+        let given: Vec<&str> = given.into_iter().flatten().filter_map(|text| text.as_str()).collect();
+        let first = if given.is_empty() { vec!["linear"] } else { given };
+        let patterns = first.into_iter().chain([self.kind.as_str()]);
+        Some(patterns.map(|text| format!("--include {}", shell_word(text))).collect::<Vec<_>>().join(" "))
+    }
 }
 
 impl KindSummary {
@@ -93,7 +118,7 @@ pub struct LeftOutGroup {
 }
 
 /// Quality by kind of module, in the order of the kinds' names.
-pub fn kinds(manifest: &Manifest, times: &BTreeMap<String, f64>) -> Vec<KindSummary> {
+pub fn kinds(manifest: &Manifest) -> Vec<KindSummary> {
     let mut by_kind: BTreeMap<String, Vec<&ModuleRecord>> = BTreeMap::new();
     for module in &manifest.modules {
         by_kind.entry(kind(&module.name, place_of(&module.name))).or_default().push(module);
@@ -101,7 +126,6 @@ pub fn kinds(manifest: &Manifest, times: &BTreeMap<String, f64>) -> Vec<KindSumm
     let summary = |(kind, modules): (String, Vec<&ModuleRecord>)| {
         let errors = modules.iter().map(|module| module.quality.relative_error);
         let ranks = modules.iter().map(|module| module.rank);
-        let seconds: Vec<f64> = modules.iter().filter_map(|m| times.get(&m.name)).copied().collect();
         let together = total(modules.iter().copied());
         KindSummary {
             kind,
@@ -111,7 +135,6 @@ pub fn kinds(manifest: &Manifest, times: &BTreeMap<String, f64>) -> Vec<KindSumm
             worst_error: errors.fold(0.0, f64::max),
             captured_energy: together.captured_energy,
             outputs: together.outputs,
-            seconds: (!seconds.is_empty()).then(|| seconds.iter().sum()),
         }
     };
     by_kind.into_iter().map(summary).collect()

@@ -1,18 +1,19 @@
 //! Turns finished shards into a complete folder: adapter, config, spectra, manifest, model card, and the checksums
 //! last.
 
-use crate::commands::extract::inputs::Inputs;
+use crate::commands::extract::inputs::{Inputs, side_files};
 use crate::commands::extract::module::{A, B, ShardRecord};
 use crate::commands::extract::options::Extraction;
 use crate::commands::extract::output::files::{CARD, MANIFEST, SPECTRA};
 use crate::commands::extract::output::manifest::{Manifest, Spectrum, total};
 use crate::commands::extract::output::model_card;
+use crate::commands::extract::output::other_ranks::other_ranks;
 use crate::commands::extract::plan::ExtractionPlan;
 use crate::commands::extract::record::Done;
 use crate::delta::module_record::{ModuleRecord, Quality};
 use crate::delta::record::{LeftOut, TensorRecord, source};
 use crate::durable::digest::Written;
-use crate::durable::{atomic_file, checksums};
+use crate::durable::{atomic_file, checksums, json_file};
 use crate::lora::names::{Place, place_of};
 use crate::lora::tree::BaseModules;
 use crate::lora::write::adapter::{Adapter, AdapterWriter};
@@ -21,6 +22,7 @@ use crate::lora::write::piece::{Piece, ShardNames};
 use crate::lora::write::shard::Shard;
 use crate::run::attempts::completed::Completed;
 use crate::run::identity::RunIdentity;
+use crate::storage::regular_file;
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
@@ -76,9 +78,11 @@ pub fn finish(
 ) -> Result<Manifest> {
     let out = &job.out;
     let mut files: BTreeMap<String, blake3::Hash> = BTreeMap::new();
+    refuse_no_change(done)?;
+    let widest = done.modules.values().map(|done| done.record.module.rank).max().unwrap_or(0);
     let rank = match job.deciding.energy {
-        Some(_) => done.modules.values().map(|done| done.record.module.rank).max().unwrap_or(0).max(1),
-        None => job.deciding.rank,
+        Some(_) => widest.max(1),
+        None => plan.rank.max(widest),
     };
     let pieces = pieces(plan, done)?;
     let adapter = Adapter {
@@ -92,20 +96,42 @@ pub fn finish(
     };
     let written = Peft.write(out, &adapter)?;
     files.extend(written.files);
-    let manifest = manifest(inputs, job, plan, identity, done, rank, &written.modules);
-
     let spectra = spectra(plan, done);
+    let manifest = Manifest {
+        other_ranks: other_ranks(&spectra, rank, inputs.calibration.is_some()),
+        ..manifest(inputs, job, plan, identity, done, rank, &written.modules)
+    };
     files.insert(SPECTRA.into(), write_spectra(&out.join(SPECTRA), &spectra)?.blake3);
-    let json = serde_json::to_string_pretty(&manifest).map_err(not_json)? + "\n";
-    files.insert(MANIFEST.into(), write_text(&out.join(MANIFEST), &json)?.blake3);
-    let card = model_card::write(&manifest, &job.deciding, &spectra);
+    files.insert(MANIFEST.into(), json_file::write(&out.join(MANIFEST), &manifest)?.blake3);
+    let card = model_card::write(&manifest, &job.deciding);
     files.insert(CARD.into(), write_text(&out.join(CARD), &card)?.blake3);
+    if job.deciding.copy_tokenizer {
+        for (name, path) in side_files::carried(&inputs.tuned) {
+            files.insert(name.into(), copy(&path, &out.join(name))?.blake3);
+        }
+    }
     checksums::write(out, &files)?;
     Ok(manifest)
 }
 
-fn not_json(e: serde_json::Error) -> Error {
-    Error::unexpected("cannot write JSON").because(e)
+/// Refuses to write an adapter of zeros alone.
+fn refuse_no_change(done: &DoneWork<'_>) -> Result<()> {
+    if done.modules.values().any(|done| done.record.module.quality.delta_norm > 0.0) {
+        return Ok(());
+    }
+    let changed = done.compared.values().filter(|(left, _)| left.relative_change.is_some_and(|c| c > 0.0));
+    let names: Vec<&str> = changed.map(|(left, _)| left.name.as_str()).collect();
+    let hint = match names.iter().min() {
+        Some(name) => format!("what did change is not selected, for example '{name}': --include takes it"),
+        None => "check --base and --tuned: are they copies of one model?".to_owned(),
+    };
+    Err(Error::input("base and tuned are equal in every selected module: there is nothing to extract")
+        .hint(hint))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<Written> {
+    let mut file = regular_file::open(from).map_err(|e| regular_file::cannot_read(from, e))?;
+    atomic_file::write(to, |out| std::io::copy(&mut file, out).map(drop))
 }
 
 fn write_text(path: &Path, text: &str) -> Result<Written> {
@@ -174,11 +200,13 @@ fn manifest(
             digests.get(&module.name).map(|digest| digest.to_hex().to_string()).unwrap_or_default();
     }
     modules.sort_by(|a, b| a.name.cmp(&b.name));
-    let compared = plan.not_represented.iter().filter_map(|left| done.compared.get(left.key().as_str()));
+    let compared = plan.not_represented.iter().filter_map(|left| done.compared.get(left.key()));
     let (not_represented, read): (Vec<&LeftOut>, Vec<&[TensorRecord]>) = compared.copied().unzip();
-    let mut tensors: Vec<TensorRecord> = records.iter().flat_map(|record| record.tensors.clone()).collect();
+    let count = records.iter().map(|record| record.tensors.len()).chain(read.iter().map(|read| read.len()));
+    let mut tensors: Vec<TensorRecord> = Vec::with_capacity(count.sum());
+    tensors.extend(records.iter().flat_map(|record| &record.tensors).cloned());
     tensors.extend(read.into_iter().flatten().cloned());
-    tensors.sort();
+    tensors.sort_unstable();
     tensors.dedup();
     Manifest {
         trephine: identity.trephine.clone(),
@@ -192,6 +220,7 @@ fn manifest(
         hybrid: inputs.dense.as_ref().zip(job.hybrid.as_ref()).map(|(dense, name)| source(name, dense)),
         rank,
         total: total(modules.iter()),
+        other_ranks: Vec::new(),
         absorbed_norms: plan.absorbed.clone(),
         notes: plan.notes.clone(),
         modules,

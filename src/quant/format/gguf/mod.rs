@@ -27,6 +27,7 @@ use self::permuted::Permuted;
 use crate::Result;
 use crate::quant::format::dense::Dense;
 use crate::quant::weight::{Capabilities, Dequantize, Format, FoundWeight, SchemeKind, TensorInfo, Tensors};
+use crate::shared::Name;
 
 /// What a GGUF file says about a 2-D tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,11 +42,11 @@ pub struct Layout {
 
 /// The format of a GGUF file: what its header says about each tensor, by name.
 #[derive(Debug)]
-pub struct Gguf(BTreeMap<String, Layout>);
+pub struct Gguf(BTreeMap<Name, Layout>);
 
 impl Gguf {
     /// The format for these tensors.
-    pub fn new(layouts: BTreeMap<String, Layout>) -> Gguf {
+    pub fn new(layouts: BTreeMap<Name, Layout>) -> Gguf {
         Gguf(layouts)
     }
 }

@@ -1,5 +1,8 @@
 //! What an extraction reads.
 
+pub(crate) mod check;
+pub(crate) mod side_files;
+
 use crate::Result;
 use crate::calibration::OpenCalibration;
 use crate::checkpoint::Checkpoint;
@@ -21,6 +24,11 @@ pub struct Inputs {
 }
 
 impl Inputs {
+    /// The checkpoints.
+    pub fn all(&self) -> impl Iterator<Item = &Checkpoint> {
+        [Some(&self.base), Some(&self.tuned), self.served.as_ref(), self.dense.as_ref()].into_iter().flatten()
+    }
+
     /// Opens them.
     ///
     /// # Errors

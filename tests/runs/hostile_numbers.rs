@@ -1,0 +1,73 @@
+//! Numbers that are at the ends of what a type holds, and declarations of another type than they should have.
+
+use serde_json::json;
+use tempfile::tempdir;
+
+use crate::common::pair::{Tensor, config, noise, write};
+use crate::common::{extract_with, run, trephine};
+use safetensors::Dtype;
+
+const NAME: &str = "model.layers.0.self_attn.q_proj.weight";
+
+#[test]
+fn a_change_below_what_f32_holds_is_no_change_of_nothing() {
+    let home = tempdir().unwrap();
+    let f64s = |folder: &str, value: fn(usize) -> f64| {
+        let bytes: Vec<u8> = (0..1024).flat_map(|at| value(at).to_le_bytes()).collect();
+        let tensor = Tensor { name: NAME.into(), dtype: Dtype::F64, shape: vec![32, 32], bytes };
+        write(&home.path().join(folder), &[tensor], &config()).to_str().unwrap().to_owned()
+    };
+    let (base, tuned) = (f64s("base", |_| 0.0), f64s("tuned", |at| 1e-60 * at as f64));
+    extract_with(&base, &tuned, &home.path().join("out"), &["--rank", "4"])
+        .code(3)
+        .says("all of a weight's change (1023 elements) is below what f32 can hold")
+        .says("--exclude");
+}
+
+#[test]
+fn an_analysis_of_a_base_of_zeros_prints_short_numbers() {
+    let home = tempdir().unwrap();
+    let folder = |name: &str, values: &[f32]| {
+        let tensor = Tensor::f32(NAME, &[32, 32], values);
+        write(&home.path().join(name), &[tensor], &config()).to_str().unwrap().to_owned()
+    };
+    let (base, tuned) = (folder("base", &[0.0; 1024]), folder("tuned", &noise(1, 1024)));
+    let mut command = trephine();
+    command.args(["analyze", "--base", &base, "--base-quantized", &base, "--tuned", &tuned, "--rank", "4"]);
+    let ended = run(command.arg("--out").arg(home.path().join("out"))).code(0);
+    let longest = ended.stdout.split(|c: char| !c.is_ascii_digit()).map(str::len).max();
+    assert!(longest < Some(20), "{}", ended.stdout);
+}
+
+#[test]
+fn symmetric_is_true_or_false() {
+    let home = tempdir().unwrap();
+    for (at, symmetric) in [json!("yes"), json!(1), json!("false"), json!([])].into_iter().enumerate() {
+        let weights = json!({"num_bits": 8, "type": "int", "symmetric": symmetric, "strategy": "channel"});
+        let quantization = json!({
+            "quant_method": "compressed-tensors", "format": "int-quantized", "ignore": [],
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        });
+        let mut config = config();
+        config["quantization_config"] = quantization;
+        let codes = Tensor { name: NAME.into(), dtype: Dtype::I8, shape: vec![8, 8], bytes: vec![1; 64] };
+        let scales = Tensor::f32(&format!("{NAME}_scale"), &[8, 1], &[1.0; 8]);
+        let input = write(&home.path().join(at.to_string()), &[codes, scales], &config);
+        let mut command = trephine();
+        command.arg("dequantize").arg(&input).arg("--out").arg(home.path().join(format!("out-{at}")));
+        run(&mut command).code(3).says("neither true nor false");
+    }
+}
+
+#[test]
+fn one_part_of_very_many_says_little() {
+    let home = tempdir().unwrap();
+    let out = home.path().join("out");
+    let [base, tuned] = ["base-fp8", "tuned"].map(crate::common::data);
+    let ended = extract_with(&base, &tuned, &out, &["--rank", "4", "--part", "1/100000"]).code(0);
+    assert!(ended.stdout.len() + ended.stderr.len() < 4096);
+    let ended = run(trephine().arg("assemble").arg(&out)).code(4);
+    assert!(ended.stdout.len() + ended.stderr.len() < 16 << 10, "{}", ended.stderr.len());
+    let ended = run(trephine().arg("status").arg(&out)).code(0);
+    assert!(ended.stdout.len() < 16 << 10, "{}", ended.stdout.len());
+}
