@@ -89,19 +89,9 @@ const SINGLE: &[&str] = &[
     "solar_open",
 ];
 /// The same, but not of their language models by themselves: adapters hold what PEFT knows for the whole.
-const SINGLE_AS_A_WHOLE: &[&str] = &[
-    "axk1",
-    "axk2",
-    "deepseek_ocr2",
-    "deepseek_v4",
-    "hy_v3",
-    "jamba",
-    "kimi_k25",
-    "kimi_linear",
-    "laguna",
-    "mimo_v2_flash",
-];
-const MIXTRAL_AS_A_WHOLE: &[&str] = &["lfm2_moe", "minimax_m3_vl"];
+const SINGLE_AS_A_WHOLE: &[&str] =
+    &["axk1", "axk2", "deepseek_ocr2", "hy_v3", "jamba", "kimi_k25", "laguna", "mimo_v2_flash"];
+const MIXTRAL_AS_A_WHOLE: &[&str] = &["kimi_linear", "lfm2_moe", "minimax_m3_vl"];
 const MIXTRAL: &[&str] = &["mixtral", "minimax", "minimax_m2", "phimoe"];
 /// Models for which vLLM loads adapters of stacks (`is_3d_moe_weight`).
 /// And Qwen4-Exp, of which PEFT takes nothing else inside a model that sees.
