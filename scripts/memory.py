@@ -65,11 +65,25 @@ def quantized(modules: list[tuple[str, list[int]]]) -> list[tuple[str, str, list
     return tensors
 
 
-def many(folder: Path, layers: int = 60):
+def many(folder: Path, changed: bool, layers: int = 60):
     kinds = ["gate", "up", "down"]
     modules = [(f"model.layers.{i}.mlp.experts.{j}.{kind}_proj", [128, 128]) for i in range(layers) for j in range(256) for kind in kinds]
     config = {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "hidden_size": 128, "quantization_config": FP8}
     write_checkpoint(folder, quantized(modules), 12, config)
+    for kind in kinds if changed else []:
+        fill(folder, f"model.layers.7.mlp.experts.3.{kind}_proj.weight")
+
+
+def fill(folder: Path, name: str):
+    """Gives one weight other values than zero."""
+    places = json.loads((folder / "model.safetensors.index.json").read_bytes())["weight_map"]
+    rng = random.Random(name)
+    for tensor, data in [(name, bytes(code & 0xBF for code in rng.randbytes(128 * 128))), (f"{name}_scale_inv", struct.pack("<f", 1.0))]:
+        with open(folder / places[tensor], "r+b") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            start = json.loads(file.read(length))[tensor]["data_offsets"][0]
+            file.seek(8 + length + start)
+            file.write(data)
 
 
 SHAPES = [("self_attn.q", 1024, 1024), ("self_attn.k", 256, 1024), ("self_attn.v", 256, 1024), ("self_attn.o", 1024, 1024)]
@@ -116,11 +130,10 @@ COMMANDS = [
     ("plain", "analyze", "analyze --base plain --base-quantized plain-fp8 --tuned tuned --rank 64 --out OUT"),
     ("plain", "fidelity", "fidelity --served plain-fp8 --tuned tuned --adapter adapter --out OUT"),
     ("plain", "sanitize", "sanitize adapter --for vllm --max-rank 16 --out OUT"),
-    ("plain", "autopsy", "autopsy plain-fp8 --reference tuned"),
+    ("plain", "autopsy", "autopsy plain-fp8 --against tuned"),
     ("many", "extract, one expert", f"extract --base many --tuned many-tuned --include {EXPERT} --rank 8 --out OUT"),
     ("many", "extract, plan", f"extract --base many --tuned many-tuned --include {EXPERT} --rank 8 --dry-run --out OUT"),
     ("many", "dequantize", "dequantize many --out OUT"),
-    ("many", "fidelity", "fidelity --served many --tuned many-tuned --out OUT"),
     ("many", "autopsy", "autopsy many"),
     ("many", "analyze", f"analyze --base many --base-quantized many --tuned many-tuned --include {EXPERT} --rank 8 --out OUT"),
 ]
@@ -129,7 +142,9 @@ COMMANDS = [
 def measured(program: str, words: list[str], threads: int, home: Path) -> tuple[int, int, int, float, float, str]:
     """The smallest budget, the peak of a refusal and of the run in KiB, and their seconds."""
     out = home / "out"
-    run = lambda budget: peak([program, *[str(out) if word == "OUT" else word for word in words], "--threads", str(threads), "--memory", budget], home)
+    # `sanitize` works on one thread.
+    more = [] if words[0] == "sanitize" else ["--threads", str(threads)]
+    run = lambda budget: peak([program, *[str(out) if word == "OUT" else word for word in words], *more, "--memory", budget], home)
     shutil.rmtree(out, ignore_errors=True)
     code, refusing, early, said = run("1MiB")
     found = re.search(r"(\d+) MiB needed", said)
@@ -154,7 +169,7 @@ def main():
     asked = parser.parse_args()
     home = asked.keep or Path(tempfile.mkdtemp())
     program = str(Path(asked.program).resolve())
-    makers = {"many": many, "many-tuned": many, "plain": lambda at: plain(at, False, 1), "tuned": lambda at: plain(at, False, 2)}
+    makers = {"many": lambda at: many(at, False), "many-tuned": lambda at: many(at, True), "plain": lambda at: plain(at, False, 1), "tuned": lambda at: plain(at, False, 2)}
     makers["plain-fp8"] = lambda at: plain(at, True, 3)
     for name, make in makers.items():
         if not (home / name).exists():

@@ -11,7 +11,7 @@
 //!    `[out, in]`, each made of one or more stored tensors. Every offset is checked here, once.
 //! 2. **Pair and plan.** [`delta`] pairs each selected module of the base with its partner in the tuned checkpoint.
 //!    Shapes and options alone determine how each pair is factorized; the memory budget determines whether its delta is
-//!    held in f32 or recomputed at every pass. The plan is a value that can be shown (`--dry-run`).
+//!    held, in bytes or f32, or recomputed at every pass. The plan is a value that can be shown (`--dry-run`).
 //! 3. **Read.** Reader threads take a permit for a module's bytes, map its tensors window by window, have [`quant`]
 //!    decode them, subtract, and sum the norm in f64. The same windows are hashed, so the manifest can name what
 //!    was read.

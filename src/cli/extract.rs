@@ -9,7 +9,7 @@ use trephine::commands::extract::{
     AbsorbNorms, Allowances, Extraction, ResultOptions, default_memory, extract, extract_part, plan,
 };
 use trephine::delta::{NonFinite, RoundBase};
-use trephine::factorize::Method;
+use trephine::factorize::{Method, Precision};
 use trephine::pipeline::RunOptions;
 
 use crate::cli::extract_plan::show_plan;
@@ -64,6 +64,9 @@ pub struct ExtractArgs {
     /// Factorization method
     #[arg(long, value_enum, default_value_t = MethodName::Auto, help_heading = "Result")]
     method: MethodName,
+    /// Numbers in which block Krylov multiplies with the differences; factors and errors are as exact in all of them
+    #[arg(long, value_enum, default_value_t = PrecisionName::Auto, help_heading = "Result")]
+    precision: PrecisionName,
     /// Seed of the random directions
     #[arg(long, default_value_t = 0, help_heading = "Result")]
     seed: u64,
@@ -145,6 +148,14 @@ words!(MethodName => Method {
     /// Gram matrix and dense eigensolver: optimal, but slower when the shorter side is large
     Gram
 });
+words!(PrecisionName => Precision {
+    /// Bytes, but f32 for a module where bytes would cost a visible part of the tolerance
+    Auto,
+    /// Bytes, with a scale for every 256 columns of a row
+    Int8,
+    /// f32
+    F32
+});
 words!(RoundName => RoundBase {
     /// The exact product of code and scale
     None,
@@ -175,6 +186,7 @@ impl ExtractArgs {
                 energy: self.energy,
                 tolerance: self.tolerance,
                 method: self.method.into(),
+                precision: self.precision.into(),
                 seed: self.seed,
                 dtype: self.dtype.into(),
                 round_base: self.round_base.into(),

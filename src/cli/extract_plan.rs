@@ -46,7 +46,7 @@ fn modules(plan: &ExtractionPlan) -> String {
     let headings = ["kind", "modules", "shape", "method", "delta in memory", "memory each", "TFLOP"];
     let mut rows = table(headings);
     for ((kind, [m, n]), modules) in &kinds {
-        let memory = modules.iter().map(|module| module.memory).max().unwrap_or(0);
+        let memory = modules.iter().map(|module| module.holding.memory).max().unwrap_or(0);
         let tflop = modules.iter().map(|module| module.flops).sum::<f64>() / 1e12;
         let methods = modules.iter().map(|module| module.method.as_str());
         rows.add_row([
@@ -54,7 +54,7 @@ fn modules(plan: &ExtractionPlan) -> String {
             modules.len().to_string(),
             format!("{m} x {n}"),
             one_or(methods, "mixed"),
-            one_or(modules.iter().map(|m| if m.held { "held" } else { "recomputed" }), "in part"),
+            one_or(modules.iter().map(|m| if m.holding.held { "held" } else { "recomputed" }), "in part"),
             byte_size::show(memory),
             format!("{tflop:.3}"),
         ]);

@@ -6,6 +6,7 @@ pub(crate) mod assemble;
 pub(crate) mod autopsy;
 pub(crate) mod calibrate;
 pub(crate) mod completions;
+pub(crate) mod convert_adapter;
 pub(crate) mod dequantize;
 pub(crate) mod doctor;
 pub(crate) mod evaluate;
@@ -31,6 +32,7 @@ use clap::{Parser, Subcommand};
 use trephine::printable::one_line;
 use trephine::{Error, Result};
 
+use crate::cli::ui::limits;
 use crate::cli::ui::output;
 use crate::cli::ui::output::tell;
 
@@ -59,12 +61,14 @@ enum Command {
     Merge(merge::MergeArgs),
     Verify(verify::VerifyArgs),
     Sanitize(Box<sanitize::SanitizeArgs>),
+    ConvertAdapter(convert_adapter::ConvertAdapterArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }
 
 /// Runs a subcommand.
 pub fn run(arguments: ProgramArgs) -> Result<ExitCode> {
+    limits::limit_vectors()?;
     match arguments.command {
         Command::Extract(arguments) => extract::run(*arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
@@ -81,6 +85,7 @@ pub fn run(arguments: ProgramArgs) -> Result<ExitCode> {
         Command::Merge(arguments) => merge::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
         Command::Sanitize(arguments) => sanitize::run(*arguments),
+        Command::ConvertAdapter(arguments) => convert_adapter::run(arguments),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
     }

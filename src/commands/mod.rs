@@ -5,6 +5,7 @@ pub mod analyze;
 pub mod autopsy;
 pub mod calibrate;
 pub mod convert;
+pub mod convert_adapter;
 pub mod evaluate;
 pub mod extract;
 pub mod fidelity;

@@ -1,4 +1,5 @@
-//! File containers: safetensors and GGUF headers, and the writer of safetensors files.
+//! File containers: the headers of safetensors and GGUF, and their writers.
 
 pub(crate) mod gguf;
+pub(crate) mod gguf_writer;
 pub mod safetensors;

@@ -16,6 +16,7 @@ use crate::delta::record::TensorRecord;
 use crate::delta::rescaling::Rescaling;
 use crate::delta::tensor_digests::Hashers;
 use crate::factorize::kernel::block_ops::square_sum;
+use crate::factorize::kernel::bytes::codes::{quantize_rows, record_words, words};
 use crate::factorize::types::Panels;
 use crate::quant::number::rounding::round_to_bf16;
 use crate::{Error, Result};
@@ -59,6 +60,8 @@ pub struct Survey {
     pub non_finite: u64,
     /// Elements whose difference in f64 is not zero, but is zero in f32.
     pub vanished: u64,
+    /// Square of the norm of what the difference's codes miss of it, if it was quantized.
+    pub missed2: f64,
     /// Digests of the tensors that were read.
     pub tensors: Vec<TensorRecord>,
 }
@@ -69,7 +72,21 @@ struct Sums {
     base_norm2: f64,
     non_finite: u64,
     vanished: u64,
+    missed2: f64,
 }
+
+/// What the first pass over a difference keeps.
+pub enum Keep<'k> {
+    /// Only sums and digests.
+    Sums,
+    /// The values, `[rows, cols]`.
+    Values(&'k mut [f32]),
+    /// The values in bytes, [`code_words`](crate::factorize::code_words); or only how exact bytes are.
+    Codes(Option<&'k mut [f32]>),
+}
+
+/// Rows that share a record of codes.
+const RECORD: usize = 4;
 
 impl Sums {
     fn add(&mut self, other: Sums) {
@@ -77,6 +94,7 @@ impl Sums {
         self.base_norm2 += other.base_norm2;
         self.non_finite += other.non_finite;
         self.vanished += other.vanished;
+        self.missed2 += other.missed2;
     }
 }
 
@@ -86,6 +104,7 @@ struct Scratch {
     narrow: Vec<f32>,
     wide: [Vec<f64>; 2],
     out: Vec<f32>,
+    codes: Vec<f32>,
 }
 
 /// Lends the thread's buffers. They are kept, because fresh pages would have to be cleared for every slice.
@@ -203,10 +222,10 @@ impl<'a> Difference<'a> {
         }
         let norm2 = square_sum(out);
         if norm2.is_finite() {
-            return Ok(Sums { norm2, base_norm2, non_finite: 0, vanished });
+            return Ok(Sums { norm2, base_norm2, non_finite: 0, vanished, missed2: 0.0 });
         }
         let non_finite = self.mend(rows, out)?;
-        Ok(Sums { norm2: square_sum(out), base_norm2, non_finite, vanished })
+        Ok(Sums { norm2: square_sum(out), base_norm2, non_finite, vanished, missed2: 0.0 })
     }
 
     /// Sets differences that are not finite to zero and counts them, or reports the position of the first one.
@@ -245,12 +264,15 @@ impl<'a> Difference<'a> {
         Error::input(what).tensor(self.base.module.name()).path(self.base.path())
     }
 
-    /// Reads everything once for the sums and the digests, and stores the values in `hold` where that is given.
+    /// Reads everything once for the sums and the digests, and for what `keep` says.
     ///
     /// # Errors
     /// A failure to read or decode; a weight that is not finite.
-    pub fn survey(&self, mut hold: Option<&mut [f32]>, read: &(dyn Fn(u64) + Sync)) -> Result<Survey> {
-        let step = self.slice_rows();
+    pub fn survey(&self, mut keep: Keep<'_>, read: &(dyn Fn(u64) + Sync)) -> Result<Survey> {
+        let step = match keep {
+            Keep::Codes(_) => (self.slice_rows() / RECORD * RECORD).max(RECORD),
+            _ => self.slice_rows(),
+        };
         let starts: Vec<usize> = (0..self.rows).step_by(step).collect();
         let mut hashers = Hashers::new(&[self.base, self.tuned]);
         let mut total = Sums::default();
@@ -258,7 +280,7 @@ impl<'a> Difference<'a> {
         for chunk in 0..chunks {
             let starts =
                 &starts[(chunk * SLICES).min(starts.len())..((chunk + 1) * SLICES).min(starts.len())];
-            let decode = || self.decode(starts, hold.as_deref_mut());
+            let decode = || self.decode(starts, step, &mut keep);
             let (hashed, sums) = rayon::join(|| hashers.advance(chunk + 1, chunks, read), decode);
             hashed?;
             for sum in sums? {
@@ -270,33 +292,58 @@ impl<'a> Difference<'a> {
             base_norm2: total.base_norm2,
             non_finite: total.non_finite,
             vanished: total.vanished,
+            missed2: total.missed2,
             tensors: hashers.finish(),
         })
     }
 
-    /// Decodes the slices that begin at `starts`, in parallel, into their place in `hold`, or only for their sums.
-    fn decode(&self, starts: &[usize], hold: Option<&mut [f32]>) -> Result<Vec<Sums>> {
-        let (cols, step) = (self.cols(), self.slice_rows());
+    /// Decodes the slices of `step` rows that begin at `starts`, in parallel, into their place, or only for their sums.
+    fn decode(&self, starts: &[usize], step: usize, keep: &mut Keep<'_>) -> Result<Vec<Sums>> {
+        let cols = self.cols();
         let rows = |start: usize| start..(start + step).min(self.rows);
-        let first = starts.first().map_or(0, |start| start * cols);
-        match hold {
-            Some(hold) => {
-                let parts = hold[first..].par_chunks_mut((step * cols).max(1)).zip(starts.par_iter());
+        let first = starts.first().copied().unwrap_or_default();
+        let slices = starts.par_iter().map(|&start| rows(start));
+        match keep {
+            Keep::Sums => slices.map(|rows| self.pass(rows, |_, _| 0.0)).collect(),
+            Keep::Values(values) => {
+                let parts = values[first * cols..].par_chunks_mut((step * cols).max(1)).zip(slices);
                 parts
-                    .map(|(out, &start)| with_scratch(|scratch| self.slice(rows(start), out, scratch, true)))
+                    .map(|(out, rows)| with_scratch(|scratch| self.slice(rows, out, scratch, true)))
                     .collect()
             }
-            None => {
-                let one = |scratch: &mut Scratch, start: usize| {
-                    let mut out = std::mem::take(&mut scratch.out);
-                    out.resize(rows(start).len() * cols, 0.0);
-                    let sums = self.slice(rows(start), &mut out, scratch, true);
-                    scratch.out = out;
-                    sums
-                };
-                starts.par_iter().map(|&start| with_scratch(|scratch| one(scratch, start))).collect()
+            Keep::Codes(None) => slices
+                .map(|rows| {
+                    self.pass(rows.clone(), |values, codes| {
+                        codes.resize(words(rows.len(), cols), 0.0);
+                        quantize_rows(values, cols, codes)
+                    })
+                })
+                .collect(),
+            Keep::Codes(Some(codes)) => {
+                let record = record_words(cols);
+                let parts =
+                    codes[first / RECORD * record..].par_chunks_mut(step / RECORD * record).zip(slices);
+                parts
+                    .map(|(out, rows)| {
+                        let out = &mut out[..words(rows.len(), cols)];
+                        self.pass(rows, |values, _| quantize_rows(values, cols, out))
+                    })
+                    .collect()
             }
         }
+    }
+
+    /// Decodes a slice, and has `quantize` look at its values. It gets working memory too, and returns the squared norm
+    /// of what its codes miss.
+    fn pass(&self, rows: Range<usize>, quantize: impl FnOnce(&[f32], &mut Vec<f32>) -> f64) -> Result<Sums> {
+        with_scratch(|scratch| {
+            let mut out = std::mem::take(&mut scratch.out);
+            out.resize(rows.len() * self.cols(), 0.0);
+            let sums = self.slice(rows, &mut out, scratch, true);
+            let missed2 = if sums.is_ok() { quantize(&out, &mut scratch.codes) } else { 0.0 };
+            scratch.out = out;
+            sums.map(|sums| Sums { missed2, ..sums })
+        })
     }
 
     /// Writes `rows` of the difference to `out`.

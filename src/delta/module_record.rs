@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::factorize::precision::Precision;
+
 /// How well the factors, as stored, approximate a delta.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Quality {
@@ -96,6 +98,13 @@ pub struct ModuleRecord {
     pub rank: usize,
     /// `krylov`, `gram`, or `none` where the delta is zero or only completes a fused set.
     pub method: String,
+    /// The numbers in which the delta was multiplied for its factors.
+    #[serde(default = "Precision::before")]
+    pub precision: Precision,
+    /// Where the delta was rounded to bytes, if only to see what that would cost: the squared norm of what they miss,
+    /// over that of the delta.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub missed_by_bytes: Option<f64>,
     /// Columns of the Krylov basis, or the side of the Gram matrix.
     pub basis: usize,
     /// Number of passes over the delta.

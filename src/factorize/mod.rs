@@ -10,6 +10,10 @@
 //!   large, computed in f32 with block Krylov on the square, until the estimated error is within 1e-5 of the optimal
 //!   one.
 //!
+//! Block Krylov multiplies in f32 or in bytes ([`factorize_codes`]): `quantized` is the delta in bytes, `precision`
+//! says when they are exact enough, `kernel::bytes` has the products. There all linear algebra is that of
+//! `kernel::fixed`, whose sums have an order of their own, so the factors are the same on every processor.
+//!
 //! Each way is a [`Backend`] in `backend`: it says what it costs, and does it; `choose` takes the cheapest. In
 //! `kernel`, `tiling` cuts a matrix into groups and panels; `passes` and `gram_matrix` are the only files that visit
 //! the delta for products; `block_ops`, `orthonormalize` and `ritz` are the numerics on tall thin blocks and small
@@ -23,6 +27,8 @@ pub mod backend;
 pub(crate) mod choose;
 pub(crate) mod in_memory;
 pub mod kernel;
+pub(crate) mod precision;
+pub(crate) mod quantized;
 pub(crate) mod remainder;
 pub(crate) mod residual;
 pub(crate) mod truncate;
@@ -31,6 +37,11 @@ pub mod weighted;
 pub(crate) mod white_noise;
 pub use self::choose::{BACKENDS, choose, flops, trial_product, workspace};
 pub use self::in_memory::Held;
+pub use self::kernel::bytes::codes::{quantize_rows, record_words, words as code_words};
+pub use self::kernel::bytes::passes::Codes;
+pub use self::kernel::simd::{SimdLevel, limit_simd, simd_limit};
+pub use self::precision::{Missed, Precision, Split};
+pub use self::quantized::{HeldCodes, Requantized};
 pub use self::remainder::{Remainder, subtract};
 pub use self::residual::{Residual, residual, stored_error};
 pub use self::truncate::{Recompressed, product_norm2, recompress};
@@ -63,6 +74,31 @@ pub fn factorize(delta: &dyn Panels, norm2: f64, module: &str, request: &Request
         return Ok(Factors::zero(backend.method()));
     }
     backend.factorize(delta, norm2, module, request).map_err(|e| e.tensor(module))
+}
+
+/// Factorizes the matrix of `codes` by block Krylov, as [`factorize`] does one in f32; `norm2` is the squared norm of
+/// the matrix that they are the codes of. The bits are the same on every processor that can fuse a multiplication and
+/// an addition. `None` where bytes are too coarse for the request; with `must` they have to do.
+///
+/// # Errors
+/// Those of [`factorize`].
+pub fn factorize_codes(
+    codes: &dyn Codes,
+    norm2: f64,
+    module: &str,
+    request: &Request,
+    must: bool,
+) -> Result<Option<Factors>> {
+    check(norm2, module, request)?;
+    if norm2 == 0.0 || codes.rows() == 0 || codes.cols() == 0 {
+        return Ok(Some(Factors { precision: Precision::Int8, ..Factors::zero(Method::Krylov) }));
+    }
+    backend::krylov::factorize_codes(codes, norm2, module, request, must).map_err(|e| e.tensor(module))
+}
+
+/// An upper bound on the bytes of [`factorize_codes`] beyond the codes and the buffers they are made in.
+pub fn code_workspace(m: usize, n: usize, request: &Request) -> usize {
+    backend::krylov::code_bytes(m, n, request)
 }
 
 pub(crate) fn check(norm2: f64, module: &str, request: &Request) -> Result<()> {

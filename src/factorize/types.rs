@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::factorize::kernel::tiling::groups;
+use crate::factorize::precision::Precision;
 use faer::MatRef;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -102,6 +103,8 @@ pub struct Factors {
     /// The factors' rank: below the requested rank if the matrix has fewer singular values above 5e-7 of the largest,
     /// or if a lower rank captures the requested energy. A zero matrix has rank 0.
     pub rank: usize,
+    /// The numbers in which the delta was multiplied, never [`Precision::Auto`].
+    pub precision: Precision,
     /// The method used, never [`Method::Auto`]. Krylov even if Gram was requested, where an f32 Gram matrix is not
     /// accurate enough.
     pub method: Method,
@@ -127,6 +130,7 @@ impl Factors {
             left: Vec::new(),
             right: Vec::new(),
             rank: 0,
+            precision: Precision::F32,
             method,
             singular_values: Vec::new(),
             converged: 0,

@@ -40,7 +40,8 @@ impl Budget {
     }
 
     /// Takes the first task of `queue` that there is room for, with a permit for the bytes that `size` returns for it,
-    /// and waits if there is room for none. Returns `None` if the queue is empty.
+    /// and waits if there is room for none, or if the queue is empty but `more` may come: whoever adds a task, or ends
+    /// the wait for one, must [`wake`](Self::wake) those who wait. Returns `None` if the queue is empty for good.
     ///
     /// So a small task goes ahead when the next large one must wait, and fills the memory beside the one in flight. A
     /// size above the total is reduced to it: the plan has already refused what does not fit.
@@ -48,11 +49,14 @@ impl Budget {
         &self,
         queue: &Mutex<VecDeque<T>>,
         size: impl Fn(&T) -> u64,
+        more: impl Fn() -> bool,
     ) -> Option<(T, Permit<'_>)> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
+            // Asked first: what may still come is in the queue before it stops to be counted.
+            let more = more();
             let mut tasks = queue.lock().unwrap_or_else(PoisonError::into_inner);
-            if tasks.is_empty() {
+            if tasks.is_empty() && !more {
                 return None;
             }
             let size = |task: &T| size(task).min(self.total);
@@ -65,6 +69,15 @@ impl Budget {
             drop(tasks);
             free = self.returned.wait(free).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+impl Budget {
+    /// Has everyone who waits look again.
+    pub fn wake(&self) {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        self.returned.notify_all();
+        drop(free);
     }
 }
 
@@ -103,7 +116,7 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..7 {
                 scope.spawn(|| {
-                    while let Some((_, permit)) = budget.first_that_fits(&queue, |size| *size) {
+                    while let Some((_, permit)) = budget.first_that_fits(&queue, |size| *size, || false) {
                         let now = out.fetch_add(permit.bytes, Ordering::SeqCst) + permit.bytes;
                         assert!(now <= 100, "{now} bytes are taken");
                         out.fetch_sub(permit.bytes, Ordering::SeqCst);
@@ -118,7 +131,7 @@ mod tests {
     fn a_small_task_goes_ahead_of_one_that_must_wait() {
         let budget = Budget::new(100);
         let queue = Mutex::new(VecDeque::from([70, 60, 20, 10]));
-        let next = || budget.first_that_fits(&queue, |size| *size).unwrap();
+        let next = || budget.first_that_fits(&queue, |size| *size, || false).unwrap();
         let (large, permit) = next();
         let (small, _beside) = next();
         assert_eq!((large, small), (70, 20));

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::checkpoint::identity::{Change, Identity};
 use crate::delta::record::Side;
+use crate::factorize::{SimdLevel, simd_limit};
 use crate::{Error, Result};
 
 /// Everything that determines a run's output. Equal identities give equal bytes.
@@ -132,14 +133,18 @@ pub fn option_map(options: &impl Serialize) -> Result<Map<String, Value>> {
 
 /// The instruction set of the matrix products on this machine.
 pub fn simd_level() -> &'static str {
+    let limit = simd_limit();
     #[cfg(target_arch = "x86_64")]
     {
-        if std::arch::is_x86_feature_detected!("avx512f") {
+        if limit == SimdLevel::Portable {
+            return "x86-64 without AVX2";
+        }
+        if limit > SimdLevel::Avx2 && std::arch::is_x86_feature_detected!("avx512f") {
             return "x86-64 AVX-512";
         }
         if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
             return "x86-64 AVX2";
         }
     }
-    std::env::consts::ARCH
+    if limit == SimdLevel::Portable { "portable" } else { std::env::consts::ARCH }
 }

@@ -8,6 +8,7 @@ mod autopsy;
 mod calibrate;
 mod command_line;
 mod completions;
+mod convert_adapter;
 mod dequantize;
 mod doctor;
 mod evaluate;

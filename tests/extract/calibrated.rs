@@ -233,7 +233,7 @@ fn a_delta_that_is_computed_anew_at_every_pass_gives_the_same_bytes() {
             job.running.threads = 1;
             job.running.memory = plan(&job).unwrap().least_memory;
         }
-        assert_eq!(plan(&job).unwrap().modules[0].held, is_held, "{folder}");
+        assert_eq!(plan(&job).unwrap().modules[0].holding.held, is_held, "{folder}");
         extract(&job, &Silent).unwrap();
         contents(&out)
     };

@@ -3,7 +3,7 @@
 
 use faer::prelude::*;
 use trephine::Result;
-use trephine::factorize::{BACKENDS, Backend, Cost, Factors, Held, Method, Panels, Request};
+use trephine::factorize::{BACKENDS, Backend, Cost, Factors, Held, Method, Panels, Precision, Request};
 
 use crate::spectra::{SPECTRA, Spectrum, dense, error2, matrix, norm2};
 
@@ -82,6 +82,7 @@ impl Backend for FullSvd {
             left: rows(&left),
             right: rows(&right),
             rank,
+            precision: Precision::F32,
             method: Method::Gram,
             converged: values.len(),
             captured: values[..rank].iter().map(|s| s * s).sum(),

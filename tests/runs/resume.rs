@@ -135,10 +135,11 @@ fn memory_changes_no_byte() {
     let weights =
         [("model.layers.0.mlp.down_proj", [1500, 1210]), ("model.layers.0.self_attn.o_proj", [900, 1400])];
     let (base, tuned) = crate::common::pair::pair(home.path(), &weights);
-    for method in ["krylov", "gram"] {
-        let out = |name: &str| home.path().join(format!("{method}-{name}"));
+    for (method, precision) in [("krylov", "f32"), ("krylov", "int8"), ("gram", "auto")] {
+        let out = |name: &str| home.path().join(format!("{method}-{precision}-{name}"));
+        let way = ["--rank", "8", "--method", method, "--precision", precision, "--memory"];
         let plan = |memory: &str| {
-            let more = ["--rank", "8", "--method", method, "--dry-run", "--json", "--memory", memory];
+            let more = [way.as_slice(), &[memory, "--dry-run", "--json"]].concat();
             let ended = extract_with(&base, &tuned, &out("plan"), &more).code(0);
             serde_json::from_str::<serde_json::Value>(&ended.stdout).unwrap()
         };
@@ -151,15 +152,86 @@ fn memory_changes_no_byte() {
         assert!(held(&plan(&least)).contains(&false), "{method}: nothing is recomputed");
         let extracted = |memory: &str, threads: &str| {
             let out = out(&format!("{memory}-{threads}"));
-            let more = ["--rank", "8", "--method", method, "--memory", memory, "--threads", threads];
+            let more = [way.as_slice(), &[memory, "--threads", threads]].concat();
             extract_with(&base, &tuned, &out, &more).code(0);
             out
         };
-        let expected = contents(&extracted("2GiB", "2"));
+        let first = extracted("2GiB", "2");
+        let manifest = crate::common::manifest(&first);
+        let in_bytes = manifest["modules"].as_array().unwrap().iter().all(|m| m["precision"] == "int8");
+        assert_eq!(in_bytes, precision == "int8", "{method} {precision}");
+        let expected = contents(&first);
         assert_same(&extracted(&least, "2"), &expected, &format!("{method} recomputed"));
         assert_same(&extracted("2GiB", "1"), &expected, &format!("{method} on one thread"));
         assert_same(&extracted(&least, "1"), &expected, &format!("{method} recomputed on one thread"));
     }
+}
+
+/// With `--precision int8` the adapter is that of any processor, and parts of one run may come from several.
+#[test]
+fn vectors_change_no_byte_of_what_is_multiplied_in_bytes() {
+    let home = tempdir().unwrap();
+    let weights =
+        [("model.layers.0.mlp.down_proj", [610, 520]), ("model.layers.0.self_attn.o_proj", [390, 700])];
+    let (base, tuned) = crate::common::pair::pair(home.path(), &weights);
+    let extract = |out: &Path, level: &str, more: &[&str]| {
+        let mut command = crate::common::extract(&base, &tuned, out);
+        command.args(["--rank", "24", "--method", "krylov", "--precision", "int8"]).args(more);
+        run(command.env("TREPHINE_SIMD", level)).code(0)
+    };
+    let whole = home.path().join("whole");
+    extract(&whole, "widest", &[]);
+    let expected = contents(&whole);
+    let manifest = crate::common::manifest(&whole);
+    assert!(manifest["modules"].as_array().unwrap().iter().all(|m| m["precision"] == "int8"));
+    for level in ["portable", "avx2"] {
+        let out = home.path().join(level);
+        extract(&out, level, &[]);
+        assert_same(&out, &expected, level);
+    }
+    let parts = home.path().join("parts");
+    extract(&parts, "portable", &["--part", "1/2"]);
+    extract(&parts, "widest", &["--part", "2/2"]);
+    run(crate::common::trephine().arg("assemble").arg(&parts).arg("-q")).code(0);
+    assert_same(&parts, &expected, "parts of two processors");
+    let mut command = crate::common::extract(&base, &tuned, &home.path().join("other"));
+    run(command.env("TREPHINE_SIMD", "best")).code(2).says("portable, avx2 or widest");
+}
+
+/// A module that bytes are too coarse for is read again, and has the bytes that f32 gives it, whatever the memory.
+#[test]
+fn modules_that_are_done_again_in_f32_have_its_bytes() {
+    let home = tempdir().unwrap();
+    let [m, n] = [900, 700];
+    let zero = vec![0.0; m * n];
+    // Of rank 6 in bf16: bytes miss far more of it than the best approximation does.
+    let low: Vec<f32> =
+        (0..m * n).map(|at| (((at / n) % 3 * 4 + 1) as f32) * ((at % n) % 2 * 16 + 1) as f32).collect();
+    let noisy = crate::common::pair::noise(5, m * n);
+    let names = ["model.layers.0.mlp.down_proj.weight", "model.layers.0.mlp.up_proj.weight"];
+    let checkpoint = |name: &str, first: &[f32], second: &[f32]| {
+        let tensors = [Tensor::bf16(names[0], &[m, n], first), Tensor::bf16(names[1], &[m, n], second)];
+        write(&home.path().join(name), &tensors, &crate::common::pair::config()).display().to_string()
+    };
+    let (base, tuned) = (checkpoint("base", &zero, &zero), checkpoint("tuned", &low, &noisy));
+    let extracted = |name: &str, more: &[&str]| {
+        let out = home.path().join(name);
+        let more = [&["--rank", "8", "--method", "krylov"], more].concat();
+        extract_with(&base, &tuned, &out, &more).code(0);
+        out
+    };
+    let auto = extracted("auto", &["--memory", "2GiB"]);
+    let manifest = crate::common::manifest(&auto);
+    let used: Vec<&str> =
+        manifest["modules"].as_array().unwrap().iter().map(|m| m["precision"].as_str().unwrap()).collect();
+    assert_eq!(used, ["f32", "int8"]);
+    assert!(manifest["modules"][0]["missed_by_bytes"].as_f64().unwrap() > 0.0);
+    let expected = contents(&auto);
+    assert_same(&extracted("one thread", &["--threads", "1", "--memory", "2GiB"]), &expected, "one thread");
+    assert_same(&extracted("little", &["--memory", "128MiB"]), &expected, "recomputed");
+    let all_f32 = extracted("f32", &["--precision", "f32"]);
+    let digest = |out: &Path| crate::common::manifest(out)["modules"][0]["blake3"].clone();
+    assert_eq!(digest(&auto), digest(&all_f32));
 }
 
 /// A base that is packed along columns is mapped once, for all slices and threads: it takes exactly the memory in the
@@ -203,9 +275,9 @@ fn columns_are_kept_packed_within_the_memory() {
     let (one, nine) = (least(base, "1"), least(base, "9"));
     let module = |base: &str| plan(base, "1", least(base, "1"))["modules"][0]["memory"].as_u64().unwrap();
     assert_eq!(module(base), module(tuned) + packed, "the packed bytes count once");
-    // Its slices are decoded whole, which takes 8 MiB more in each of a reading and a factorizing thread; a side that
+    // Its slices are decoded whole, which takes 9 MiB more in each of a reading and a factorizing thread; a side that
     // is not packed along columns is mapped slice by slice by both.
-    let decoded = (9 - 1) * 2 * (8 << 20);
+    let decoded = (9 - 1) * 2 * (9 << 20);
     let (packed_threads, other_threads) = (nine - one - decoded, least(tuned, "9") - least(tuned, "1"));
     assert!(packed_threads < other_threads, "and no thread maps them again");
     let extracted = |memory: u64, threads: &str| {

@@ -4,6 +4,7 @@
 //! pairs with a safetensors checkpoint. A tensor without such a name keeps its own.
 
 pub(crate) mod names;
+pub(crate) mod targets;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

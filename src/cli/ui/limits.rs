@@ -1,10 +1,12 @@
 //! Limits that the system sets a process (`ulimit`): reaching one is an error with a message and exit code 1, not a
-//! signal, a panic or an abort.
+//! signal, a panic or an abort. And one that tests set: the width of vectors.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use trephine::factorize::{SimdLevel, limit_simd};
+use trephine::{Error, Result};
 
 use crate::cli::ui::output::tell;
 
@@ -72,4 +74,19 @@ pub fn prepare() {
         }
         usual(info);
     }));
+}
+
+/// Keeps to narrower vector instructions than the processor has, if the environment asks for that: for tests of what
+/// does not depend on them.
+///
+/// # Errors
+/// A level that there is not.
+pub fn limit_vectors() -> Result<()> {
+    let Ok(name) = std::env::var("TREPHINE_SIMD") else { return Ok(()) };
+    let level = SimdLevel::named(&name).ok_or_else(|| {
+        Error::decide(format!("TREPHINE_SIMD is '{}'", name.escape_debug()))
+            .hint("it is portable, avx2 or widest, or not set")
+    })?;
+    limit_simd(level);
+    Ok(())
 }

@@ -31,7 +31,7 @@ use crate::shared::Name;
 use crate::{Error, Result};
 
 /// Memory for the results of each tensor, which are kept until the end, in bytes.
-const TENSOR: u64 = 4 << 10;
+const TENSOR: u64 = 2 << 10;
 
 /// Memory of a thread apart from mapped pages and decoded pieces, in bytes: its counts, including those that wait to
 /// be merged.

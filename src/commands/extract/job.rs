@@ -12,15 +12,17 @@ use crate::commands::extract::output::manifest::Manifest;
 use crate::commands::extract::output::summary::ExtractionOutcome;
 use crate::commands::extract::output::write;
 use crate::commands::extract::output::write::DoneWork;
-use crate::commands::extract::plan::ExtractionPlan;
+use crate::commands::extract::plan::{ExtractionPlan, PlannedModule};
 use crate::commands::extract::record::{Done, Record};
 use crate::commands::extract::stages;
 use crate::delta::record::{Side, TensorRecord};
+use crate::factorize::kernel::simd::fuses;
+use crate::factorize::precision::Precision;
 use crate::lora::write::shard::Shard;
 use crate::run::attempts::completed::Completed;
 use crate::run::attempts::recorder::Recorder;
 use crate::run::engine::{Engine, PartOutcome};
-use crate::run::identity::{RunIdentity, option_map};
+use crate::run::identity::{RunIdentity, option_map, simd_level};
 use crate::run::job::{Job, RunOutput};
 use crate::run::layout::{LOG, Layout};
 use crate::run::parts;
@@ -62,7 +64,8 @@ impl<'a> ExtractJob<'a> {
         if let Some(calibration) = &inputs.calibration {
             sides.insert(Side::Calibration, calibration.identity()?);
         }
-        let identity = RunIdentity::new("extract", &extraction.deciding, true, sides)?;
+        let identity =
+            RunIdentity::new("extract", &extraction.deciding, depends_on_simd(inputs, plan), sides)?;
         let mut files = FILES[..5].to_vec();
         if extraction.deciding.copy_tokenizer {
             files.extend(side_files::carried(&inputs.tuned).into_iter().map(|(name, _)| name));
@@ -87,6 +90,13 @@ impl<'a> ExtractJob<'a> {
     pub fn part(&self, part: Part, progress: &dyn Progress) -> Result<PartOutcome> {
         self.engine(progress).part(part)
     }
+}
+
+/// Whether what comes out may depend on the processor's vectors: not where every module has to be multiplied in bytes.
+fn depends_on_simd(inputs: &Inputs, plan: &ExtractionPlan) -> bool {
+    let in_bytes = |module: &PlannedModule| module.precision == Precision::Int8;
+    let every = !plan.modules.is_empty() && plan.modules.iter().all(in_bytes);
+    !every || inputs.served.is_some() || !fuses()
 }
 
 /// Assembles the adapter of a run whose parts are all finished.
@@ -178,8 +188,7 @@ impl Job for ExtractJob<'_> {
     }
 
     fn described(&self) -> String {
-        let simd = self.identity.simd.as_deref().unwrap_or_default();
-        format!("{} threads, {} MiB, {simd}", self.plan.threads, self.plan.memory >> 20)
+        format!("{} threads, {} MiB, {}", self.plan.threads, self.plan.memory >> 20, simd_level())
     }
 
     fn unit_title(&self, unit: &UnitId) -> String {
@@ -220,7 +229,7 @@ impl RunOutput for Manifest {
             command: "extract".into(),
             trephine: self.trephine.clone(),
             options: self.options.clone(),
-            simd: Some(self.simd.clone()),
+            simd: Some(self.simd.clone()).filter(|simd| !simd.is_empty()),
             inputs: self.inputs.clone(),
         }
     }

@@ -4,7 +4,7 @@ use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::module::Module;
 use crate::commands::extract::inputs::Inputs;
-use crate::delta::difference::{Difference, Survey};
+use crate::delta::difference::{Difference, Keep, Survey};
 use crate::delta::operand::Operand;
 use crate::delta::options::{NonFinite, RoundBase};
 use crate::delta::pair::Leftover;
@@ -35,7 +35,7 @@ pub fn compare(
     let tuned = operand(Side::Tuned, &inputs.tuned, &tuned);
     let rows = base.module.shape()[0];
     let difference = Difference::new(base, tuned, rows, RoundBase::None, NonFinite::Zero)?;
-    let Survey { norm2, base_norm2, tensors, .. } = difference.survey(None, read)?;
+    let Survey { norm2, base_norm2, tensors, .. } = difference.survey(Keep::Sums, read)?;
     left_out.change_norm = Some(norm2.sqrt()).filter(|norm| norm.is_finite());
     left_out.relative_change = match (norm2, base_norm2) {
         (0.0, _) => Some(0.0),

@@ -2,6 +2,7 @@
 
 pub(crate) mod factors;
 pub(crate) mod folded;
+pub(crate) mod holding;
 pub(crate) mod inputs;
 pub(crate) mod job;
 pub(crate) mod leftover;
@@ -15,6 +16,7 @@ pub(crate) mod record;
 pub(crate) mod stages;
 pub(crate) mod units;
 pub(crate) mod verify;
+pub use self::holding::Holding;
 pub use self::inputs::Inputs;
 pub use self::job::assemble;
 pub use self::noise::{kept_noise, mostly_noise};

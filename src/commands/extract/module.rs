@@ -9,13 +9,18 @@ use crate::commands::extract::noise::expected_noise;
 use crate::commands::extract::options::Extraction;
 use crate::commands::extract::output::manifest::Spectrum;
 use crate::commands::extract::plan::{PlannedModule, request};
-use crate::delta::difference::{Difference, Recomputed, Survey};
+use crate::commands::extract::units::Attempt;
+use crate::delta::difference::{Difference, Keep, Recomputed, Survey};
 use crate::delta::module_record::{ModuleRecord, ServedError};
 use crate::delta::operand::Operand;
 use crate::delta::options::RoundBase;
 use crate::delta::record::{Side, TensorRecord};
 use crate::delta::tensor_digests::digests;
 use crate::factorize::in_memory::Held;
+use crate::factorize::kernel::bytes::codes::words as code_words;
+use crate::factorize::kernel::bytes::passes::Codes;
+use crate::factorize::precision::Precision;
+use crate::factorize::quantized::{HeldCodes, Requantized};
 use crate::factorize::residual;
 use crate::factorize::types::Panels;
 use crate::lora::factor_dtype::FactorType;
@@ -30,11 +35,31 @@ pub const A: &str = "lora_A";
 pub const B: &str = "lora_B";
 
 /// A module whose delta is ready.
-pub struct Loaded {
-    /// The delta in f32, if it is held in memory.
-    pub held: Option<Held<HugeBuffer>>,
+pub struct Loaded<'a> {
+    /// The module, and how it is gone about.
+    pub attempt: Attempt<'a>,
+    /// The delta, if it is held in memory.
+    delta: Delta,
     /// What the first read found: norms, digests, counts.
-    pub survey: Survey,
+    survey: Survey,
+}
+
+/// A delta, as it is held in memory.
+enum Delta {
+    /// Not at all: it is computed anew at every visit.
+    Recomputed,
+    /// In f32.
+    Values(Held<HugeBuffer>),
+    /// In bytes.
+    Codes(HeldCodes<HugeBuffer>),
+}
+
+/// A factorization that ended.
+pub enum Finished<'a> {
+    /// With factors.
+    Done(Box<FinishedModule>),
+    /// In bytes, which are too coarse: the module has to be done again in f32.
+    Coarse(Attempt<'a>),
 }
 
 /// What a shard records about its module besides the factors.
@@ -88,28 +113,36 @@ pub fn operand<'a>(
 }
 
 /// Reads a module's delta for the first time. If the plan holds it in memory, `slab` gives the buffer for a number of
-/// values.
+/// f32 words.
 ///
 /// # Errors
 /// Errors of reading and decoding; a weight that is not finite.
-pub fn load(
+pub fn load<'a>(
     inputs: &Inputs,
-    module: &PlannedModule,
+    attempt: Attempt<'a>,
     job: &Extraction,
     slab: &dyn Fn(usize) -> Result<HugeBuffer>,
     read: &(dyn Fn(u64) + Sync),
-) -> Result<Loaded> {
+) -> Result<Loaded<'a>> {
+    let module = attempt.module;
     let difference = difference(inputs, module, job)?;
     let (m, n) = (difference.rows(), difference.cols());
-    if !module.held {
-        let survey = difference.survey(None, read)?;
-        check_values(&survey, m * n, &module.name)?;
-        return Ok(Loaded { held: None, survey });
-    }
-    let mut values = slab(m * n)?;
-    let survey = difference.survey(Some(&mut values), read)?;
-    check_values(&survey, m * n, &module.name)?;
-    Ok(Loaded { held: Some(Held::new(m, n, values)?), survey })
+    let check = |survey: Survey| check_values(&survey, m * n, &module.name).map(|()| survey);
+    let (delta, survey) = match (attempt.holding.held, attempt.in_bytes()) {
+        (false, false) => (Delta::Recomputed, check(difference.survey(Keep::Sums, read)?)?),
+        (false, true) => (Delta::Recomputed, check(difference.survey(Keep::Codes(None), read)?)?),
+        (true, false) => {
+            let mut values = slab(m * n)?;
+            let survey = check(difference.survey(Keep::Values(&mut values), read)?)?;
+            (Delta::Values(Held::new(m, n, values)?), survey)
+        }
+        (true, true) => {
+            let mut codes = slab(code_words(m, n))?;
+            let survey = check(difference.survey(Keep::Codes(Some(&mut codes)), read)?)?;
+            (Delta::Codes(HeldCodes::new(m, n, codes, survey.missed2)?), survey)
+        }
+    };
+    Ok(Loaded { attempt, delta, survey })
 }
 
 /// The largest share of a weight's elements that `--non-finite zero` takes as unchanged: some stray values, not a
@@ -142,27 +175,44 @@ fn check_values(survey: &Survey, elements: usize, name: &str) -> Result<()> {
 ///
 /// # Errors
 /// Errors of recomputing the delta; factors outside the range of the type that they are stored in.
-pub fn finish(
+pub fn finish<'a>(
     inputs: &Inputs,
-    module: &PlannedModule,
     job: &Extraction,
-    loaded: Loaded,
+    loaded: Loaded<'a>,
     spent: &dyn Fn(HugeBuffer),
-) -> Result<FinishedModule> {
-    let Loaded { held, mut survey } = loaded;
-    let Made { stored, rank, mut quality, method, basis, passes, estimated_excess, spectrum, tensors } =
-        made(inputs, module, job, held, survey.norm2, spent)?;
+) -> Result<Finished<'a>> {
+    let Loaded { attempt, delta, mut survey } = loaded;
+    let module = attempt.module;
+    let share = if survey.norm2 > 0.0 { survey.missed2 / survey.norm2 } else { 0.0 };
+    let missed_by_bytes = if attempt.in_bytes() { Some(share) } else { attempt.missed_by_bytes };
+    let Some(made) = made(inputs, attempt, job, delta, &survey, spent)? else {
+        return Ok(Finished::Coarse(attempt.again(share)));
+    };
+    let Made {
+        stored,
+        rank,
+        mut quality,
+        method,
+        precision,
+        basis,
+        passes,
+        estimated_excess,
+        spectrum,
+        tensors,
+    } = made;
     survey.tensors.extend(tensors);
     if let Some(served) = &inputs.served {
         let served = operand(Side::Served, served, &module.pair.name)?;
         survey.tensors.extend(digests(served, &|_| ())?);
-        quality.served = Some(measure_served(inputs, module, job, served, &stored)?);
+        quality.served = Some(measure_served(inputs, attempt, job, served, &stored)?);
     }
     let record = ModuleRecord {
         name: module.name.clone(),
         shape: module.shape,
         rank,
         method,
+        precision,
+        missed_by_bytes,
         basis,
         passes,
         minimized: module.minimizes,
@@ -177,40 +227,29 @@ pub fn finish(
     };
     let (a, b) = lay_out(module, rank, stored, job.deciding.dtype);
     let spectrum = Spectrum { shape: module.shape, ..spectrum };
-    Ok(FinishedModule { record: ShardRecord { module: record, spectrum, tensors: survey.tensors }, a, b })
+    let record = ShardRecord { module: record, spectrum, tensors: survey.tensors };
+    Ok(Finished::Done(Box::new(FinishedModule { record, a, b })))
 }
 
-/// The factors of a delta that is held, or else computed anew at every visit, by the way that the plan has for it.
+/// The factors of a delta that is held, or else computed anew at every visit, by the way that the plan has for it;
+/// `None` where bytes are too coarse.
 fn made(
     inputs: &Inputs,
-    module: &PlannedModule,
+    attempt: Attempt<'_>,
     job: &Extraction,
-    held: Option<Held<HugeBuffer>>,
-    norm2: f64,
+    held: Delta,
+    survey: &Survey,
     spent: &dyn Fn(HugeBuffer),
-) -> Result<Made> {
+) -> Result<Option<Made>> {
+    let (module, norm2) = (attempt.module, survey.norm2);
     let (request, dtype) = (request(job), job.deciding.dtype);
-    let recompute = || Ok(Recomputed::new(difference(inputs, module, job)?, module.visitors));
-    if let (Some(dense), Some(share)) = (&inputs.dense, job.deciding.hybrid_share) {
-        let dense = operand(Side::Hybrid, dense, &module.pair.name)?;
-        let tuned = operand(Side::Tuned, &inputs.tuned, &module.pair.tuned)?;
-        let change =
-            Difference::new(dense, tuned, module.pair.rows, RoundBase::None, job.deciding.non_finite)?;
-        // The tuned side's digests are among the delta's own.
-        let Survey { norm2: change2, mut tensors, .. } = change.survey(None, &|_| ())?;
-        tensors.retain(|tensor| tensor.checkpoint == Side::Hybrid);
-        let change = Recomputed::new(change, job.running.threads);
-        let name = module.name.as_str();
-        let hybrid = Hybrid { module: name, change: (&change, change2), norm2, request, share, dtype };
-        let made = match held {
-            None => hybrid.of_recomputed(&recompute()?)?,
-            Some(held) => {
-                let (made, rest) = hybrid.of_held(held)?;
-                spent(rest.into_inner());
-                made
-            }
-        };
-        return Ok(Made { tensors, ..made });
+    let recompute = || Ok(Recomputed::new(difference(inputs, module, job)?, attempt.holding.visitors));
+    let must = attempt.precision == Precision::Int8;
+    let of_codes = |codes: &dyn Codes, delta: &dyn Panels| {
+        plain::make_of_codes((codes, must), delta, norm2, &module.name, &request, dtype)
+    };
+    if inputs.dense.is_some() && job.deciding.hybrid_share.is_some() {
+        return made_hybrid(inputs, attempt, job, held, norm2, spent).map(Some);
     }
     let make = |delta: &dyn Panels| match (&inputs.calibration, &module.calibrated) {
         (Some(calibration), Some(known)) => {
@@ -219,27 +258,73 @@ fn made(
         _ => plain::make(delta, norm2, &module.name, &request, dtype, None),
     };
     match held {
-        None => make(&recompute()?),
-        Some(held) => {
+        Delta::Recomputed if attempt.in_bytes() => {
+            let delta = recompute()?;
+            of_codes(&Requantized::new(&delta, survey.missed2), &delta)
+        }
+        Delta::Recomputed => make(&recompute()?).map(Some),
+        Delta::Values(held) => {
             let made = make(&held);
             spent(held.into_inner());
+            made.map(Some)
+        }
+        Delta::Codes(codes) => {
+            let made = of_codes(&codes, &recompute()?);
+            spent(codes.into_inner());
             made
         }
     }
 }
 
+/// The factors of a hybrid: a part of the rank for the change from the dense base.
+fn made_hybrid(
+    inputs: &Inputs,
+    attempt: Attempt<'_>,
+    job: &Extraction,
+    held: Delta,
+    norm2: f64,
+    spent: &dyn Fn(HugeBuffer),
+) -> Result<Made> {
+    let (Some(dense), Some(share)) = (&inputs.dense, job.deciding.hybrid_share) else {
+        return Err(Error::unexpected("a hybrid without a dense base"));
+    };
+    let (module, request, dtype) = (attempt.module, request(job), job.deciding.dtype);
+    let dense = operand(Side::Hybrid, dense, &module.pair.name)?;
+    let tuned = operand(Side::Tuned, &inputs.tuned, &module.pair.tuned)?;
+    let change = Difference::new(dense, tuned, module.pair.rows, RoundBase::None, job.deciding.non_finite)?;
+    // The tuned side's digests are among the delta's own.
+    let Survey { norm2: change2, mut tensors, .. } = change.survey(Keep::Sums, &|_| ())?;
+    tensors.retain(|tensor| tensor.checkpoint == Side::Hybrid);
+    let change = Recomputed::new(change, job.running.threads);
+    let name = module.name.as_str();
+    let hybrid = Hybrid { module: name, change: (&change, change2), norm2, request, share, dtype };
+    let made = match held {
+        Delta::Values(held) => {
+            let (made, rest) = hybrid.of_held(held)?;
+            spent(rest.into_inner());
+            made
+        }
+        _ => {
+            let delta = Recomputed::new(difference(inputs, module, job)?, attempt.holding.visitors);
+            hybrid.of_recomputed(&delta)?
+        }
+    };
+    Ok(Made { tensors, ..made })
+}
+
 fn measure_served(
     inputs: &Inputs,
-    module: &PlannedModule,
+    attempt: Attempt<'_>,
     job: &Extraction,
     served: Operand<'_>,
     stored: &StoredFactors,
 ) -> Result<ServedError> {
+    let module = attempt.module;
     let tuned = operand(Side::Tuned, &inputs.tuned, &module.pair.tuned)?;
     // Whatever the base is rounded to, the served checkpoint is used as stored.
     let unrounded = RoundBase::None;
     let difference = Difference::new(served, tuned, module.pair.rows, unrounded, job.deciding.non_finite)?;
-    let delta = Recomputed::new(difference.rescaled(module.rescaling.clone()), module.visitors);
+    let delta = Recomputed::new(difference.rescaled(module.rescaling.clone()), attempt.holding.visitors);
     let measured = residual::residual(&delta, &stored.left, &stored.right)?;
     Ok(ServedError { without_adapter: measured.norm2.sqrt(), with_adapter: measured.residual2.sqrt() })
 }

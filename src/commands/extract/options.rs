@@ -1,6 +1,7 @@
 //! The two kinds of options: those that determine the result, and those of the run.
 
 use crate::delta::options::{NonFinite, RoundBase};
+use crate::factorize::precision::Precision;
 use crate::factorize::types::Method;
 use crate::pipeline::options::RunOptions;
 use crate::{Error, Result};
@@ -21,6 +22,9 @@ pub struct ResultOptions {
     pub tolerance: f64,
     /// How to factorize.
     pub method: Method,
+    /// In what numbers block Krylov multiplies with the deltas.
+    #[serde(default = "Precision::before")]
+    pub precision: Precision,
     /// Seed of the random directions.
     pub seed: u64,
     /// How factors are stored.
@@ -77,6 +81,7 @@ impl ResultOptions {
             energy: None,
             tolerance: 0.005,
             method: Method::Auto,
+            precision: Precision::Auto,
             seed: 0,
             dtype: FactorType::Bf16,
             round_base: RoundBase::None,

@@ -5,6 +5,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
 use crate::commands::extract::folded::Folded;
+use crate::commands::extract::holding::{Holding, Memory};
 use crate::commands::extract::inputs::{Inputs, check, side_files};
 use crate::commands::extract::norm::{self, Work};
 use crate::commands::extract::options::Extraction;
@@ -15,7 +16,10 @@ use crate::delta::record::{LeftOut, Reason};
 use crate::delta::rescaling::Rescaling;
 use crate::delta::select::Selection;
 use crate::factorize::choose;
+use crate::factorize::code_workspace;
+use crate::factorize::kernel::bytes::codes::words as code_words;
 use crate::factorize::kernel::tiling;
+use crate::factorize::precision::Precision;
 use crate::factorize::types::{Method, Request};
 use crate::lora::names::{Place, group_of};
 use crate::pipeline::memory::{OVERHEAD, THREAD, catalogue, mapped, records};
@@ -39,12 +43,14 @@ pub struct PlannedModule {
     pub shape: [usize; 2],
     /// How it will be factorized.
     pub method: String,
-    /// Whether its delta is held in memory, or recomputed at every pass.
-    pub held: bool,
-    /// How many threads may hold a panel of it at once, if it is recomputed.
-    pub visitors: usize,
-    /// Bytes of memory that it takes while in progress.
-    pub memory: u64,
+    /// In what numbers its delta is multiplied.
+    pub precision: Precision,
+    /// What is held of its delta.
+    #[serde(flatten)]
+    pub holding: Holding,
+    /// The same where bytes turn out to be too coarse.
+    #[serde(skip)]
+    pub in_f32: Holding,
     /// Floating-point operations, by the cost model.
     pub flops: f64,
     /// Bytes of tensors to read in one pass.
@@ -200,20 +206,20 @@ impl ExtractionPlan {
         let catalogues: u64 = inputs.all().map(|input| catalogue(input) + records(input)).sum();
         let [served, dense] = [&inputs.served, &inputs.dense].map(|other| other.as_ref().map_or(0, mapped));
         let mapped = mapped(&inputs.base).max(served).max(dense) + mapped(&inputs.tuned);
-        let whole =
-            costs.iter().any(|cost| cost.kept > 0) || self.not_represented.iter().any(|l| l.memory > 0);
+        let whole = costs.iter().any(|cost| cost.memory.kept > 0)
+            || self.not_represented.iter().any(|l| l.memory > 0);
         let scratch = visit_scratch(whole);
         // Reader threads and factorizing threads.
         let threads = self.threads as u64 * (THREAD + 2 * (scratch + mapped));
         let fixed = OVERHEAD + threads + catalogues;
-        let needed = costs.iter().map(|cost| cost.recomputed(1));
+        let needed = costs.iter().map(|cost| cost.memory.least(cost.precision));
         let needed = needed.chain(self.not_represented.iter().map(|l| l.memory)).max().unwrap_or(0);
         self.least_memory = (fixed + needed).next_multiple_of(1 << 20);
         if self.memory < self.least_memory {
             let [given, least] = [self.memory, self.least_memory].map(|bytes| bytes >> 20);
             let what = format!("not enough memory: {given} MiB given, {least} MiB needed");
-            let largest =
-                costs.iter().max_by_key(|cost| cost.recomputed(1)).map(|cost| cost.pair.name.clone());
+            let largest = costs.iter().max_by_key(|cost| cost.memory.least(cost.precision));
+            let largest = largest.map(|cost| cost.pair.name.clone());
             let hint = format!("give --memory {least}MiB; fewer --threads and a lower --rank need less");
             return Err(Error::decide(what).tensor(largest.unwrap_or_default()).hint(hint));
         }
@@ -247,17 +253,9 @@ impl ExtractionPlan {
 struct Cost {
     pair: Pair,
     method: Method,
+    precision: Precision,
     flops: f64,
-    /// The delta in f32.
-    delta: u64,
-    /// One panel.
-    panel: u64,
-    /// The larger of the factorization's workspace and the finished factors.
-    work: u64,
-    /// Stored bytes that stay mapped while the delta is read, for formats packed along columns.
-    kept: u64,
-    /// Whether the error on the served checkpoint is measured after the factorization.
-    served: bool,
+    memory: Memory,
     read_bytes: u64,
     minimizes: Option<Minimized>,
     calibrated: Option<KnownInput>,
@@ -283,14 +281,22 @@ impl Cost {
         let calibrated = norm::input(inputs, &pair)?;
         let Work { method, flops, bytes: workspace } =
             Work::of([m, n], &request, job.running.threads, calibrated.as_ref(), dense.is_some());
-        Ok(Cost {
-            kept: kept(&inputs.base, &pair.name).max(kept_for) + kept(&inputs.tuned, &pair.tuned),
-            served: inputs.served.is_some(),
-            method,
-            flops: flops + served,
+        let bytes_will_do = method == Method::Krylov && calibrated.is_none() && dense.is_none();
+        let precision = if bytes_will_do { job.deciding.precision } else { Precision::F32 };
+        let memory = Memory {
             delta: (m * n * 4) as u64,
+            codes: 4 * code_words(m, n) as u64,
             panel,
             work: workspace.max(factors) as u64 + change,
+            code_work: code_workspace(m, n, &request).max(factors) as u64,
+            kept: kept(&inputs.base, &pair.name).max(kept_for) + kept(&inputs.tuned, &pair.tuned),
+            served: inputs.served.is_some(),
+        };
+        Ok(Cost {
+            precision,
+            method,
+            flops: flops + served,
+            memory,
             read_bytes: bytes(&inputs.base, &pair.name)
                 + bytes(&inputs.tuned, &pair.tuned)
                 + dense.map_or(0, |dense| bytes(dense, &pair.name) + bytes(&inputs.tuned, &pair.tuned)),
@@ -300,25 +306,17 @@ impl Cost {
         })
     }
 
-    /// Bytes if the delta is held: its two sides are then not read again, except to measure the served checkpoint.
-    fn held(&self) -> u64 {
-        self.delta + if self.served { self.work + self.kept } else { self.work.max(self.kept) }
-    }
-
-    fn recomputed(&self, visitors: usize) -> u64 {
-        (self.panel * visitors as u64).min(self.delta) + self.work + self.kept
-    }
-
     fn plan(self, budget: u64, threads: usize) -> PlannedModule {
-        let held = self.held() <= budget;
-        let visitors = (1..=threads).rev().find(|&v| self.recomputed(v) <= budget).unwrap_or(1);
+        let in_f32 = self.memory.in_f32(budget, threads);
+        let holding =
+            if self.precision == Precision::F32 { in_f32 } else { self.memory.in_bytes(budget, threads) };
         PlannedModule {
             name: self.pair.name.clone(),
             shape: self.pair.shape,
             method: self.method.name().to_owned(),
-            held,
-            visitors,
-            memory: if held { self.held() } else { self.recomputed(visitors) },
+            precision: self.precision,
+            holding,
+            in_f32,
             flops: self.flops,
             read_bytes: self.read_bytes,
             minimizes: self.minimizes,

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,10 +17,11 @@ use safetensors::Dtype;
 
 use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::leftover::compare;
-use crate::commands::extract::module::{A, B, FinishedModule, Loaded, finish, load};
+use crate::commands::extract::module::{A, B, Finished, FinishedModule, Loaded, finish, load};
 use crate::commands::extract::options::Extraction;
-use crate::commands::extract::plan::{ExtractionPlan, PlannedLeftover, PlannedModule, SECONDS_PER_BYTE};
+use crate::commands::extract::plan::{ExtractionPlan, PlannedLeftover, SECONDS_PER_BYTE};
 use crate::commands::extract::record::{self, Record};
+use crate::commands::extract::units::Attempt;
 use crate::delta::record::{LeftOut, TensorRecord};
 use crate::lora::write::shard;
 use crate::pipeline::budget::{Budget, Permit};
@@ -36,7 +37,7 @@ const WORKERS: usize = 4;
 
 /// One unit of work.
 enum Task<'a> {
-    Module(&'a PlannedModule),
+    Module(Attempt<'a>),
     Compare(&'a PlannedLeftover),
 }
 
@@ -44,7 +45,7 @@ impl Task<'_> {
     /// Bytes that it holds while in progress.
     fn memory(&self) -> u64 {
         match self {
-            Task::Module(module) => module.memory,
+            Task::Module(attempt) => attempt.holding.memory,
             Task::Compare(planned) => planned.memory,
         }
     }
@@ -52,7 +53,7 @@ impl Task<'_> {
 
 /// A unit that has been read.
 enum Ready<'a> {
-    Module(&'a PlannedModule, Loaded, Instant),
+    Module(Box<Loaded<'a>>, Instant, Undecided<'a>),
     Compared(&'a PlannedLeftover, LeftOut, Vec<TensorRecord>),
 }
 
@@ -75,12 +76,32 @@ struct Shared<'a> {
     progress: &'a dyn Progress,
     stop: AtomicBool,
     failure: Mutex<Option<Error>>,
+    /// What is left to read.
+    tasks: Mutex<VecDeque<Task<'a>>>,
+    /// Modules in bytes that were not factorized yet: each may come back to the tasks, to be done in f32.
+    undecided: AtomicUsize,
+}
+
+/// A module that was taken from the tasks and may come back to them.
+struct Undecided<'a> {
+    count: Option<(&'a AtomicUsize, &'a Budget)>,
+}
+
+impl Drop for Undecided<'_> {
+    fn drop(&mut self) {
+        if let Some((count, budget)) = self.count {
+            count.fetch_sub(1, Ordering::SeqCst);
+            // Readers that wait for it have to look again.
+            budget.wake();
+        }
+    }
 }
 
 impl Shared<'_> {
     /// Keeps the first error and lets every stage finish.
     fn fail(&self, error: Error) {
         self.stop.store(true, Ordering::SeqCst);
+        self.budget.wake();
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
 
@@ -107,6 +128,9 @@ pub fn run(
         let pool = rayon::ThreadPoolBuilder::new().num_threads(plan.threads).build();
         pool.map_err(|e| Error::unexpected("cannot start the threads").because(e))
     };
+    let tasks: VecDeque<Task<'_>> = remaining(plan, recorder, progress).into();
+    let undecided = |task: &&Task<'_>| matches!(task, Task::Module(attempt) if attempt.in_bytes());
+    let undecided = tasks.iter().filter(undecided).count();
     let shared = Shared {
         inputs,
         plan,
@@ -118,15 +142,16 @@ pub fn run(
         progress,
         stop: AtomicBool::new(false),
         failure: Mutex::new(None),
+        tasks: Mutex::new(tasks),
+        undecided: AtomicUsize::new(undecided),
     };
-    let tasks = Mutex::new(remaining(plan, recorder, progress).into());
     thread::scope(|scope| {
         let (to_workers, from_readers) = bounded(0);
         let (to_writer, from_workers) = bounded(1);
         let shared = &shared;
         for _ in 0..plan.threads.min(2) {
-            let (tasks, ready) = (&tasks, to_workers.clone());
-            scope.spawn(move || read(shared, tasks, &ready));
+            let ready = to_workers.clone();
+            scope.spawn(move || read(shared, &ready));
         }
         for _ in 0..plan.threads.min(WORKERS) {
             let (ready, done) = (from_readers.clone(), to_writer.clone());
@@ -135,10 +160,8 @@ pub fn run(
         drop((to_workers, from_readers, to_writer));
         write(shared, recorder, &from_workers);
     });
-    match shared.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None => Ok(()),
-    }
+    let failure = shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+    failure.map_or(Ok(()), Err)
 }
 
 /// The remaining work: modules in the plan's order, then the comparisons, which are cheap.
@@ -150,33 +173,44 @@ fn remaining<'a>(plan: &'a ExtractionPlan, recorder: &Records<'_>, progress: &dy
     progress.expect(plan.expected(&modules, left));
     let done_bytes = done.iter().map(|m| m.read_bytes).chain(compared.iter().map(|l| l.read_bytes)).sum();
     progress.begin(plan.modules.len(), plan.read_bytes, done.len(), done_bytes);
-    modules.into_iter().map(Task::Module).chain(leftovers.into_iter().map(Task::Compare)).collect()
+    modules
+        .into_iter()
+        .map(|module| Task::Module(Attempt::first(module)))
+        .chain(leftovers.into_iter().map(Task::Compare))
+        .collect()
 }
 
 type Sent<'a, T> = (T, Permit<'a>);
 
 /// Reader: takes a task and the permit for its memory, and loads the delta.
-fn read<'a>(shared: &'a Shared<'_>, tasks: &Mutex<VecDeque<Task<'a>>>, ready: &Sender<Sent<'a, Ready<'a>>>) {
+fn read<'a>(shared: &'a Shared<'a>, ready: &Sender<Sent<'a, Ready<'a>>>) {
     let count = |bytes| {
         shared.progress.read(bytes);
         shared.progress.step(bytes as f64 * SECONDS_PER_BYTE);
     };
-    while let Some((task, permit)) = shared.budget.first_that_fits(tasks, Task::memory) {
+    let more = || shared.undecided.load(Ordering::SeqCst) > 0 && !shared.stopped();
+    while let Some((task, permit)) = shared.budget.first_that_fits(&shared.tasks, Task::memory, more) {
         if shared.stopped() {
             return;
         }
         // A module held in memory makes room for its slab when it obtains one.
-        if !matches!(task, Task::Module(module) if module.held) {
+        if !matches!(&task, Task::Module(attempt) if attempt.holding.held) {
             shared.slabs.trim(shared.budget.free());
         }
         let result = match task {
-            Task::Module(module) => {
+            Task::Module(attempt) => {
                 let started = Instant::now();
+                let count_it = attempt.in_bytes().then_some((&shared.undecided, &shared.budget));
+                let undecided = Undecided { count: count_it };
                 let slab = |values| shared.slabs.obtain(values, shared.budget.free());
-                let load = || load(shared.inputs, module, shared.job, &slab, &count);
+                // What is read for the second time was counted.
+                let again = |_| ();
+                let count: &(dyn Fn(u64) + Sync) =
+                    if attempt.missed_by_bytes.is_some() { &again } else { &count };
+                let load = || load(shared.inputs, attempt, shared.job, &slab, count);
                 let loaded = shared.reading.install(load);
-                shared.progress.enter(shared.plan.expected(&[module], 0));
-                loaded.map(|loaded| Ready::Module(module, loaded, started))
+                shared.progress.enter(shared.plan.expected(&[attempt.module], 0));
+                loaded.map(|loaded| Ready::Module(Box::new(loaded), started, undecided))
             }
             Task::Compare(planned) => {
                 let compared = shared.reading.install(|| compare(shared.inputs, &planned.leftover, &count));
@@ -191,9 +225,9 @@ fn read<'a>(shared: &'a Shared<'_>, tasks: &Mutex<VecDeque<Task<'a>>>, ready: &S
     }
 }
 
-/// Worker: delta in, factors out.
+/// Worker: delta in, factors out, or back to the tasks.
 fn work<'a>(
-    shared: &'a Shared<'_>,
+    shared: &'a Shared<'a>,
     ready: &Receiver<Sent<'a, Ready<'a>>>,
     done: &Sender<Sent<'a, Done<'a>>>,
 ) {
@@ -202,17 +236,30 @@ fn work<'a>(
             continue;
         }
         let finished = match ready {
-            Ready::Compared(planned, left_out, tensors) => Ok(Done::Compared(planned, left_out, tensors)),
-            Ready::Module(module, loaded, started) => {
+            Ready::Compared(planned, left_out, tensors) => {
+                Ok(Some(Done::Compared(planned, left_out, tensors)))
+            }
+            Ready::Module(loaded, started, undecided) => {
+                let expected = shared.plan.expected(&[loaded.attempt.module], 0);
                 let spent = |slab| shared.slabs.give_back(slab);
-                let factorize = || finish(shared.inputs, module, shared.job, loaded, &spent);
+                let factorize = || finish(shared.inputs, shared.job, *loaded, &spent);
                 let finished = shared.factorizing.install(factorize);
-                let expected = shared.plan.expected(&[module], 0);
-                finished.map(|finished| Done::Module(Box::new(finished), started.elapsed(), expected))
+                let finished = finished.map(|finished| match finished {
+                    Finished::Done(module) => Some(Done::Module(module, started.elapsed(), expected)),
+                    Finished::Coarse(attempt) => {
+                        shared.progress.leave(expected);
+                        let tasks = shared.tasks.lock();
+                        tasks.unwrap_or_else(PoisonError::into_inner).push_front(Task::Module(attempt));
+                        None
+                    }
+                });
+                drop(undecided);
+                finished
             }
         };
         match finished {
-            Ok(finished) => {
+            Ok(None) => drop(permit),
+            Ok(Some(finished)) => {
                 if let Done::Module(module, _, _) = &finished {
                     permit.shrink((module.a.1.len() + module.b.1.len()) as u64);
                 }
@@ -273,7 +320,8 @@ fn write_module(
     recorder.record(unit, path, record::Done::Module(Box::new(record)), took)?;
     let (method, basis, passes, seconds) = (&module.method, module.basis, module.passes, took.as_secs_f64());
     recorder.log().line(&format!(
-        "{name}: {method}, basis {basis}, {passes} passes, {seconds:.3} s from the first byte"
+        "{name}: {method}, {}, basis {basis}, {passes} passes, {seconds:.3} s from the first byte",
+        module.precision.name()
     ));
     shared.progress.module(&module, took);
     Ok(())

@@ -14,7 +14,7 @@ use crate::commands::extract::options::{Allowances, Extraction};
 use crate::commands::extract::output::files::MANIFEST;
 use crate::commands::extract::output::manifest::Manifest;
 use crate::commands::extract::plan::{ExtractionPlan, PlannedModule};
-use crate::delta::difference::Recomputed;
+use crate::delta::difference::{Keep, Recomputed};
 use crate::delta::module_record::{ModuleRecord, Quality};
 use crate::delta::record::{Side, TensorRecord};
 use crate::durable::checksums::Checksums;
@@ -261,7 +261,7 @@ fn check_module(
 ) -> Result<Vec<Mismatch>> {
     let mut found = Vec::new();
     let difference = difference(inputs, module, job)?;
-    let survey = difference.survey(None, read)?;
+    let survey = difference.survey(Keep::Sums, read)?;
     let known = |now: &TensorRecord| tensors.get(&key(now)).copied();
     for now in &survey.tensors {
         match known(now) {
@@ -283,7 +283,7 @@ fn check_module(
             return Ok(found);
         }
     };
-    let delta = Recomputed::new(difference, module.visitors.max(1));
+    let delta = Recomputed::new(difference, module.in_f32.visitors.max(1));
     let measured = residual::residual(&delta, &left, &right)?;
     let quality = Quality::of(survey.norm2, measured.residual2);
     let (then, now) = (record.quality.relative_error, quality.relative_error);

@@ -8,7 +8,6 @@ use crate::checkpoint::{Checkpoint, HASH_WINDOW};
 
 use crate::checkpoint::catalogue::Tensor;
 use crate::commands::sanitize::options::Sanitizing;
-use crate::durable::DIRECT_BYTES;
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::names::{Place, expert_of, kind_of};
 use crate::lora::read::PeftAdapter;
@@ -23,7 +22,7 @@ use crate::{Error, Result};
 
 /// Bytes that the process needs besides one module's factors and the tensors of the inputs: what is mapped of a tensor
 /// that is hashed, a panel of one that is pruned, and the buffers of the writer.
-const FIXED: u64 = OVERHEAD + THREAD + HASH_WINDOW + DIRECT_BYTES;
+const FIXED: u64 = OVERHEAD + THREAD + HASH_WINDOW + (1 << 20);
 
 /// One module of the new adapter.
 pub(crate) struct Planned<'a> {

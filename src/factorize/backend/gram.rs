@@ -15,6 +15,7 @@ use crate::Result;
 use crate::factorize::backend::block_lanczos;
 use crate::factorize::backend::block_lanczos::{EXCESS, Leading, leading};
 use crate::factorize::backend::krylov;
+use crate::factorize::kernel::arithmetic::Arithmetic;
 use crate::factorize::kernel::block_ops::{
     cross_gram, eigen, eigen_bytes, eigen_flops, eigenvalues_bytes, multiply, narrow,
 };
@@ -27,6 +28,7 @@ use crate::factorize::kernel::ritz;
 use crate::factorize::kernel::ritz::Coefficients;
 use crate::factorize::kernel::rng::Stream;
 use crate::factorize::kernel::tiling::groups;
+use crate::factorize::precision::Precision;
 use crate::factorize::types::{
     Backend, BasisPlan, Cost, Factors, Method, Panels, Request, iterates, kept_rank, unit_scale,
 };
@@ -92,7 +94,7 @@ fn refined(
     let mut gram = cross_gram(products.as_ref(), products.as_ref());
     gram *= faer::Scale(scale * scale);
     let p = gram.ncols();
-    let Coefficients { squares, on_w, on_v, .. } = ritz::right(gram.as_ref(), p)?;
+    let Coefficients { squares, on_w, on_v, .. } = ritz::right(Arithmetic::Native, gram.as_ref(), p)?;
     let k = kept_rank(&squares, request.rank, request.energy, norm2 * scale * scale);
     let turned = |block: &Mat<f32>, by: &Mat<f64>, unit: f64| {
         let mut out = Mat::zeros(block.nrows(), k);
@@ -110,6 +112,7 @@ fn refined(
         right: columns(&right),
         rank: k,
         method: Method::Gram,
+        precision: Precision::F32,
         converged: k,
         captured: singular_values[..k].iter().map(|s| s * s).sum(),
         singular_values,
@@ -150,6 +153,7 @@ fn dense(delta: &dyn Panels, norm2: f64, request: &Request) -> Result<Factors> {
         right: columns(&right),
         rank: k,
         method: Method::Gram,
+        precision: Precision::F32,
         converged: short,
         captured: squares[..k].iter().sum(),
         singular_values: squares.iter().map(|s| s.max(0.0).sqrt()).collect(),

@@ -8,22 +8,25 @@
 use faer::Accum;
 use faer::prelude::*;
 
-use crate::Result;
-use crate::factorize::backend::operator::{Norm, Operator, Plain};
-use crate::factorize::kernel::block_ops::{
-    append, cross_gram, eigen_bytes, eigen_flops, eigenvalues, eigenvalues_bytes, multiply, narrow,
-};
+use crate::factorize::backend::operator::{Norm, Operator, Plain, Quantized};
+use crate::factorize::kernel::arithmetic::Arithmetic;
+use crate::factorize::kernel::block_ops::{append, eigen_bytes, eigen_flops, eigenvalues_bytes, narrow};
+use crate::factorize::kernel::bytes::passes::{Codes, pass_bytes};
 use crate::factorize::kernel::convergence::{Estimate, History};
-use crate::factorize::kernel::orthonormalize::{orthogonal_bytes, orthonormalize};
+use crate::factorize::kernel::fixed::blocks::multiply_bytes;
+use crate::factorize::kernel::fixed::symmetric;
+use crate::factorize::kernel::orthonormalize::{orthogonal_bytes, orthonormalize_by};
 use crate::factorize::kernel::passes::Scratch;
 use crate::factorize::kernel::ritz;
 use crate::factorize::kernel::ritz::{Coefficients, Left, flat_enough};
 use crate::factorize::kernel::rng::Stream;
 use crate::factorize::kernel::skinny_gemm::packed_bytes;
 use crate::factorize::kernel::tiling::{groups, panel_rows};
+use crate::factorize::precision::Precision;
 use crate::factorize::types::{
     Backend, BasisPlan, Cost, Factors, Method, Panels, Request, kept_rank, unit_scale,
 };
+use crate::{Error, Result};
 
 /// Share of the energy that f32 arithmetic cannot tell from zero.
 const ROUNDING: f64 = 1e-6;
@@ -46,6 +49,17 @@ struct Basis {
     flops: u64,
     passes: usize,
     scratch: Scratch,
+    by: Arithmetic,
+}
+
+/// How a look at the basis ended.
+enum Judged {
+    /// The basis has to grow.
+    Grow,
+    /// It is good enough, or as good as it gets.
+    Enough(Box<End>),
+    /// The operator's products are too coarse for what is left.
+    Coarse,
 }
 
 /// The state in which the iteration ended.
@@ -95,13 +109,40 @@ pub(crate) fn iterate(
     request: &Request,
     plan: BasisPlan,
 ) -> Result<(Factors, f64)> {
+    let found = attempt(operator, norm, module, request, plan)?;
+    found.ok_or_else(|| Error::unexpected("products too coarse for a basis").tensor(module))
+}
+
+/// Factors of the matrix of `codes`, whose squared norm, neither zero nor infinite, is `norm2`. `None` where bytes are
+/// too coarse for the request, unless they `must` do.
+pub(crate) fn factorize_codes(
+    codes: &dyn Codes,
+    norm2: f64,
+    module: &str,
+    request: &Request,
+    must: bool,
+) -> Result<Option<Factors>> {
+    let plan = BasisPlan::of(codes.rows(), codes.cols(), request);
+    let operator = Quantized::new(codes, norm2, request, must);
+    let found = attempt(&operator, &Norm::Known(norm2), module, request, plan)?;
+    Ok(found.map(|(factors, _)| Factors { precision: Precision::Int8, ..factors }))
+}
+
+/// [`iterate`], or `None` where the operator's products are too coarse.
+fn attempt(
+    operator: &dyn Operator,
+    norm: &Norm,
+    module: &str,
+    request: &Request,
+    plan: BasisPlan,
+) -> Result<Option<(Factors, f64)>> {
     let (m, n) = (operator.rows(), operator.cols());
     let scale = match norm {
         Norm::Known(norm2) => unit_scale(*norm2),
         Norm::Probed(probe) => unit_scale(probe.norm2()),
     };
     let mut fresh = Stream::new(request.seed, module);
-    let mut basis = Basis::start(m, n, &plan, &mut fresh)?;
+    let mut basis = Basis::start(operator.arithmetic(), (m, n), &plan, &mut fresh)?;
     let mut history = History::default();
     let end = loop {
         let was_closed = basis.closed;
@@ -111,19 +152,21 @@ pub(crate) fn iterate(
         if basis.closed && !was_closed {
             history.clear();
         }
-        if let Some(end) = basis.judge((norm, scale), &mut history, &plan, request)? {
-            break end;
+        match basis.judge(operator, (norm, scale), &mut history, &plan, request)? {
+            Judged::Grow => {}
+            Judged::Enough(end) => break *end,
+            Judged::Coarse => return Ok(None),
         }
     };
     let norm2 = end.total / (scale * scale);
-    Ok((basis.finish(end, scale)?, norm2))
+    Ok(Some((basis.finish(end, scale)?, norm2)))
 }
 
 impl Basis {
-    fn start(m: usize, n: usize, plan: &BasisPlan, fresh: &mut Stream) -> Result<Basis> {
+    fn start(by: Arithmetic, (m, n): (usize, usize), plan: &BasisPlan, fresh: &mut Stream) -> Result<Basis> {
         let mut v = Mat::with_capacity(n, (plan.most + plan.block).min(n));
         let mut first = fresh.gaussian(n, plan.block);
-        orthonormalize(v.as_ref(), 0, &mut first, fresh)?;
+        orthonormalize_by(by, v.as_ref(), 0, &mut first, fresh)?;
         append(&mut v, first.as_ref());
         Ok(Basis {
             v,
@@ -134,6 +177,7 @@ impl Basis {
             flops: 0,
             passes: 0,
             scratch: Scratch::default(),
+            by,
         })
     }
 
@@ -168,8 +212,8 @@ impl Basis {
         let mut block = if next < b { fresh.gaussian(n, next) } else { z.clone() };
         // The product is mostly along the last two blocks.
         let near = b + self.link.ncols();
-        let spent = orthonormalize(self.v.as_ref(), near, &mut block, fresh)?;
-        self.link = cross_gram(block.as_ref(), z.as_ref());
+        let spent = orthonormalize_by(self.by, self.v.as_ref(), near, &mut block, fresh)?;
+        self.link = self.by.cross_gram(block.as_ref(), z.as_ref());
         append(&mut self.v, block.as_ref());
         self.closed = spent == next && next == b;
         Ok(())
@@ -179,8 +223,8 @@ impl Basis {
     /// which all later ones are orthogonal. So the newest block couples only with itself and the one before.
     fn extend_gram(&mut self, old: usize, b: usize) {
         let from = old.saturating_sub(self.link.ncols());
-        let newest =
-            cross_gram(self.w.as_ref().subcols(from, old + b - from), self.w.as_ref().subcols(old, b));
+        let (near, newest) = (self.w.as_ref().subcols(from, old + b - from), self.w.as_ref().subcols(old, b));
+        let newest = self.by.cross_gram(near, newest);
         let gram = &self.gram;
         let entry = |i: usize, j: usize| if i < from { 0.0 } else { newest[(i - from, j - old)] };
         self.gram = Mat::from_fn(old + b, old + b, |i, j| match (i < old, j < old) {
@@ -193,18 +237,20 @@ impl Basis {
     /// Decides whether the basis is good enough.
     fn judge(
         &self,
+        operator: &dyn Operator,
         (norm, scale): (&Norm, f64),
         history: &mut History,
         plan: &BasisPlan,
         request: &Request,
-    ) -> Result<Option<End>> {
+    ) -> Result<Judged> {
         let d = self.size();
         let full = self.v.nrows() == d;
         if d < plan.rank && !full && !self.closed {
-            return Ok(None);
+            return Ok(Judged::Grow);
         }
         // Two squares, one thread each; the left one may turn out to be useless.
-        let (values, further) = rayon::join(|| eigenvalues(self.gram.as_ref()), || self.left(plan.rank));
+        let (values, further) =
+            rayon::join(|| self.by.eigenvalues(self.gram.as_ref()), || self.left(plan.rank));
         let (values, further) = (values?, further?);
         let inside = values.iter().sum::<f64>();
         let (outside, total) = match norm {
@@ -214,31 +260,39 @@ impl Basis {
                 (outside, inside + outside)
             }
         };
+        let enough = |captured: f64| operator.is_enough((total - captured).max(0.0) / (scale * scale));
         if full || (self.closed && outside <= ROUNDING * total) {
             let rank = kept_rank(&values, plan.rank, request.energy, total);
             let captured = values[..rank].iter().sum();
-            return Ok(Some(End { rank, estimate: Estimate::of(0.0, captured, total), left: None, total }));
+            if !enough(captured) {
+                return Ok(Judged::Coarse);
+            }
+            let estimate = Estimate::of(0.0, captured, total);
+            return Ok(Judged::Enough(Box::new(End { rank, estimate, left: None, total })));
         }
         if d < plan.rank {
-            return Ok(None);
+            return Ok(Judged::Grow);
         }
         let further = further.filter(|_| flat_enough(&values));
         let (left, further) = further.unzip();
         history.push(&values, further.as_deref());
         let best = further.unwrap_or(values);
         let rank = kept_rank(&best, plan.rank, request.energy, total);
+        let captured = best[..rank].iter().sum();
+        if !enough(captured) {
+            return Ok(Judged::Coarse);
+        }
         let estimate = history.estimate(rank, total, outside);
         let tolerance = MARGIN * request.tolerance;
-        let enough = |e: &Estimate| e.excess <= tolerance && e.share <= 10.0 * tolerance;
+        let near = |e: &Estimate| e.excess <= tolerance && e.share <= 10.0 * tolerance;
         // A basis that may grow to all columns ends there, whatever is left of its last block.
         let out_of_room = d + plan.block > plan.most && plan.most < self.v.nrows();
-        if !out_of_room && !estimate.as_ref().is_some_and(enough) {
-            return Ok(None);
+        if !out_of_room && !estimate.as_ref().is_some_and(near) {
+            return Ok(Judged::Grow);
         }
         // Without an estimate, everything outside the basis may be missing.
-        let captured = best[..rank].iter().sum();
         let estimate = estimate.unwrap_or_else(|| Estimate::of(outside.max(0.0), captured, total));
-        Ok(Some(End { rank, estimate, left, total }))
+        Ok(Judged::Enough(Box::new(End { rank, estimate, left, total })))
     }
 
     /// The left projection and its eigenvalues, if the basis has room for `rank` and the Gram matrix allows it.
@@ -246,8 +300,8 @@ impl Basis {
         if self.size() < rank || self.size() == self.v.nrows() {
             return Ok(None);
         }
-        let Some(left) = Left::of(self.gram.as_ref(), self.link.as_ref()) else { return Ok(None) };
-        let values = eigenvalues(left.square.as_ref())?;
+        let Some(left) = Left::of(self.by, self.gram.as_ref(), self.link.as_ref()) else { return Ok(None) };
+        let values = self.by.eigenvalues(left.square.as_ref())?;
         Ok(Some((left, values)))
     }
 
@@ -256,21 +310,21 @@ impl Basis {
         let (m, n, d, k) = (self.w.nrows(), self.v.nrows(), self.size(), end.rank);
         drop(self.scratch);
         let Coefficients { squares, on_w, on_v, on_next } = match &end.left {
-            Some(left) => left.coefficients(k)?,
-            None => ritz::right(self.gram.as_ref(), k)?,
+            Some(left) => left.coefficients(self.by, k)?,
+            None => ritz::right(self.by, self.gram.as_ref(), k)?,
         };
         let unit = scale.sqrt().recip() as f32;
         let mut left = vec![0.0; m * k];
         let out = MatMut::from_row_major_slice_mut(&mut left, m, k);
-        multiply(out, Accum::Replace, self.w.as_ref(), narrow(on_w.as_ref()).as_ref(), unit);
+        self.by.multiply(out, Accum::Replace, self.w.as_ref(), narrow(on_w.as_ref()).as_ref(), unit);
         drop(self.w);
         // Column-major [n, k] is row-major [k, n].
         let mut right = vec![0.0; k * n];
         let mut out = MatMut::from_column_major_slice_mut(&mut right, n, k);
         let (known, next) = (self.v.as_ref().subcols(0, d), self.v.as_ref().subcols(d, self.v.ncols() - d));
-        multiply(out.rb_mut(), Accum::Replace, known, narrow(on_v.as_ref()).as_ref(), unit);
+        self.by.multiply(out.rb_mut(), Accum::Replace, known, narrow(on_v.as_ref()).as_ref(), unit);
         if let Some(c) = on_next {
-            multiply(out, Accum::Add, next, narrow(c.as_ref()).as_ref(), unit);
+            self.by.multiply(out, Accum::Add, next, narrow(c.as_ref()).as_ref(), unit);
         }
         let singular_values: Vec<f64> = squares.iter().map(|s| s.max(0.0).sqrt() / scale).collect();
         Ok(Factors {
@@ -278,6 +332,7 @@ impl Basis {
             right,
             rank: k,
             method: Method::Krylov,
+            precision: Precision::F32,
             converged: k,
             captured: singular_values[..k].iter().map(|s| s * s).sum(),
             singular_values,
@@ -304,17 +359,44 @@ fn narrowness(block: usize) -> f64 {
 }
 
 /// An upper bound on the bytes of a run of these sizes, beyond the delta and the buffers its panels are decoded into.
-pub(crate) fn bytes(m: usize, n: usize, BasisPlan { rank, block, most }: BasisPlan) -> usize {
-    let basis = 4 * (n * (most + block) + m * most) + 8 * most * most;
+pub(crate) fn bytes(m: usize, n: usize, plan: BasisPlan) -> usize {
+    let BasisPlan { rank, block, most } = plan;
     // The groups' sums, the packed block and the result, the first two in whole strips; what groups pack of their
     // panels.
     let (strips, height) = (4 * block.next_multiple_of(32), panel_rows(m, n).1);
     let sweep =
         (groups(n) + 1) * n * strips + 4 * n * block + groups(n) * (height * strips + packed_bytes(height));
-    let orthogonal = orthogonal_bytes(n, most, block);
-    // R, M and two eigensolvers.
-    let judge = 3 * 8 * most * most + 2 * eigenvalues_bytes(most);
-    let factors = (4 * (m + n) * rank).max(eigen_bytes(most)) + (8 + 4) * 3 * most * rank;
+    let judge = 2 * eigenvalues_bytes(most);
+    let factors = (4 * (m + n) * rank).max(eigen_bytes(most));
+    iteration_bytes(m, n, plan, sweep, [orthogonal_bytes(n, most, block), judge, factors])
+}
+
+/// The same for a matrix in bytes, whose passes keep their memory to the end.
+pub(crate) fn code_bytes(m: usize, n: usize, request: &Request) -> usize {
+    let plan = BasisPlan::of(m, n, request);
+    let BasisPlan { rank, block, most } = plan;
+    let orthogonal = orthogonal_bytes(n, most, block) + multiply_bytes(n, most, block);
+    let square = 8 * most * most;
+    let judge = 2 * (square + 64 * most);
+    let products = 4 * (m + n) * rank + multiply_bytes(m.max(n), most, rank);
+    // The left projection and its factor wait meanwhile.
+    let factors = 2 * square + products.max(symmetric::eigen_bytes(most));
+    iteration_bytes(m, n, plan, pass_bytes(m, n, block, groups(n)), [orthogonal, judge, factors])
+}
+
+/// Of the basis and a pass, and the most of what makes it orthogonal, judges it and takes the factors from it.
+fn iteration_bytes(
+    m: usize,
+    n: usize,
+    plan: BasisPlan,
+    pass: usize,
+    [orthogonal, judge, factors]: [usize; 3],
+) -> usize {
+    let BasisPlan { rank, block, most } = plan;
+    let basis = 4 * (n * (most + block) + m * most) + 8 * most * most;
+    // R and M, and a square to solve for.
+    let judge = 3 * 8 * most * most + judge;
+    let factors = factors + (8 + 4) * 3 * most * rank;
     // Where the allocator keeps some of the sums it was given back, they count beside what follows.
-    basis + sweep + orthogonal.max(judge).max(factors) + (8 << 20)
+    basis + pass + orthogonal.max(judge).max(factors) + (8 << 20)
 }

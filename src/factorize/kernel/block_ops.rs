@@ -34,7 +34,7 @@ pub fn cross_gram(x: MatRef<'_, f32>, y: MatRef<'_, f32>) -> Mat<f64> {
 }
 
 /// The sum `[a, b]` of what `partial` returns for each chunk of the rows, added in order.
-fn sum_of_chunks<T: ComplexField + Send>(
+pub(crate) fn sum_of_chunks<T: ComplexField + Send>(
     rows: usize,
     (a, b): (usize, usize),
     partial: impl Fn(Range<usize>) -> Mat<T> + Send + Sync,

@@ -10,13 +10,16 @@ use faer::{Accum, ColRef};
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::factorize::kernel::block_ops::{cross, cross_gram, eigen, multiply, narrow, square_sum};
+use crate::factorize::kernel::arithmetic::Arithmetic;
+use crate::factorize::kernel::block_ops::{narrow, square_sum};
 use crate::factorize::kernel::rng::Stream;
 
 /// Projection leaves about 1e-7 (the rounding of f32) of a column that is already in the span of the basis.
 const SPENT: f64 = 1e-6;
 /// Eigenvalues of the Gram matrix of unit columns, relative to the largest: the square of what f32 can still resolve.
 const DEPENDENT: f64 = 1e-13;
+/// A block of unit columns whose Gram matrix has no eigenvalue below this share of the largest is hardly scaled up.
+const EVEN: f64 = 1e-2;
 /// A block whose Gram matrix is this close to the identity is orthonormal to f32 after one more correction.
 const NEARLY: f64 = 1e-3;
 
@@ -33,14 +36,25 @@ pub fn orthonormalize(
     block: &mut Mat<f32>,
     fresh: &mut Stream,
 ) -> Result<usize> {
-    let mut spent = project_first(basis, near.min(basis.ncols()), block, fresh);
+    orthonormalize_by(Arithmetic::Native, basis, near, block, fresh)
+}
+
+/// [`orthonormalize`], with the products of `by`.
+pub(crate) fn orthonormalize_by(
+    by: Arithmetic,
+    basis: MatRef<'_, f32>,
+    near: usize,
+    block: &mut Mat<f32>,
+    fresh: &mut Stream,
+) -> Result<usize> {
+    let mut spent = project_first(by, basis, near.min(basis.ncols()), block, fresh);
     for _ in 0..6 {
-        let gram = unit_gram(block);
+        let gram = unit_gram(by, block);
         let off = distance_from_identity(gram.as_ref());
         if off < 1e-6 {
             break;
         }
-        let (values, vectors) = eigen(gram.as_ref())?;
+        let (values, vectors) = by.eigen(gram.as_ref(), gram.ncols())?;
         let floor = values.first().copied().unwrap_or(0.0) * DEPENDENT;
         let full = values.iter().take_while(|v| **v > floor).count();
         let mut c = vectors;
@@ -49,7 +63,7 @@ pub fn orthonormalize(
             c.col_mut(j).iter_mut().for_each(|x| *x *= factor);
         }
         let mut better = Mat::zeros(block.nrows(), block.ncols());
-        multiply(better.as_mut(), Accum::Replace, block.as_ref(), narrow(c.as_ref()).as_ref(), 1.0);
+        by.multiply(better.as_mut(), Accum::Replace, block.as_ref(), narrow(c.as_ref()).as_ref(), 1.0);
         *block = better;
         for j in full..block.ncols() {
             fresh.fill(block.col_as_slice_mut(j));
@@ -59,16 +73,25 @@ pub fn orthonormalize(
             break;
         }
         // Scaling up small remainders also scaled up what was left of the basis in them.
-        project(basis, block);
+        let scaled_up = values.last().is_none_or(|last| *last < EVEN * values[0]);
+        if scaled_up || by == Arithmetic::Native {
+            project(by, basis, block);
+        }
     }
     Ok(spent.min(block.ncols()))
 }
 
 /// Projects twice and replaces the columns of which nothing is left. Returns their number.
-fn project_first(basis: MatRef<'_, f32>, near: usize, block: &mut Mat<f32>, fresh: &mut Stream) -> usize {
+fn project_first(
+    by: Arithmetic,
+    basis: MatRef<'_, f32>,
+    near: usize,
+    block: &mut Mat<f32>,
+    fresh: &mut Stream,
+) -> usize {
     let before = norms(block);
-    project(basis.subcols(basis.ncols() - near, near), block);
-    project(basis, block);
+    project(by, basis.subcols(basis.ncols() - near, near), block);
+    project(by, basis, block);
     let mut spent = 0;
     for (j, (before, after)) in before.into_iter().zip(norms(block)).enumerate() {
         if after <= SPENT * before || after < f64::from(f32::MIN_POSITIVE) {
@@ -77,21 +100,21 @@ fn project_first(basis: MatRef<'_, f32>, near: usize, block: &mut Mat<f32>, fres
         }
     }
     if spent > 0 {
-        project(basis, block);
+        project(by, basis, block);
     }
     spent
 }
 
 /// `block -= basis·basis^T·block`.
-fn project(basis: MatRef<'_, f32>, block: &mut Mat<f32>) {
+fn project(by: Arithmetic, basis: MatRef<'_, f32>, block: &mut Mat<f32>) {
     if basis.ncols() > 0 {
-        let c = cross(basis, block.as_ref());
-        multiply(block.as_mut(), Accum::Add, basis, c.as_ref(), -1.0);
+        let c = by.cross(basis, block.as_ref());
+        by.multiply(block.as_mut(), Accum::Add, basis, c.as_ref(), -1.0);
     }
 }
 
 /// Scales the columns to unit length, to f32, and returns their Gram matrix.
-fn unit_gram(block: &mut Mat<f32>) -> Mat<f64> {
+fn unit_gram(by: Arithmetic, block: &mut Mat<f32>) -> Mat<f64> {
     block.as_mut().par_col_iter_mut().for_each(|column| {
         let norm = norm(column.rb());
         if norm > 0.0 {
@@ -100,7 +123,7 @@ fn unit_gram(block: &mut Mat<f32>) -> Mat<f64> {
             column.iter_mut().for_each(|x| *x = *x * half * rest);
         }
     });
-    cross_gram(block.as_ref(), block.as_ref())
+    by.cross_gram(block.as_ref(), block.as_ref())
 }
 
 fn norms(block: &Mat<f32>) -> Vec<f64> {
@@ -126,6 +149,7 @@ pub(crate) fn orthogonal_bytes(n: usize, most: usize, block: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::factorize::kernel::block_ops::cross_gram;
 
     fn off(basis: &Mat<f32>, block: &Mat<f32>) -> f64 {
         let inside = distance_from_identity(cross_gram(block.as_ref(), block.as_ref()).as_ref());

@@ -9,14 +9,10 @@
 //!   written with Gram matrices. It divides by the small singular values of `W`, so it is only for spectra without
 //!   them.
 
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
-use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
 use faer::prelude::*;
-use faer::{Par, Spec};
 
 use crate::Result;
-use crate::factorize::kernel::block_ops::{eigen, product};
+use crate::factorize::kernel::arithmetic::Arithmetic;
 
 /// The left projection is used if no direction of `W` is below this share of the largest.
 const FLATNESS: f64 = 1e-2;
@@ -45,34 +41,27 @@ pub(crate) struct Coefficients {
 
 impl Left {
     /// The left projection for `gram` = `G` `[d, d]` and `link` = `S` `[next, last]`, or `None` if it is not safe.
-    pub(crate) fn of(gram: MatRef<'_, f64>, link: MatRef<'_, f64>) -> Option<Left> {
+    pub(crate) fn of(by: Arithmetic, gram: MatRef<'_, f64>, link: MatRef<'_, f64>) -> Option<Left> {
         let (d, last) = (gram.nrows(), link.ncols());
-        let mut lower = gram.to_owned();
-        let scratch = cholesky_in_place_scratch::<f64>(d, Par::Seq, Spec::default());
-        let mut memory = MemBuffer::new(scratch);
-        let stack = MemStack::new(&mut memory);
-        cholesky_in_place(lower.as_mut(), Default::default(), Par::Seq, stack, Spec::default()).ok()?;
-        for j in 1..d {
-            lower.col_mut(j).subrows_mut(0, j).fill(0.0);
-        }
+        let lower = by.cholesky(gram)?;
         let corner = lower.as_ref().submatrix(d - last, d - last, last, last);
         let mut turned = link.transpose().to_owned();
-        solve_lower_triangular_in_place(corner, turned.as_mut(), Par::Seq);
-        let mut square = product(lower.transpose(), lower.as_ref());
+        by.solve_lower(corner, turned.as_mut());
+        let mut square = by.product(lower.transpose(), lower.as_ref());
         let mut end = square.as_mut().submatrix_mut(d - last, d - last, last, last);
-        end += product(turned.as_ref(), turned.transpose());
+        end += by.product(turned.as_ref(), turned.transpose());
         Some(Left { lower, link: turned.transpose().to_owned(), square })
     }
 
     /// The `k` leading factors: `U·Y` and `delta^T·U·Y`, with `Y` the eigenvectors of the square.
-    pub(crate) fn coefficients(&self, k: usize) -> Result<Coefficients> {
-        let (squares, y) = eigen(self.square.as_ref())?;
+    pub(crate) fn coefficients(&self, by: Arithmetic, k: usize) -> Result<Coefficients> {
+        let (squares, y) = by.eigen(self.square.as_ref(), k)?;
         let (d, last) = (y.nrows(), self.link.ncols());
         let y = y.as_ref().subcols(0, k);
         let mut on_w = y.to_owned();
-        solve_upper_triangular_in_place(self.lower.transpose(), on_w.as_mut(), Par::Seq);
-        let on_v = product(self.lower.as_ref(), y);
-        let on_next = product(self.link.as_ref(), y.subrows(d - last, last));
+        by.solve_upper(self.lower.as_ref(), on_w.as_mut());
+        let on_v = by.product(self.lower.as_ref(), y);
+        let on_next = by.product(self.link.as_ref(), y.subrows(d - last, last));
         Ok(balanced(Coefficients { squares, on_w, on_v, on_next: Some(on_next) }, 1.0))
     }
 }
@@ -86,8 +75,8 @@ pub(crate) fn flat_enough(eigenvalues: &[f64]) -> bool {
 }
 
 /// The `k` leading factors of the right projection: `W·Q` and `V·Q`.
-pub(crate) fn right(gram: MatRef<'_, f64>, k: usize) -> Result<Coefficients> {
-    let (squares, q) = eigen(gram)?;
+pub(crate) fn right(by: Arithmetic, gram: MatRef<'_, f64>, k: usize) -> Result<Coefficients> {
+    let (squares, q) = by.eigen(gram, k)?;
     let q = q.as_ref().subcols(0, k);
     Ok(balanced(Coefficients { squares, on_w: q.to_owned(), on_v: q.to_owned(), on_next: None }, -1.0))
 }

@@ -6,13 +6,15 @@
 //! Geijn, *Anatomy of high-performance matrix multiplication*, 2008, with the roles of the factors swapped).
 //!
 //! Every element of a result is summed in the order of the inner dimension, [`DEPTH`] terms at a time, whatever the
-//! width of the machine's vectors; only whether a multiplication and an addition are rounded once or twice depends on
-//! the machine.
+//! width of the machine's vectors, and a multiplication and an addition are rounded together wherever the processor
+//! can.
 
 use faer::reborrow::ReborrowMut;
 use faer::{MatMut, MatRef};
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+
+use crate::factorize::kernel::simd::{dispatch, fuses};
 
 /// Inner dimension that is multiplied at a time: this much of a strip of the block fits in the first-level cache.
 const DEPTH: usize = 256;
@@ -25,6 +27,8 @@ const HIGH: usize = 12;
 
 /// Tiles of a panel that are packed at a time: a few successive cache lines of each row.
 const TILES: usize = 32;
+/// Rows of a block whose cache lines stay near while its columns are copied one by one.
+const NEAR: usize = 64;
 
 /// The most bytes that [`multiply_transposed`] packs of a panel of `height` rows.
 pub(crate) fn packed_bytes(height: usize) -> usize {
@@ -42,7 +46,7 @@ fn strip(columns: usize) -> usize {
             S::F32_LANES
         }
     }
-    let lanes = Arch::new().dispatch(Lanes);
+    let lanes = dispatch(Lanes);
     if columns <= lanes { lanes } else { VECTORS * lanes }
 }
 
@@ -71,18 +75,31 @@ impl Strips {
         let strips = self.values.par_chunks_mut((block.nrows() * width).max(1));
         strips.enumerate().for_each(|(index, strip)| {
             let columns = block.subcols(index * width, width.min(block.ncols() - index * width));
-            for (j, column) in columns.col_iter().enumerate() {
-                let to = strip[j..].iter_mut().step_by(width);
-                to.zip(column.iter()).for_each(|(to, from)| *to = *from);
+            for first in (0..columns.nrows()).step_by(NEAR) {
+                let rows = NEAR.min(columns.nrows() - first);
+                for (j, column) in columns.subrows(first, rows).col_iter().enumerate() {
+                    let to = strip[first * width + j..].iter_mut().step_by(width);
+                    to.zip(column.iter()).for_each(|(to, from)| *to = *from);
+                }
             }
         });
     }
 
     /// Copies it to `out`, which has the same shape.
-    pub(crate) fn unpack(&self, mut out: MatMut<'_, f32>) {
-        for (j, column) in out.rb_mut().col_iter_mut().enumerate() {
-            let from = self.strip(j / self.strip)[j % self.strip..].iter().step_by(self.strip);
-            column.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    pub(crate) fn unpack(&self, out: MatMut<'_, f32>) {
+        self.unpack_by(out, |to, from| *to = from);
+    }
+
+    /// Has `put` do something with each element of `out`, which has the same shape, and the element here.
+    #[inline]
+    pub(crate) fn unpack_by(&self, mut out: MatMut<'_, f32>, put: impl Fn(&mut f32, f32)) {
+        for first in (0..out.nrows()).step_by(NEAR) {
+            let rows = NEAR.min(out.nrows() - first);
+            for (j, column) in out.rb_mut().subrows_mut(first, rows).col_iter_mut().enumerate() {
+                let strip = &self.strip(j / self.strip)[first * self.strip..];
+                let from = strip[j % self.strip..].iter().step_by(self.strip);
+                column.iter_mut().zip(from).for_each(|(to, from)| put(to, *from));
+            }
         }
     }
 
@@ -120,12 +137,12 @@ impl Strips {
 
 /// `w += panel·v` for `panel` `[h, n]`, row-major, `v` `[n, b]`, `w` `[h, b]`.
 pub(crate) fn multiply(panel: MatRef<'_, f32>, v: &Strips, w: &mut Strips) {
-    Arch::new().dispatch(Tiled(Multiply { panel, v, w }));
+    dispatch(Tiled(Multiply { panel, v, w }));
 }
 
 /// `z += panel^T·w` for `panel` `[h, n]`, row-major, `w` `[h, b]`, `z` `[n, b]`. `packed` is working memory.
 pub(crate) fn multiply_transposed(panel: MatRef<'_, f32>, w: &Strips, z: &mut Strips, packed: &mut Vec<f32>) {
-    Arch::new().dispatch(Tiled(MultiplyTransposed { panel, w, z, packed }));
+    dispatch(Tiled(MultiplyTransposed { panel, w, z, packed }));
 }
 
 /// A product in register tiles of `M` rows and `V` vectors.
@@ -201,12 +218,13 @@ fn product<S: Simd, const M: usize, const V: usize>(
     block: &[[S::f32s; V]],
 ) -> [[S::f32s; V]; M] {
     let mut sums = [[simd.splat_f32s(0.0); V]; M];
+    let fused = S::F32_LANES > 1 || fuses();
     let rows = rows.map(|row| &row[..block.len()]);
     for (k, vectors) in block.iter().enumerate() {
         for (sums, row) in sums.iter_mut().zip(rows) {
             let factor = simd.splat_f32s(row[k]);
             for (sum, vector) in sums.iter_mut().zip(vectors) {
-                *sum = simd.mul_add_e_f32s(factor, *vector, *sum);
+                *sum = fused_add(simd, fused, factor, *vector, *sum);
             }
         }
     }
@@ -271,15 +289,25 @@ fn outer<S: Simd, const M: usize, const V: usize>(
     block: &[[S::f32s; V]],
 ) -> [[S::f32s; V]; M] {
     let mut sums = [[simd.splat_f32s(0.0); V]; M];
+    let fused = S::F32_LANES > 1 || fuses();
     for (factors, vectors) in tile.iter().zip(block) {
         for (sums, factor) in sums.iter_mut().zip(factors) {
             let factor = simd.splat_f32s(*factor);
             for (sum, vector) in sums.iter_mut().zip(vectors) {
-                *sum = simd.mul_add_e_f32s(factor, *vector, *sum);
+                *sum = fused_add(simd, fused, factor, *vector, *sum);
             }
         }
     }
     sums
+}
+
+/// `a·b + c`, rounded once where the processor can: every vector unit does, and scalar code if `fused`.
+#[inline(always)]
+fn fused_add<S: Simd>(simd: S, fused: bool, a: S::f32s, b: S::f32s, c: S::f32s) -> S::f32s {
+    match fused {
+        true => simd.mul_add_f32s(a, b, c),
+        false => simd.mul_add_e_f32s(a, b, c),
+    }
 }
 
 /// Adds the sums of a tile to the same number of rows of a strip.

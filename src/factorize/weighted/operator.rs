@@ -6,6 +6,7 @@ use faer::prelude::*;
 
 use crate::Result;
 use crate::factorize::backend::operator::Operator;
+use crate::factorize::kernel::arithmetic::Arithmetic;
 use crate::factorize::kernel::passes::{Scratch, sweep};
 use crate::factorize::types::Panels;
 use crate::factorize::weighted::root::Root;
@@ -40,6 +41,14 @@ impl Operator for Weighted<'_> {
         let z = sweep(self.delta, inner.as_ref(), w, scale, scratch)?;
         drop(inner);
         Ok(self.root.times(z.as_ref()))
+    }
+
+    fn arithmetic(&self) -> Arithmetic {
+        Arithmetic::Native
+    }
+
+    fn is_enough(&self, _: f64) -> bool {
+        true
     }
 }
 

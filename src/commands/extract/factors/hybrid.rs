@@ -93,6 +93,7 @@ impl Hybrid<'_> {
             rank,
             quality: Quality::of(self.norm2, error2),
             method: method(rank, &second.method),
+            precision: second.precision,
             basis: second.basis,
             passes: first.passes + second.passes + 2,
             estimated_excess: second.estimated_excess,

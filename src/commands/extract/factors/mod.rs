@@ -7,6 +7,7 @@ pub(crate) mod weighted;
 use crate::commands::extract::output::manifest::Spectrum;
 use crate::delta::module_record::Quality;
 use crate::delta::record::TensorRecord;
+use crate::factorize::precision::Precision;
 use crate::lora::factor_dtype::FactorType;
 use crate::{Error, Result};
 
@@ -24,6 +25,8 @@ pub(crate) struct Made {
     pub quality: Quality,
     /// How they were found.
     pub method: String,
+    /// The numbers in which the delta was multiplied.
+    pub precision: Precision,
     /// Columns of the Krylov basis, or the side of the Gram matrix.
     pub basis: usize,
     /// How often the delta was gone through.

@@ -4,6 +4,7 @@ use crate::commands::extract::factors::{MEASURE_BELOW, Made, StoredFactors, roun
 use crate::commands::extract::output::manifest::{Spectrum, SpectrumOf};
 use crate::delta::module_record::Quality;
 use crate::factorize;
+use crate::factorize::kernel::bytes::passes::Codes;
 use crate::factorize::residual;
 use crate::factorize::types::{Factors, Panels, Request};
 use crate::lora::factor_dtype::FactorType;
@@ -26,6 +27,35 @@ pub(crate) fn make(
     of: Option<SpectrumOf>,
 ) -> Result<Made> {
     let factors = factorize::factorize(delta, norm2, module, request)?;
+    finish(delta, factors, norm2, module, dtype, of)
+}
+
+/// Factorizes a delta of squared norm `norm2` by its `codes`, and measures a small error on `delta` itself. `None`
+/// where bytes are too coarse, unless they `must` do.
+///
+/// # Errors
+/// As [`make`].
+pub(crate) fn make_of_codes(
+    (codes, must): (&dyn Codes, bool),
+    delta: &dyn Panels,
+    norm2: f64,
+    module: &str,
+    request: &Request,
+    dtype: FactorType,
+) -> Result<Option<Made>> {
+    let factors = factorize::factorize_codes(codes, norm2, module, request, must)?;
+    factors.map(|factors| finish(delta, factors, norm2, module, dtype, None)).transpose()
+}
+
+/// Rounds the factors of `delta`, and measures them.
+fn finish(
+    delta: &dyn Panels,
+    factors: Factors,
+    norm2: f64,
+    module: &str,
+    dtype: FactorType,
+    of: Option<SpectrumOf>,
+) -> Result<Made> {
     let spectrum = Spectrum {
         module: module.to_owned(),
         shape: [delta.rows(), delta.cols()],
@@ -40,6 +70,7 @@ pub(crate) fn make(
         rank: factors.rank,
         quality,
         method: method(factors.rank, factors.method.name()),
+        precision: factors.precision,
         basis: factors.basis,
         passes: factors.passes,
         estimated_excess: factors.estimated_excess,

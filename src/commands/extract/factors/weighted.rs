@@ -5,6 +5,7 @@ use crate::commands::extract::factors::plain::method;
 use crate::commands::extract::factors::{Made, StoredFactors, round};
 use crate::commands::extract::output::manifest::{Spectrum, SpectrumOf};
 use crate::delta::module_record::{OutputError, Quality};
+use crate::factorize::precision::Precision;
 use crate::factorize::types::{Panels, Request};
 use crate::factorize::weighted::{Errors, Root, directions, project};
 use crate::lora::factor_dtype::FactorType;
@@ -45,6 +46,7 @@ pub(crate) fn make(
         rank,
         quality: Quality { outputs, ..Quality::of(norms.weights2, errors.weights2) },
         method: method(rank, found.method.name()),
+        precision: Precision::F32,
         basis: found.basis,
         passes: found.passes + 1,
         estimated_excess: found.estimated_excess,

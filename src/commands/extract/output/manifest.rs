@@ -17,7 +17,8 @@ pub struct Manifest {
     pub trephine: String,
     /// The options that determine the result.
     pub options: Map<String, Value>,
-    /// Instruction set of the matrix products: another one may round differently.
+    /// Instruction set of the matrix products: another one may round differently. Empty where all are in bytes, which
+    /// are the same everywhere.
     pub simd: String,
     /// The files that were read, by checkpoint: names, sizes, and digests of their headers.
     pub inputs: BTreeMap<Side, Identity>,

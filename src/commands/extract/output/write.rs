@@ -14,6 +14,7 @@ use crate::delta::module_record::{ModuleRecord, Quality};
 use crate::delta::record::{LeftOut, TensorRecord, source};
 use crate::durable::digest::Written;
 use crate::durable::{atomic_file, checksums, json_file};
+use crate::factorize::precision::Precision;
 use crate::lora::names::{Place, place_of};
 use crate::lora::tree::BaseModules;
 use crate::lora::write::adapter::{Adapter, AdapterWriter};
@@ -186,6 +187,8 @@ fn manifest(
         shape: *shape,
         rank: 0,
         method: "none".into(),
+        precision: Precision::F32,
+        missed_by_bytes: None,
         basis: 0,
         passes: 0,
         minimized: None,

@@ -106,6 +106,11 @@ impl GgmlType {
         })
     }
 
+    /// The number of the type in a GGUF file.
+    pub fn id(self) -> u32 {
+        READ.iter().find(|(_, kind, ..)| *kind == self).map_or(0, |(id, ..)| *id)
+    }
+
     /// The number of values in a block, and of its bytes.
     pub fn block(self) -> (usize, usize) {
         let found = READ.iter().find(|(_, kind, ..)| *kind == self);
@@ -131,6 +136,7 @@ mod tests {
     fn every_type_has_its_block() {
         for (id, kind, values, bytes) in READ {
             assert_eq!(GgmlType::from_id(id).unwrap(), kind);
+            assert_eq!(kind.id(), id);
             assert_eq!(kind.block(), (values, bytes), "{kind}");
         }
         assert!(REFUSED.iter().all(|(id, _)| GgmlType::from_id(*id).is_err()));
