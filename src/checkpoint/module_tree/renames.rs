@@ -193,6 +193,19 @@ impl ModuleTree {
         self.keyed_as_files
     }
 
+    /// The name that published files have for the module that the model calls `loaded`; that itself where they do not
+    /// differ.
+    pub(crate) fn published_name_of(&self, loaded: &str) -> String {
+        let (flat, numbers) = flat(loaded);
+        let from = |(from, to): (&&str, &&str)| {
+            let rest = flat.strip_prefix(*to).filter(|rest| rest.is_empty() || rest.starts_with('.'))?;
+            let name = numbered(&format!("{from}{rest}"), &numbers);
+            (name != loaded && self.module_of(&name) == loaded).then_some((to.len(), name))
+        };
+        let found = self.rules.iter().flat_map(|rules| rules.names.iter()).filter_map(from).max();
+        found.map_or_else(|| loaded.to_owned(), |(_, name)| name)
+    }
+
     /// Whether PEFT refuses every adapter of a model of this class.
     pub(crate) fn is_refused_by_peft(&self) -> bool {
         self.refused
@@ -386,6 +399,9 @@ mod tests {
     fn keys_that_peft_renames_itself() {
         assert!(tree("DeepseekOcr2ForConditionalGeneration", "deepseek_ocr2").is_keyed_as_files());
         assert!(!tree("LlavaForConditionalGeneration", "llava").is_keyed_as_files());
+        let ocr = tree("DeepseekOcr2ForConditionalGeneration", "deepseek_ocr2");
+        let published = ocr.published_name_of("model.language_model.layers.3.self_attn.q_proj");
+        assert_eq!(published, "model.layers.3.self_attn.q_proj");
         // A bias that lies beside the experts does not move them.
         let laguna = tree("LagunaForCausalLM", "laguna");
         assert_eq!(laguna.module_of("model.layers.1.mlp.experts"), "model.layers.1.mlp.experts");

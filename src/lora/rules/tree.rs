@@ -111,7 +111,7 @@ fn standing(config: &PeftConfig, base: &BaseModules, module: &PeftModule) -> Sta
     }
     let Some(known) = base.resolve(name) else { return Standing::Absent };
     if base.key_of(known) != name && base.origin() != Some(&Origin::Unknown) {
-        return Standing::Elsewhere(base.key_of(known).to_owned());
+        return Standing::Elsewhere(base.key_of(known));
     }
     let by_parameter = || is_target_parameter(config, &known.loaded);
     match (base.expert_conversion(), expert_of(name)) {

@@ -181,19 +181,23 @@ impl BaseModules {
     /// What the keys of an adapter call the module that the files call `stored`: by the model's name, but where PEFT
     /// itself renames the keys.
     pub fn key_name(&self, stored: &str) -> String {
-        self.stored(stored).map_or_else(|| stored.to_owned(), |module| self.key_of(module).to_owned())
+        self.stored(stored).map_or_else(|| stored.to_owned(), |module| self.key_of(module))
     }
 
     /// What the keys of an adapter call this module of the base.
-    pub(crate) fn key_of<'a>(&self, module: &'a BaseModule) -> &'a str {
-        let as_files = self.known.as_ref().is_some_and(|known| known.tree.is_keyed_as_files());
-        if as_files { &module.stored } else { &module.loaded }
+    pub(crate) fn key_of(&self, module: &BaseModule) -> String {
+        match self.known.as_ref().map(|known| &known.tree).filter(|tree| tree.is_keyed_as_files()) {
+            None => module.loaded.clone(),
+            // These files have the model's own names.
+            Some(tree) if module.stored == module.loaded => tree.published_name_of(&module.loaded),
+            Some(_) => module.stored.clone(),
+        }
     }
 
     /// The name in an adapter's keys for what this one calls `name`; that itself where the base has no such module.
     pub fn key_name_of(&self, name: &str) -> String {
         if let Some(module) = self.resolve(name) {
-            return self.key_of(module).to_owned();
+            return self.key_of(module);
         }
         let stack = expert_stack_of(name).and_then(|(path, kind)| {
             let stored = format!("{}.{kind}.0", self.resolve_experts(path)?);
@@ -207,7 +211,9 @@ impl BaseModules {
     /// the prefixes that libraries have put before a language model or a tower.
     pub fn resolve(&self, name: &str) -> Option<&BaseModule> {
         let direct = |name: &str| self.loaded(name).or_else(|| self.stored(name));
-        direct(name).or_else(|| spellings(name).find_map(|other| direct(&other)))
+        // As published files name it, where these have the model's own names.
+        let published = || direct(&self.known.as_ref()?.tree.module_of(name));
+        direct(name).or_else(published).or_else(|| spellings(name).find_map(|other| direct(&other)))
     }
 
     /// The stored name of the tensor that an adapter means by `name`, by the same rules.
