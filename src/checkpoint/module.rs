@@ -332,7 +332,7 @@ fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<Name, Module>) -> Result
         match experts.place_in_stack(name) {
             None => {}
             Some((place, half)) => {
-                halves.entry(place.into()).or_default()[half.unwrap_or(0)] = Some(name.clone())
+                halves.entry(place.into()).or_default()[half.unwrap_or(0)] = Some(name.clone());
             }
         }
     }

@@ -113,9 +113,9 @@ pub fn run(arguments: DoctorArgs) -> Result<ExitCode> {
     let errors = checks.iter().filter(|check| check.health == Health::Error).count();
     let report = Report { version: VERSION, checks };
     if arguments.json {
-        print_json(&report)?
+        print_json(&report)?;
     } else {
-        print(&show(&report.checks))?
+        print(&show(&report.checks))?;
     }
     match errors {
         0 => Ok(ExitCode::SUCCESS),

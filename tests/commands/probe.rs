@@ -269,3 +269,10 @@ fn an_adapter_and_who_would_load_it() {
     probe(&[&text(&out)]).code(4).says("programs would not apply all of the adapter");
     probe(&[&text(&out), "--include", "*"]).code(2).says("--include works only on checkpoints");
 }
+
+#[test]
+fn a_gguf_file_is_named_by_its_architecture_and_types() {
+    let file = format!("{}/tests/fixtures/gguf_models/llama.gguf", env!("CARGO_MANIFEST_DIR"));
+    let ended = probe(&[&file]).code(0);
+    assert!(ended.stdout.starts_with("llama, GGUF ("), "{}", ended.stdout);
+}

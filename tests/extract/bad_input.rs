@@ -285,6 +285,7 @@ fn vocabularies_that_differ() {
         bench.fails(&format!("vocabulary_{b}_{t}"), &base, &tuned, &["--rank", "4"]);
         extract_with(&base, &tuned, &bench.path("linear"), &["--rank", "4", "--trim-vocab"]).code(0);
         let out = bench.path("all");
+        // No module has more than 24 singular values.
         let more = ["--rank", "30", "--dtype", "f32", "--trim-vocab", "--include", "linear"];
         let all = [&more[..], &["--include", "lm_head", "--include", "embed_tokens"]].concat();
         extract_with(&base, &tuned, &out, &all).code(0);
@@ -294,14 +295,14 @@ fn vocabularies_that_differ() {
         let embedding = |row: usize, col: usize| -> f64 {
             let a = &factors["base_model.model.model.embed_tokens.lora_embedding_A"];
             let down = &factors["base_model.model.model.embed_tokens.lora_embedding_B"];
-            assert_eq!((&a.0[..], &down.0[..]), (&[30, b][..], &[24, 30][..]));
-            (0..30).map(|k| a.1[k * b + row] * down.1[col * 30 + k]).sum()
+            assert_eq!((&a.0[..], &down.0[..]), (&[24, b][..], &[24, 24][..]));
+            (0..24).map(|k| a.1[k * b + row] * down.1[col * 24 + k]).sum()
         };
         let head = |row: usize, col: usize| -> f64 {
             let a = &factors["base_model.model.lm_head.lora_A.weight"];
             let up = &factors["base_model.model.lm_head.lora_B.weight"];
-            assert_eq!((&a.0[..], &up.0[..]), (&[30, 24][..], &[b, 30][..]));
-            (0..30).map(|k| up.1[row * 30 + k] * a.1[k * 24 + col]).sum()
+            assert_eq!((&a.0[..], &up.0[..]), (&[24, 24][..], &[b, 24][..]));
+            (0..24).map(|k| up.1[row * 24 + k] * a.1[k * 24 + col]).sum()
         };
         for row in 0..b {
             for col in 0..24 {

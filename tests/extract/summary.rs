@@ -36,7 +36,7 @@ fn other_ranks_are_those_of_runs_at_these_ranks() {
     );
     let others = outcome["other_ranks"].as_array().unwrap();
     for rank in ["8", "32"] {
-        let said = others.iter().find(|other| other["rank"].to_string() == rank).unwrap();
+        let said = others.iter().find(|other| other["rank"].as_u64() == rank.parse().ok()).unwrap();
         let (ended, _home) = extracted("base", &["--rank", rank, "--json"]);
         let real: Value = serde_json::from_str(&ended.stdout).unwrap();
         let [said, real] =

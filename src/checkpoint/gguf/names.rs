@@ -1,4 +1,4 @@
-//! Translation of GGUF metadata and tensor names to Hugging Face's, for the llama and qwen families.
+//! Translation of GGUF metadata and tensor names to Hugging Face's.
 //!
 //! gguf-py's `tensor_mapping.py` and llama.cpp's `convert_hf_to_gguf.py` define the opposite direction.
 
@@ -23,12 +23,18 @@ pub(crate) struct Family {
 }
 
 /// Supported architectures, and their `model_type`.
-const READ: [(&str, Option<&str>); 5] = [
+const READ: [(&str, Option<&str>); 11] = [
     ("llama", None),
     ("qwen2", Some("qwen2")),
     ("qwen3", Some("qwen3")),
     ("qwen2moe", Some("qwen2_moe")),
     ("qwen3moe", Some("qwen3_moe")),
+    ("gemma2", Some("gemma2")),
+    ("gemma3", Some("gemma3_text")),
+    ("phi3", Some("phi3")),
+    ("granite", Some("granite")),
+    ("glm4", Some("glm4")),
+    ("olmo2", Some("olmo2")),
 ];
 
 /// The tensors outside the layers.
@@ -78,7 +84,7 @@ impl Family {
         Ok(Family {
             architecture: name.to_owned(),
             model_type: *model_type,
-            permuted: name == "llama",
+            permuted: ["llama", "granite"].contains(&name),
             heads: number("attention.head_count"),
             kv_heads: number("attention.head_count_kv").or(number("attention.head_count")),
         })
@@ -94,7 +100,8 @@ impl Family {
         let find = |table: &[(&str, &'static str)], stem: &str| {
             table.iter().find(|(known, _)| *known == stem).map(|(_, theirs)| *theirs)
         };
-        if let Some(theirs) = find(&OUTSIDE, stem) {
+        let gemma = ["gemma2", "gemma3"].contains(&self.architecture.as_str());
+        if let Some(theirs) = find(&OUTSIDE, stem).filter(|_| !(gemma && stem == "output_norm")) {
             return Some(format!("{theirs}.{end}"));
         }
         let (layer, stem) = stem.strip_prefix("blk.")?.split_once('.')?;
@@ -105,11 +112,35 @@ impl Family {
         if self.permuted && end == "bias" && ["attn_q", "attn_k"].contains(&stem) {
             return None;
         }
-        let theirs = match (stem, self.permuted) {
-            ("ffn_gate_inp", true) => "block_sparse_moe.gate",
+        // Gemma's norms are stored with one more than its checkpoints hold, and would be compared in the wrong place:
+        // they keep llama.cpp's names.
+        if gemma && stem.ends_with("_norm") {
+            return None;
+        }
+        let own = self.own().iter().find(|(known, _)| *known == stem).map(|(_, theirs)| *theirs);
+        let theirs = match (own, stem, self.permuted) {
+            (Some(theirs), ..) => theirs,
+            (None, "ffn_gate_inp", true) => "block_sparse_moe.gate",
             _ => find(&INSIDE, stem)?,
         };
         Some(format!("model.layers.{layer}.{theirs}.{end}"))
+    }
+
+    /// The names of the layers' tensors that differ from those of the other architectures.
+    fn own(&self) -> &'static [(&'static str, &'static str)] {
+        match self.architecture.as_str() {
+            "phi3" => &[("attn_qkv", "self_attn.qkv_proj"), ("ffn_up", "mlp.gate_up_proj")],
+            "glm4" => &[
+                ("ffn_up", "mlp.gate_up_proj"),
+                ("post_attention_norm", "post_self_attn_layernorm"),
+                ("post_ffw_norm", "post_mlp_layernorm"),
+            ],
+            "olmo2" => &[
+                ("post_attention_norm", "post_attention_layernorm"),
+                ("post_ffw_norm", "post_feedforward_layernorm"),
+            ],
+            _ => &[],
+        }
     }
 
     /// The number of rows in a head, if the `out` rows of the tensor `name` are permuted.
@@ -146,10 +177,85 @@ impl Family {
             "num_hidden_layers": number("block_count"),
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads,
+            // For `llama` there is no one model type: Mistral and others are stored under it too.
+            "gguf_architecture": self.architecture,
         });
         if let Some(model_type) = self.model_type {
             config["model_type"] = json!(model_type);
         }
         config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::{Family, Metadata};
+    use crate::checkpoint::config::Config;
+    use crate::checkpoint::gguf::targets::AdapterTarget;
+
+    /// The names that adapters are written by, which llama.cpp's converter has, lead back to the modules.
+    #[test]
+    fn every_linear_weight_goes_there_and_back() {
+        const FUSED: [&str; 4] =
+            ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"];
+        const SPLIT: [&str; 7] = [
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "self_attn.o_proj",
+            "mlp.gate_proj",
+            "mlp.up_proj",
+            "mlp.down_proj",
+        ];
+        const GLM: [&str; 4] = ["self_attn.q_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"];
+        for (model_type, modules) in [
+            ("llama", SPLIT.as_slice()),
+            ("mistral", &SPLIT),
+            ("granite", &SPLIT),
+            ("qwen2", &SPLIT),
+            ("qwen3", &SPLIT),
+            ("gemma2", &SPLIT),
+            ("gemma3_text", &SPLIT),
+            ("phi3", &FUSED),
+            ("glm4", &GLM),
+            ("olmo2", &SPLIT),
+        ] {
+            let config =
+                json!({"model_type": model_type, "num_attention_heads": 4, "tie_word_embeddings": false});
+            let target = AdapterTarget::of(&Config::of(config)).unwrap();
+            let architecture = target.architecture();
+            let metadata = Metadata::from([
+                ("general.architecture".to_owned(), json!(architecture)),
+                (format!("{architecture}.attention.head_count"), Value::from(4)),
+            ]);
+            let family = Family::of(&metadata).unwrap();
+            for module in modules {
+                let module = format!("model.layers.7.{module}");
+                let place = target.place(&module, 32).unwrap();
+                assert_eq!(family.name(&place.name), format!("{module}.weight"), "{model_type}");
+                assert_eq!(family.head(&place.name, 32).unwrap(), place.head, "{model_type}: {module}");
+            }
+            for (module, weight) in
+                [("lm_head", "output.weight"), ("model.embed_tokens", "token_embd.weight")]
+            {
+                assert_eq!(target.place(module, 20).unwrap().name, weight);
+                assert_eq!(family.name(weight), format!("{module}.weight"));
+            }
+        }
+    }
+
+    #[test]
+    fn norms_of_gemma_are_not_taken_for_those_of_its_checkpoints() {
+        let family = |name: &str| {
+            Family::of(&Metadata::from([("general.architecture".to_owned(), json!(name))])).unwrap()
+        };
+        for norm in ["blk.0.attn_norm.weight", "blk.0.attn_q_norm.weight", "output_norm.weight"] {
+            assert_eq!(family("gemma3").name(norm), norm);
+        }
+        let glm = "model.layers.0.post_self_attn_layernorm.weight";
+        assert_eq!(family("glm4").name("blk.0.post_attention_norm.weight"), glm);
+        assert_eq!(family("glm4").name("output_norm.weight"), "model.norm.weight");
     }
 }

@@ -17,7 +17,7 @@ pub fn leave_on_signal(bar: &Bar) -> Result<()> {
         match counter() {
             Some((0, all)) => tell(&format!("\nstopped: nothing of {all} was finished. To start again:")),
             Some((done, all)) => {
-                tell(&format!("\nstopped: {done} of {all} are finished and safe. To resume:"))
+                tell(&format!("\nstopped: {done} of {all} are finished and safe. To resume:"));
             }
             None => tell("\nstopped before any work. To start again:"),
         }

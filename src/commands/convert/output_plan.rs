@@ -57,8 +57,8 @@ impl Target {
     pub fn of(base: &Checkpoint, spec: &OutputSpec) -> Result<Target> {
         // Its metadata are no whole config, and some of its dense weights lie permuted.
         if base.scheme().kind() == SchemeKind::Gguf {
-            let hint =
-                "convert it with transformers: from_pretrained(.., gguf_file=..), then save_pretrained";
+            let hint = "convert it with transformers: from_pretrained(.., gguf_file=..), then save_pretrained (version 5 wants \
+                 quantization_config=GgufConfig(dequantize=True) with it)";
             return Err(Error::input("a GGUF file cannot be converted to a checkpoint")
                 .path(base.root())
                 .hint(hint));

@@ -126,7 +126,7 @@ pub fn probe(spec: &str, showing: &Showing) -> Result<Probe> {
     Ok(Probe {
         name: spec.to_owned(),
         root: checkpoint.root().to_owned(),
-        model_type: checkpoint.config().model_type().map(str::to_owned),
+        model_type: model_type(&checkpoint),
         scheme: checkpoint.scheme().label(),
         quantization: checkpoint.config().quantization().map(|declared| declared.raw.clone()),
         files: checkpoint.tensors().map(|tensor| tensor.file).collect::<BTreeSet<_>>().len(),
@@ -137,6 +137,13 @@ pub fn probe(spec: &str, showing: &Showing) -> Result<Probe> {
         tensors,
         findings: found,
     })
+}
+
+/// The config's `model_type`, or the architecture of a GGUF file that stands for several.
+fn model_type(checkpoint: &Checkpoint) -> Option<String> {
+    let config = checkpoint.config();
+    let architecture = || config.raw()?.get("gguf_architecture")?.as_str();
+    config.model_type().or_else(architecture).map(str::to_owned)
 }
 
 /// Every module, and every tensor outside modules.

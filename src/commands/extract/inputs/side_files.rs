@@ -66,7 +66,7 @@ pub fn note(base: &Checkpoint, tuned: &Checkpoint, copied: bool) -> Option<Strin
 /// Whether both files exist and differ.
 fn bytes_differ(paths: [PathBuf; 2]) -> bool {
     let [Ok(a), Ok(b)] = paths.map(|path| regular_file::open(&path)) else { return false };
-    let lengths = [&a, &b].map(|file| file.metadata().map(|data| data.len()).unwrap_or(0));
+    let lengths = [&a, &b].map(|file| file.metadata().map_or(0, |data| data.len()));
     if lengths[0] != lengths[1] {
         return true;
     }

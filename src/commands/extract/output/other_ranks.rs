@@ -22,7 +22,7 @@ pub fn other_ranks(spectra: &[Spectrum], rank: usize, outputs: bool) -> Vec<Othe
             let values =
                 |s: &&Spectrum| s.singular_values.iter().take(k).map(|value| value * value).sum::<f64>();
             let lost = |s: &&Spectrum| (s.delta_norm.powi(2) - values(s)).max(0.0);
-            let lost: f64 = spectra.iter().map(|spectrum| lost(spectrum)).sum();
+            let lost: f64 = spectra.iter().map(lost).sum();
             let bound = spectra.iter().any(|s| k > s.converged && s.converged < narrow(s));
             OtherRank { rank: k, captured_energy: 1.0 - lost / norm2, lower_bound: bound }
         })
