@@ -26,6 +26,7 @@ pub use self::reader::{MappedRows, ModuleReader};
 
 use crate::checkpoint::catalogue::Catalogue;
 use crate::checkpoint::module_tree::kinds::kind_of_module;
+use crate::checkpoint::module_tree::renames::is_without_generation;
 use crate::checkpoint::module_tree::{ModuleKind, ModuleTree};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -140,6 +141,8 @@ impl Checkpoint {
         unaccounted::check(&opened.scheme, &opened.tensors, &opened.modules, &opened.files, faults)?;
         let tree = opened.tree();
         module::turn(&mut opened.modules, |name| tree.is_conv1d(name));
+        module::split(&mut opened.modules, |name| tree.layers_of(name)).map_err(|e| e.path(source.path()))?;
+        module::join(&mut opened.modules, |name| tree.half_of(name)).map_err(|e| e.path(source.path()))?;
         Ok(opened)
     }
 
@@ -273,6 +276,13 @@ impl Checkpoint {
     pub fn module(&self, name: &str) -> Option<&Module> {
         let tied = || self.is_tied_head(name).then(|| self.input_embedding()).flatten();
         self.modules.get(name).or_else(tied)
+    }
+
+    /// PEFT's `task_type` for an adapter of this model: [`Config::task_type`], but for classes that do not generate text
+    /// although their name says so.
+    pub fn task_type(&self) -> Option<&'static str> {
+        let silent = self.config.architecture().is_some_and(is_without_generation);
+        self.config.task_type().filter(|_| !silent)
     }
 
     /// Whether a module or a tensor is stored under that name.

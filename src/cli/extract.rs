@@ -65,7 +65,7 @@ pub struct ExtractArgs {
     #[arg(long, value_enum, default_value_t = MethodName::Auto, help_heading = "Result")]
     method: MethodName,
     /// Numbers in which block Krylov multiplies with the differences; factors and errors are as exact in all of them
-    #[arg(long, value_enum, default_value_t = PrecisionName::Auto, help_heading = "Result")]
+    #[arg(long, value_enum, default_value_t = PrecisionName::F32, help_heading = "Result")]
     precision: PrecisionName,
     /// Seed of the random directions
     #[arg(long, default_value_t = 0, help_heading = "Result")]

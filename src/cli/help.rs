@@ -14,7 +14,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("Extract", &["extract"]),
     ("Check", &["doctor", "probe", "autopsy", "verify"]),
     ("Measure", &["calibrate", "evaluate", "analyze", "fidelity", "report"]),
-    ("Convert", &["dequantize", "merge", "sanitize"]),
+    ("Convert", &["dequantize", "merge", "sanitize", "convert-adapter"]),
     ("Cluster", &["status", "assemble"]),
     ("Shell", &["completions", "man"]),
 ];
@@ -28,7 +28,7 @@ pub const EXIT_CODES: &str = "Exit codes:
   75  stopped by a signal: run the same command again to resume";
 
 /// Examples of the program, and of each command.
-const EXAMPLES: [(&str, &[&str]); 18] = [
+const EXAMPLES: [(&str, &[&str]); 19] = [
     (
         "",
         &[
@@ -101,6 +101,13 @@ const EXAMPLES: [(&str, &[&str]); 18] = [
             "trephine sanitize adapter --out smaller --max-rank 32",
         ],
     ),
+    (
+        "convert-adapter",
+        &[
+            "trephine convert-adapter adapter --format gguf --base Qwen/Qwen3-32B --out adapter-gguf",
+            "trephine convert-adapter adapter --format mlx --out adapter-mlx",
+        ],
+    ),
     ("status", &["trephine status out", "trephine status out --watch"]),
     ("assemble", &["trephine assemble out", "trephine assemble out --finish"]),
     (
@@ -154,7 +161,7 @@ fn listing(program: &Command) -> String {
     for (group, names) in GROUPS {
         text += &format!("{group}:\n");
         for (name, about) in names.iter().filter_map(|name| Some((name, about(name)?))) {
-            text += &format!("  {name:11}  {}\n", about.trim_end_matches('.'));
+            text += &format!("  {name:15}  {}\n", about.trim_end_matches('.'));
         }
         text.push('\n');
     }

@@ -89,7 +89,7 @@ pub fn finish(
     let adapter = Adapter {
         base: &job.deciding.base_model_name,
         modules: &BaseModules::of(&inputs.base),
-        task_type: inputs.base.config().task_type(),
+        task_type: inputs.base.task_type(),
         rank,
         dtype: job.deciding.dtype.dtype(),
         pieces: &pieces,
