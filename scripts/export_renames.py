@@ -4,8 +4,10 @@
     PYTHON scripts/export_renames.py --zoo DIR [--only CLASS ...]
 
 Facts only. For every class that the zoo can build in a tiny form: the name that each parameter has in a file as it is published
-(transformers' own conversion reverted) and in the model that PEFT wraps; what of a name differs is a line `from TAB to`. And what
-the modules are that are no linear layers, by the shortest ending of their names that tells. Numbers are written as #.
+(transformers' own conversion reverted) and in the model that PEFT wraps; what of a name differs is a line `from TAB to`. A matrix
+that holds the rows of several layers has all of them after the TAB, with `~` before them where their rows are in another order
+there; two layers that are one in the model stand both before it. And what the modules are that are no linear layers, by the
+shortest ending of their names that tells. Numbers are written as #.
 """
 import argparse, collections, json, os, re, sys, warnings
 from pathlib import Path
@@ -19,6 +21,8 @@ arguments = parser.parse_args()
 sys.path.insert(0, arguments.zoo)
 sys.argv = sys.argv[:1]
 import torch, transformers
+from peft import LoraConfig, get_peft_model
+from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 from sweep import cases, config_of
 from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN as PATTERNS, get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, revert_weight_conversion
@@ -27,10 +31,6 @@ from transformers.pytorch_utils import Conv1D
 OUT = Path(__file__).resolve().parent.parent / "src/checkpoint/module_tree"
 warnings.simplefilter("ignore")
 transformers.logging.set_verbosity_error()
-
-
-# Where the path of experts is renamed and no tensor of them keeps its form, so that no pair of names tells.
-PATHS = {"PhimoeForCausalLM": {"model.layers.0.block_sparse_moe.experts.x": "model.layers.0.mlp.experts.x"}}
 
 
 def plain(name):
@@ -67,6 +67,63 @@ def stored_names(model):
     return {name: max(by_tensor[id(tensor)], key=lambda s: (s == name, shared(s, name)), default=None) for name, tensor in state.items()}
 
 
+def made_otherwise(model_class, config):
+    """What is no tensor of its own in a file: layers within a matrix, or of two of them, by their values; and the paths of experts."""
+    torch.manual_seed(0)
+    model = model_class(config)
+    state = dict(model.state_dict(keep_vars=True))
+    with torch.no_grad():
+        for tensor in {id(t): t for t in state.values() if t.is_floating_point()}.values(): tensor.normal_()
+    reverted = revert_weight_conversion(model, dict(state))
+    own, kept = {id(t) for t in state.values()}, {id(t) for t in reverted.values()}
+    lone = {name: t.detach() for name, t in state.items() if id(t) not in kept}
+    files = {name: t.detach() for name, t in reverted.items() if id(t) not in own}
+    row = lambda t: t.contiguous().view(torch.uint8).numpy().tobytes()
+    places = {row(line): (name, at) for name, t in files.items() if t.dim() == 2 for at, line in enumerate(t)}
+    layers, joins, paths = collections.defaultdict(dict), {}, {}
+    for name, t in lone.items():
+        if t.dim() == 3 and name.endswith(("experts.down_proj", "experts.up_proj")):
+            found = places.get(row(t[0][0]))
+            if found and ".experts.0." in found[0]: paths[re.sub(r"(\.experts)\.0\..*", r"\1.x", found[0])] = name.rsplit(".", 1)[0] + ".x"
+        if t.dim() != 2 or not name.endswith(".weight"): continue
+        found = [places.get(row(line)) for line in t]
+        if None in found: continue
+        sources = list(dict.fromkeys(name for name, _ in found))
+        stem = lambda name: name.removesuffix(".weight")
+        if len(sources) == 1: layers[stem(sources[0])][stem(name)] = [at for _, at in found]
+        elif [name for name, _ in found] == sorted((name for name, _ in found), key=sources.index) and len(sources) == 2:
+            joins[tuple(map(stem, sources))] = stem(name)
+    splits = {}
+    for whole, parts in layers.items():
+        ordered = sorted(parts, key=lambda name: min(parts[name]))
+        flat = [at for name in ordered for at in parts[name]]
+        equal = len({len(at) for at in parts.values()}) == 1
+        splits[whole] = ["" if flat == list(range(len(flat))) and equal else "~", *ordered]
+    return dict(splits=splits, joins=[[*files, layer] for files, layer in joins.items()], paths=paths)
+
+
+def keyed_as_files(model, names):
+    """Whether PEFT takes an adapter's keys for names in files, and renames again those that are the model's."""
+    linear = {path: names.get(f"{path}.weight") for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    key = lambda name: f"base_model.model.{name.removesuffix('.weight')}.lora_A.weight"
+    def loaded(keys):
+        state = convert_peft_adapter_state_dict_for_transformers(model, LoraConfig(), {k: torch.zeros(1, 1) for k in keys})
+        return set(state) if isinstance(state, dict) else set()
+    linear = {path: stored for path, stored in linear.items() if stored and "experts" not in path.split(".")}
+    want = set(map(key, linear))
+    return loaded(want) != want and loaded(set(map(key, linear.values()))) == want
+
+
+def refused_by_peft(model):
+    """Whether PEFT cannot wrap the model at all."""
+    linear = next((path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)), None)
+    try:
+        if linear: get_peft_model(model, LoraConfig(r=2, target_modules=[linear]))
+    except NotImplementedError: return True
+    except Exception: pass
+    return False
+
+
 def heads(stored, module):
     """What is left of both names without the end that they share."""
     a, b = stored.split("."), module.split(".")
@@ -91,9 +148,10 @@ def apply(rules, name):
     return name
 
 
-def rules_of(pairs):
-    """The fewest (from, to) that turn every stored name into its module's."""
+def rules_of(pairs, paths):
+    """The fewest (from, to) that turn every stored name, and every path of experts, into its module's."""
     rules = {}
+    pairs = pairs | paths
     wrong = sorted((s, m) for s, m in pairs.items() if s != m)
     if not wrong: return {}
     for s, m in wrong:
@@ -110,6 +168,10 @@ def rules_of(pairs):
             # The longest `from` that is still the same module's: all but the parameter.
             shared = 1 if a[-1] == b[-1] else 0
             rules[plain(".".join(a[:len(a) - shared]))] = plain(".".join(b[:len(b) - shared]))
+    # A path of experts holds for all in it, but for a tensor whose whole name has a rule.
+    if any(apply(rules, s) != m for s, m in paths.items()):
+        rules |= {plain(s).removesuffix(".x"): plain(m).removesuffix(".x") for s, m in paths.items()}
+        rules |= {plain(s): plain(m) for s, m in pairs.items() if apply(rules, s) != m}
     # Where the numbers themselves tell.
     for s, m in sorted(pairs.items()):
         if apply(rules, s) != m:
@@ -138,9 +200,14 @@ def gather():
                 model = getattr(transformers, name)(config_of(model_type, name))
             names = stored_names(model)
             pairs = {stored: module for module, stored in names.items() if stored}
-            experts = sorted({target for c in get_model_conversion_mapping(model, add_legacy=False) if isinstance(c, WeightConverter)
-                              for target in c.target_patterns if target.endswith("gate_up_proj")})
-            seen[name] = dict(model_type=model.config.model_type, pairs=pairs, kinds=kinds(model), experts=experts)
+            converters = [c for c in get_model_conversion_mapping(model, add_legacy=False) if isinstance(c, WeightConverter)]
+            experts = sorted({target for c in converters for target in c.target_patterns if target.endswith("gate_up_proj")})
+            split_experts = any("experts" in c.target_patterns[0].split(".") and len(c.target_patterns) > 1 for c in converters)
+            seen[name] = dict(model_type=model.config.model_type, pairs=pairs, kinds=kinds(model), experts=experts, split_experts=split_experts, as_files=keyed_as_files(model, names),
+                              generates=hasattr(model, "prepare_inputs_for_generation"), refused=refused_by_peft(model))
+            # Only the values tell where no tensor is that of a file.
+            lone = any(not stored and model.get_parameter_or_buffer(module).dim() > 1 for module, stored in names.items())
+            if lone: seen[name] |= made_otherwise(getattr(transformers, name), config_of(model_type, name))
         except Exception as error:
             failed.append(f"{name}: {type(error).__name__} {str(error)[:80]}")
     return seen, failed
@@ -149,10 +216,19 @@ def gather():
 def write_renames(seen, file):
     groups = collections.defaultdict(list)
     for name, of in seen.items():
-        groups[tuple(sorted(rules_of(of["pairs"] | PATHS.get(name, {})).items()))].append(name)
+        rules = rules_of(of["pairs"], of.get("paths", {}))
+        rules |= {plain(whole): layers[0] + " ".join(map(plain, layers[1:])) for whole, layers in of.get("splits", {}).items()}
+        rules |= {plain(first) + " " + plain(second): plain(layer) for first, second, layer in of.get("joins", [])}
+        groups[tuple(sorted(rules.items()))].append(name)
     for rules, classes in sorted(groups.items(), key=lambda item: (not item[0], item[1])):
         file.write("= " + " ".join(f"{seen[c]['model_type']}:{c}" for c in sorted(classes)) + "\n")
         for a, b in rules: file.write(f"{a}\t{b}\n")
+    as_files = sorted(name for name, of in seen.items() if of["as_files"])
+    if as_files: file.write("! " + " ".join(as_files) + "\n")
+    silent = sorted(name for name, of in seen.items() if name.endswith(("ForCausalLM", "ForConditionalGeneration")) and not of["generates"])
+    if silent: file.write("~ " + " ".join(silent) + "\n")
+    refused = sorted(name for name, of in seen.items() if of["refused"])
+    if refused: file.write("? " + " ".join(refused) + "\n")
     # PEFT adds "mixtral" itself to this list, and not "qwen2_moe".
     families = {base: {k for k, v in PATTERNS.items() if v == base} for base in ("mixtral", "qwen2_moe")}
     families["mixtral"].add("mixtral")
@@ -165,8 +241,9 @@ def write_renames(seen, file):
             if what == "head" and not head.endswith("lm_head"): heads[head].append(name)
     for head, classes in sorted(heads.items()): file.write(f"% {head} " + " ".join(classes) + "\n")
     families["other"] = {of["model_type"] for of in seen.values() if of["experts"]} - families["mixtral"] - families["qwen2_moe"]
-    # Stacks of experts without a gate, whose keys PEFT does not turn.
-    families["none"] = {of["model_type"] for of in seen.values() if any(k.endswith("experts.up_proj") and v == "stack" for k, v in of["kinds"].items())}
+    # Stacks whose keys PEFT does not turn: of experts without a gate, and those that are several of the model's.
+    families["none"] = {of["model_type"] for of in seen.values() if of["split_experts"] or any(k.endswith("experts.up_proj") and v == "stack" for k, v in of["kinds"].items())}
+    families["other"] -= families["none"]
     for base, types in families.items():
         file.write(f"@ {base} " + " ".join(sorted(types)) + "\n")
 

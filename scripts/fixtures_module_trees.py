@@ -32,7 +32,8 @@ CLASSES = """LlamaForCausalLM MistralForCausalLM Qwen2ForCausalLM Qwen3ForCausal
  Qwen2_5_VLForConditionalGeneration Qwen3VLForConditionalGeneration Qwen2AudioForConditionalGeneration VoxtralForConditionalGeneration
  Idefics3ForConditionalGeneration SmolVLMForConditionalGeneration GotOcr2ForConditionalGeneration Llama4ForConditionalGeneration
  T5ForConditionalGeneration BartForConditionalGeneration WhisperForConditionalGeneration BertForMaskedLM RobertaForMaskedLM
- ModernBertForMaskedLM AlbertForMaskedLM MambaForCausalLM FalconH1ForCausalLM""".split()
+ ModernBertForMaskedLM AlbertForMaskedLM MambaForCausalLM FalconH1ForCausalLM NomicBertModel NomicBertForMaskedLM GteForMaskedLM
+ JinaEmbeddingsV3ForMaskedLM QianfanOCRForConditionalGeneration""".split()
 SMALL = {"vocab_size": 32}
 
 

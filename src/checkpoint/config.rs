@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::Result;
 use crate::checkpoint::json::read_json;
 use crate::quant::declared::Declared;
+use crate::storage::{Folder, LocalFolder};
 
 /// The longest config. A quantization that names every module may take some megabytes.
 const LONGEST: u64 = 16 << 20;
@@ -25,11 +26,19 @@ impl Config {
     /// # Errors
     /// A file that is not JSON or cannot be read.
     pub fn load(folder: &Path) -> Result<Config> {
-        let raw: Option<Value> = read_json(&folder.join("config.json"), LONGEST)?;
+        Config::read(&LocalFolder::new(folder))
+    }
+
+    /// The same from any place.
+    ///
+    /// # Errors
+    /// The errors of [`load`](Self::load).
+    pub fn read(folder: &dyn Folder) -> Result<Config> {
+        let raw: Option<Value> = read_json(folder, "config.json", LONGEST)?;
         let mut quantization = raw.as_ref().and_then(declared);
         for origin in ["hf_quant_config.json", "quantize_config.json", "quanto_qmap.json"] {
             if quantization.is_none() {
-                let raw: Option<Value> = read_json(&folder.join(origin), LONGEST)?;
+                let raw: Option<Value> = read_json(folder, origin, LONGEST)?;
                 quantization = raw.map(|raw| Declared { origin: origin.to_owned(), raw });
             }
         }

@@ -1,15 +1,12 @@
 //! The identity of a checkpoint when it was opened, so that a resumed run can tell what has changed.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::container::safetensors::header::Header;
-use crate::storage::mmap::nanoseconds;
-use crate::storage::regular_file;
-use crate::storage::{Storage, Version};
+use crate::storage::{FileDigest, Folder, Storage, Version};
 
 /// The files that determine how the others are read.
 const CONFIGS: [&str; 4] =
@@ -49,6 +46,8 @@ pub enum Change {
     Resized(String, u64, u64),
     /// Its header, or a config's content, differs.
     Header(String),
+    /// A server's tag of it differs: its content does.
+    Replaced(String),
     /// Only its modification time differs: a copy, or the same shapes with other values. The tensors' digests
     /// would tell.
     Touched(String),
@@ -62,6 +61,7 @@ impl fmt::Display for Change {
             Change::Resized(name, old, new) => write!(f, "{name} had {old} bytes and now has {new}"),
             Change::Header(name) if name.ends_with(".json") => write!(f, "{name} has different content"),
             Change::Header(name) => write!(f, "{name} has a different header"),
+            Change::Replaced(name) => write!(f, "{name} was replaced at the server"),
             Change::Touched(name) => write!(f, "{name} was modified"),
         }
     }
@@ -84,8 +84,13 @@ impl Identity {
                 None => changes.push(Change::Removed(name)),
                 Some(new) if new.size != old.size => changes.push(Change::Resized(name, old.size, new.size)),
                 Some(new) if new.header != old.header => changes.push(Change::Header(name)),
-                Some(new) if new.modified != old.modified => changes.push(Change::Touched(name)),
-                Some(_) => {}
+                Some(new) if new.modified == old.modified => {}
+                Some(FileIdentity { modified: Some(Version::Tag(_)), .. })
+                    if matches!(old.modified, Some(Version::Tag(_))) =>
+                {
+                    changes.push(Change::Replaced(name));
+                }
+                Some(_) => changes.push(Change::Touched(name)),
             }
         }
         let added = now.files.iter().filter(|new| find(&self.files, &new.name).is_none());
@@ -94,21 +99,26 @@ impl Identity {
     }
 }
 
-/// Files beside the weights that determine how they are read, if they exist: the configs in the folder, and the index.
-pub(crate) fn beside(folder: &Path, index: Option<&Path>) -> Vec<PathBuf> {
-    CONFIGS.map(|name| folder.join(name)).into_iter().chain(index.map(Path::to_owned)).collect()
+/// Names of the files beside the weights that determine how they are read: the configs, and the index.
+pub(crate) fn beside(index: Option<&str>) -> impl Iterator<Item = &str> {
+    CONFIGS.into_iter().chain(index)
 }
 
-/// The identity of a checkpoint's files and of the existing files [`beside`] them.
-pub(crate) fn of(beside: &[PathBuf], files: &[Box<dyn Storage>], headers: &[Header]) -> Result<Identity> {
+/// The identity of a checkpoint's files and of those of the files `beside` them that exist.
+pub(crate) fn of<'a>(
+    folder: &dyn Folder,
+    beside: impl Iterator<Item = &'a str>,
+    files: &[Box<dyn Storage>],
+    headers: &[Header],
+) -> Result<Identity> {
     let mut identities = Vec::new();
-    for path in beside {
-        let Some((size, digest)) = regular_file::hash_if_any(path)? else { continue };
+    for name in beside {
+        let Some(FileDigest { size, digest, version }) = folder.digest(name)? else { continue };
         identities.push(FileIdentity {
-            name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            name: name.to_owned(),
             size,
             header: digest.to_hex().to_string(),
-            modified: modified(path),
+            modified: version,
         });
     }
     identities.extend(files.iter().zip(headers).map(|(file, header)| FileIdentity {
@@ -119,9 +129,4 @@ pub(crate) fn of(beside: &[PathBuf], files: &[Box<dyn Storage>], headers: &[Head
     }));
     identities.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Identity { files: identities })
-}
-
-fn modified(path: &Path) -> Option<Version> {
-    let time = path.metadata().and_then(|data| data.modified()).ok()?;
-    nanoseconds(time).map(Version::Modified)
 }

@@ -1,17 +1,17 @@
 //! The files of a checkpoint, and which file holds which tensor.
 
 use std::collections::{BTreeSet, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::checkpoint::catalogue::{Catalogue, FileId, Tensor};
 use crate::checkpoint::error_policy::Faults;
 use crate::checkpoint::gguf;
 use crate::checkpoint::json::read_json;
-use crate::checkpoint::locate::{Source, foreign};
+use crate::checkpoint::locate::foreign;
 use crate::checkpoint::weight_map::{Index, MOST_TENSORS, WeightMap};
 use crate::container::safetensors::header::Header;
 use crate::durable::inside::is_inside;
-use crate::storage::Storage;
+use crate::storage::{Folder, Storage};
 use crate::{Error, Result};
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -20,9 +20,6 @@ const INDEX: &str = "model.safetensors.index.json";
 const LONGEST: u64 = 64 << 20;
 
 const ADAPTER: &str = "adapter_model.safetensors";
-
-/// The endings of weight files that are read.
-const WEIGHTS: [&str; 2] = [".safetensors", ".gguf"];
 
 /// The files of a checkpoint.
 #[derive(Debug, Default)]
@@ -34,40 +31,39 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// The files of these names, without an index.
+    fn of(folder: &dyn Folder, names: Vec<String>) -> Layout {
+        let files = names.into_iter().map(|name| (name.clone(), folder.path(&name))).collect();
+        Layout { files, index: None }
+    }
+
     /// Whether the files are GGUF.
     pub(crate) fn is_gguf(&self) -> bool {
         self.files.iter().any(|(name, _)| gguf::is_gguf(name))
     }
 
-    /// The path of the index, if there is one.
-    pub(crate) fn index(&self) -> Option<&Path> {
-        self.index.as_ref().map(|(path, _)| path.as_path())
+    /// The name of the index, if there is one.
+    pub(crate) fn index(&self) -> Option<&'static str> {
+        self.index.as_ref().map(|_| INDEX)
     }
 }
 
-/// Lists the files, by the index if there is one.
-pub(crate) fn layout(source: &Source, faults: &mut Faults) -> Result<Layout> {
-    match source {
-        Source::File(path) => {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if gguf::is_gguf(&name) {
-                return Ok(Layout { files: gguf::parts(source.folder(), &name)?, index: None });
-            }
-            Ok(Layout { files: vec![(name, path.clone())], index: None })
-        }
-        Source::Folder(folder) => {
-            let path = folder.join(INDEX);
-            let index = faults.take(read_json::<Index>(&path, LONGEST))?.flatten();
-            let indexed = index.map(|index| indexed(folder, path, index, faults)).transpose();
-            match faults.take(indexed)?.flatten() {
-                Some(layout) => Ok(layout),
-                None => listed(folder),
-            }
-        }
+/// Lists the files, by the index if there is one. `file` is the one file that was asked for, if it was one.
+pub(crate) fn layout(folder: &dyn Folder, file: Option<&str>, faults: &mut Faults) -> Result<Layout> {
+    if let Some(name) = file {
+        let names = if gguf::is_gguf(name) { gguf::parts(folder, name)? } else { vec![name.to_owned()] };
+        return Ok(Layout::of(folder, names));
+    }
+    let index = faults.take(read_json::<Index>(folder, INDEX, LONGEST))?.flatten();
+    let indexed = index.map(|index| indexed(folder, index, faults)).transpose();
+    match faults.take(indexed)?.flatten() {
+        Some(layout) => Ok(layout),
+        None => listed(folder),
     }
 }
 
-fn indexed(folder: &Path, path: PathBuf, index: Index, faults: &mut Faults) -> Result<Layout> {
+fn indexed(folder: &dyn Folder, index: Index, faults: &mut Faults) -> Result<Layout> {
+    let path = folder.path(INDEX);
     let bad = |what: &str| Error::input(what).path(&path).hint("download or export the index again");
     let mut map = index.weight_map.ok_or_else(|| bad("the index has no weight_map"))?;
     let inside: Vec<bool> = map.files.iter().map(|file| is_inside(file)).collect();
@@ -91,12 +87,12 @@ fn indexed(folder: &Path, path: PathBuf, index: Index, faults: &mut Faults) -> R
     let mut held = vec![0usize; map.files.len()];
     map.tensors.iter().filter_map(|(_, file)| *file).for_each(|file| held[file] += 1);
     let named = map.files.iter().zip(&held).filter(|(_, held)| **held > 0);
-    let mut files: Vec<_> = named.map(|(file, held)| (file.clone(), folder.join(file), *held)).collect();
+    let mut files: Vec<_> = named.map(|(file, held)| (file.clone(), folder.path(file), *held)).collect();
     files.sort();
     let mut present = Vec::new();
     for (file, at, held) in files {
         // This includes a symlink into the cache whose blob is gone.
-        if !at.exists() {
+        if !folder.has(&file)? {
             let what = format!("a file with {held} of the index's {} tensors is missing", map.tensors.len());
             let error = Error::input(what).path(at);
             faults.meet(error.hint("the download is incomplete: fetch the checkpoint again"))?;
@@ -108,44 +104,31 @@ fn indexed(folder: &Path, path: PathBuf, index: Index, faults: &mut Faults) -> R
 }
 
 /// The files of a folder without an index: all of its `.safetensors`, or its GGUF model.
-fn listed(folder: &Path) -> Result<Layout> {
-    let failed = |e| Error::unexpected("cannot list").path(folder).because(e);
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        let shown = name.to_string_lossy();
-        if name.to_str().is_none() && WEIGHTS.iter().any(|end| shown.ends_with(end)) {
-            let error = Error::input("the name of a weight file is not UTF-8").path(folder.join(&name));
-            return Err(error.hint("rename it"));
-        }
-        names.push(shown.into_owned());
-    }
-    names.sort();
+fn listed(folder: &dyn Folder) -> Result<Layout> {
+    let names = folder.names()?;
     let ends = |end: &str| names.iter().find(|name| name.ends_with(end));
-    let files: Vec<_> = names
-        .iter()
-        .filter(|name| name.ends_with(".safetensors") && *name != ADAPTER)
-        .map(|name| (name.clone(), folder.join(name)))
-        .collect();
+    let files = names.iter().filter(|name| name.ends_with(".safetensors") && *name != ADAPTER);
+    let files: Vec<String> = files.cloned().collect();
     if !files.is_empty() {
         complete(folder, &files)?;
-        return Ok(Layout { files, index: None });
+        return Ok(Layout::of(folder, files));
     }
+    let place = folder.location();
     if names.iter().any(|name| name == ADAPTER) {
         return Err(Error::input("this is an adapter, not a checkpoint")
-            .path(folder)
+            .path(place)
             .hint("give a model that has it merged"));
     }
     if let Some(files) = gguf::listed(folder, &names)? {
-        return Ok(Layout { files, index: None });
+        return Ok(Layout::of(folder, files));
     }
     for end in ["bin", "pt", "pth"] {
         if ends(&format!(".{end}")).is_some() {
-            return Err(foreign(folder, end));
+            return Err(foreign(place, end));
         }
     }
     Err(Error::input("the folder holds no .safetensors and no .gguf")
-        .path(folder)
+        .path(place)
         .hint("give the folder of a model"))
 }
 
@@ -153,19 +136,19 @@ fn listed(folder: &Path) -> Result<Layout> {
 ///
 /// # Errors
 /// The first part that is missing. Nothing but the names says so where there is no index.
-fn complete(folder: &Path, files: &[(String, PathBuf)]) -> Result<()> {
-    let sets: BTreeSet<(&str, &str)> = files.iter().filter_map(|(name, _)| part_of_set(name)).collect();
+fn complete(folder: &dyn Folder, files: &[String]) -> Result<()> {
+    let sets: BTreeSet<(&str, &str)> = files.iter().filter_map(|name| part_of_set(name)).collect();
     for (stem, count) in sets {
         // No folder has a million files: such a number is a name and not a count.
         let Some(parts) = count.parse::<usize>().ok().filter(|parts| *parts < 1_000_000) else { continue };
         let name =
             |number: usize| format!("{stem}-{number:0width$}-of-{count}.safetensors", width = count.len());
-        let missing = (1..=parts).map(name).find(|name| !files.iter().any(|(file, _)| file == name));
+        let missing = (1..=parts).map(name).find(|name| !files.iter().any(|file| file == name));
         if let Some(missing) = missing {
-            let held = files.iter().filter(|(file, _)| part_of_set(file) == Some((stem, count))).count();
+            let held = files.iter().filter(|file| part_of_set(file) == Some((stem, count))).count();
             let what = format!("a part of the checkpoint is missing: {held} of {parts} files are there");
             return Err(Error::input(what)
-                .path(folder.join(missing))
+                .path(folder.path(&missing))
                 .hint("the download is incomplete: fetch the checkpoint again"));
         }
     }

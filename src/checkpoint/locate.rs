@@ -2,38 +2,56 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::storage::regular_file;
+use crate::storage::{Folder, LocalFolder};
 use crate::{Error, Result};
 
-/// The location of a checkpoint.
-#[derive(Debug, PartialEq, Eq)]
+/// The location of a checkpoint or an adapter.
+#[derive(Debug)]
 pub(crate) enum Source {
     /// A folder of files.
     Folder(PathBuf),
     /// One file.
     File(PathBuf),
+    /// A place at a server, and the one file in it if it is one; `root` is the whole address.
+    Remote { folder: Arc<dyn Folder>, file: Option<String>, root: PathBuf },
 }
 
 impl Source {
     pub(crate) fn path(&self) -> &Path {
         match self {
             Source::Folder(path) | Source::File(path) => path,
+            Source::Remote { root, .. } => root,
         }
     }
 
-    /// The folder of the config.
-    pub(crate) fn folder(&self) -> &Path {
+    /// The folder with its files, the config among them.
+    pub(crate) fn folder(&self) -> Arc<dyn Folder> {
         match self {
-            Source::Folder(path) => path,
-            Source::File(path) => path.parent().unwrap_or(Path::new("")),
+            Source::Folder(path) => Arc::new(LocalFolder::new(path)),
+            Source::File(path) => Arc::new(LocalFolder::new(path.parent().unwrap_or(Path::new("")))),
+            Source::Remote { folder, .. } => Arc::clone(folder),
+        }
+    }
+
+    /// The name of the one file, if it is one.
+    pub(crate) fn file(&self) -> Option<String> {
+        match self {
+            Source::Folder(_) => None,
+            Source::File(path) => Some(path.file_name().unwrap_or_default().to_string_lossy().into_owned()),
+            Source::Remote { file, .. } => file.clone(),
         }
     }
 }
 
-/// Finds the folder or file for `spec`: an existing path, or otherwise a repository in the Hugging Face cache.
-/// `variable` looks up an environment variable.
+/// Finds the folder or file for `spec`: an address, an existing path, or otherwise a repository in the Hugging Face
+/// cache. `variable` looks up an environment variable.
 pub(crate) fn resolve(spec: &str, variable: impl Fn(&str) -> Option<OsString>) -> Result<Source> {
+    if is_address(spec) {
+        return remote(spec);
+    }
     let path = Path::new(spec);
     if path.is_dir() {
         return Ok(Source::Folder(path.to_owned()));
@@ -51,6 +69,26 @@ pub(crate) fn resolve(spec: &str, variable: impl Fn(&str) -> Option<OsString>) -
     Err(Error::input("no such file or folder")
         .path(path)
         .hint("give a folder, a .safetensors or .gguf file, or a name such as Qwen/Qwen3-32B"))
+}
+
+/// Whether `spec` is an address, not a path.
+fn is_address(spec: &str) -> bool {
+    let scheme = spec.split_once("://").map_or("", |(scheme, _)| scheme);
+    !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'))
+}
+
+#[cfg(feature = "remote")]
+fn remote(spec: &str) -> Result<Source> {
+    let place = crate::storage::remote::open(spec)?;
+    if let Some(file) = &place.file {
+        single(Path::new(file)).map_err(|e| e.path(&place.root))?;
+    }
+    Ok(Source::Remote { folder: place.folder, file: place.file, root: place.root })
+}
+
+#[cfg(not(feature = "remote"))]
+fn remote(spec: &str) -> Result<Source> {
+    Err(Error::decide("this build reads no addresses").path(spec).hint("build it with the feature `remote`"))
 }
 
 fn single(path: &Path) -> Result<Source> {
@@ -97,7 +135,7 @@ fn cached(name: &str, variable: impl Fn(&str) -> Option<OsString>) -> Result<Pat
     let missing = |what: &str, path: &Path| {
         Error::input(format!("'{name}' is not a file or folder here, and {what}"))
             .path(path)
-            .hint(format!("download it: hf download {name}"))
+            .hint(format!("download it: hf download {name}; or read it where it lies: hf://{name}"))
     };
     let Some(hub) = hub(variable) else {
         return Err(missing(
@@ -155,7 +193,7 @@ mod tests {
         ] {
             let found =
                 resolve("Qwen/Qwen3-32B", |asked| (asked == name).then(|| value.clone().into_os_string()));
-            assert_eq!(found.unwrap(), Source::Folder(snapshot.clone()), "{name}");
+            assert_eq!(found.unwrap().path(), snapshot, "{name}");
         }
         fs::write(repository.join("refs/main"), "../../..").unwrap();
         let refused = resolve("Qwen/Qwen3-32B", |asked| {
@@ -171,7 +209,10 @@ mod tests {
         insta::assert_snapshot!(error, @"
         'Qwen/Qwen3-32B' is not a file or folder here, and the Hugging Face cache does not hold it: /nowhere/hub
         ");
-        assert_eq!(error.cure(), Some("download it: hf download Qwen/Qwen3-32B"));
+        assert_eq!(
+            error.cure(),
+            Some("download it: hf download Qwen/Qwen3-32B; or read it where it lies: hf://Qwen/Qwen3-32B")
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub(crate) mod identity;
 pub(crate) mod index;
 pub(crate) mod json;
 pub(crate) mod locate;
+pub(crate) mod mirror;
 pub(crate) mod module;
 pub mod module_tree;
 pub(crate) mod reader;
@@ -19,15 +20,18 @@ pub(crate) mod weight_map;
 pub use self::catalogue::{FileId, Tensor};
 pub use self::config::Config;
 pub use self::identity::{Change, FileIdentity, Identity};
+pub use self::mirror::LocalFiles;
 pub use self::module::{Module, PackedRows};
 pub use self::reader::{MappedRows, ModuleReader};
 
 use crate::checkpoint::catalogue::Catalogue;
 use crate::checkpoint::module_tree::kinds::kind_of_module;
+use crate::checkpoint::module_tree::renames::is_without_generation;
 use crate::checkpoint::module_tree::{ModuleKind, ModuleTree};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::checkpoint::error_policy::Faults;
 use crate::checkpoint::index::Layout;
@@ -37,16 +41,21 @@ use crate::quant::expert::layout::Experts;
 use crate::quant::registry::Scheme;
 use crate::quant::weight::{SMALL, TensorInfo, Tensors};
 use crate::shared::Name;
-use crate::storage::{MappedFile, Storage, Window};
+use crate::storage::{Folder, Keeper, Kept, LocalFolder, Storage, Window, has_scratch};
 use crate::{Error, Result};
 
 /// Bytes of a tensor that are mapped at once while it is hashed.
 pub(crate) const HASH_WINDOW: u64 = 4 << 20;
 
+/// Bytes of a tensor that are asked for ahead while it is hashed, where they come from a server.
+const HASHED_AHEAD: u64 = 32 << 20;
+
 /// An open checkpoint. Every method takes `&self` and is safe to use from several threads.
 #[derive(Debug)]
 pub struct Checkpoint {
     root: PathBuf,
+    /// Where its files lie together, unless its objects were given singly.
+    folder: Option<Arc<dyn Folder>>,
     config: Config,
     scheme: Scheme,
     files: Vec<Box<dyn Storage>>,
@@ -109,13 +118,14 @@ impl Checkpoint {
 
     fn open_with(spec: &str, faults: &mut Faults) -> Result<Checkpoint> {
         let source = locate::resolve(spec, |name| std::env::var_os(name))?;
-        let layout = index::layout(&source, faults)?;
+        let folder = source.folder();
+        let layout = index::layout(&*folder, source.file().as_deref(), faults)?;
         if layout.is_gguf() {
             let mut opened = Self::gather_gguf(&source, &layout)?;
             opened.modules = module::catalogue(&opened.scheme, &opened.tensors, &opened.files, faults)?;
             return Ok(opened);
         }
-        let config = faults.take(Config::load(source.folder()))?.unwrap_or_default();
+        let config = faults.take(Config::read(&*folder))?.unwrap_or_default();
         let known =
             faults.take(scheme_of(&config, config.quantization()).map_err(|e| e.path(source.path())))?;
         let unknown = known.is_none();
@@ -131,6 +141,8 @@ impl Checkpoint {
         unaccounted::check(&opened.scheme, &opened.tensors, &opened.modules, &opened.files, faults)?;
         let tree = opened.tree();
         module::turn(&mut opened.modules, |name| tree.is_conv1d(name));
+        module::split(&mut opened.modules, |name| tree.layers_of(name)).map_err(|e| e.path(source.path()))?;
+        module::join(&mut opened.modules, |name| tree.half_of(name)).map_err(|e| e.path(source.path()))?;
         Ok(opened)
     }
 
@@ -141,8 +153,24 @@ impl Checkpoint {
     /// The errors of [`open`](Self::open) for this one file.
     pub fn open_file(path: &Path) -> Result<Checkpoint> {
         let source = locate::Source::File(path.to_owned());
+        Self::open_tensors(&source)
+    }
+
+    /// The same for the file `name` in the folder at an address.
+    ///
+    /// # Errors
+    /// The errors of [`open_file`](Self::open_file).
+    pub(crate) fn open_tensors_of(spec: &str, name: &str) -> Result<Checkpoint> {
+        let source = locate::resolve(spec, |name| std::env::var_os(name))?;
+        let (folder, root) = (source.folder(), source.path().to_owned());
+        Self::open_tensors(&locate::Source::Remote { folder, file: Some(name.to_owned()), root })
+    }
+
+    /// The same for one file that was located already.
+    fn open_tensors(source: &locate::Source) -> Result<Checkpoint> {
         let (config, scheme, faults) = (Config::default(), Scheme::default(), &mut Faults::Stop);
-        Self::gather(&source, &index::layout(&source, faults)?, config, scheme, faults)
+        let layout = index::layout(&*source.folder(), source.file().as_deref(), faults)?;
+        Self::gather(source, &layout, config, scheme, faults)
     }
 
     /// Opens a safetensors checkpoint whose objects come from any [`Storage`]; `root` is its name in messages. All
@@ -154,12 +182,12 @@ impl Checkpoint {
         let faults = &mut Faults::Stop;
         let scheme = scheme_of(&config, config.quantization()).map_err(|e| e.path(root))?;
         let headers = files.iter().map(|file| header::read(&**file)).collect::<Result<Vec<_>>>()?;
-        let identity = identity::of(&[], &files, &headers)?;
+        let identity = identity::of(&LocalFolder::new(root), std::iter::empty(), &files, &headers)?;
         let tensors = index::resolve(&Layout::default(), &files, headers, faults)?;
         let modules = module::catalogue(&scheme, &tensors, &files, faults)?;
         unaccounted::check(&scheme, &tensors, &modules, &files, faults)?;
-        let names = names_of(&files);
-        Ok(Checkpoint { root: root.to_owned(), config, scheme, files, names, tensors, modules, identity })
+        let (root, folder, names) = (root.to_owned(), None, names_of(&files));
+        Ok(Checkpoint { root, folder, config, scheme, files, names, tensors, modules, identity })
     }
 
     /// Opens everything except the modules.
@@ -172,27 +200,50 @@ impl Checkpoint {
     ) -> Result<Checkpoint> {
         let mut files = Vec::new();
         let mut headers = Vec::new();
-        for (name, path) in &layout.files {
-            let read = open_file(name, path).and_then(|file| Ok((header::read(&*file)?, file)));
+        let folder = source.folder();
+        let names: Vec<&str> = layout.files.iter().map(|(name, _)| name.as_str()).collect();
+        for file in folder.open_all(&names) {
+            let read = file.and_then(|file| Ok((header::read(&*file)?, file)));
             let Some((header, file)) = faults.take(read)? else { continue };
             headers.push(header);
             files.push(file);
         }
-        let identity = identity::of(&identity::beside(source.folder(), layout.index()), &files, &headers)?;
+        let identity = identity::of(&*folder, identity::beside(layout.index()), &files, &headers)?;
         let tensors = index::resolve(layout, &files, headers, faults)?;
         let (root, names, modules) = (source.path().to_owned(), names_of(&files), BTreeMap::new());
-        Ok(Checkpoint { root, config, scheme, files, names, tensors, modules, identity })
+        Ok(Checkpoint {
+            root,
+            folder: Some(folder),
+            config,
+            scheme,
+            files,
+            names,
+            tensors,
+            modules,
+            identity,
+        })
     }
 
     /// The same for GGUF, whose files contain the config.
     fn gather_gguf(source: &locate::Source, layout: &Layout) -> Result<Checkpoint> {
-        let files =
-            layout.files.iter().map(|(name, path)| open_file(name, path)).collect::<Result<Vec<_>>>()?;
+        let folder = source.folder();
+        let names: Vec<&str> = layout.files.iter().map(|(name, _)| name.as_str()).collect();
+        let files = folder.open_all(&names).into_iter().collect::<Result<Vec<_>>>()?;
         let gguf::Model { config, scheme, headers } = gguf::read(&files)?;
-        let identity = identity::of(&[], &files, &headers)?;
+        let identity = identity::of(&*folder, std::iter::empty(), &files, &headers)?;
         let tensors = index::resolve(layout, &files, headers, &mut Faults::Stop)?;
         let (root, names, modules) = (source.path().to_owned(), names_of(&files), BTreeMap::new());
-        Ok(Checkpoint { root, config, scheme, files, names, tensors, modules, identity })
+        Ok(Checkpoint {
+            root,
+            folder: Some(folder),
+            config,
+            scheme,
+            files,
+            names,
+            tensors,
+            modules,
+            identity,
+        })
     }
 
     /// The folder or file that was opened; for a repository, its snapshot in the cache.
@@ -225,6 +276,13 @@ impl Checkpoint {
     pub fn module(&self, name: &str) -> Option<&Module> {
         let tied = || self.is_tied_head(name).then(|| self.input_embedding()).flatten();
         self.modules.get(name).or_else(tied)
+    }
+
+    /// PEFT's `task_type` for an adapter of this model: [`Config::task_type`], but for classes that do not generate text
+    /// although their name says so.
+    pub fn task_type(&self) -> Option<&'static str> {
+        let silent = self.config.architecture().is_some_and(is_without_generation);
+        self.config.task_type().filter(|_| !silent)
     }
 
     /// Whether a module or a tensor is stored under that name.
@@ -316,6 +374,56 @@ impl Checkpoint {
         self.files[tensor.file.0].prefetch(within(tensor, range));
     }
 
+    /// The same for what is read after that, if there is room for it.
+    ///
+    /// # Panics
+    /// If the range is not within the tensor.
+    pub fn prefetch_later(&self, tensor: &Tensor, range: Range<u64>) {
+        self.files[tensor.file.0].prefetch_later(within(tensor, range));
+    }
+
+    /// Whether every byte that is read has to be fetched from a server.
+    pub fn is_remote(&self) -> bool {
+        self.files.iter().any(|file| file.is_remote())
+    }
+
+    /// Bytes of memory that it takes to read a module more than once and fetch it only once: its stored bytes, if they
+    /// come from a server and there is no scratch folder for them.
+    pub fn memory_to_reread(&self, module: &Module) -> u64 {
+        if self.is_remote() && !has_scratch() { module.size() } else { 0 }
+    }
+
+    /// Keeps the stored bytes of a module that is read more than once: in the scratch folder if there is one,
+    /// otherwise in memory, of which [`memory_to_reread`](Self::memory_to_reread) is what the caller accounts for.
+    ///
+    /// # Errors
+    /// See [`Storage::keep`].
+    pub fn keep_to_reread(&self, module: &Module) -> Result<Vec<Box<dyn Keeper>>> {
+        if !self.is_remote() {
+            return Ok(Vec::new());
+        }
+        self.keep(module, if has_scratch() { Kept::Scratch } else { Kept::Memory })
+    }
+
+    /// Keeps the stored bytes of a module here once they are fetched, until the result is dropped: see
+    /// [`Storage::keep`].
+    ///
+    /// # Errors
+    /// See [`Storage::keep`].
+    pub fn keep(&self, module: &Module, kept: Kept) -> Result<Vec<Box<dyn Keeper>>> {
+        let mut ranges: BTreeMap<FileId, Vec<Range<u64>>> = BTreeMap::new();
+        for (tensor, extent) in module.extents() {
+            ranges.entry(tensor.file).or_default().push(within(tensor, extent));
+        }
+        let kept = ranges.iter().map(|(file, ranges)| self.files[file.0].keep(ranges, kept));
+        kept.filter_map(Result::transpose).collect()
+    }
+
+    /// The folder that its files lie in, where they lie together.
+    pub(crate) fn folder(&self) -> Option<&dyn Folder> {
+        self.folder.as_deref()
+    }
+
     /// The blake3 of a tensor's bytes, read in windows of a few MiB.
     ///
     /// # Errors
@@ -334,6 +442,9 @@ impl Checkpoint {
     pub fn hash_range(&self, tensor: &Tensor, range: Range<u64>) -> Result<blake3::Hash> {
         let mut hasher = blake3::Hasher::new();
         for start in range.clone().step_by(HASH_WINDOW as usize) {
+            if self.is_remote() {
+                self.prefetch(tensor, start..(start + HASHED_AHEAD).min(range.end));
+            }
             hasher.update(&self.read(tensor, start..(start + HASH_WINDOW).min(range.end))?);
         }
         Ok(hasher.finalize())
@@ -344,18 +455,13 @@ fn names_of(files: &[Box<dyn Storage>]) -> Vec<Name> {
     files.iter().map(|file| file.name().into()).collect()
 }
 
-/// Opens a checkpoint's file on this machine.
-fn open_file(name: &str, path: &Path) -> Result<Box<dyn Storage>> {
-    Ok(Box::new(MappedFile::open(name, path)?))
-}
-
 /// The declared scheme, for a model with this config.
 fn scheme_of(config: &Config, declared: Option<&Declared>) -> Result<Scheme> {
     let types: Vec<&str> = [config.model_type(), config.text_model_type()].into_iter().flatten().collect();
     Scheme::with_experts(declared, Experts::of(&types, config.hidden_size()))
 }
 
-/// The folder or file for `spec`: a path, or the snapshot of a repository in the Hugging Face cache.
+/// The folder or file for `spec`: a path, the snapshot of a repository in the Hugging Face cache, or an address.
 ///
 /// # Errors
 /// A path or repository that does not exist, or a file in an unsupported container.

@@ -8,7 +8,8 @@ use crate::checkpoint::catalogue::{Catalogue, Tensor};
 use crate::checkpoint::error_policy::Faults;
 use crate::checkpoint::{Checkpoint, Shelf};
 use crate::quant::format::dense::Dense;
-use crate::quant::packing::row_concat::RowStride;
+use crate::quant::packing::row_concat::{RowConcat, RowStride};
+use crate::quant::packing::row_part::RowPart;
 use crate::quant::packing::transposed::Transposed;
 use crate::quant::registry::Scheme;
 use crate::quant::weight::{Dequantize, FoundWeight, TensorInfo};
@@ -68,11 +69,16 @@ impl Module {
         })
     }
 
-    /// The stack of experts that it is a slice of: one matrix with the rows of all experts, under the name of the dense
-    /// tensor, and that tensor's shape.
-    pub fn stack(&self) -> Option<(Module, [usize; 3])> {
+    /// The stack of experts, or the matrix with the rows of several layers, that it is a slice of: one matrix with all
+    /// rows, under the name of the dense tensor, and that tensor's shape.
+    pub fn stack(&self) -> Option<(Module, Vec<usize>)> {
         let Stack { name, shape, weight, .. } = self.weight.capabilities().slice?.stack()?;
         Some((Module { name: name.into(), weight, ..self.clone() }, shape))
+    }
+
+    /// Its rows in the matrix that [`stack`](Self::stack) gives.
+    pub fn rows_in_stack(&self) -> Option<Range<usize>> {
+        Some(self.weight.capabilities().slice?.stack()?.rows)
     }
 
     /// Whether the dense tensor of its stack holds it as `[in, out]`.
@@ -378,6 +384,67 @@ pub(crate) fn turn(modules: &mut BTreeMap<Name, Module>, is_turned: impl Fn(&str
         module.singles = [Single { module: module.clone(), rows: RowStride::ALL, turned: true }].into();
         module.weight = Arc::new(turned);
     }
+}
+
+/// Takes the matrices apart that hold the rows of several layers of the model, as `Wqkv` those of `q_proj`, `k_proj` and
+/// `v_proj`: adapters name the layers. `layers` gives their names; where the rows do not divide, nothing is done.
+pub(crate) fn split(
+    modules: &mut BTreeMap<Name, Module>,
+    layers: impl Fn(&str) -> Option<Vec<String>>,
+) -> Result<()> {
+    let wholes: Vec<(Name, Vec<String>)> =
+        modules.keys().filter_map(|name| Some((name.clone(), layers(name)?))).collect();
+    for (whole, layers) in wholes {
+        let parts =
+            modules.get(&whole).and_then(|whole| RowPart::split(&whole.weight, &whole.name, layers.len()));
+        let Some((parts, module)) = parts.and_then(|parts| Some((parts, modules.remove(&whole)?))) else {
+            continue;
+        };
+        for (name, part) in layers.into_iter().zip(parts) {
+            insert(modules, Module { name: name.into(), weight: Arc::new(part), ..module.clone() })?;
+        }
+    }
+    Ok(())
+}
+
+/// Joins the layers of a file that are one in the model, as the `gate_proj` and `up_proj` of a shared expert. `layer`
+/// gives the name of that one for the first and the second of them.
+pub(crate) fn join(
+    modules: &mut BTreeMap<Name, Module>,
+    layer: impl Fn(&str) -> Option<(String, usize)>,
+) -> Result<()> {
+    let mut halves: BTreeMap<String, [Option<Name>; 2]> = BTreeMap::new();
+    for name in modules.keys() {
+        if let Some((layer, half)) = layer(name) {
+            halves.entry(layer).or_default()[half.min(1)] = Some(name.clone());
+        }
+    }
+    for (name, halves) in halves {
+        let [Some(first), Some(second)] = halves else { continue };
+        let (Some(first), Some(second)) = (modules.remove(&first), modules.remove(&second)) else { continue };
+        let weight = RowConcat::new([Arc::clone(&first.weight), Arc::clone(&second.weight)], false)?;
+        let rows = first.shape()[0];
+        let module = Module {
+            name: name.into(),
+            weight: Arc::new(weight),
+            tensors: first.tensors.iter().chain(second.tensors.iter()).cloned().collect(),
+            quantized: first.quantized || second.quantized,
+            singles: [
+                Single { module: first, rows: RowStride::ALL, turned: false },
+                Single { module: second, rows: RowStride { first: rows, step: 1 }, turned: false },
+            ]
+            .into(),
+        };
+        insert(modules, module)?;
+    }
+    Ok(())
+}
+
+fn insert(modules: &mut BTreeMap<Name, Module>, module: Module) -> Result<()> {
+    let (name, lead) = (module.name.clone(), module.tensors[0].name().to_owned());
+    let Some(first) = modules.insert(name, module) else { return Ok(()) };
+    let what = format!("this tensor and '{}' are weights of the same module", first.tensors[0].name());
+    Err(Error::input(what).tensor(lead).hint("the files mix two exports of the model: keep one"))
 }
 
 fn assemble(found: FoundWeight, tensors: &Catalogue) -> Result<Module> {

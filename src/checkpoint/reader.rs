@@ -6,6 +6,9 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::module::{Module, PackedRows};
 use crate::{Error, Result};
 
+/// How many ranges of rows are asked for ahead, where they come from a server: rows are read in their order.
+const AHEAD: usize = 8;
+
 /// A module that is open for reading.
 ///
 /// Where any row needs all stored bytes, as in formats that are packed along columns, they are mapped once and shared
@@ -47,6 +50,10 @@ impl<'a> ModuleReader<'a> {
     /// # Panics
     /// If the rows are out of range.
     pub fn rows(&self, rows: Range<usize>) -> Result<MappedRows<'_>> {
+        if self.kept.is_none() && self.checkpoint.is_remote() {
+            let end = (rows.end + AHEAD * rows.len()).min(self.module.shape()[0]);
+            self.module.prefetch(self.checkpoint, rows.start..end);
+        }
         let rows = match &self.kept {
             Some(kept) => Rows::Kept(kept),
             None => Rows::Own(self.module.read(self.checkpoint, rows).map_err(|e| self.at(e))?),

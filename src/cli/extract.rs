@@ -65,7 +65,7 @@ pub struct ExtractArgs {
     #[arg(long, value_enum, default_value_t = MethodName::Auto, help_heading = "Result")]
     method: MethodName,
     /// Numbers in which block Krylov multiplies with the differences; factors and errors are as exact in all of them
-    #[arg(long, value_enum, default_value_t = PrecisionName::Auto, help_heading = "Result")]
+    #[arg(long, value_enum, default_value_t = PrecisionName::F32, help_heading = "Result")]
     precision: PrecisionName,
     /// Seed of the random directions
     #[arg(long, default_value_t = 0, help_heading = "Result")]
@@ -132,6 +132,10 @@ pub struct ExtractArgs {
     /// Show what would be done, without doing it
     #[arg(long, help_heading = "Running")]
     dry_run: bool,
+    /// With --dry-run: the speed of the link to a server, in bytes a second
+    #[arg(long, value_name = "SIZE", value_parser = byte_size::parse, default_value = "100MB",
+          help_heading = "Running", hide_short_help = true)]
+    link_rate: u64,
     /// Do not show progress
     #[arg(short, long, help_heading = "Running")]
     quiet: bool,
@@ -211,8 +215,13 @@ impl ExtractArgs {
     }
 }
 
-/// The adapter's default name for its base: the value of `--base` without trailing slashes.
+/// The adapter's default name for its base: the value of `--base` without trailing slashes; of a model at a hub, its
+/// name without the revision.
 fn name_of(base: &str) -> String {
+    if let Some(rest) = base.strip_prefix("hf://") {
+        let model: Vec<&str> = rest.split('/').take(2).collect();
+        return model.join("/").split('@').next().unwrap_or_default().to_owned();
+    }
     let name = base.trim_end_matches('/');
     if name.is_empty() { base.to_owned() } else { name.to_owned() }
 }
@@ -227,7 +236,7 @@ pub fn run(arguments: ExtractArgs) -> Result<ExitCode> {
         if arguments.json {
             print_json(&plan)?;
         } else {
-            print(&show_plan(&plan, part, &extraction))?;
+            print(&show_plan(&plan, part, &extraction, arguments.link_rate))?;
         }
         return Ok(ExitCode::SUCCESS);
     }

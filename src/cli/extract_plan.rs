@@ -6,6 +6,7 @@ use std::time::Duration;
 use trephine::commands::extract::{Extraction, ExtractionPlan, PlannedModule, kind};
 use trephine::lora::{group_of, place_of};
 use trephine::run::Part;
+use trephine::storage::Kept;
 
 use crate::cli::ui::byte_size;
 use crate::cli::ui::screen::{facts, fitted, wrapped};
@@ -13,7 +14,9 @@ use crate::cli::ui::table::table;
 use crate::cli::ui::words::counted;
 
 /// The plan, or that of one part.
-pub fn show_plan(plan: &ExtractionPlan, part: Option<Part>, job: &Extraction) -> String {
+///
+/// `link_rate` is the speed of the link to a server, in bytes a second.
+pub fn show_plan(plan: &ExtractionPlan, part: Option<Part>, job: &Extraction, link_rate: u64) -> String {
     let mut text = part.map_or(String::new(), |part| format!("part {part} of the run\n"));
     for note in &plan.notes {
         text += &wrapped(&format!("note: {note}"), 6);
@@ -26,15 +29,38 @@ pub fn show_plan(plan: &ExtractionPlan, part: Option<Part>, job: &Extraction) ->
     let [memory, least] = [plan.memory, plan.least_memory].map(byte_size::show);
     let [read, disk] = [plan.read_bytes, plan.disk_bytes].map(byte_size::show);
     let time = humantime::format_duration(Duration::from_secs(plan.seconds.ceil() as u64));
-    text + &facts(&[
+    let mut lines = vec![
         ("adapter", adapter),
         ("memory", format!("{memory} of peak resident memory allowed, {least} needed")),
         ("disk", format!("{read} to read, {disk} to write")),
-        (
-            "time",
-            format!("about {time} on {} threads, from a short measurement of this machine", plan.threads),
-        ),
-    ])
+    ];
+    lines.extend(link(plan, link_rate).map(|text| ("link", text)));
+    let how = format!("about {time} on {} threads, from a short measurement of this machine", plan.threads);
+    lines.push(("time", how));
+    text + &facts(&lines)
+}
+
+/// What crosses the link to a server, and how long that takes; `None` where nothing does.
+fn link(plan: &ExtractionPlan, rate: u64) -> Option<String> {
+    let bytes = plan.link_bytes;
+    let seconds = (bytes as f64 / rate.max(1) as f64).ceil() as u64;
+    let time = humantime::format_duration(Duration::from_secs(seconds));
+    let scratch: u64 = plan
+        .modules
+        .iter()
+        .filter(|m| m.kept == Some(Kept::Scratch))
+        .map(|m| m.link_bytes)
+        .max()
+        .unwrap_or(0);
+    let scratch = if scratch > 0 {
+        format!("; up to {} of a module on scratch", byte_size::show(scratch))
+    } else {
+        String::new()
+    };
+    let [size, rate] = [bytes, rate].map(byte_size::show);
+    (bytes > 0).then(|| {
+        format!("{size} ({bytes} bytes) to fetch, each once: {time} at {rate}/s (--link-rate){scratch}")
+    })
 }
 
 fn modules(plan: &ExtractionPlan) -> String {

@@ -1,7 +1,9 @@
 //! The end of an extraction, for people: how good the adapter is, what it lacks, and what to do next.
 
 use trephine::commands::extract::mostly_noise;
-use trephine::commands::extract::output::{ExtractionOutcome, Manifest, OtherRank, serve_line};
+use trephine::commands::extract::output::{
+    ExtractionOutcome, Manifest, OtherRank, mostly_left_out, serve_line,
+};
 
 use crate::cli::quoted;
 use crate::cli::ui::byte_size;
@@ -15,7 +17,8 @@ const OTHERS: usize = 4;
 /// The result of a run.
 pub fn show_outcome(outcome: &ExtractionOutcome) -> String {
     let manifest = &outcome.manifest;
-    let mut text = kinds(outcome);
+    let most = mostly_left_out(manifest).map(|what| wrapped(&format!("warning: {what}"), 9) + "\n");
+    let mut text = most.unwrap_or_default() + &kinds(outcome);
     text += &facts(
         &[
             ("captured", captured(manifest)),

@@ -15,6 +15,8 @@ pub(crate) mod extract_plan;
 pub(crate) mod extract_summary;
 pub(crate) mod fidelity;
 pub(crate) mod help;
+#[cfg(feature = "remote")]
+pub(crate) mod link;
 pub(crate) mod man;
 pub(crate) mod merge;
 pub(crate) mod probe;
@@ -42,6 +44,9 @@ use crate::cli::ui::output::tell;
 pub struct ProgramArgs {
     #[command(subcommand)]
     command: Command,
+    #[cfg(feature = "remote")]
+    #[command(flatten)]
+    link: crate::cli::link::LinkArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -69,7 +74,16 @@ enum Command {
 /// Runs a subcommand.
 pub fn run(arguments: ProgramArgs) -> Result<ExitCode> {
     limits::limit_vectors()?;
-    match arguments.command {
+    #[cfg(feature = "remote")]
+    arguments.link.configure();
+    let result = dispatch(arguments.command);
+    #[cfg(feature = "remote")]
+    crate::cli::link::tell_traffic(&result);
+    result
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    match command {
         Command::Extract(arguments) => extract::run(*arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Probe(arguments) => probe::run(arguments),

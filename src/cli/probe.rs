@@ -42,8 +42,7 @@ pub struct ProbeArgs {
 
 /// Probes, and prints the result.
 pub fn run(arguments: ProbeArgs) -> Result<ExitCode> {
-    let found = trephine::checkpoint::find(&arguments.checkpoint)?;
-    if PeftAdapter::is_at(&found) {
+    if PeftAdapter::is_named_by(&arguments.checkpoint)? {
         return adapter(&arguments);
     }
     if arguments.base.is_some() {

@@ -42,6 +42,11 @@ pub struct Tokenized {
 }
 
 impl Corpus {
+    /// Whether a file of a model's folder is read for its text, by its name.
+    pub fn is_read(name: &str) -> bool {
+        name == "tokenizer.json" || name.starts_with("tokenizer_config") || name.starts_with("chat_template")
+    }
+
     /// The approximate number of bytes needed to read and tokenize the text for this model: mostly the vocabulary in
     /// the tokenizer's tables (measured: 11 times its file).
     pub fn memory(&self, model: &Path) -> u64 {

@@ -54,6 +54,7 @@ impl Leftover {
             shape: self.shape.clone(),
             elements: self.shape.iter().map(|&n| n as u64).product(),
             relative_change: None,
+            change_norm: None,
         }
     }
 
@@ -174,6 +175,9 @@ fn pair_module(
     let trimmed = place.is_vocabulary() && tuned_shape[1] == shape[1];
     if tuned_shape != shape && !trimmed {
         return leave(Reason::ShapeDiffers, Some(tuned_name), 0);
+    }
+    if base.tree().reordered_layers_of(name).is_some() {
+        return leave(Reason::Reordered, Some(tuned_name), 0);
     }
     if !selection.takes(name) || peft_refuses(base, name) && !selection.asks_for(name) {
         return leave(Reason::NotSelected, Some(tuned_name), 0);

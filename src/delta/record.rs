@@ -109,6 +109,8 @@ pub enum Reason {
     ShapeDiffers,
     /// Rows of a vocabulary beyond the common ones.
     TrimmedVocabulary,
+    /// The model has its rows in another order, in several layers.
+    Reordered,
 }
 
 impl Reason {
@@ -121,6 +123,7 @@ impl Reason {
             Reason::NoPartner => "no partner",
             Reason::ShapeDiffers => "shapes differ",
             Reason::TrimmedVocabulary => "rows beyond the common vocabulary",
+            Reason::Reordered => "rows in another order in the model",
         }
     }
 }
@@ -142,6 +145,9 @@ pub struct LeftOut {
     /// `||T - B|| / ||B||`; absent where the two cannot be compared.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub relative_change: Option<f64>,
+    /// `||T - B||`; absent where the two cannot be compared.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub change_norm: Option<f64>,
 }
 
 impl LeftOut {

@@ -64,13 +64,14 @@ impl AdapterConfig {
         modules: impl Iterator<Item = &'a str>,
         tree: &BaseModules,
     ) -> AdapterConfig {
-        let PeftTargets { modules, parameters, doubled } = PeftTargets::of(modules, tree);
+        let PeftTargets { modules, parameters, doubled, fused_layers } = PeftTargets::of(modules, tree);
         let mut config = AdapterConfig::portable(base, r, modules);
         config.target_parameters = (!parameters.is_empty()).then_some(parameters);
         if doubled {
-            const FUSED: &str = r".*\.gate_up_proj";
-            config.rank_pattern.insert(FUSED.to_owned(), 2 * r);
-            config.alpha_pattern.insert(FUSED.to_owned(), 2.0 * config.lora_alpha);
+            // PEFT's own pattern, but where layers outside of the experts are called so.
+            let fused = if fused_layers { r".*\.experts\.gate_up_proj" } else { r".*\.gate_up_proj" };
+            config.rank_pattern.insert(fused.to_owned(), 2 * r);
+            config.alpha_pattern.insert(fused.to_owned(), 2.0 * config.lora_alpha);
         }
         config
     }

@@ -7,6 +7,11 @@ use crate::checkpoint::module::Module;
 /// 13 to 17 MiB on checkpoints of some hundred kilobytes.
 pub const OVERHEAD: u64 = 20 << 20;
 
+/// [`OVERHEAD`], and the least that the link takes where the process reads from a server.
+pub fn overhead() -> u64 {
+    OVERHEAD + crate::storage::link_least()
+}
+
 /// Packing buffers of the matrix products, and the stack, per thread.
 pub const THREAD: u64 = 4 << 20;
 

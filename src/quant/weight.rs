@@ -178,7 +178,8 @@ pub trait Saturation: Debug {
     fn count(&self, rows: Range<usize>, parts: &[&[u8]]) -> Option<(u64, u32)>;
 }
 
-/// A weight that is part of larger stored tensors: one expert of a stack, or some rows of it.
+/// A weight that is part of larger stored tensors: one expert of a stack, some rows of it, or one of the layers whose
+/// rows a matrix holds.
 pub trait StackSlice: Debug {
     /// For each of [`Dequantize::tensors`], the bytes of it that belong to this weight.
     fn extents(&self) -> Vec<Range<usize>>;
@@ -246,15 +247,17 @@ pub trait SegmentsF64: Debug {
     fn segment_f64(&self, row: usize, columns: Range<usize>, parts: &[&[u8]], out: &mut [f64]);
 }
 
-/// The stack that a weight is a slice of.
+/// The larger tensor that a weight is a slice of: a stack of experts, or a matrix that holds the rows of several layers.
 #[derive(Clone, Debug)]
 pub struct Stack {
     /// The name of the dense tensor.
     pub name: String,
-    /// Its shape, the experts first. A row of `weight` is a row of it.
-    pub shape: [usize; 3],
-    /// All experts, one below the other.
+    /// Its shape: of a stack `[experts, .., ..]`, of a matrix `[out, in]`. A row of `weight` is a row of it.
+    pub shape: Vec<usize>,
+    /// All of it: experts one below the other.
     pub weight: Arc<dyn Dequantize>,
+    /// The rows of `weight` that the slice takes.
+    pub rows: Range<usize>,
     /// Whether a slice of the dense tensor is `[in, out]`.
     pub turned: bool,
 }

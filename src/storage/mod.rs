@@ -1,16 +1,21 @@
-//! Sources of bytes. A memory-mapped file is the first; another source (ranges over HTTP, an object store) is a
-//! file beside `mmap.rs` that implements [`Storage`].
+//! Sources of bytes: files that are memory-mapped, and objects at a server that are read by ranges (`remote`). Another
+//! source implements [`Storage`], and [`Folder`] where its objects lie together.
 
 pub(crate) mod cut_file;
+pub(crate) mod folder;
+pub use self::folder::{FileDigest, Folder, LocalFolder, SmallFile};
 pub(crate) mod mmap;
 pub use self::cut_file::tell_of_cut_files;
 pub(crate) mod positioned;
 pub(crate) mod regular_file;
+#[cfg(feature = "remote")]
+pub mod remote;
 pub use self::mmap::MappedFile;
 
 use std::fmt::Debug;
 use std::ops::{Deref, Range};
 use std::path::Path;
+use std::sync::Arc;
 
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
@@ -72,7 +77,75 @@ pub trait Storage: Debug + Send + Sync {
     fn prefetch(&self, range: Range<u64>) {
         let _ = range;
     }
+
+    /// Announces what will be read after that, if there is room for it by then.
+    fn prefetch_later(&self, range: Range<u64>) {
+        let _ = range;
+    }
+
+    /// Whether every byte that is read has to be fetched, so that reading twice costs twice.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    /// Keeps `ranges` here once they are fetched, until the result is dropped: in memory, of which the caller
+    /// accounts for all their bytes, or in the scratch folder of the settings. A source whose bytes lie here anyway
+    /// does nothing.
+    ///
+    /// # Errors
+    /// There is no scratch folder, or it cannot be written to.
+    fn keep(&self, ranges: &[Range<u64>], kept: Kept) -> Result<Option<Box<dyn Keeper>>> {
+        let _ = (ranges, kept);
+        Ok(None)
+    }
 }
+
+/// The least bytes of memory that the link to servers takes; zero in a process that reads from none.
+pub(crate) fn link_least() -> u64 {
+    #[cfg(feature = "remote")]
+    return remote::least();
+    #[cfg(not(feature = "remote"))]
+    0
+}
+
+/// Gives the link a share of `spare` bytes of memory, so that it reads further ahead; returns how many.
+pub(crate) fn link_grow(spare: u64) -> u64 {
+    #[cfg(feature = "remote")]
+    return remote::grow(spare);
+    #[cfg(not(feature = "remote"))]
+    {
+        let _ = spare;
+        0
+    }
+}
+
+/// Bytes that were announced to the link and are not here yet.
+pub(crate) fn link_backlog() -> u64 {
+    #[cfg(feature = "remote")]
+    return remote::backlog();
+    #[cfg(not(feature = "remote"))]
+    0
+}
+
+/// Whether there is a scratch folder for what is fetched and read more than once.
+pub(crate) fn has_scratch() -> bool {
+    #[cfg(feature = "remote")]
+    return remote::has_scratch();
+    #[cfg(not(feature = "remote"))]
+    false
+}
+
+/// Where bytes are kept that are read more than once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// In memory.
+    Memory,
+    /// In a file of the scratch folder.
+    Scratch,
+}
+
+/// What keeps bytes as long as it lives.
+pub trait Keeper: Debug + Send + Sync {}
 
 /// What tells apart two states of an object of the same length.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,12 +172,23 @@ enum Bytes {
         map: Mmap,
     },
     Owned(Vec<u8>),
+    /// A part of what other windows show as well.
+    Shared(Arc<Vec<u8>>, Range<usize>),
 }
 
 impl Window {
     /// Mapped bytes; `None` for an empty range.
     pub(crate) fn mapped(map: Option<(Noted, Mmap)>) -> Window {
         Window(map.map_or(Bytes::None, |(noted, map)| Bytes::Mapped { _noted: noted, map }))
+    }
+
+    /// The bytes `within` a buffer that others use as well.
+    ///
+    /// # Panics
+    /// If `within` is not within the buffer.
+    pub(crate) fn shared(bytes: Arc<Vec<u8>>, within: Range<usize>) -> Window {
+        assert!(within.start <= within.end && within.end <= bytes.len(), "a window beyond its buffer");
+        Window(Bytes::Shared(bytes, within))
     }
 }
 
@@ -122,6 +206,7 @@ impl Deref for Window {
             Bytes::None => &[],
             Bytes::Mapped { map, .. } => map,
             Bytes::Owned(bytes) => bytes,
+            Bytes::Shared(bytes, within) => &bytes[within.clone()],
         }
     }
 }

@@ -22,3 +22,24 @@ pub(crate) fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> io::Res
         Ok(())
     }
 }
+
+/// Writes all of `bytes` from `offset` on.
+///
+/// # Errors
+/// The file cannot be written to.
+#[cfg(feature = "remote")]
+pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    #[cfg(unix)]
+    return std::os::unix::fs::FileExt::write_all_at(file, bytes, offset);
+    #[cfg(windows)]
+    {
+        let mut done = 0;
+        while done < bytes.len() {
+            match std::os::windows::fs::FileExt::seek_write(file, &bytes[done..], offset + done as u64)? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => done += written,
+            }
+        }
+        Ok(())
+    }
+}

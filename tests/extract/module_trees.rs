@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use crate::common::pair::{Tensor, noise, read_file, write};
+use crate::common::pair::{Tensor, dense, noise, read_file, write};
 use crate::common::{extract_with, run, trephine};
 use serde_json::Value;
 use tempfile::tempdir;
@@ -87,4 +87,121 @@ fn keys_and_targets_are_those_of_peft() {
     assert!(fixture.len() >= 40, "{} classes", fixture.len());
     let found: Vec<String> = fixture.iter().flat_map(|(class, of)| differences(class, of)).collect();
     assert!(found.is_empty(), "{} differences:\n{}", found.len(), found.join("\n"));
+}
+
+/// Matrices that are several layers in the model, as `Wqkv`: the merged checkpoint has them whole again, as tuned.
+#[test]
+fn matrices_of_several_layers_are_merged_back() {
+    for (class, kinds) in
+        [("NomicBertModel", &["Wqkv"][..]), ("GteForMaskedLM", &["qkv_proj", "up_gate_proj"])]
+    {
+        let of = &fixture()[class];
+        let home = tempdir().unwrap();
+        let base = checkpoint(&home.path().join("base"), of, 1.0);
+        let tuned = checkpoint(&home.path().join("tuned"), of, 1.25);
+        let [out, merged] = ["adapter", "merged"].map(|name| home.path().join(name));
+        let ended = extract_with(&base, &tuned, &out, &["--rank", "64", "--dtype", "f32"]);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        let (adapter, into) = (out.to_str().unwrap(), merged.to_str().unwrap());
+        let ended =
+            run(trephine().args(["merge", "--base", &base, "--adapter", adapter, "--out", into, "-q"]));
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        let read = |name: &str| dense(&home.path().join(name).join("model.safetensors"));
+        let [base, tuned, merged] = ["base", "tuned", "merged"].map(read);
+        assert!(base.keys().eq(merged.keys()), "{class}: the files' own names stay");
+        for kind in kinds {
+            let ending = format!(".{kind}.weight");
+            let names: Vec<&String> = base.keys().filter(|name| name.ends_with(&ending)).collect();
+            assert!(!names.is_empty(), "{class} has {kind}");
+            for name in names {
+                let [got, want, was] = [&merged, &tuned, &base].map(|of| &of[name].1);
+                let norm = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
+                assert!(norm(got, want) < 1e-3 * norm(was, want), "{class}: {name}");
+            }
+        }
+    }
+}
+
+/// A base of one class with these weights, and a tuned one under other names of the same modules.
+fn small(
+    home: &Path,
+    class: &str,
+    kind: &str,
+    base: &[(&str, &[usize])],
+    tuned: &[(&str, &[usize])],
+) -> Value {
+    let config = serde_json::json!({
+        "architectures": [class], "model_type": kind, "hidden_size": 8,
+        "text_config": {"model_type": "llama", "hidden_size": 8},
+    });
+    let side = |name: &str, weights: &[(&str, &[usize])], scale: f32| {
+        let tensor = |(seed, (name, shape)): (usize, &(&str, &[usize]))| {
+            let values: Vec<f32> =
+                noise(seed as u64, shape.iter().product()).iter().map(|v| v * scale).collect();
+            Tensor::bf16(name, shape, &values)
+        };
+        let tensors: Vec<Tensor> = weights.iter().enumerate().map(tensor).collect();
+        write(&home.join(name), &tensors, &config).to_str().unwrap().to_owned()
+    };
+    let (base, tuned) = (side("base", base, 1.0), side("tuned", tuned, 1.5));
+    let out = home.join("adapter");
+    let ended = extract_with(&base, &tuned, &out, &["--rank", "4"]);
+    assert_eq!(ended.code, Some(0), "{class}: {}", ended.stderr);
+    let probed = run(trephine().args(["probe", out.to_str().unwrap(), "--base", &base, "--json"]));
+    let config = std::fs::read(out.join("adapter_config.json")).unwrap();
+    let mut found: Value = serde_json::from_str(&probed.stdout).unwrap();
+    found["config"] = serde_json::from_slice(&config).unwrap();
+    let keys = read_file(&out.join("adapter_model.safetensors"));
+    found["keys"] = keys.into_iter().map(|tensor| tensor.name).collect();
+    found
+}
+
+/// What PEFT 0.21.2 and vLLM 0.32 did with adapters of these classes.
+#[test]
+fn what_is_known_of_single_classes() {
+    let layer = |name: &'static str| [(name, &[8usize, 8][..])];
+    let home = || tempdir().unwrap();
+    let of = |class, kind, names: &[(&str, &[usize])]| small(home().path(), class, kind, names, names);
+    let formula =
+        of("PPFormulaNetForConditionalGeneration", "pp_formulanet", &layer("model.a.q_proj.weight"));
+    assert_eq!(
+        (&formula["consumers"][0]["consumer"], &formula["consumers"][0]["loads"]),
+        (&"peft".into(), &false.into())
+    );
+    let pi0 = of("PI0ForConditionalGeneration", "pi0", &layer("model.a.q_proj.weight"));
+    assert!(pi0["config"]["task_type"].is_null(), "it does not generate");
+    // PEFT renames these keys as it does files.
+    let stored = "model.layers.0.self_attn.q_proj";
+    let weight = [("model.layers.0.self_attn.q_proj.weight", &[8usize, 8][..])];
+    let ocr = of("DeepseekOcr2ForConditionalGeneration", "deepseek_ocr2", &weight);
+    assert_eq!(ocr["keys"][0], format!("base_model.model.{stored}.lora_A.weight"));
+    assert_eq!(ocr["matches"][0]["matched"][0], stored);
+    // Only where it is told to does vLLM adapt a tower.
+    let names = [
+        ("language_model.model.layers.0.self_attn.o_proj.weight", &[8usize, 8][..]),
+        ("vision_tower.layers.0.fc1.weight", &[8, 8]),
+    ];
+    let llava = of("LlavaForConditionalGeneration", "llava", &names).to_string();
+    assert!(llava.contains("--enable-tower-connector-lora"), "{llava}");
+}
+
+/// Single experts on one side and their stacks on the other are one model's, and the adapter holds single ones.
+#[test]
+fn single_experts_pair_with_the_stacks_of_another_layout() {
+    let single =
+        |expert: usize, kind: &str| format!("model.layers.1.feed_forward.experts.{expert}.{kind}.weight");
+    let names: Vec<String> =
+        (0..2).flat_map(|e| ["gate_proj", "up_proj", "down_proj"].map(|kind| single(e, kind))).collect();
+    let base: Vec<(&str, &[usize])> = names
+        .iter()
+        .map(|name| (name.as_str(), if name.contains("down") { &[8usize, 4][..] } else { &[4, 8] }))
+        .collect();
+    let tuned: [(&str, &[usize]); 2] = [
+        ("model.layers.1.feed_forward.experts.gate_up_proj", &[2, 8, 8]),
+        ("model.layers.1.feed_forward.experts.down_proj", &[2, 8, 4]),
+    ];
+    let home = tempdir().unwrap();
+    let found = small(home.path(), "JambaForCausalLM", "jamba", &base, &tuned);
+    assert_eq!(found["keys"].as_array().unwrap().len(), 2 * 6, "{}", found["keys"]);
+    assert_eq!(found["config"]["rank_pattern"][".*\\.gate_up_proj"], 8);
 }

@@ -47,6 +47,16 @@ fn other_ranks_are_those_of_runs_at_these_ranks() {
 }
 
 #[test]
+fn an_adapter_of_a_small_part_says_so_first() {
+    let (ended, _home) = extracted("base", &["--rank", "4", "--include", "k_proj"]);
+    let first = "warning: most of the model is not in the adapter: ";
+    assert!(ended.stdout.starts_with(first), "{}", ended.stdout);
+    assert!(ended.stdout.replace('\n', " ").contains(" % of the change"), "{}", ended.stdout);
+    let (ended, _home) = extracted("base", &["--rank", "4"]);
+    assert!(!ended.stdout.contains("most of the model"), "{}", ended.stdout);
+}
+
+#[test]
 fn narrow_terminals_break_no_word() {
     let home = tempdir().unwrap();
     let out = home.path().join("o");

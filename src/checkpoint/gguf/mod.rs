@@ -7,7 +7,6 @@ pub(crate) mod names;
 pub(crate) mod targets;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use serde_json::{Value, json};
@@ -20,7 +19,7 @@ use crate::container::safetensors::header::Header;
 use crate::quant::format::gguf::{Gguf, Layout};
 use crate::quant::registry::Scheme;
 use crate::quant::weight::TensorInfo;
-use crate::storage::Storage;
+use crate::storage::{Folder, Storage};
 use crate::{Error, Result};
 
 /// The headers of a GGUF model's files, with the config and scheme from their metadata.
@@ -96,31 +95,30 @@ fn part(name: &str) -> Option<(&str, usize)> {
 }
 
 /// All files of the model that the file `name` in `folder` belongs to.
-pub(crate) fn parts(folder: &Path, name: &str) -> Result<Vec<(String, PathBuf)>> {
-    let Some((stem, count)) = part(name) else { return Ok(vec![(name.to_owned(), folder.join(name))]) };
+pub(crate) fn parts(folder: &dyn Folder, name: &str) -> Result<Vec<String>> {
+    let Some((stem, count)) = part(name) else { return Ok(vec![name.to_owned()]) };
     if count == 0 {
         let what = "the file's name says that it is one of no parts";
         return Err(Error::input(what)
-            .path(folder.join(name))
+            .path(folder.path(name))
             .hint("give it the name that gguf-split gave it"));
     }
     let mut parts = Vec::new();
     for number in 1..=count {
         let name = format!("{stem}-{number:05}-of-{count:05}.gguf");
-        let path = folder.join(&name);
-        if !path.exists() {
+        if !folder.has(&name)? {
             return Err(Error::input(format!("part {number} of {count} of the model is missing"))
-                .path(path)
+                .path(folder.path(&name))
                 .hint("the download is incomplete: fetch the model again"));
         }
-        parts.push((name, path));
+        parts.push(name);
     }
     Ok(parts)
 }
 
 /// The files of the only GGUF model among a folder's file names; `None` without one. A vision projector does not count
 /// as a model.
-pub(crate) fn listed(folder: &Path, names: &[String]) -> Result<Option<Vec<(String, PathBuf)>>> {
+pub(crate) fn listed(folder: &dyn Folder, names: &[String]) -> Result<Option<Vec<String>>> {
     let files = names.iter().filter(|name| is_gguf(name) && !name.starts_with("mmproj"));
     let mut models = BTreeMap::<&str, &str>::new();
     for name in files {
@@ -132,7 +130,7 @@ pub(crate) fn listed(folder: &Path, names: &[String]) -> Result<Option<Vec<(Stri
         (Some(name), None) => parts(folder, name).map(Some),
         (Some(name), Some(other)) => {
             Err(Error::decide(format!("the folder holds more than one model, '{name}' and '{other}'"))
-                .path(folder)
+                .path(folder.location())
                 .hint("give the file of one of them"))
         }
     }

@@ -1,6 +1,6 @@
 //! The names that transformers gives to the modules of a published checkpoint, from a table that was exported from it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
 
 use crate::checkpoint::config::Config;
@@ -12,14 +12,49 @@ const TABLE: &str = include_str!("renames.tsv");
 /// what stands there in the model. The longest that fits counts.
 type Rules = HashMap<&'static str, &'static str>;
 
+/// What is one tensor in files and several layers in the model, or the other way round, in one class. Numbers
+/// are `#`.
+#[derive(Debug, Default)]
+struct ClassRules {
+    names: Rules,
+    /// A matrix of a file, and the layers whose rows it holds, one after the other.
+    splits: HashMap<&'static str, Vec<&'static str>>,
+    /// The same, where the model has the rows in another order: its layers are no slices of the file's matrix.
+    reordered: HashMap<&'static str, Vec<&'static str>>,
+    /// A layer of a file, the layer of the model that it is a half of, and which half.
+    halves: HashMap<&'static str, (&'static str, usize)>,
+}
+
+impl ClassRules {
+    /// Reads a line `from TAB to`, of which either may be several names with blanks between them; `~` stands before
+    /// layers with their rows in another order.
+    fn add(&mut self, from: &'static str, to: &'static str) {
+        if let Some((first, second)) = from.split_once(' ') {
+            self.halves.extend([(first, (to, 0)), (second, (to, 1))]);
+        } else if let Some(to) = to.strip_prefix('~') {
+            self.reordered.insert(from, to.split(' ').collect());
+        } else if to.contains(' ') {
+            self.splits.insert(from, to.split(' ').collect());
+        } else {
+            self.names.insert(from, to);
+        }
+    }
+}
+
 /// What the table knows, by class.
 struct Table {
     classes: HashMap<&'static str, usize>,
     /// The class of a type that is taken where a config names none.
     types: HashMap<&'static str, usize>,
-    rules: Vec<Rules>,
+    rules: Vec<ClassRules>,
     /// Output heads that are not called `lm_head`, by class.
     heads: HashMap<&'static str, &'static str>,
+    /// Classes of which PEFT takes an adapter's keys for names in files.
+    as_files: HashSet<&'static str>,
+    /// Classes named as if they generated text, which they do not.
+    without_generation: HashSet<&'static str>,
+    /// Classes on which PEFT takes no adapter at all.
+    refused: HashSet<&'static str>,
     /// Types with layers that are stored `[in, out]`.
     conv1d: Vec<&'static str>,
     /// Types of which transformers turns single experts into stacks, by what PEFT does about it.
@@ -62,11 +97,13 @@ fn table() -> &'static Table {
 }
 
 fn parse(text: &'static str) -> Table {
-    let (mut classes, mut types, mut rules) = (HashMap::new(), HashMap::new(), Vec::<Rules>::new());
+    let (mut classes, mut types, mut rules) = (HashMap::new(), HashMap::new(), Vec::<ClassRules>::new());
     let (mut heads, mut conv1d, mut experts) = (HashMap::new(), Vec::new(), HashMap::new());
+    let (mut as_files, mut without_generation, mut refused) =
+        (HashSet::new(), HashSet::new(), HashSet::new());
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         if let Some(names) = line.strip_prefix("= ") {
-            rules.push(Rules::new());
+            rules.push(ClassRules::default());
             for (kind, class) in names.split(' ').filter_map(|name| name.split_once(':')) {
                 classes.insert(class, rules.len() - 1);
                 // The class that generates text, of several.
@@ -78,6 +115,12 @@ fn parse(text: &'static str) -> Table {
             }
         } else if let Some(types) = line.strip_prefix("* ") {
             conv1d.extend(types.split(' '));
+        } else if let Some(names) = line.strip_prefix("! ") {
+            as_files.extend(names.split(' '));
+        } else if let Some(names) = line.strip_prefix("~ ") {
+            without_generation.extend(names.split(' '));
+        } else if let Some(names) = line.strip_prefix("? ") {
+            refused.extend(names.split(' '));
         } else if let Some((head, names)) = line.strip_prefix("% ").and_then(|line| line.split_once(' ')) {
             heads.extend(names.split(' ').map(|class| (class, head)));
         } else if let Some(names) = line.strip_prefix("@ ") {
@@ -90,10 +133,10 @@ fn parse(text: &'static str) -> Table {
             };
             experts.extend(names.map(|name| (name, conversion)));
         } else if let (Some((from, to)), Some(rules)) = (line.split_once('\t'), rules.last_mut()) {
-            rules.insert(from, to);
+            rules.add(from, to);
         }
     }
-    Table { classes, types, rules, heads, conv1d, experts }
+    Table { classes, types, rules, heads, as_files, without_generation, refused, conv1d, experts }
 }
 
 /// Where the names of a model's modules were learned.
@@ -108,11 +151,13 @@ pub enum Origin {
 /// The names of one model's modules, in its files and as transformers loads it.
 #[derive(Clone, Debug)]
 pub struct ModuleTree {
-    rules: Option<&'static Rules>,
+    rules: Option<&'static ClassRules>,
     origin: Origin,
     head: &'static str,
     model_type: Option<String>,
     has_conv1d: bool,
+    keyed_as_files: bool,
+    refused: bool,
 }
 
 impl ModuleTree {
@@ -132,6 +177,8 @@ impl ModuleTree {
             origin,
             head: class.and_then(|class| table.heads.get(class)).unwrap_or(&"lm_head"),
             model_type: config.model_type().map(str::to_owned),
+            keyed_as_files: class.is_some_and(|class| table.as_files.contains(class)),
+            refused: class.is_some_and(|class| table.refused.contains(class)),
             has_conv1d: types.into_iter().flatten().any(|kind| table.conv1d.contains(&kind)),
         }
     }
@@ -139,6 +186,29 @@ impl ModuleTree {
     /// The output head by its name in files.
     pub fn head(&self) -> &'static str {
         self.head
+    }
+
+    /// Whether PEFT takes the keys of an adapter for names in files, and would rename those that are the model's.
+    pub(crate) fn is_keyed_as_files(&self) -> bool {
+        self.keyed_as_files
+    }
+
+    /// The name that published files have for the module that the model calls `loaded`; that itself where they do not
+    /// differ.
+    pub(crate) fn published_name_of(&self, loaded: &str) -> String {
+        let (flat, numbers) = flat(loaded);
+        let from = |(from, to): (&&str, &&str)| {
+            let rest = flat.strip_prefix(*to).filter(|rest| rest.is_empty() || rest.starts_with('.'))?;
+            let name = numbered(&format!("{from}{rest}"), &numbers);
+            (name != loaded && self.module_of(&name) == loaded).then_some((to.len(), name))
+        };
+        let found = self.rules.iter().flat_map(|rules| rules.names.iter()).filter_map(from).max();
+        found.map_or_else(|| loaded.to_owned(), |(_, name)| name)
+    }
+
+    /// Whether PEFT refuses every adapter of a model of this class.
+    pub(crate) fn is_refused_by_peft(&self) -> bool {
+        self.refused
     }
 
     /// Whether the model has layers whose weights lie as `[in, out]`.
@@ -157,19 +227,73 @@ impl ModuleTree {
         &self.origin
     }
 
+    /// The layers of the model whose rows the matrix that a file calls `stored` holds, one after the other.
+    pub(crate) fn layers_of(&self, stored: &str) -> Option<Vec<String>> {
+        self.lookup(stored, |rules| &rules.splits)
+    }
+
+    /// The same for a matrix that has the rows in another order than the model's layers.
+    pub(crate) fn reordered_layers_of(&self, stored: &str) -> Option<Vec<String>> {
+        self.lookup(stored, |rules| &rules.reordered)
+    }
+
+    fn lookup(
+        &self,
+        stored: &str,
+        of: impl Fn(&'static ClassRules) -> &'static HashMap<&'static str, Vec<&'static str>>,
+    ) -> Option<Vec<String>> {
+        let known = of(self.rules?);
+        if known.is_empty() {
+            return None;
+        }
+        let (flat, numbers) = flat(stored);
+        let layers = known.get(flat.as_str())?;
+        Some(layers.iter().map(|layer| numbered(layer, &numbers)).collect())
+    }
+
+    /// The layer of the model that the one that a file calls `stored` is a half of, and which.
+    pub(crate) fn half_of(&self, stored: &str) -> Option<(String, usize)> {
+        let rules = self.rules.filter(|rules| !rules.halves.is_empty())?;
+        let (flat, numbers) = flat(stored);
+        let (layer, half) = rules.halves.get(flat.as_str())?;
+        Some((numbered(layer, &numbers), *half))
+    }
+
     /// The name of the module, or tensor, that a file calls `stored`. A name that is the model's own already stays. A
     /// single expert is no module of the model where that keeps stacks: loaders know it by the file's name, inside of
     /// whatever the model is in.
     pub fn module_of(&self, stored: &str) -> String {
-        let named = self.rules.and_then(|rules| renamed(rules, stored)).unwrap_or_else(|| stored.to_owned());
+        let named =
+            self.rules.and_then(|rules| renamed(&rules.names, stored)).unwrap_or_else(|| stored.to_owned());
         if !is_single_expert(stored) {
             return named;
         }
         match (named.find("layers."), stored.find("layers.")) {
             (Some(to), Some(from)) => format!("{}{}", &named[..to], &stored[from..]),
+            (Some(_), None) => named,
             _ => stored.to_owned(),
         }
     }
+}
+
+/// A name with its numbers as `#`, and the numbers.
+fn flat(name: &str) -> (String, Vec<&str>) {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let numbers = name.split('.').filter(|part| is_number(part)).collect();
+    let parts: Vec<&str> = name.split('.').map(|part| if is_number(part) { "#" } else { part }).collect();
+    (parts.join("."), numbers)
+}
+
+/// A name of the table with its numbers in place of `#`.
+fn numbered(name: &str, numbers: &[&str]) -> String {
+    let mut numbers = numbers.iter().copied();
+    let parts = name.split('.').map(|part| if part == "#" { numbers.next().unwrap_or(part) } else { part });
+    parts.collect::<Vec<_>>().join(".")
+}
+
+/// Whether a class does not generate text, though its name says so: PEFT's wrappers for such tasks refuse it.
+pub(crate) fn is_without_generation(class: &str) -> bool {
+    table().without_generation.contains(class)
 }
 
 /// What PEFT does with single experts of a model of this type, where transformers keeps them as stacks.
@@ -256,13 +380,43 @@ mod tests {
     }
 
     #[test]
+    fn layers_that_files_hold_otherwise() {
+        let nomic = tree("NomicBertModel", "nomic_bert");
+        let layers = ["q", "k", "v"].map(|kind| format!("layers.7.self_attn.{kind}_proj"));
+        assert_eq!(nomic.layers_of("encoder.layers.7.attn.Wqkv").unwrap(), layers);
+        assert!(nomic.layers_of("encoder.layers.7.attn.out_proj").is_none());
+        let kimi = tree("Kimi_K25ForConditionalGeneration", "kimi_k25");
+        let whole = "vision_tower.encoder.blocks.3.wqkv";
+        assert!(kimi.layers_of(whole).is_none(), "its rows are in another order");
+        assert_eq!(kimi.reordered_layers_of(whole).unwrap()[1], "model.vision_tower.layers.3.attn.k_proj");
+        let minimax = tree("MiniMaxM3SparseForConditionalGeneration", "minimax_m3_vl");
+        let layer = "language_model.model.layers.1.block_sparse_moe.shared_experts";
+        let joined = "model.language_model.layers.1.mlp.shared_experts.gate_up_proj".to_owned();
+        assert_eq!(minimax.half_of(&format!("{layer}.up_proj")), Some((joined, 1)));
+    }
+
+    #[test]
+    fn keys_that_peft_renames_itself() {
+        assert!(tree("DeepseekOcr2ForConditionalGeneration", "deepseek_ocr2").is_keyed_as_files());
+        assert!(!tree("LlavaForConditionalGeneration", "llava").is_keyed_as_files());
+        let ocr = tree("DeepseekOcr2ForConditionalGeneration", "deepseek_ocr2");
+        let published = ocr.published_name_of("model.language_model.layers.3.self_attn.q_proj");
+        assert_eq!(published, "model.layers.3.self_attn.q_proj");
+        // A bias that lies beside the experts does not move them.
+        let laguna = tree("LagunaForCausalLM", "laguna");
+        assert_eq!(laguna.module_of("model.layers.1.mlp.experts"), "model.layers.1.mlp.experts");
+    }
+
+    #[test]
     fn families_of_experts() {
         assert_eq!(expert_conversion("deepseek_v3"), Some(ExpertConversion::Config(FusedExperts::Qwen)));
         assert_eq!(expert_conversion("mixtral"), Some(ExpertConversion::Config(FusedExperts::Mixtral)));
         for kind in ["jamba", "qwen2_moe"] {
             assert_eq!(expert_conversion(kind), Some(ExpertConversion::Keys), "{kind}");
         }
-        assert_eq!(expert_conversion("nemotron_h"), Some(ExpertConversion::Nothing));
+        for kind in ["nemotron_h", "ernie4_5_vl_moe"] {
+            assert_eq!(expert_conversion(kind), Some(ExpertConversion::Nothing), "{kind}");
+        }
         assert_eq!(expert_conversion("llama"), None);
     }
 }

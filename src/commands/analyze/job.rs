@@ -297,6 +297,7 @@ fn worker(shared: &Shared<'_>, sender: &Sender<Result<(Done, Duration)>>) {
         let started = Instant::now();
         let count = |bytes| shared.progress.read(bytes);
         let analyzed = shared.pool.install(|| {
+            let _kept = shared.checkpoints.keep(quartet)?;
             let analysis = analyze_module(shared.checkpoints, quartet, planned, &shared.job.asking, &count)?;
             Ok(Done { analysis: Box::new(analysis), tensors: shared.checkpoints.digests(quartet)? })
         });

@@ -8,7 +8,7 @@ use crate::delta::difference::visit_scratch;
 use crate::factorize::choose;
 use crate::factorize::kernel::tiling;
 use crate::factorize::types::{Method, Request};
-use crate::pipeline::memory::{OVERHEAD, THREAD, catalogue, mapped, records};
+use crate::pipeline::memory::{THREAD, catalogue, mapped, overhead, records};
 use crate::{Error, Result};
 
 /// Minimum number of leading directions computed for every difference, whatever the rank.
@@ -65,8 +65,9 @@ pub fn plan(checkpoints: &Checkpoints, modules: &[Quartet<'_>], job: &Analyzing)
     let band = modules.iter().map(band_bytes).max().unwrap_or(0);
     let is_kept = modules.iter().any(|quartet| quartet.kept_size() > 0);
     let thread = THREAD + visit_scratch(is_kept) + SURVEY_SCRATCH + band + pages;
-    let fixed = OVERHEAD + threads as u64 * thread + catalogues;
-    let costs: Vec<Cost> = modules.iter().map(|quartet| Cost::of(quartet, &job.asking, threads)).collect();
+    let fixed = overhead() + threads as u64 * thread + catalogues;
+    let costs: Vec<Cost> =
+        modules.iter().map(|quartet| Cost::of(checkpoints, quartet, &job.asking, threads)).collect();
     let largest = costs.iter().zip(modules).max_by_key(|(cost, _)| cost.recomputed(1));
     let least =
         (fixed + largest.as_ref().map_or(0, |(cost, _)| cost.recomputed(1))).next_multiple_of(1 << 20);
@@ -88,13 +89,18 @@ struct Cost {
     panel: u64,
     /// Bytes that a factorization or the projections need, including the singular vectors that are kept.
     work: u64,
-    /// Stored bytes that stay mapped while it is read.
+    /// Stored bytes that stay mapped while it is read, or are kept because they come from a server.
     kept: u64,
     flops: f64,
 }
 
 impl Cost {
-    fn of(quartet: &Quartet<'_>, asking: &AnalysisOptions, threads: usize) -> Cost {
+    fn of(
+        checkpoints: &Checkpoints,
+        quartet: &Quartet<'_>,
+        asking: &AnalysisOptions,
+        threads: usize,
+    ) -> Cost {
         let shape @ [m, n] = [quartet.pair.rows, quartet.pair.shape[1]];
         let request = request(asking, shape);
         let k = request.rank;
@@ -108,7 +114,7 @@ impl Cost {
             difference: (4 * m * n) as u64,
             panel: (4 * panel_rows * n) as u64,
             work,
-            kept: quartet.kept_size(),
+            kept: quartet.kept_size() + checkpoints.memory_to_keep(quartet),
             flops: 3.0 * choose::flops(m, n, &request) + 16.0 * (m * n * k) as f64,
         }
     }

@@ -20,6 +20,7 @@ use crate::delta::select::Selection;
 use crate::delta::tensor_digests::digests;
 use crate::pipeline::options::RunOptions;
 use crate::quant::encode::requantize::RoundToNearest;
+use crate::storage::Keeper;
 use crate::{Error, Result};
 
 /// The options that determine the result.
@@ -195,6 +196,28 @@ impl Checkpoints {
     /// # Errors
     /// A tensor that cannot be read.
     pub fn digests(&self, quartet: &Quartet<'_>) -> Result<Vec<TensorRecord>> {
+        let halves = self.halves(quartet);
+        let records: Vec<Vec<TensorRecord>> =
+            halves.into_par_iter().map(|half| digests(half, &|_| ())).collect::<Result<_>>()?;
+        Ok(records.concat())
+    }
+
+    /// Keeps what comes from a server until the result is dropped: every module is read several times.
+    ///
+    /// # Errors
+    /// A scratch folder that cannot be written to.
+    pub fn keep(&self, quartet: &Quartet<'_>) -> Result<Vec<Box<dyn Keeper>>> {
+        let kept = self.halves(quartet).into_iter().map(|half| half.checkpoint.keep_to_reread(half.module));
+        Ok(kept.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    /// Bytes of memory that this takes.
+    pub fn memory_to_keep(&self, quartet: &Quartet<'_>) -> u64 {
+        self.halves(quartet).into_iter().map(|half| half.checkpoint.memory_to_reread(half.module)).sum()
+    }
+
+    /// The stored modules of all checkpoints.
+    fn halves<'a>(&'a self, quartet: &Quartet<'a>) -> Vec<Operand<'a>> {
         let stored = match quartet.tuned_noise {
             TunedNoise::TensorInfo(module) => Some(module),
             _ => None,
@@ -203,17 +226,14 @@ impl Checkpoints {
         let sides = [Side::Base, Side::BaseQuantized, Side::Tuned, Side::TunedQuantized];
         let checkpoints =
             [Some(&self.base), Some(&self.base_quantized), Some(&self.tuned), self.tuned_quantized.as_ref()];
-        let halves: Vec<Operand<'_>> = sides
+        sides
             .into_iter()
             .zip(checkpoints)
             .zip(modules)
             .filter_map(|((side, checkpoint), module)| {
                 Some(Operand { side, checkpoint: checkpoint?, module: module? })
             })
-            .collect();
-        let records: Vec<Vec<TensorRecord>> =
-            halves.into_par_iter().map(|half| digests(half, &|_| ())).collect::<Result<_>>()?;
-        Ok(records.concat())
+            .collect()
     }
 
     /// Finds the modules that all checkpoints have.

@@ -23,7 +23,7 @@ use crate::delta::record::source;
 use crate::delta::select::Selection;
 use crate::lora::WEIGHTS;
 use crate::lora::read::PeftAdapter;
-use crate::pipeline::memory::{OVERHEAD, catalogue};
+use crate::pipeline::memory::{catalogue, overhead};
 use crate::pipeline::options::RunOptions;
 use crate::pipeline::ordered_panels::{in_order, panel_bytes, panels, piece_rows, threads_within};
 use crate::run::progress::Progress;
@@ -104,6 +104,9 @@ fn open(spec: &str) -> Result<Checkpoint> {
     match checkpoint::find(spec) {
         Ok(found) if found.is_dir() && PeftAdapter::is_at(&found) => {
             Checkpoint::open_file(&found.join(WEIGHTS))
+        }
+        Ok(found) if !found.exists() && PeftAdapter::is_named_by(spec)? => {
+            Checkpoint::open_tensors_of(spec, WEIGHTS)
         }
         _ => Checkpoint::open(spec),
     }
@@ -236,7 +239,7 @@ fn examine(
 ) -> Result<(Vec<TensorAutopsy>, Total)> {
     let bytes = items.iter().map(thread_bytes).max().unwrap_or(0);
     let catalogues: u64 = std::iter::once(both.ours).chain(both.theirs).map(catalogue).sum();
-    let fixed = OVERHEAD + catalogues + TENSOR * items.len() as u64;
+    let fixed = overhead() + catalogues + TENSOR * items.len() as u64;
     let threads = threads_within(running.threads, running.memory, fixed, bytes)?;
     let numbered = items.iter().enumerate();
     let all_panels: Vec<(usize, Range<usize>)> =

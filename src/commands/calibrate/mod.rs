@@ -25,7 +25,7 @@ use crate::corpus::Tokenized;
 use crate::durable::{atomic_file, checksums, folder};
 use crate::model::decoder::Decoder;
 use crate::model::{Asked, Beside, Forward, ForwardPlan, Loss, plan};
-use crate::pipeline::memory::{OVERHEAD, THREAD, catalogue};
+use crate::pipeline::memory::{THREAD, catalogue, overhead};
 use crate::run::Progress;
 use crate::{Error, Result};
 
@@ -61,8 +61,9 @@ pub fn calibrate(job: &Calibration, progress: &dyn Progress) -> Result<Calibrati
     let checkpoint = Checkpoint::open(&job.model)?;
     let decoder = Decoder::of(&checkpoint)?;
     folder::refuse_input(&job.out, checkpoint.root())?;
-    let text = job.corpus.tokenize(checkpoint.root())?;
-    let plan = planned(job, &checkpoint, &decoder, &text)?;
+    let files = checkpoint.local_files(&crate::corpus::Corpus::is_read)?;
+    let text = job.corpus.tokenize(files.path())?;
+    let plan = planned(job, files.path(), &checkpoint, &decoder, &text)?;
     let begin = Begin::of(job, &checkpoint, &text.sequences);
     let mut state = match state::open(job, &begin)? {
         EarlierState::Open(state) => *state,
@@ -100,6 +101,7 @@ fn describe(text: &Tokenized, plan: &ForwardPlan, progress: &dyn Progress) {
 
 fn planned(
     job: &Calibration,
+    files: &std::path::Path,
     checkpoint: &Checkpoint,
     decoder: &Decoder,
     text: &Tokenized,
@@ -114,7 +116,7 @@ fn planned(
     let inner = inner.map(|module| module.shape()[1]).max().unwrap_or(0);
     let attention = input(hidden) + input(heads);
     let beside = Beside {
-        process: OVERHEAD + job.corpus.memory(checkpoint.root()) + catalogue(checkpoint) + 8 * tokens as u64,
+        process: overhead() + job.corpus.memory(files) + catalogue(checkpoint) + 8 * tokens as u64,
         thread: THREAD,
         // The inputs of a layer's attention are kept until its experts' inputs are known.
         observer: attention.max(input(hidden) + input(inner)),

@@ -24,7 +24,7 @@ use crate::durable::checksums::Checksums;
 use crate::durable::digest::Written;
 use crate::durable::{checksums, digest, folder, json_file};
 use crate::lora::read::PeftAdapter;
-use crate::pipeline::memory::{ADAPTER_TENSOR, OVERHEAD, SMALL_THREAD, THREAD, catalogue, records};
+use crate::pipeline::memory::{ADAPTER_TENSOR, SMALL_THREAD, THREAD, catalogue, overhead, records};
 use crate::pipeline::options::RunOptions;
 use crate::pipeline::ordered_panels::threads_within;
 use crate::run::attempts::completed::Completed;
@@ -341,7 +341,7 @@ fn threads(job: &Parts<'_>) -> Result<usize> {
     let whole = computed().filter(|module| module.is_whole()).map(Module::size).max().unwrap_or(0);
     let writing = job.shards.iter().map(|shard| memory_for(shard.bytes)).max().unwrap_or(0);
     let adapter = job.adapter.map_or(0, |adapter| adapter.tensors().len() as u64 * ADAPTER_TENSOR);
-    let fixed = OVERHEAD
+    let fixed = overhead()
         + HASHING
         + writing
         + catalogue(job.base)

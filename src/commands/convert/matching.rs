@@ -54,18 +54,16 @@ pub(crate) fn changed(base: &Checkpoint, adapter: &PeftAdapter) -> Result<Matche
 impl Matched {
     /// A module that is one weight.
     fn whole(&mut self, module: &PeftModule, weight: &Module) {
-        let name = module.name();
-        self.changed.insert(name.to_owned());
-        let turned = weight.singles().iter().any(|single| single.turned);
-        let [out, inner] = weight.shape();
-        let addend = Addend {
-            module: name.to_owned(),
-            expert: 0,
-            rows: 0..if turned { inner } else { out },
-            from: RowStride::ALL,
-            turned,
-        };
-        self.addends.insert(name.to_owned(), vec![addend]);
+        self.changed.insert(module.name().to_owned());
+        if weight.singles().is_empty() && weight.stack().is_none() {
+            let rows = 0..weight.shape()[0];
+            let module = module.name().to_owned();
+            let addend =
+                Addend { module: module.clone(), expert: 0, rows, from: RowStride::ALL, turned: false };
+            self.addends.insert(module, vec![addend]);
+            return;
+        }
+        self.within(module, 0, weight);
     }
 
     /// A module that holds the factors of all experts of a stack. Whether the base has these experts.
@@ -77,7 +75,7 @@ impl Matched {
                 Some(weight) => {
                     fits(module, weight, adapter)?;
                     self.changed.insert(name);
-                    self.of_stack(module, expert, weight);
+                    self.within(module, expert, weight);
                     true
                 }
                 None => self.projections(base, module, expert, adapter)?,
@@ -89,8 +87,8 @@ impl Matched {
         Ok(true)
     }
 
-    /// One expert whose weight is a slice of a stack, or is made of projections that the base stores singly.
-    fn of_stack(&mut self, module: &PeftModule, expert: usize, weight: &Module) {
+    /// A weight that is a slice of a larger one, or is made of what the base stores singly: its rows there.
+    fn within(&mut self, module: &PeftModule, expert: usize, weight: &Module) {
         let mut add = |written: &str, rows, from, turned| {
             let addend = Addend { module: module.name().to_owned(), expert, rows, from, turned };
             self.addends.entry(written.to_owned()).or_default().push(addend);
@@ -98,8 +96,7 @@ impl Matched {
         for single in weight.singles() {
             add(single.module.name(), 0..single.module.shape()[0], single.rows, single.turned);
         }
-        if let Some((stack, [_, high, _])) = weight.stack() {
-            let rows = expert * high..(expert + 1) * high;
+        if let (Some((stack, _)), Some(rows)) = (weight.stack(), weight.rows_in_stack()) {
             add(stack.name(), rows, RowStride::ALL, weight.is_turned_in_stack());
         }
     }

@@ -167,7 +167,7 @@ impl Target {
     fn stack(
         &mut self,
         stack: Module,
-        shape: [usize; 3],
+        shape: Vec<usize>,
         changed: bool,
         spec: &OutputSpec,
         is_block_fp8: bool,
@@ -251,7 +251,8 @@ fn stacks_to_split(base: &Checkpoint, spec: &OutputSpec, is_block_fp8: bool) -> 
     let split = |module: &&Module| {
         spec.changed.contains(module.name()) || spec.fp8 && !(is_block_fp8 && module.is_quantized())
     };
-    let split = base.modules().filter(split);
+    let is_expert = |module: &&Module| module.stack().is_none_or(|(_, shape)| shape.len() == 3);
+    let split = base.modules().filter(split).filter(is_expert);
     split.map(|module| module.tensors()[0].name().to_owned()).collect()
 }
 

@@ -9,8 +9,8 @@ use safetensors::Dtype;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::Config;
+use crate::checkpoint::{Checkpoint, LocalFiles};
 use crate::commands::convert::record::CONVERSION;
 use crate::commands::convert::sharding::{OutTensor, Shard};
 use crate::durable::atomic_file::Draft;
@@ -62,14 +62,23 @@ pub(crate) struct Copy {
 /// A folder that cannot be listed.
 pub(crate) fn copies(checkpoint: &Checkpoint, out: &Path) -> Result<Copies> {
     let mut found = Copies { out: out.canonicalize().ok(), ..Copies::default() };
-    if checkpoint.root().is_dir() {
-        let failed = |e| Error::unexpected("cannot list").path(checkpoint.root()).because(e);
-        let root = checkpoint.root().canonicalize().map_err(failed)?;
-        walk(&root, checkpoint.root(), "", &mut found)?;
+    let is_single = checkpoint.folder().is_some_and(|folder| folder.location() != checkpoint.root());
+    let files = checkpoint.local_files(&|name| !is_single && is_copied(name))?;
+    if files.path().is_dir() {
+        let failed = |e| Error::unexpected("cannot list").path(files.path()).because(e);
+        let root = files.path().canonicalize().map_err(failed)?;
+        walk(&root, files.path(), "", &mut found)?;
     }
+    found.from = Some(files);
     found.files.sort_by(|a, b| a.name.cmp(&b.name));
     found.left_out.sort();
     Ok(found)
+}
+
+/// Whether a file is copied, by its name below the folder.
+fn is_copied(name: &str) -> bool {
+    let own = name.rsplit('/').next().unwrap_or(name);
+    !own.starts_with('.') && !WEIGHTS.iter().any(|end| own.ends_with(end)) && !NOT_COPIED.contains(&name)
 }
 
 /// What of a folder is copied, and what is not though it is neither weights nor hidden.
@@ -80,6 +89,8 @@ pub(crate) struct Copies {
     pub left_out: Vec<String>,
     /// The output folder, which may lie in the input's and is no part of it.
     out: Option<PathBuf>,
+    /// Where they lie until they are copied.
+    from: Option<LocalFiles>,
 }
 
 /// Whether a link may be followed: it leads to a place inside the folder, or to a blob of a Hugging Face cache. Any
@@ -101,10 +112,7 @@ fn walk(root: &Path, folder: &Path, prefix: &str, found: &mut Copies) -> Result<
             continue;
         };
         let name = format!("{prefix}{own}");
-        if own.starts_with('.')
-            || WEIGHTS.iter().any(|end| own.ends_with(end))
-            || NOT_COPIED.contains(&&*name)
-        {
+        if !is_copied(&name) {
             continue;
         }
         let path = entry.path();

@@ -19,7 +19,7 @@ use crate::checkpoint::Checkpoint;
 use crate::corpus::Corpus;
 use crate::model::decoder::Decoder;
 use crate::model::{Asked, Beside, Forward, Loss, Updates, plan};
-use crate::pipeline::memory::{ADAPTER_TENSOR, OVERHEAD, THREAD, catalogue};
+use crate::pipeline::memory::{ADAPTER_TENSOR, THREAD, catalogue, overhead};
 use crate::run::Progress;
 use crate::{Error, Result};
 
@@ -94,12 +94,13 @@ pub fn evaluate(job: &Evaluation, progress: &dyn Progress) -> Result<Evaluated> 
     let checkpoint = Checkpoint::open(&job.model)?;
     let decoder = Decoder::of(&checkpoint)?;
     let adapters = Adapters::open(&job.adapters, &checkpoint)?;
-    let text = job.corpus.tokenize(checkpoint.root())?;
+    let files = checkpoint.local_files(&Corpus::is_read)?;
+    let text = job.corpus.tokenize(files.path())?;
     let sequences = &text.sequences;
     let tokens = sequences.tokens();
     let beside = Beside {
-        process: OVERHEAD
-            + job.corpus.memory(checkpoint.root())
+        process: overhead()
+            + job.corpus.memory(files.path())
             + catalogue(&checkpoint)
             + ADAPTER_TENSOR * adapters.tensors() as u64
             + 8 * tokens as u64,

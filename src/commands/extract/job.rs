@@ -68,7 +68,7 @@ impl<'a> ExtractJob<'a> {
             RunIdentity::new("extract", &extraction.deciding, depends_on_simd(inputs, plan), sides)?;
         let mut files = FILES[..5].to_vec();
         if extraction.deciding.copy_tokenizer {
-            files.extend(side_files::carried(&inputs.tuned).into_iter().map(|(name, _)| name));
+            files.extend(side_files::names(&inputs.tuned)?);
         }
         let layout = Layout { log: Some(LOG), ..Layout::new(MANIFEST, files) };
         Ok(ExtractJob { extraction, inputs, plan, identity, layout, units: plan.units() })

@@ -36,6 +36,7 @@ pub fn compare(
     let rows = base.module.shape()[0];
     let difference = Difference::new(base, tuned, rows, RoundBase::None, NonFinite::Zero)?;
     let Survey { norm2, base_norm2, tensors, .. } = difference.survey(Keep::Sums, read)?;
+    left_out.change_norm = Some(norm2.sqrt()).filter(|norm| norm.is_finite());
     left_out.relative_change = match (norm2, base_norm2) {
         (0.0, _) => Some(0.0),
         (_, base) if base > 0.0 && base.is_finite() => Some((norm2 / base).sqrt()),

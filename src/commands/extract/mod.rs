@@ -1,6 +1,7 @@
 //! Extracts an adapter from two checkpoints: pair, plan, read, factorize, write, assemble.
 
 pub(crate) mod factors;
+pub(crate) mod fetch;
 pub(crate) mod folded;
 pub(crate) mod holding;
 pub(crate) mod inputs;

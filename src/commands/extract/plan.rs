@@ -4,6 +4,7 @@ use crate::calibration::KnownInput;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
+use crate::commands::extract::fetch::bytes::Fetched;
 use crate::commands::extract::folded::Folded;
 use crate::commands::extract::holding::{Holding, Memory};
 use crate::commands::extract::inputs::{Inputs, check, side_files};
@@ -22,9 +23,10 @@ use crate::factorize::kernel::tiling;
 use crate::factorize::precision::Precision;
 use crate::factorize::types::{Method, Request};
 use crate::lora::names::{Place, group_of};
-use crate::pipeline::memory::{OVERHEAD, THREAD, catalogue, mapped, records};
+use crate::pipeline::memory::{THREAD, catalogue, mapped, overhead, records};
 use crate::run::unit::UnitId;
 use crate::shared::{Name, Shape};
+use crate::storage::{Kept, has_scratch, link_grow};
 use crate::{Error, Result};
 use std::sync::Arc;
 use std::time::Instant;
@@ -55,6 +57,15 @@ pub struct PlannedModule {
     pub flops: f64,
     /// Bytes of tensors to read in one pass.
     pub read_bytes: u64,
+    /// Bytes of them that cross the link to a server; each crosses it once.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub link_bytes: u64,
+    /// Where its stored bytes are kept, if they come from a server and are read more than once.
+    #[serde(skip)]
+    pub kept: Option<Kept>,
+    /// The same if its passes are in f32.
+    #[serde(skip)]
+    pub kept_in_f32: Option<Kept>,
     /// Which error its factors will be the least in, where the run knows of more than that of the weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub minimizes: Option<Minimized>,
@@ -80,6 +91,9 @@ pub struct PlannedLeftover {
     pub shape: Shape,
     /// Bytes to read for its comparison.
     pub read_bytes: u64,
+    /// Bytes of them that cross the link to a server.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub link_bytes: u64,
     /// Bytes that the comparison keeps resident.
     pub memory: u64,
     /// The names under which it is compared.
@@ -125,6 +139,9 @@ pub struct ExtractionPlan {
     pub threads: usize,
     /// Bytes of tensors to read.
     pub read_bytes: u64,
+    /// Bytes of them that cross the link to a server.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub link_bytes: u64,
     /// Peak size of the output folder in bytes.
     pub disk_bytes: u64,
     /// Estimate of the run's time in seconds.
@@ -136,6 +153,11 @@ pub struct ExtractionPlan {
     /// The norms whose change the weights behind them carry.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub absorbed: Vec<String>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 /// The factorization requested for every module.
@@ -178,6 +200,7 @@ impl ExtractionPlan {
             budget: 0,
             threads: job.running.threads,
             read_bytes: 0,
+            link_bytes: 0,
             disk_bytes: 0,
             seconds: 0.0,
             rate: 1.0,
@@ -211,19 +234,25 @@ impl ExtractionPlan {
         let scratch = visit_scratch(whole);
         // Reader threads and factorizing threads.
         let threads = self.threads as u64 * (THREAD + 2 * (scratch + mapped));
-        let fixed = OVERHEAD + threads + catalogues;
-        let needed = costs.iter().map(|cost| cost.memory.least(cost.precision));
+        let fixed = overhead() + threads + catalogues;
+        let needed = costs.iter().map(Cost::least);
         let needed = needed.chain(self.not_represented.iter().map(|l| l.memory)).max().unwrap_or(0);
         self.least_memory = (fixed + needed).next_multiple_of(1 << 20);
         if self.memory < self.least_memory {
             let [given, least] = [self.memory, self.least_memory].map(|bytes| bytes >> 20);
             let what = format!("not enough memory: {given} MiB given, {least} MiB needed");
-            let largest = costs.iter().max_by_key(|cost| cost.memory.least(cost.precision));
-            let largest = largest.map(|cost| cost.pair.name.clone());
-            let hint = format!("give --memory {least}MiB; fewer --threads and a lower --rank need less");
+            let largest = costs.iter().max_by_key(|cost| cost.least()).map(|cost| cost.pair.name.clone());
+            let scratch = if costs.iter().any(|cost| cost.least() > cost.memory.least(cost.precision)) {
+                "; or --scratch DIR, to keep there what is fetched and read more than once"
+            } else {
+                ""
+            };
+            let hint =
+                format!("give --memory {least}MiB; fewer --threads and a lower --rank need less{scratch}");
             return Err(Error::decide(what).tensor(largest.unwrap_or_default()).hint(hint));
         }
-        self.budget = self.memory - fixed;
+        let spare = self.memory - self.least_memory;
+        self.budget = self.memory - fixed - link_grow(spare);
         self.modules = costs.into_iter().map(|cost| cost.plan(self.budget, self.threads)).collect();
         Ok(())
     }
@@ -244,6 +273,8 @@ impl ExtractionPlan {
         self.disk_bytes = sizes.fold(1 << 20, u64::saturating_add);
         let modules = self.modules.iter().map(|m| m.read_bytes);
         self.read_bytes = modules.chain(self.not_represented.iter().map(|l| l.read_bytes)).sum();
+        let modules = self.modules.iter().map(|m| m.link_bytes);
+        self.link_bytes = modules.chain(self.not_represented.iter().map(|l| l.link_bytes)).sum();
         self.rate = product_rate() * self.threads as f64;
         self.seconds = self.expected(&self.modules.iter().collect::<Vec<_>>(), self.read_bytes);
     }
@@ -257,6 +288,9 @@ struct Cost {
     flops: f64,
     memory: Memory,
     read_bytes: u64,
+    fetched: Fetched,
+    /// Whether the tuned weight is read again even where the delta is held.
+    tuned_again: bool,
     minimizes: Option<Minimized>,
     calibrated: Option<KnownInput>,
 }
@@ -279,6 +313,7 @@ impl Cost {
         // The change is computed anew at every pass.
         let change = dense.map_or(0, |_| panel * job.running.threads as u64 + kept_dense);
         let calibrated = norm::input(inputs, &pair)?;
+        let fetched = Fetched::of(&pair, inputs);
         let Work { method, flops, bytes: workspace } =
             Work::of([m, n], &request, job.running.threads, calibrated.as_ref(), dense.is_some());
         let bytes_will_do = method == Method::Krylov && calibrated.is_none() && dense.is_none();
@@ -300,16 +335,60 @@ impl Cost {
             read_bytes: bytes(&inputs.base, &pair.name)
                 + bytes(&inputs.tuned, &pair.tuned)
                 + dense.map_or(0, |dense| bytes(dense, &pair.name) + bytes(&inputs.tuned, &pair.tuned)),
+            fetched,
+            tuned_again: inputs.served.is_some() || inputs.dense.is_some(),
             minimizes: norm::minimized(inputs, calibrated.as_ref()),
             calibrated,
             pair,
         })
     }
 
+    /// Bytes from a server that are read more than once: all sides of a delta that is computed anew, for its passes or
+    /// to measure what its bytes leave; and what is read again for the served checkpoint or a hybrid.
+    fn again(&self, held: bool, in_bytes: bool) -> u64 {
+        let Fetched { base, tuned, served, dense } = self.fetched;
+        let delta = !held || in_bytes;
+        let sides = [(base, delta), (tuned, delta || self.tuned_again), (served, true), (dense, true)];
+        sides.into_iter().filter_map(|(bytes, again)| again.then_some(bytes)).sum()
+    }
+
+    /// The least memory that it can be done with.
+    fn least(&self) -> u64 {
+        let in_bytes = self.precision != Precision::F32;
+        let least = self.memory.least(self.precision);
+        if has_scratch() || self.fetched.all() == 0 {
+            return least;
+        }
+        let recomputed = least + self.again(false, in_bytes);
+        let held = self.memory.in_f32(u64::MAX, 1).memory + self.again(true, false);
+        if in_bytes { recomputed } else { recomputed.min(held).max(least) }
+    }
+
+    /// What is held of the delta, and where its fetched bytes are kept: in memory if they fit.
+    fn hold(&self, budget: u64, threads: usize, in_bytes: bool) -> (Holding, Option<Kept>) {
+        let holding = |budget: u64| match in_bytes {
+            true => self.memory.in_bytes(budget, threads),
+            false => self.memory.in_f32(budget, threads),
+        };
+        for held in [true, false] {
+            let again = self.again(held, in_bytes);
+            let room = budget.saturating_sub(again);
+            let within = holding(room);
+            if within.memory <= room && (within.held || !held) {
+                let kept = (again > 0).then_some(Kept::Memory);
+                return (Holding { memory: within.memory + again, ..within }, kept);
+            }
+        }
+        let within = holding(budget);
+        (within, (self.again(within.held, in_bytes) > 0).then_some(Kept::Scratch))
+    }
+
     fn plan(self, budget: u64, threads: usize) -> PlannedModule {
-        let in_f32 = self.memory.in_f32(budget, threads);
-        let holding =
-            if self.precision == Precision::F32 { in_f32 } else { self.memory.in_bytes(budget, threads) };
+        let (in_f32, kept_in_f32) = self.hold(budget, threads, false);
+        let (holding, kept) = match self.precision {
+            Precision::F32 => (in_f32, kept_in_f32),
+            _ => self.hold(budget, threads, true),
+        };
         PlannedModule {
             name: self.pair.name.clone(),
             shape: self.pair.shape,
@@ -319,6 +398,9 @@ impl Cost {
             in_f32,
             flops: self.flops,
             read_bytes: self.read_bytes,
+            link_bytes: self.fetched.all(),
+            kept,
+            kept_in_f32,
             minimizes: self.minimizes,
             calibrated: self.calibrated,
             pair: self.pair,
@@ -368,10 +450,11 @@ fn compared(inputs: &Inputs, leftover: Leftover) -> PlannedLeftover {
             None => checkpoint.tensor(name).map_or(0, Tensor::size),
         }
     };
-    let (mut read_bytes, mut memory) = (0, 0);
+    let (mut read_bytes, mut link_bytes, mut memory) = (0, 0, 0);
     if comparable {
         for (checkpoint, name) in [(&inputs.base, &leftover.base), (&inputs.tuned, &leftover.tuned)] {
             read_bytes += size(checkpoint, name);
+            link_bytes += if checkpoint.is_remote() { size(checkpoint, name) } else { 0 };
             memory += kept(checkpoint, name.as_deref().unwrap_or_default());
         }
     }
@@ -380,6 +463,7 @@ fn compared(inputs: &Inputs, leftover: Leftover) -> PlannedLeftover {
         reason: leftover.reason,
         shape: leftover.shape.clone(),
         read_bytes,
+        link_bytes,
         memory,
         unit: UnitId::compared(leftover.blank().key()),
         leftover,

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use safetensors::Dtype;
 
+use crate::commands::extract::fetch::ahead::{Ahead, Read};
+use crate::commands::extract::fetch::keep::keep;
 use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::leftover::compare;
 use crate::commands::extract::module::{A, B, Finished, FinishedModule, Loaded, finish, load};
@@ -31,6 +33,7 @@ use crate::quant::weight::TensorInfo;
 use crate::run::attempts::recorder::Recorder;
 use crate::run::progress::Progress;
 use crate::run::unit::{Unit, UnitId};
+use crate::storage::Keeper;
 use crate::{Error, Result};
 
 /// Modules in flight: enough for one module's serial steps to overlap another's matrix products.
@@ -54,7 +57,7 @@ impl Task<'_> {
 
 /// A unit that has been read.
 enum Ready<'a> {
-    Module(Box<Loaded<'a>>, Instant, Undecided<'a>),
+    Module(Box<Loaded<'a>>, Instant, Undecided<'a>, Vec<Box<dyn Keeper>>),
     Compared(&'a PlannedLeftover, LeftOut, Vec<TensorRecord>),
 }
 
@@ -69,6 +72,7 @@ struct Shared<'a> {
     inputs: &'a Inputs,
     plan: &'a ExtractionPlan,
     job: &'a Extraction,
+    ahead: Ahead<'a>,
     /// Reads have their own pool, so that a blocked join cannot steal a factorization.
     reading: rayon::ThreadPool,
     factorizing: rayon::ThreadPool,
@@ -128,10 +132,16 @@ pub fn run(
     let tasks: VecDeque<Task<'_>> = remaining(plan, recorder, progress).into();
     let undecided = |task: &&Task<'_>| matches!(task, Task::Module(attempt) if attempt.in_bytes());
     let undecided = tasks.iter().filter(undecided).count();
+    let order = tasks.iter().map(|task| match task {
+        Task::Module(attempt) => Read::Module(attempt.module),
+        Task::Compare(planned) => Read::Compared(planned),
+    });
+    let ahead = Ahead::new(inputs, order.collect());
     let shared = Shared {
         inputs,
         plan,
         job,
+        ahead,
         reading: pool(plan.threads)?,
         factorizing: pool(plan.threads)?,
         budget: Budget::new(plan.budget),
@@ -205,11 +215,15 @@ fn read<'a>(shared: &'a Shared<'a>, ready: &Sender<Sent<'a, Ready<'a>>>) {
                 let count: &(dyn Fn(u64) + Sync) =
                     if attempt.missed_by_bytes.is_some() { &again } else { &count };
                 let load = || load(shared.inputs, attempt, shared.job, &slab, count);
-                let loaded = shared.reading.install(load);
-                shared.progress.enter(shared.plan.expected(&[attempt.module], 0));
-                loaded.map(|loaded| Ready::Module(Box::new(loaded), started, undecided))
+                keep(shared.inputs, &attempt).and_then(|kept| {
+                    shared.ahead.begin(Read::Module(attempt.module));
+                    let loaded = shared.reading.install(load);
+                    shared.progress.enter(shared.plan.expected(&[attempt.module], 0));
+                    loaded.map(|loaded| Ready::Module(Box::new(loaded), started, undecided, kept))
+                })
             }
             Task::Compare(planned) => {
+                shared.ahead.begin(Read::Compared(planned));
                 let compared = shared.reading.install(|| compare(shared.inputs, &planned.leftover, &count));
                 compared.map(|(left_out, tensors)| Ready::Compared(planned, left_out, tensors))
             }
@@ -236,11 +250,12 @@ fn work<'a>(
             Ready::Compared(planned, left_out, tensors) => {
                 Ok(Some(Done::Compared(planned, left_out, tensors)))
             }
-            Ready::Module(loaded, started, undecided) => {
+            Ready::Module(loaded, started, undecided, kept) => {
                 let expected = shared.plan.expected(&[loaded.attempt.module], 0);
                 let spent = |slab| shared.slabs.give_back(slab);
                 let factorize = || finish(shared.inputs, shared.job, *loaded, &spent);
                 let finished = shared.factorizing.install(factorize);
+                drop(kept);
                 let finished = finished.map(|finished| match finished {
                     Finished::Done(module) => Some(Done::Module(module, started.elapsed(), expected)),
                     Finished::Coarse(attempt) => {

@@ -36,6 +36,8 @@ impl ExtractionPlan {
         plan.modules.retain(|module| share.contains(&module.unit()));
         plan.not_represented.retain(|left| share.contains(&left.unit));
         plan.read_bytes = Work::of(&plan.units()).bytes;
+        let modules = plan.modules.iter().map(|module| module.link_bytes);
+        plan.link_bytes = modules.chain(plan.not_represented.iter().map(|left| left.link_bytes)).sum();
         plan.seconds *= plan.cost() as f64 / self.cost().max(1) as f64;
         plan
     }

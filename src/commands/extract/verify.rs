@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::checkpoint::module_tree::ExpertConversion;
+use crate::commands::extract::fetch::keep::keep_both;
 use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::module::difference;
 use crate::commands::extract::options::{Allowances, Extraction};
@@ -235,7 +236,7 @@ fn check_rules(folder: &Path, base: &BaseModules, found: &mut Vec<Mismatch>) {
 /// show a small change.
 fn check_digests(manifest: &Manifest, adapter: &Shard, tree: &BaseModules, found: &mut Vec<Mismatch>) {
     for module in &manifest.modules {
-        let name = tree.name_in_model(&module.name);
+        let name = tree.key_name(&module.name);
         match read_factors(adapter, &name, place_of(&module.name), manifest.rank) {
             Err(why) => found.push(mismatch(&module.name, format!("cannot be read: {why}"))),
             Ok(ModuleFactors { a, b, .. }) => {
@@ -260,6 +261,7 @@ fn check_module(
     read: &(dyn Fn(u64) + Sync),
 ) -> Result<Vec<Mismatch>> {
     let mut found = Vec::new();
+    let _kept = keep_both(inputs, module)?;
     let difference = difference(inputs, module, job)?;
     let survey = difference.survey(Keep::Sums, read)?;
     let known = |now: &TensorRecord| tensors.get(&key(now)).copied();
@@ -314,7 +316,7 @@ fn factors(
     module: &PlannedModule,
     rank: usize,
 ) -> Result<(Vec<f32>, Vec<f32>)> {
-    let name = tree.name_in_model(&module.name);
+    let name = tree.key_name(&module.name);
     let stored = read_factors(adapter, &name, module.pair.place, rank)?;
     let ((a_shape, a), (b_shape, b)) = (stored.a, stored.b);
     let (a, b) = (to_f32(stored.dtype, &a)?, to_f32(stored.dtype, &b)?);

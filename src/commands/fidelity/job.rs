@@ -151,6 +151,7 @@ impl Job for MeasureJob<'_> {
         progress.begin(done.len() + left.len(), bytes(&done) + bytes(&left), done.len(), bytes(&done));
         for pair in left {
             let started = Instant::now();
+            let _kept = self.measurement.keep(pair)?;
             let distances = self.measurement.module(pair)?;
             progress.read(self.measurement.bytes(pair));
             let (id, tensors) = (UnitId::module(&pair.name), self.measurement.digests(pair)?);

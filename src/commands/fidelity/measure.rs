@@ -26,11 +26,12 @@ use crate::lora::names::{Place, kind_of, place_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{ExtraKind, PeftModule};
 use crate::lora::tree::BaseModules;
-use crate::pipeline::memory::{OVERHEAD, THREAD, catalogue, mapped, records};
+use crate::pipeline::memory::{THREAD, catalogue, mapped, overhead, records};
 use crate::pipeline::options::RunOptions;
 use crate::pipeline::pool::pool;
 use crate::run::identity::RunIdentity;
 use crate::run::progress::Progress;
+use crate::storage::Keeper;
 use crate::{Error, Result};
 
 /// One measurement.
@@ -147,6 +148,20 @@ impl<'a> Measurement<'a> {
         Ok(records.concat())
     }
 
+    /// Keeps what comes from a server until the result is dropped: a module is read for every adapter.
+    ///
+    /// # Errors
+    /// A scratch folder that cannot be written to.
+    pub fn keep(&self, pair: &Pair) -> Result<Vec<Box<dyn Keeper>>> {
+        let mut kept = Vec::new();
+        for (checkpoint, name) in [(&self.served, &pair.name), (&self.tuned, &pair.tuned)] {
+            if let Some(module) = Checkpoint::module(checkpoint, name) {
+                kept.extend(checkpoint.keep_to_reread(module)?);
+            }
+        }
+        Ok(kept)
+    }
+
     /// The record of all `modules`.
     ///
     /// # Errors
@@ -252,9 +267,12 @@ fn visitors(
         factors = factors.max(8 * (pair.shape[0] + n) as u64 * rank);
         row = row.max(4 * n as u64);
         let sides = [checkpoints[0].module(&pair.name), checkpoints[1].module(&pair.tuned)];
-        kept = kept.max(sides.into_iter().flatten().map(|module| module.kept_size() as u64).sum());
+        let sides =
+            checkpoints.iter().zip(sides).filter_map(|(checkpoint, module)| Some((checkpoint, module?)));
+        kept =
+            kept.max(sides.map(|(c, module)| module.kept_size() as u64 + c.memory_to_reread(module)).sum());
     }
-    let fixed = OVERHEAD
+    let fixed = overhead()
         + threads as u64 * (THREAD + visit_scratch(kept > 0) + ROWS * row + pages)
         + catalogues
         + factors

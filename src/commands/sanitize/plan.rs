@@ -76,7 +76,7 @@ impl<'a> SanitizePlan<'a> {
         let rank = rank(job, adapter, &carried)?;
         let dtype = job.dtype.unwrap_or_else(|| widest(&carried));
         let planned = |module: &&'a PeftModule| Planned {
-            name: known.map_or_else(|| module.name().to_owned(), |base| base.model_name_of(module.name())),
+            name: known.map_or_else(|| module.name().to_owned(), |base| base.key_name_of(module.name())),
             place: module.place(),
             shape: module.shape(),
             source: Some(*module),
@@ -188,7 +188,7 @@ fn complete<'a>(
             .path(adapter.root())
             .hint("give the model it belongs to as --base")
         })?;
-        let name = known.map_or_else(|| name.clone(), |base| base.model_name_of(&name));
+        let name = known.map_or_else(|| name.clone(), |base| base.key_name_of(&name));
         Ok(Planned { name, place: Place::Linear, shape, source: None })
     };
     wanted.into_iter().map(zeros).collect()

@@ -222,7 +222,9 @@ impl Basis {
     /// `W^T·W` is block tridiagonal: `delta^T·W` of a block is in the span of the basis up to the block after it, to
     /// which all later ones are orthogonal. So the newest block couples only with itself and the one before.
     fn extend_gram(&mut self, old: usize, b: usize) {
-        let from = old.saturating_sub(self.link.ncols());
+        // In bytes the basis leaks a little of the leading directions into all later blocks: what couples them counts.
+        let near = if self.by == Arithmetic::Fixed { old } else { self.link.ncols() };
+        let from = old.saturating_sub(near);
         let (near, newest) = (self.w.as_ref().subcols(from, old + b - from), self.w.as_ref().subcols(old, b));
         let newest = self.by.cross_gram(near, newest);
         let gram = &self.gram;

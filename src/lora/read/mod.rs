@@ -29,6 +29,9 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::identity::{FileIdentity, Identity};
+use crate::checkpoint::locate::{self, Source};
+#[cfg(feature = "remote")]
+use crate::checkpoint::mirror::Mirror;
 use crate::checkpoint::module::Module;
 use crate::durable::digest::hash_file;
 use crate::durable::folder;
@@ -38,7 +41,7 @@ use crate::lora::tree::BaseModules;
 use crate::lora::{CONFIG, WEIGHTS};
 use crate::storage::Window;
 use crate::storage::regular_file;
-use crate::{Error, Result, checkpoint};
+use crate::{Error, Result};
 
 /// The longest `adapter_config.json`. One that gives every module a rank of its own may have some megabytes.
 const LONGEST_CONFIG: u64 = 16 << 20;
@@ -56,6 +59,9 @@ pub struct PeftAdapter {
     modules: BTreeMap<String, PeftModule>,
     extras: Vec<Extra>,
     problems: Vec<Problem>,
+    /// The copy that it is read from, if it comes from a server.
+    #[cfg(feature = "remote")]
+    _mirror: Option<Mirror>,
 }
 
 /// Both factors of a module in f32, without the scale.
@@ -86,7 +92,20 @@ impl PeftAdapter {
         folder.join(CONFIG).is_file()
     }
 
-    /// Opens a folder, the weight file in it, or a name such as `owner/adapter` that is in the Hugging Face cache.
+    /// Whether [`open`](Self::open) would take what `spec` names for an adapter, valid or not.
+    ///
+    /// # Errors
+    /// Nothing is there, or a server is out of reach.
+    pub fn is_named_by(spec: &str) -> Result<bool> {
+        let source = locate::resolve(spec, |name| std::env::var_os(name))?;
+        match &source {
+            Source::Remote { folder, .. } => Ok(folder.small(CONFIG, LONGEST_CONFIG)?.is_some()),
+            local => Ok(Self::is_at(local.path())),
+        }
+    }
+
+    /// Opens a folder, the weight file in it, a name such as `owner/adapter` that is in the Hugging Face cache, or an
+    /// address, whose adapter is copied for as long as it is open.
     ///
     /// What is wrong with single tensors is not an error but a [`Problem`].
     ///
@@ -94,8 +113,15 @@ impl PeftAdapter {
     /// No adapter; weights in several files or not in safetensors; a damaged file; a config that cannot be read, or is
     /// not for LoRA; two tensors that are the same factor.
     pub fn open(spec: &str) -> Result<PeftAdapter> {
-        let found = checkpoint::find(spec)?;
-        Self::open_folder(if found.is_dir() { &found } else { folder::parent(&found) })
+        let source = locate::resolve(spec, |name| std::env::var_os(name))?;
+        #[cfg(feature = "remote")]
+        if let Source::Remote { folder, .. } = &source {
+            let mirror = Mirror::of(&**folder, &|name| !name.contains('/') && !name.starts_with('.'))?;
+            let opened = Self::open_folder(mirror.path())?;
+            return Ok(PeftAdapter { _mirror: Some(mirror), ..opened });
+        }
+        let found = source.path();
+        Self::open_folder(if found.is_dir() { found } else { folder::parent(found) })
     }
 
     /// Opens the folder `root` itself.
@@ -118,7 +144,17 @@ impl PeftAdapter {
         let file = Checkpoint::open_file(&weights)?;
         let sorted = sort(file.tensors(), &config).map_err(|e| e.path(&weights))?;
         let classify::Sorted { modules, extras, problems } = sorted;
-        Ok(PeftAdapter { root: root.to_owned(), files, config, file, modules, extras, problems })
+        Ok(PeftAdapter {
+            root: root.to_owned(),
+            files,
+            config,
+            file,
+            modules,
+            extras,
+            problems,
+            #[cfg(feature = "remote")]
+            _mirror: None,
+        })
     }
 
     /// The same adapter with its modules and whole parameters named as the files of `base` name them, and how many of

@@ -169,6 +169,7 @@ pub fn judge(adapter: &PeftAdapter, base: Option<&BaseModules>) -> Vec<RuleFindi
     let mut report = Report(Vec::new());
     tensors::vocabulary(adapter, base.and_then(BaseModules::model_type), &mut report);
     tensors::tied(adapter, base.and_then(BaseModules::tied), &mut report);
+    base.iter().for_each(|base| tree::towers(adapter, base, &mut report));
     found.extend(report.0);
     found.sort_by_key(|finding| finding.outcome);
     found

@@ -28,7 +28,7 @@ pub(crate) fn check(adapter: &PeftAdapter, base: Option<&BaseModules>, report: &
     for module in adapter.modules() {
         in_place(adapter, base, module, report);
     }
-    experts(adapter, report);
+    experts(adapter, base, report);
     stacks(adapter, report);
     if adapter.modules().len() == 0 {
         report.add(&[Vllm], WEIGHTS, "holds no LoRA at all", Effect::Refused, Fix::No);
@@ -128,7 +128,9 @@ pub fn takes(consumer: Loader, adapter: &PeftAdapter, extra: &Extra) -> bool {
 
 fn in_place(adapter: &PeftAdapter, base: Option<&BaseModules>, module: &PeftModule, report: &mut Report) {
     let (config, name) = (adapter.config(), module.name());
-    if is_target(config, name) == Some(false) && !is_target_parameter(config, name) {
+    // Targets speak of the model's modules, whatever the keys call them.
+    let in_model = base.and_then(|base| base.resolve(name)).map_or(name, |known| &known.loaded);
+    if is_target(config, in_model) == Some(false) && !is_target_parameter(config, in_model) {
         report.add(&[Peft], name, "is not matched by target_modules", Effect::NoEffect, Fix::Yes);
     }
     let absent = siblings::absent(adapter, base, name).into_iter();
@@ -194,8 +196,9 @@ fn stacks(adapter: &PeftAdapter, report: &mut Report) {
     }
 }
 
-/// Checks experts that are separate modules: vLLM stacks them, and needs every expert with all its projections.
-fn experts(adapter: &PeftAdapter, report: &mut Report) {
+/// Checks experts that are separate modules: vLLM stacks them, and needs every expert with all its projections; those
+/// that the base does not have are none, as the ones that pass their input on.
+fn experts(adapter: &PeftAdapter, base: Option<&BaseModules>, report: &mut Report) {
     let mut layers: BTreeMap<&str, (BTreeSet<usize>, BTreeSet<&str>)> = BTreeMap::new();
     let known = adapter.modules().filter_map(|module| expert_of(module.name()));
     for (layer, expert, projection) in known {
@@ -212,6 +215,7 @@ fn experts(adapter: &PeftAdapter, report: &mut Report) {
         let missing = (0..count)
             .flat_map(|expert| wanted.map(|projection| format!("{layer}.{expert}.{projection}")))
             .filter(|name| adapter.module(name).is_none())
+            .filter(|name| base.and_then(|base| base.has(name)) != Some(false))
             .count();
         if missing > 0 {
             let why = format!("lacks {missing} projections of its {count} experts, but all are needed");

@@ -13,6 +13,15 @@ pub(crate) fn check(adapter: &PeftAdapter, base: &BaseModules, report: &mut Repo
     if base.modules().is_empty() {
         return;
     }
+    if base.is_refused_by_peft() {
+        let why = "is for a model that PEFT does not wrap: its class does not tell where its embedding is";
+        report.add(&[Peft], "adapter_config.json", why, Effect::Refused, Fix::No);
+    }
+    if let Some(shared) = adapter.modules().find(|module| is_shared_block(base, module.name())) {
+        let why =
+            "is of a block that layers share: PEFT applies it in the first of them alone, until it is merged";
+        report.add(&[Peft], shared.name(), why, Effect::Caution, Fix::No);
+    }
     for module in adapter.modules() {
         if let Some(why) = misfit(base, module) {
             report.add(&Loader::ALL, module.name(), why, Effect::Refused, Fix::No);
@@ -33,6 +42,30 @@ pub(crate) fn check(adapter: &PeftAdapter, base: &BaseModules, report: &mut Repo
         }
     }
     strays(adapter, base, report);
+}
+
+/// Checks modules of a vision or audio tower and of what joins it to the language model: vLLM leaves them out unless it is
+/// told otherwise, and refuses them where it does not load the tower.
+pub(crate) fn towers(adapter: &PeftAdapter, base: &BaseModules, report: &mut Report) {
+    const SPEAKS: [&str; 3] = ["language_model", "text_model", "lm_head"];
+    let outside = |name: &str| !name.split('.').any(|part| SPEAKS.contains(&part));
+    let loaded = |module: &PeftModule| base.resolve(module.name()).map(|known| known.loaded.as_str());
+    if !base.is_inside_another() || !base.modules().iter().any(|module| !outside(&module.loaded)) {
+        return;
+    }
+    let mut found = adapter.modules().filter(|module| loaded(module).is_some_and(outside));
+    let Some(first) = found.next() else { return };
+    let why = format!(
+        "and {} more are of a tower or projector: vLLM applies them with --enable-tower-connector-lora alone, and refuses          them where the tower is not loaded",
+        found.count()
+    );
+    report.add(&[Loader::Vllm], first.name(), why, Effect::Caution, Fix::No);
+}
+
+/// Whether a module is of the attention block of Zamba, whose weights several layers share as modules of their own.
+fn is_shared_block(base: &BaseModules, module: &str) -> bool {
+    let zamba = base.model_type().is_some_and(|kind| matches!(kind, "zamba" | "zamba2"));
+    zamba && module.split('.').any(|part| part.starts_with("shared_transf"))
 }
 
 /// What is wrong with the shape of a module, which must be that of the base's weight.
@@ -72,15 +105,15 @@ fn standing(config: &PeftConfig, base: &BaseModules, module: &PeftModule) -> Sta
     if let Some((path, _)) = expert_stack_of(name).filter(|_| module.experts() > 1) {
         return match base.resolve_experts(path) {
             None => Standing::Absent,
-            Some(_) if base.model_name_of(name) != name => Standing::Elsewhere(base.model_name_of(name)),
+            Some(_) if base.key_name_of(name) != name => Standing::Elsewhere(base.key_name_of(name)),
             Some(_) => Standing::Wrapped,
         };
     }
     let Some(known) = base.resolve(name) else { return Standing::Absent };
-    if known.loaded != name && base.origin() != Some(&Origin::Unknown) {
-        return Standing::Elsewhere(known.loaded.clone());
+    if base.key_of(known) != name && base.origin() != Some(&Origin::Unknown) {
+        return Standing::Elsewhere(base.key_of(known));
     }
-    let by_parameter = || is_target_parameter(config, name);
+    let by_parameter = || is_target_parameter(config, &known.loaded);
     match (base.expert_conversion(), expert_of(name)) {
         // PEFT takes these kinds out of target_modules, wherever they are.
         (Some(ExpertConversion::Config(family)), None)
@@ -97,9 +130,9 @@ fn standing(config: &PeftConfig, base: &BaseModules, module: &PeftModule) -> Sta
                 "is part of a stack in the model that PEFT wraps, which is in no entry of target_parameters",
             )
         }
-        (Some(ExpertConversion::Nothing), Some(_)) => Standing::Unwrapped(
-            "is one of a stack of experts without a gate, which PEFT does not take from single keys",
-        ),
+        (Some(ExpertConversion::Nothing), Some(_)) => {
+            Standing::Unwrapped("is one of a stack of experts that PEFT does not make of single keys")
+        }
         _ => Standing::Wrapped,
     }
 }

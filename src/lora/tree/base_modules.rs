@@ -93,7 +93,10 @@ impl BaseModules {
         let stored = || base.tensors().map(|tensor| tensor.name().to_owned());
         let mut tensors: BTreeMap<String, String> = stored().map(|name| (name.clone(), name)).collect();
         tensors.extend(stored().map(|name| (tree.module_of(&name), name)));
-        let loaded: Vec<String> = stored().map(|name| tree.module_of(&name)).collect();
+        let mut loaded: Vec<String> = stored().map(|name| tree.module_of(&name)).collect();
+        // Layers that the files hold otherwise: within a matrix, or in parts.
+        loaded.extend(modules.iter().map(|module| format!("{}.weight", module.loaded)));
+        loaded.extend(stored().flat_map(|name| layers_in_another_order(&tree, &name)));
         let known = Known {
             by_loaded: by(|module| &module.loaded),
             by_stored: by(|module| &module.stored),
@@ -111,9 +114,19 @@ impl BaseModules {
         }
     }
 
+    /// Whether PEFT refuses every adapter of this model.
+    pub(crate) fn is_refused_by_peft(&self) -> bool {
+        self.known.as_ref().is_some_and(|known| known.tree.is_refused_by_peft())
+    }
+
     /// The `model_type` of the model that speaks.
     pub fn model_type(&self) -> Option<&str> {
         self.model_type.as_deref()
+    }
+
+    /// Whether the language model is inside of a model that sees or hears.
+    pub(crate) fn is_inside_another(&self) -> bool {
+        self.outer_type != self.model_type
     }
 
     /// What PEFT does with single experts, where the model keeps them as stacks.
@@ -165,10 +178,26 @@ impl BaseModules {
         self.stored(stored).map_or_else(|| stored.to_owned(), |module| module.loaded.clone())
     }
 
-    /// The model's name for what an adapter calls `name`; that itself where the base has no such module.
-    pub fn model_name_of(&self, name: &str) -> String {
+    /// What the keys of an adapter call the module that the files call `stored`: by the model's name, but where PEFT
+    /// itself renames the keys.
+    pub fn key_name(&self, stored: &str) -> String {
+        self.stored(stored).map_or_else(|| stored.to_owned(), |module| self.key_of(module))
+    }
+
+    /// What the keys of an adapter call this module of the base.
+    pub(crate) fn key_of(&self, module: &BaseModule) -> String {
+        match self.known.as_ref().map(|known| &known.tree).filter(|tree| tree.is_keyed_as_files()) {
+            None => module.loaded.clone(),
+            // These files have the model's own names.
+            Some(tree) if module.stored == module.loaded => tree.published_name_of(&module.loaded),
+            Some(_) => module.stored.clone(),
+        }
+    }
+
+    /// The name in an adapter's keys for what this one calls `name`; that itself where the base has no such module.
+    pub fn key_name_of(&self, name: &str) -> String {
         if let Some(module) = self.resolve(name) {
-            return module.loaded.clone();
+            return self.key_of(module);
         }
         let stack = expert_stack_of(name).and_then(|(path, kind)| {
             let stored = format!("{}.{kind}.0", self.resolve_experts(path)?);
@@ -182,7 +211,9 @@ impl BaseModules {
     /// the prefixes that libraries have put before a language model or a tower.
     pub fn resolve(&self, name: &str) -> Option<&BaseModule> {
         let direct = |name: &str| self.loaded(name).or_else(|| self.stored(name));
-        direct(name).or_else(|| spellings(name).find_map(|other| direct(&other)))
+        // As published files name it, where these have the model's own names.
+        let published = || direct(&self.known.as_ref()?.tree.module_of(name));
+        direct(name).or_else(published).or_else(|| spellings(name).find_map(|other| direct(&other)))
     }
 
     /// The stored name of the tensor that an adapter means by `name`, by the same rules.
@@ -198,6 +229,12 @@ impl BaseModules {
         let found = ends.iter().find_map(|end| Some((self.resolve(&format!("{path}.{end}"))?, end)));
         found.map(|(module, end)| module.stored[..module.stored.len() - end.len() - 1].to_owned())
     }
+}
+
+/// The weights of the model's layers whose rows the tensor of this name holds, in another order.
+fn layers_in_another_order(tree: &ModuleTree, stored: &str) -> Vec<String> {
+    let layers = tree.reordered_layers_of(stored.strip_suffix(".weight").unwrap_or(stored));
+    layers.unwrap_or_default().into_iter().map(|layer| format!("{layer}.weight")).collect()
 }
 
 /// `name` with each other prefix in place of its own.

@@ -22,6 +22,8 @@ pub struct PeftTargets {
     pub parameters: BTreeSet<String>,
     /// Whether the fused gate and up of experts have twice the rank, which PEFT is to be told.
     pub doubled: bool,
+    /// Whether layers outside of the experts are called `gate_up_proj` too.
+    pub fused_layers: bool,
 }
 
 impl PeftTargets {
@@ -39,6 +41,7 @@ impl PeftTargets {
                 (None, None) => drop(layers.insert(name.to_owned())),
             }
         }
+        targets.fused_layers = layers.iter().any(|name| kind_of(name) == "gate_up_proj");
         let entries = entries(&layers, base);
         match base.expert_conversion() {
             Some(ExpertConversion::Config(family)) => {

@@ -56,7 +56,7 @@ impl AdapterWriter for Peft {
 fn assemble(path: &Path, adapter: &Adapter<'_>) -> Result<(Written, BTreeMap<String, blake3::Hash>)> {
     let Adapter { rank: r, dtype, pieces, names, modules, .. } = adapter;
     let (r, dtype) = (*r, *dtype);
-    let keys_of = |piece: &Piece| Keys::of(&modules.name_in_model(&piece.module), piece.place);
+    let keys_of = |piece: &Piece| Keys::of(&modules.key_name(&piece.module), piece.place);
     // Experts of one stack share their tensors.
     let mut order: BTreeMap<String, Vec<&Piece>> = BTreeMap::new();
     for piece in *pieces {

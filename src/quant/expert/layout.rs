@@ -88,10 +88,22 @@ const SINGLE: &[&str] = &[
     "olmoe",
     "solar_open",
 ];
+/// The same, but not of their language models by themselves: adapters hold what PEFT knows for the whole.
+const SINGLE_AS_A_WHOLE: &[&str] =
+    &["axk1", "axk2", "deepseek_ocr2", "hy_v3", "jamba", "kimi_k25", "laguna", "mimo_v2_flash"];
+const MIXTRAL_AS_A_WHOLE: &[&str] = &["kimi_linear", "lfm2_moe", "minimax_m3_vl"];
 const MIXTRAL: &[&str] = &["mixtral", "minimax", "minimax_m2", "phimoe"];
 /// Models for which vLLM loads adapters of stacks (`is_3d_moe_weight`).
-const STACKED: &[&str] =
-    &["gpt_oss", "qwen3_vl_moe", "qwen3_5_moe", "qwen3_omni_moe", "qwen3_omni_moe_thinker", "interns1_pro"];
+/// And Qwen4-Exp, of which PEFT takes nothing else inside a model that sees.
+const STACKED: &[&str] = &[
+    "gpt_oss",
+    "qwen3_vl_moe",
+    "qwen3_5_moe",
+    "qwen3_omni_moe",
+    "qwen3_omni_moe_thinker",
+    "interns1_pro",
+    "qwen4_exp",
+];
 
 /// One of the two tensors of a stack of experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,8 +134,13 @@ impl Experts {
     pub fn of(model_types: &[&str], hidden: Option<usize>) -> Experts {
         let is =
             |list: &[&str]| model_types.iter().any(|name| list.contains(&name.trim_end_matches("_text")));
-        let mixtral = is(MIXTRAL);
-        let form = if mixtral || is(SINGLE) { ExpertForm::Single } else { ExpertForm::Stacked };
+        let whole = |list: &[&str]| model_types.iter().any(|name| list.contains(name));
+        let mixtral = is(MIXTRAL) || whole(MIXTRAL_AS_A_WHOLE);
+        let form = if mixtral || is(SINGLE) || whole(SINGLE_AS_A_WHOLE) {
+            ExpertForm::Single
+        } else {
+            ExpertForm::Stacked
+        };
         Experts {
             form,
             joins: is(STACKED),
@@ -297,6 +314,8 @@ mod tests {
         assert_eq!(form("mixtral"), ExpertForm::Single);
         assert_eq!(form("qwen3_vl_moe_text"), ExpertForm::Stacked);
         assert_eq!(form("a_new_one"), ExpertForm::Stacked);
+        assert_eq!([form("jamba"), form("minimax_m3_vl")], [ExpertForm::Single; 2]);
+        assert_eq!(form("minimax_m3_vl_text"), ExpertForm::Stacked);
         let mixtral = Experts::of(&["mixtral"], None);
         assert_eq!(
             mixtral.single("model.layers.0.mlp.experts", 3, 1),

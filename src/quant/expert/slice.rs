@@ -17,6 +17,8 @@ pub(crate) struct ExpertSlice {
     tensors: Vec<TensorInfo>,
     /// Where in each of them those of `inner` begin, in bytes.
     starts: Vec<usize>,
+    /// Which expert it is.
+    index: usize,
     /// The rows of `inner`.
     rows: Range<usize>,
 }
@@ -33,7 +35,7 @@ impl ExpertSlice {
         let start = |stored: &TensorInfo| index * bytes(&stored.shape[1..], stored);
         let starts = tensors.iter().map(start).collect();
         let rows = 0..inner.shape()[0];
-        ExpertSlice { inner, dense, tensors, starts, rows }
+        ExpertSlice { inner, dense, tensors, starts, index, rows }
     }
 
     /// The same, but `rows` of it only.
@@ -109,9 +111,10 @@ impl StackSlice for ExpertSlice {
         let lead = self.tensors.first()?;
         // Blocks of MXFP4 are the one kind of stack that is not stored under the name of the dense one.
         let name = lead.name.strip_suffix("_blocks").unwrap_or(&lead.name).to_owned();
-        let shape = [lead.shape.first().copied()?, rows, columns];
+        let shape = vec![lead.shape.first().copied()?, rows, columns];
         let weight = Arc::new(WholeStack::new(Arc::clone(&self.dense), self.tensors.clone()));
         let turned = !Arc::ptr_eq(&self.inner, &self.dense);
-        Some(Stack { name, shape, weight, turned })
+        let (first, own) = (self.index * rows, if turned { 0..rows } else { self.rows.clone() });
+        Some(Stack { name, shape, weight, rows: first + own.start..first + own.end, turned })
     }
 }

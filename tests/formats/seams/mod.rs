@@ -5,3 +5,8 @@
 mod format;
 mod source;
 mod writer;
+
+#[cfg(feature = "remote")]
+#[allow(dead_code)]
+#[path = "../../remote/server.rs"]
+mod server;

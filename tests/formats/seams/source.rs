@@ -9,6 +9,9 @@ use trephine::checkpoint::{Checkpoint, Config, ModuleReader};
 use trephine::storage::{MappedFile, Storage, Version, Window};
 use trephine::{Error, Result};
 
+#[cfg(feature = "remote")]
+use super::server::{Reply, Server, part};
+
 /// Whether `storage` holds exactly `content`, however it is asked.
 fn conforms(storage: &dyn Storage, content: &[u8]) {
     let length = content.len() as u64;
@@ -87,6 +90,18 @@ fn every_source_conforms() {
     fs::write(&path, &content).unwrap();
     conforms(&MappedFile::open("object", &path).unwrap(), &content);
     conforms(&InMemory { name: "object".into(), bytes: content.clone() }, &content);
+    #[cfg(feature = "remote")]
+    {
+        let served = content.clone();
+        let server = Server::start(move |request| match request.path.as_str() {
+            "/m/object.safetensors" => part(request, &served, "\"1\""),
+            _ => Reply::of(404, ""),
+        });
+        let opened = trephine::storage::remote::open(&server.url("m/object.safetensors")).unwrap();
+        let object = opened.folder.open(&opened.file.unwrap()).unwrap();
+        conforms(&*object, &content);
+        assert!(object.is_remote() && opened.folder.open("other.safetensors").is_err());
+    }
 }
 
 #[test]

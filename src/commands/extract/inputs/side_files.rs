@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::checkpoint::Checkpoint;
+use crate::Result;
+use crate::checkpoint::{Checkpoint, LocalFiles};
 use crate::storage::regular_file;
 
 /// The files of a tokenizer and its chat template.
@@ -28,13 +29,31 @@ const GENERATION: &str = "generation_config.json";
 /// A longer JSON file is not compared by its fields.
 const LONGEST: u64 = 4 << 20;
 
-/// The files of `checkpoint` that can lie beside an adapter.
-pub fn carried(checkpoint: &Checkpoint) -> Vec<(&'static str, PathBuf)> {
-    if !checkpoint.root().is_dir() {
-        return Vec::new();
+/// The names of the files of `checkpoint` that can lie beside an adapter.
+///
+/// # Errors
+/// A server that is out of reach.
+pub fn names(checkpoint: &Checkpoint) -> Result<Vec<&'static str>> {
+    let mut found = Vec::new();
+    for name in TOKENIZER.into_iter().chain([GENERATION]) {
+        let is_there = match checkpoint.folder().filter(|_| checkpoint.is_remote()) {
+            Some(folder) => folder.open_if_any(name)?.is_some(),
+            None => checkpoint.root().is_dir() && checkpoint.root().join(name).is_file(),
+        };
+        found.extend(is_there.then_some(name));
     }
-    let at = |name: &'static str| (name, checkpoint.root().join(name));
-    TOKENIZER.into_iter().chain([GENERATION]).map(at).filter(|(_, path)| path.is_file()).collect()
+    Ok(found)
+}
+
+/// These files on this machine, each with its name, for as long as the first value lives.
+///
+/// # Errors
+/// A server that is out of reach; a full disk.
+pub fn carried(checkpoint: &Checkpoint) -> Result<(LocalFiles, Vec<(&'static str, PathBuf)>)> {
+    let names = names(checkpoint)?;
+    let files = checkpoint.local_files(&|name| names.contains(&name))?;
+    let paths = names.iter().map(|name| (*name, files.path().join(name))).collect();
+    Ok((files, paths))
 }
 
 /// A note if the tuned checkpoint's tokenizer, chat template or generation config differs from the base's.

@@ -1,6 +1,7 @@
 //! What a finished extraction writes: adapter, manifest, model card, summary.
 
 pub(crate) mod files;
+pub(crate) mod left_out;
 pub(crate) mod manifest;
 pub(crate) mod model_card;
 pub(crate) mod other_ranks;
@@ -8,6 +9,7 @@ pub(crate) mod quoting;
 pub(crate) mod summary;
 pub(crate) mod write;
 pub use self::files::{CARD, MANIFEST, SPECTRA};
+pub use self::left_out::mostly_left_out;
 pub use self::manifest::{Manifest, OtherRank, Spectrum, SpectrumOf};
 pub use self::model_card::{serve_line, smallest_vllm_rank};
 pub use self::summary::{ExtractionOutcome, KindSummary, LeftOutGroup};

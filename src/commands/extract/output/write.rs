@@ -89,7 +89,7 @@ pub fn finish(
     let adapter = Adapter {
         base: &job.deciding.base_model_name,
         modules: &BaseModules::of(&inputs.base),
-        task_type: inputs.base.config().task_type(),
+        task_type: inputs.base.task_type(),
         rank,
         dtype: job.deciding.dtype.dtype(),
         pieces: &pieces,
@@ -107,7 +107,8 @@ pub fn finish(
     let card = model_card::write(&manifest, &job.deciding);
     files.insert(CARD.into(), write_text(&out.join(CARD), &card)?.blake3);
     if job.deciding.copy_tokenizer {
-        for (name, path) in side_files::carried(&inputs.tuned) {
+        let (_kept, carried) = side_files::carried(&inputs.tuned)?;
+        for (name, path) in carried {
             files.insert(name.into(), copy(&path, &out.join(name))?.blake3);
         }
     }
