@@ -19,6 +19,9 @@ use crate::storage::remote::settings::settings;
 use crate::storage::{Folder, Keeper, Kept, SmallFile, Storage, Version, Window};
 use crate::{Error, Result};
 
+/// A file that was opened, or why it was not.
+type OpenedFile = Result<Box<dyn Storage>>;
+
 /// The first range of a file: most headers of safetensors are not longer.
 const FIRST: u64 = 32 << 10;
 
@@ -151,10 +154,9 @@ impl Folder for RemoteFolder {
         Ok(Some(Box::new(RemoteFile { object, head: Mutex::new((0, head)) })))
     }
 
-    fn open_all(&self, names: &[&str]) -> Vec<Result<Box<dyn Storage>>> {
+    fn open_all(&self, names: &[&str]) -> Vec<OpenedFile> {
         let next = Mutex::new(0);
-        let opened: Mutex<Vec<Option<Result<Box<dyn Storage>>>>> =
-            Mutex::new(names.iter().map(|_| None).collect());
+        let opened: Mutex<Vec<Option<OpenedFile>>> = Mutex::new(names.iter().map(|_| None).collect());
         let lock = |mutex: &Mutex<usize>| {
             let mut next = mutex.lock().unwrap_or_else(PoisonError::into_inner);
             *next += 1;

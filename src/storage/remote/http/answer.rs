@@ -68,7 +68,7 @@ pub(crate) fn refused(answer: &Answer, denied: &str) -> Failure {
     let what = if message.is_empty() { what } else { format!("{what}: {message}") };
     match answer.status {
         408 | 425 | 429 | 500 | 502 | 503 | 504 => {
-            Failure::Passing(Error::unexpected(what), retry_after(answer.header("retry-after")))
+            Failure::passing(Error::unexpected(what), retry_after(answer.header("retry-after")))
         }
         401 | 403 => Error::decide(format!("{what}: access is denied")).hint(denied).into(),
         404 | 410 => changed("it is gone").into(),
@@ -144,7 +144,7 @@ pub(crate) fn read_body(
         count(count_read);
         let ended = || {
             let what = format!("the answer ended after {} of {expected} bytes", expected - left);
-            Failure::Passing(Error::unexpected(what), None)
+            Failure::passing(Error::unexpected(what), None)
         };
         read.map_err(|e| if is_end(&e) { ended() } else { Failure::of_io(e) })?;
         if count_read == 0 {
@@ -155,7 +155,7 @@ pub(crate) fn read_body(
         if since.elapsed() > stall {
             if watched < TRICKLE {
                 let what = format!("the server sent {watched} bytes in {} s", stall.as_secs());
-                return Err(Failure::Passing(Error::unexpected(what), None));
+                return Err(Failure::passing(Error::unexpected(what), None));
             }
             (watched, since) = (0, Instant::now());
         }

@@ -23,7 +23,7 @@ const MANY: u64 = 64 << 10;
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// It may succeed later, after the pause that the server asks for.
-    Passing(Error, Option<Duration>),
+    Passing(Box<Error>, Option<Duration>),
     /// A signed link is not valid any more: a new one may be.
     Expired(Error),
     /// It would fail again.
@@ -37,22 +37,27 @@ impl From<Error> for Failure {
 }
 
 impl Failure {
+    /// A failure that may not last.
+    pub(crate) fn passing(error: Error, pause: Option<Duration>) -> Failure {
+        Failure::Passing(Box::new(error), pause)
+    }
+
     /// The failure of a connection.
     pub(crate) fn of_transport(error: ureq::Error) -> Failure {
-        let passing = |what: &str| Failure::Passing(Error::unexpected(what), None);
+        let passing = |what: &str| Failure::passing(Error::unexpected(what), None);
         match error {
             ureq::Error::Timeout(_) => passing("the server is silent"),
             ureq::Error::HostNotFound => passing("the host is not found"),
             ureq::Error::Io(e) => Failure::of_io(e),
             ureq::Error::ConnectionFailed | ureq::Error::BodyStalled => passing("the connection failed"),
             ureq::Error::Protocol(e) => {
-                Failure::Passing(Error::input("the server's answer is not HTTP").because(e.to_string()), None)
+                Failure::passing(Error::input("the server's answer is not HTTP").because(e.to_string()), None)
             }
             ureq::Error::LargeResponseHeader(..) => Error::input("the server's headers do not end").into(),
             ureq::Error::Other(error) => match error.downcast::<Error>() {
                 Ok(own) => Failure::Final(*own),
                 Err(other) => {
-                    Failure::Passing(Error::unexpected("the connection failed").because(other), None)
+                    Failure::passing(Error::unexpected("the connection failed").because(other), None)
                 }
             },
             // The other errors' texts repeat neither addresses nor headers.
@@ -68,7 +73,7 @@ impl Failure {
             let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(inner);
             while let Some(at) = cause {
                 if let Some(ureq::Error::Timeout(_)) = at.downcast_ref::<ureq::Error>() {
-                    return Failure::Passing(Error::unexpected("the server is silent"), None);
+                    return Failure::passing(Error::unexpected("the server is silent"), None);
                 }
                 // What a certificate lacks, no repetition brings.
                 if at.to_string().contains("invalid peer certificate") {
@@ -80,13 +85,14 @@ impl Failure {
         }
         let silent = matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock);
         let what = if silent { "the server is silent" } else { "the connection broke" };
-        Failure::Passing(Error::unexpected(what).because(error.kind().to_string()), None)
+        Failure::passing(Error::unexpected(what).because(error.kind().to_string()), None)
     }
 
     /// The error, whatever kind of failure it is.
     pub(crate) fn error(self) -> Error {
         match self {
-            Failure::Passing(error, _) | Failure::Expired(error) | Failure::Final(error) => error,
+            Failure::Passing(error, _) => *error,
+            Failure::Expired(error) | Failure::Final(error) => error,
         }
     }
 }
@@ -172,7 +178,7 @@ mod tests {
         assert!(asked >= Duration::from_secs(7) && asked < Duration::from_secs(8));
         assert_eq!(retry_after(Some("Fri, 31 Dec 1999 23:59:59 GMT")), None);
         let mut patience = Patience::default();
-        let error = patience.wait(Failure::Passing(Error::unexpected("x"), Some(Duration::from_secs(9999))));
+        let error = patience.wait(Failure::passing(Error::unexpected("x"), Some(Duration::from_secs(9999))));
         assert!(error.unwrap_err().to_string().contains("9999 s"));
         assert!(patience.wait(Failure::Final(Error::input("no"))).is_err());
     }

@@ -309,7 +309,7 @@ mod tests {
         assert!(matches!(blocks.take(keys[0], 10), Stage::Here(_)));
         assert!(matches!(blocks.take(keys[1], 20), Stage::Here(_)));
         assert!(blocks.make_room(keys[3], 10, 30));
-        assert!(matches!(blocks.at(1, 10), None), "the second is gone");
+        assert!(blocks.at(1, 10).is_none(), "the second is gone");
         // What is pinned takes no room and stays.
         blocks.pin(keys[0], None);
         blocks.pin(keys[2], None);
