@@ -203,7 +203,11 @@ impl ExtractArgs {
                 hybrid_share: self.hybrid.as_ref().map(|_| self.hybrid_share.unwrap_or(0.5)),
                 copy_tokenizer: self.copy_tokenizer,
             },
-            allow: Allowances { missing: self.allow_missing, quantized_tuned: self.allow_quantized_tuned },
+            allow: Allowances {
+                missing: self.allow_missing,
+                quantized_tuned: self.allow_quantized_tuned,
+                same: false,
+            },
             running: RunOptions {
                 threads: threads(self.threads)?,
                 memory: self.memory.unwrap_or_else(default_memory),

@@ -167,18 +167,13 @@ fn what_cannot_be_analyzed_is_said() {
 }
 
 #[test]
-fn a_dense_base_in_place_of_the_quantized_one_has_no_noise() {
+fn a_dense_base_in_place_of_the_quantized_one_is_refused() {
     let out = tempfile::tempdir().unwrap();
     let mut job = job(out.path());
     job.base_quantized = data("base");
-    let (analysis, _) = analyze(&job, &Silent).unwrap();
-    assert!(
-        analysis
-            .modules
-            .iter()
-            .all(|m| !m.quantized && m.norms.base_noise == 0.0 && m.norms.tuned_noise == 0.0)
-    );
-    assert!(analysis.verdict[0].text.contains("there is no noise to correct"));
+    let error = analyze(&job, &Silent).unwrap_err();
+    assert_eq!(error.kind(), trephine::Kind::Decide);
+    assert!(error.to_string().contains("--base-quantized is not quantized"), "{error}");
 }
 
 #[test]

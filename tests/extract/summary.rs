@@ -61,10 +61,10 @@ fn narrow_terminals_break_no_word() {
     let home = tempdir().unwrap();
     let out = home.path().join("o");
     let mut command = extract(&data("base-fp8"), &data("tuned"), &out);
-    let ended = run(command.args(["--rank", "4"]).env("COLUMNS", "60")).code(0);
+    let ended = run(command.args(["--rank", "4"]).env("COLUMNS", "50")).code(0);
     let prose = ended.stdout.lines().take_while(|line| !line.starts_with("next:"));
     // The path of the adapter is one word.
-    let long: Vec<&str> = prose.filter(|line| line.len() > 60 && !line.contains("/o:")).collect();
+    let long: Vec<&str> = prose.filter(|line| line.len() > 50 && !line.contains("/o:")).collect();
     assert!(long.is_empty(), "{long:?}");
     assert!(ended.stdout.contains("captured") && !ended.stdout.contains("worst error"), "{}", ended.stdout);
 }

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use tempfile::tempdir;
 
+use crate::common::pair::{Tensor, changed, read_file, values, write_file};
 use crate::common::{contents, data, extract, run};
 use crate::stores::{KEY, SECRET, SESSION, TOKEN, bucket, hub, secure_web, web};
 
@@ -119,18 +120,31 @@ fn gguf_and_every_command_that_reads_a_checkpoint() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let server = web(&root, |_, reply| reply);
     let trephine = crate::common::trephine;
-    // A quantized GGUF as the base, and the other way round.
+    // A quantized GGUF as the base, and the other way round, with a dense side that differs.
+    let models = home.path().join("models");
+    fs::create_dir(&models).unwrap();
+    for name in ["llama", "qwen2"] {
+        let fixture = |end: &str| root.join("fixtures/gguf_models").join(format!("{name}.{end}"));
+        fs::copy(fixture("gguf"), models.join(format!("{name}.gguf"))).unwrap();
+        let mut tensors = read_file(&fixture("safetensors"));
+        for (seed, tensor) in tensors.iter_mut().enumerate().filter(|(_, tensor)| tensor.shape.len() == 2) {
+            let shape = [tensor.shape[0], tensor.shape[1]];
+            let before: Vec<f32> = values(tensor).into_iter().map(|value| value as f32).collect();
+            *tensor = Tensor::f32(&tensor.name, &shape, &changed(&before, shape, 2, 0.05, seed as u64));
+        }
+        write_file(&models.join(format!("{name}.safetensors")), &tensors);
+    }
+    let server_of_models = web(&models, |_, reply| reply);
     for (base, tuned) in [("llama.gguf", "llama.safetensors"), ("qwen2.safetensors", "qwen2.gguf")] {
-        let [there, here] =
-            [server.url("fixtures/gguf_models"), format!("{}/fixtures/gguf_models", root.display())].map(
-                |place| {
-                    let out = home.path().join("gguf");
-                    let _ = fs::remove_dir_all(&out);
-                    run(extract(&format!("{place}/{base}"), &format!("{place}/{tuned}"), &out).args(MODEL))
-                        .code(0);
-                    adapter(&out)
-                },
-            );
+        let [there, here] = [server_of_models.url(""), models.display().to_string()].map(|place| {
+            let out = home.path().join("gguf");
+            let _ = fs::remove_dir_all(&out);
+            run(extract(&format!("{place}/{base}"), &format!("{place}/{tuned}"), &out)
+                .args(MODEL)
+                .arg("--allow-quantized-tuned"))
+            .code(0);
+            adapter(&out)
+        });
         assert!(there == here, "{base}");
     }
     let out = home.path().join("merged");

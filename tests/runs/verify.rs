@@ -124,7 +124,6 @@ fn a_right_adapter_passes_against_its_checkpoints() {
         ("base-fp8", &["--energy", "0.5"]),
         ("base-fp8", &["--dtype", "f32", "--round-base", "bf16"]),
         ("base", &["--include", "embed_tokens", "--include", "lm_head", "--include", "k_proj"]),
-        ("tuned", &[]),
     ]
     .into_iter()
     .enumerate()

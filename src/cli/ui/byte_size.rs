@@ -3,7 +3,7 @@
 use bytesize::ByteSize;
 
 /// A plain number below this was meant in a larger unit.
-const LEAST: u64 = 1 << 20;
+const LEAST: u64 = 64 << 10;
 
 /// Parses `2GiB`, `384MiB`, `1.5GB` or a plain number of bytes.
 pub fn parse(text: &str) -> Result<u64, String> {

@@ -135,11 +135,13 @@ pub struct Allowances {
     pub missing: bool,
     /// A quantized tuned checkpoint on a dense base.
     pub quantized_tuned: bool,
+    /// One checkpoint as both base and tuned.
+    pub same: bool,
 }
 
 impl Allowances {
     /// Everything is allowed: for a run that has begun already.
-    pub const ALL: Allowances = Allowances { missing: true, quantized_tuned: true };
+    pub const ALL: Allowances = Allowances { missing: true, quantized_tuned: true, same: true };
 }
 
 /// One extraction: its inputs, its output, and its options.

@@ -21,7 +21,7 @@ const NAMED: usize = 3;
 /// [`Kind::Decide`](crate::Kind::Decide), with what to do.
 pub fn sense(inputs: &Inputs, allow: Allowances) -> Result<Vec<String>> {
     let Inputs { base, tuned, .. } = inputs;
-    if same_place(base.root(), tuned.root()) {
+    if !allow.same && same_place(base.root(), tuned.root()) {
         return Err(Error::decide(
             "base and tuned are the same checkpoint: there is no difference to extract",
         )

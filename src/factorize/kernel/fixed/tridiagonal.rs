@@ -25,11 +25,14 @@ pub(crate) fn diagonalize(
     mut record: impl FnMut(Sweep),
 ) -> Result<()> {
     let n = diagonal.len();
+    // What is below the rounding of the largest element so far is nothing: graded matrices end in such rows.
+    let mut largest = 0f64;
     for l in 0..n {
+        largest = largest.max(diagonal[l].abs() + off.get(l).map_or(0.0, |e| e.abs()));
         for iteration in 0.. {
             let negligible = |m: &usize| {
                 let size = diagonal[*m].abs() + diagonal[m + 1].abs();
-                off[*m].abs() <= f64::EPSILON * size
+                off[*m].abs() <= f64::EPSILON * size.max(largest)
             };
             let m = (l..n - 1).find(negligible).unwrap_or(n - 1);
             if m == l {
