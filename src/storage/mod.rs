@@ -186,7 +186,7 @@ impl Window {
     ///
     /// # Panics
     /// If `within` is not within the buffer.
-    pub(crate) fn shared(bytes: Arc<Vec<u8>>, within: Range<usize>) -> Window {
+    pub fn shared(bytes: Arc<Vec<u8>>, within: Range<usize>) -> Window {
         assert!(within.start <= within.end && within.end <= bytes.len(), "a window beyond its buffer");
         Window(Bytes::Shared(bytes, within))
     }

@@ -60,7 +60,7 @@ fn microscaled(packing: &str, data: &str) -> Result<Box<dyn Format>> {
     let one = |codes, scales, group| compressed::everywhere("auto-round", codes, scales, group);
     let (label, four, eight) = match data {
         _ if packing == "llm_compressor_nvfp4_e5m3" || data == "nvfp4_v2" => {
-            ("NVFP4 with E5M3 scales", one(Codes::E2m1, Scales::Ue5m3, 16), None)
+            ("NVFP4 with E5M3 scales", one(Codes::E2m1, Scales::UnsignedE5m3, 16), None)
         }
         _ if data.starts_with("nv_fp") => ("NVFP4", one(Codes::E2m1, Scales::Inverse, 16), None),
         _ if data.starts_with("mx_int") => ("MXINT4", one(Codes::Quarters, Scales::E8m0, 32), None),

@@ -38,7 +38,7 @@ pub(crate) enum Scales {
     /// F8_E4M3; the codes are multiplied in f32 by the inverse of one F32 for the whole weight first.
     Inverse,
     /// U8: unsigned, five bits of exponent (bias 15) and three of mantissa. 0xFF is NaN.
-    Ue5m3,
+    UnsignedE5m3,
 }
 
 /// How the zero points are stored.
@@ -97,7 +97,7 @@ impl ScaledGrid {
             Scales::Float => ([Dtype::F32, Dtype::BF16, Dtype::F16], "F32, BF16 or F16"),
             Scales::E8m0 => ([Dtype::U8, Dtype::U8, Dtype::F8_E8M0], "U8 or F8_E8M0"),
             Scales::Over | Scales::Times | Scales::Inverse => ([Dtype::F8_E4M3; 3], "F8_E4M3"),
-            Scales::Ue5m3 | Scales::E4m3 => ([Dtype::U8; 3], "U8"),
+            Scales::UnsignedE5m3 | Scales::E4m3 => ([Dtype::U8; 3], "U8"),
         };
         if !dtypes.contains(&scale.dtype) || !(scale.shape == grid || single || rows) {
             return Err(disagree(&weight, shape, &scale, grid, asked));
@@ -128,7 +128,7 @@ impl ScaledGrid {
             Scales::Float => (scale.dtype, g_idx.is_some()),
             // The dtype that the library unpacks these codes to.
             Scales::E8m0 | Scales::Over | Scales::Times | Scales::E4m3 => (Dtype::BF16, g_idx.is_some()),
-            Scales::Ue5m3 | Scales::Inverse => (Dtype::F32, g_idx.is_some()),
+            Scales::UnsignedE5m3 | Scales::Inverse => (Dtype::F32, g_idx.is_some()),
         };
         let noted = note.is_some();
         let tensors = [Some(weight), Some(scale), global, zeros.map(|(_, stored)| stored), note, g_idx];
@@ -159,7 +159,7 @@ impl ScaledGrid {
         match self.scales {
             Scales::Float => widen(self.tensors[1].dtype, parts[1], out),
             Scales::E8m0 => codes.for_each(|(out, &code)| *out = e8m0(code)),
-            Scales::Ue5m3 => codes.for_each(|(out, &code)| *out = ue5m3(code)),
+            Scales::UnsignedE5m3 => codes.for_each(|(out, &code)| *out = unsigned_e5m3(code)),
             Scales::Inverse | Scales::E4m3 => codes.for_each(|(out, &code)| *out = E4M3[usize::from(code)]),
             Scales::Over | Scales::Times => {
                 let global = global(parts);
@@ -238,7 +238,7 @@ fn global(parts: &[&[u8]]) -> f32 {
 }
 
 /// The number of an unsigned E5M3 with a bias of 15.
-fn ue5m3(code: u8) -> f32 {
+fn unsigned_e5m3(code: u8) -> f32 {
     let (exponent, mantissa) = (i32::from(code >> 3), f32::from(code & 7) / 8.0);
     match (code, exponent) {
         (0xff, _) => f32::NAN,

@@ -63,7 +63,7 @@ pub(super) fn mxfp4(block: &[u8; 17], out: &mut [f32; 32]) {
 /// Four unsigned E4M3 scales, each for 16 values in eight bytes.
 pub(super) fn nvfp4(block: &[u8; 36], out: &mut [f32; 64]) {
     for (k, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let scale = half_ue4m3(block[k]);
+        let scale = half_unsigned_e4m3(block[k]);
         let (low, high) = out.split_at_mut(8);
         for ((low, high), byte) in low.iter_mut().zip(high).zip(&block[4 + 8 * k..]) {
             *low = scale * E2M1_DOUBLED[usize::from(byte & 15)];
@@ -73,7 +73,7 @@ pub(super) fn nvfp4(block: &[u8; 36], out: &mut [f32; 64]) {
 }
 
 /// Half of an unsigned E4M3, whose NaN is zero here.
-fn half_ue4m3(code: u8) -> f32 {
+fn half_unsigned_e4m3(code: u8) -> f32 {
     let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
     match (code, exponent) {
         (0 | 0x7f, _) => 0.0,
