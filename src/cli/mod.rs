@@ -149,7 +149,7 @@ fn print_on(text: &str) -> Result<bool> {
 /// The version of JSON outputs that have none of their own.
 const JSON_VERSION: u32 = 1;
 
-/// Prints any value as pretty JSON to stdout, with a `version` if it is an object without one: docs/json.md.
+/// Prints any value as pretty JSON to stdout, with a `version` if it is an object without one: src/cli/json.md.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::unexpected("cannot write the result as JSON").because(e))?;

@@ -1,4 +1,4 @@
-//! The page docs/json.md against the program: every command's JSON has the keys that the page names, and no others.
+//! The page src/cli/json.md against the program: every command's JSON has the keys that the page names, and no others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,7 +11,7 @@ use tempfile::tempdir;
 
 /// The keys of each section of the page, and which of them may be absent.
 fn page() -> BTreeMap<String, Vec<(String, bool)>> {
-    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/json.md")).unwrap();
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cli/json.md")).unwrap();
     let key = Regex::new(r"`([a-z_]+)`(\*?)").unwrap();
     let section = |section: &str| {
         let (title, rest) = section.split_once('\n').unwrap();

@@ -6,7 +6,7 @@
     print(outcome["total"]["captured_energy"])
 
 Options have the names of the command line, with underscores; a list repeats an option and ``True`` gives a flag. The keys of the
-results are those of docs/json.md. A failure raises :class:`TrephineError`, with the message, the hint and the exit code.
+results are those of src/cli/json.md. A failure raises :class:`TrephineError`, with the message, the hint and the exit code.
 """
 
 from __future__ import annotations
