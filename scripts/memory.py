@@ -136,7 +136,6 @@ COMMANDS = [
     ("many", "extract, plan", f"extract --base many --tuned many-tuned --include {EXPERT} --rank 8 --dry-run --out OUT"),
     ("many", "dequantize", "dequantize many --out OUT"),
     ("many", "autopsy", "autopsy many"),
-    ("many", "analyze", f"analyze --base many --base-quantized many --tuned many-tuned --include {EXPERT} --rank 8 --out OUT"),
 ]
 
 
