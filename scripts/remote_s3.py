@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # /// script
-# dependencies = ["moto[server]==5.2.2", "boto3==1.43.60"]
+# dependencies = ["moto[server]==5.2.5", "boto3==1.43.60"]
 # ///
 """Reads a pair from moto's S3 server, which is nobody's of ours: the adapter is that from disk, byte for byte; a wrong
 key and a changed object are refused.

@@ -65,9 +65,18 @@ pub fn hub(root: &Path, valid: u64) -> Server {
         }
         if let Some(rest) = path.strip_prefix("api/models/") {
             let words: Vec<&str> = rest.split('/').collect();
-            let [_, name, "revision", _] = words[..] else { return Reply::of(404, "") };
+            let [_, name, kind @ ("revision" | "tree"), _] = words[..] else { return Reply::of(404, "") };
             let Ok(entries) = fs::read_dir(root.join(name)) else { return Reply::of(404, "") };
             let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            if kind == "tree" {
+                let size = |file: &str| fs::metadata(root.join(name).join(file)).unwrap().len();
+                let entry = |file: String| {
+                    let oid = "0".repeat(40);
+                    serde_json::json!({"type": "file", "path": file, "size": size(&file), "oid": oid})
+                };
+                let tree = serde_json::Value::from(names.map(entry).collect::<Vec<_>>());
+                return Reply::of(200, tree.to_string()).with("Content-Type", "application/json");
+            }
             let siblings: Vec<_> = names.map(|name| serde_json::json!({"rfilename": name})).collect();
             let id = format!("test/{name}");
             let described = serde_json::json!({"id": id, "modelId": id, "sha": COMMIT, "private": false,
