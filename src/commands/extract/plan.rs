@@ -57,7 +57,7 @@ pub struct PlannedModule {
     pub flops: f64,
     /// Bytes of tensors to read in one pass.
     pub read_bytes: u64,
-    /// Bytes of them that cross the link to a server; each crosses it once.
+    /// Bytes of them that cross the link to a server, if each crosses it once.
     #[serde(skip_serializing_if = "is_zero")]
     pub link_bytes: u64,
     /// Where its stored bytes are kept, if they come from a server and are read more than once.
