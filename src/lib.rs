@@ -61,6 +61,7 @@
 //! | [`error`] | the error type: what failed, where, and the fix | |
 //! | [`shared`] | names and shapes that many records share | |
 //! | [`printable`] | text that is safe to print on a terminal | |
+//! | `simd` | the vector instructions that loops may use | |
 //!
 //! The binary is thin: it turns arguments into [`commands::extract::Extraction`] and shows progress bars and tables.
 //!
@@ -113,6 +114,7 @@ pub mod quant;
 pub mod report;
 pub mod run;
 pub mod shared;
+mod simd;
 pub mod storage;
 
 pub use error::{Error, Kind, Result};

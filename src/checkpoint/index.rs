@@ -135,7 +135,7 @@ fn listed(folder: &dyn Folder) -> Result<Layout> {
 /// Checks that no part of a set of files is missing, by their names: `model-00001-of-00003.safetensors`.
 ///
 /// # Errors
-/// The first part that is missing. Nothing but the names says so where there is no index.
+/// The first missing part. Without an index, only the files' names tell.
 fn complete(folder: &dyn Folder, files: &[String]) -> Result<()> {
     let sets: BTreeSet<(&str, &str)> = files.iter().filter_map(|name| part_of_set(name)).collect();
     for (stem, count) in sets {

@@ -14,6 +14,7 @@ pub(crate) mod locate;
 pub(crate) mod mirror;
 pub(crate) mod module;
 pub mod module_tree;
+mod open;
 pub(crate) mod reader;
 pub(crate) mod unaccounted;
 pub(crate) mod weight_map;
@@ -33,15 +34,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::checkpoint::error_policy::Faults;
-use crate::checkpoint::index::Layout;
-use crate::container::safetensors::header;
-use crate::quant::declared::Declared;
-use crate::quant::expert::layout::Experts;
 use crate::quant::registry::Scheme;
 use crate::quant::weight::{SMALL, TensorInfo, Tensors};
 use crate::shared::Name;
-use crate::storage::{Folder, Keeper, Kept, LocalFolder, Storage, Window, has_scratch};
+use crate::storage::{Folder, Keeper, Kept, Storage, Window, has_scratch};
 use crate::{Error, Result};
 
 /// Bytes of a tensor that are mapped at once while it is hashed.
@@ -91,161 +87,6 @@ impl Tensors for Shelf<'_> {
 }
 
 impl Checkpoint {
-    /// Opens a folder, one `.safetensors` or `.gguf` file, or a repository in the Hugging Face cache such
-    /// as `Qwen/Qwen3-32B`.
-    ///
-    /// # Errors
-    /// The first error in the checkpoint's files or headers, or an unsupported quantization. All are bad input, except
-    /// for a file that the system cannot open.
-    pub fn open(spec: &str) -> Result<Checkpoint> {
-        Self::open_with(spec, &mut Faults::Stop)
-    }
-
-    /// Opens what can be opened of a checkpoint, and returns the errors of the rest in the order in which they
-    /// occurred: a missing file, a damaged header, an index that does not match, an unknown quantization, a weight
-    /// without its scale.
-    ///
-    /// # Errors
-    /// There is nothing to open.
-    pub fn inspect(spec: &str) -> Result<(Checkpoint, Vec<Error>)> {
-        let mut faults = Faults::Keep(Vec::new());
-        let checkpoint = Self::open_with(spec, &mut faults)?;
-        match faults {
-            Faults::Keep(kept) => Ok((checkpoint, kept)),
-            Faults::Stop => Ok((checkpoint, Vec::new())),
-        }
-    }
-
-    fn open_with(spec: &str, faults: &mut Faults) -> Result<Checkpoint> {
-        let source = locate::resolve(spec, |name| std::env::var_os(name))?;
-        let folder = source.folder();
-        let layout = index::layout(&*folder, source.file().as_deref(), faults)?;
-        if layout.is_gguf() {
-            let mut opened = Self::gather_gguf(&source, &layout)?;
-            opened.modules = module::catalogue(&opened.scheme, &opened.tensors, &opened.files, faults)?;
-            return Ok(opened);
-        }
-        let config = faults.take(Config::read(&*folder))?.unwrap_or_default();
-        let known =
-            faults.take(scheme_of(&config, config.quantization()).map_err(|e| e.path(source.path())))?;
-        let unknown = known.is_none();
-        let scheme = match known {
-            Some(known) => known,
-            None => scheme_of(&config, None)?,
-        };
-        let mut opened = Self::gather(&source, &layout, config, scheme, faults)?;
-        // The unsupported scheme is reported already; errors of its single weights would only repeat that.
-        let mut ignored = Faults::Keep(Vec::new());
-        let faults = if unknown { &mut ignored } else { faults };
-        opened.modules = module::catalogue(&opened.scheme, &opened.tensors, &opened.files, faults)?;
-        unaccounted::check(&opened.scheme, &opened.tensors, &opened.modules, &opened.files, faults)?;
-        let tree = opened.tree();
-        module::turn(&mut opened.modules, |name| tree.is_conv1d(name));
-        module::split(&mut opened.modules, |name| tree.layers_of(name)).map_err(|e| e.path(source.path()))?;
-        module::join(&mut opened.modules, |name| tree.half_of(name)).map_err(|e| e.path(source.path()))?;
-        Ok(opened)
-    }
-
-    /// Opens one `.safetensors` file as a catalogue of tensors without modules, ignoring any config beside it: the
-    /// weights of an adapter.
-    ///
-    /// # Errors
-    /// The errors of [`open`](Self::open) for this one file.
-    pub fn open_file(path: &Path) -> Result<Checkpoint> {
-        let source = locate::Source::File(path.to_owned());
-        Self::open_tensors(&source)
-    }
-
-    /// The same for the file `name` in the folder at an address.
-    ///
-    /// # Errors
-    /// The errors of [`open_file`](Self::open_file).
-    pub(crate) fn open_tensors_of(spec: &str, name: &str) -> Result<Checkpoint> {
-        let source = locate::resolve(spec, |name| std::env::var_os(name))?;
-        let (folder, root) = (source.folder(), source.path().to_owned());
-        Self::open_tensors(&locate::Source::Remote { folder, file: Some(name.to_owned()), root })
-    }
-
-    /// The same for one file that was located already.
-    fn open_tensors(source: &locate::Source) -> Result<Checkpoint> {
-        let (config, scheme, faults) = (Config::default(), Scheme::default(), &mut Faults::Stop);
-        let layout = index::layout(&*source.folder(), source.file().as_deref(), faults)?;
-        Self::gather(source, &layout, config, scheme, faults)
-    }
-
-    /// Opens a safetensors checkpoint whose objects come from any [`Storage`]; `root` is its name in messages. All
-    /// tensors of all objects are taken, without an index.
-    ///
-    /// # Errors
-    /// The errors of [`open`](Self::open).
-    pub fn from_storage(root: &Path, config: Config, files: Vec<Box<dyn Storage>>) -> Result<Checkpoint> {
-        let faults = &mut Faults::Stop;
-        let scheme = scheme_of(&config, config.quantization()).map_err(|e| e.path(root))?;
-        let headers = files.iter().map(|file| header::read(&**file)).collect::<Result<Vec<_>>>()?;
-        let identity = identity::of(&LocalFolder::new(root), std::iter::empty(), &files, &headers)?;
-        let tensors = index::resolve(&Layout::default(), &files, headers, faults)?;
-        let modules = module::catalogue(&scheme, &tensors, &files, faults)?;
-        unaccounted::check(&scheme, &tensors, &modules, &files, faults)?;
-        let (root, folder, names) = (root.to_owned(), None, names_of(&files));
-        Ok(Checkpoint { root, folder, config, scheme, files, names, tensors, modules, identity })
-    }
-
-    /// Opens everything except the modules.
-    fn gather(
-        source: &locate::Source,
-        layout: &Layout,
-        config: Config,
-        scheme: Scheme,
-        faults: &mut Faults,
-    ) -> Result<Checkpoint> {
-        let mut files = Vec::new();
-        let mut headers = Vec::new();
-        let folder = source.folder();
-        let names: Vec<&str> = layout.files.iter().map(|(name, _)| name.as_str()).collect();
-        for file in folder.open_all(&names) {
-            let read = file.and_then(|file| Ok((header::read(&*file)?, file)));
-            let Some((header, file)) = faults.take(read)? else { continue };
-            headers.push(header);
-            files.push(file);
-        }
-        let identity = identity::of(&*folder, identity::beside(layout.index()), &files, &headers)?;
-        let tensors = index::resolve(layout, &files, headers, faults)?;
-        let (root, names, modules) = (source.path().to_owned(), names_of(&files), BTreeMap::new());
-        Ok(Checkpoint {
-            root,
-            folder: Some(folder),
-            config,
-            scheme,
-            files,
-            names,
-            tensors,
-            modules,
-            identity,
-        })
-    }
-
-    /// The same for GGUF, whose files contain the config.
-    fn gather_gguf(source: &locate::Source, layout: &Layout) -> Result<Checkpoint> {
-        let folder = source.folder();
-        let names: Vec<&str> = layout.files.iter().map(|(name, _)| name.as_str()).collect();
-        let files = folder.open_all(&names).into_iter().collect::<Result<Vec<_>>>()?;
-        let gguf::Model { config, scheme, headers } = gguf::read(&files)?;
-        let identity = identity::of(&*folder, std::iter::empty(), &files, &headers)?;
-        let tensors = index::resolve(layout, &files, headers, &mut Faults::Stop)?;
-        let (root, names, modules) = (source.path().to_owned(), names_of(&files), BTreeMap::new());
-        Ok(Checkpoint {
-            root,
-            folder: Some(folder),
-            config,
-            scheme,
-            files,
-            names,
-            tensors,
-            modules,
-            identity,
-        })
-    }
-
     /// The folder or file that was opened; for a repository, its snapshot in the cache.
     pub fn root(&self) -> &Path {
         &self.root
@@ -278,8 +119,8 @@ impl Checkpoint {
         self.modules.get(name).or_else(tied)
     }
 
-    /// PEFT's `task_type` for an adapter of this model: [`Config::task_type`], but for classes that do not generate text
-    /// although their name says so.
+    /// PEFT's `task_type` for an adapter of this model: [`Config::task_type`], but for classes that do not generate
+    /// text although their name says so.
     pub fn task_type(&self) -> Option<&'static str> {
         let silent = self.config.architecture().is_some_and(is_without_generation);
         self.config.task_type().filter(|_| !silent)
@@ -449,16 +290,6 @@ impl Checkpoint {
         }
         Ok(hasher.finalize())
     }
-}
-
-fn names_of(files: &[Box<dyn Storage>]) -> Vec<Name> {
-    files.iter().map(|file| file.name().into()).collect()
-}
-
-/// The declared scheme, for a model with this config.
-fn scheme_of(config: &Config, declared: Option<&Declared>) -> Result<Scheme> {
-    let types: Vec<&str> = [config.model_type(), config.text_model_type()].into_iter().flatten().collect();
-    Scheme::with_experts(declared, Experts::of(&types, config.hidden_size()))
 }
 
 /// The folder or file for `spec`: a path, the snapshot of a repository in the Hugging Face cache, or an address.

@@ -5,14 +5,12 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use safetensors::Dtype;
-
 use crate::checkpoint::catalogue::{Catalogue, Tensor};
 use crate::checkpoint::error_policy::Faults;
 use crate::checkpoint::module::Module;
 use crate::quant::recognize::recognized;
-use crate::quant::registry::{Scheme, looks_quantized};
-use crate::quant::weight::SchemeKind;
+use crate::quant::registry::{Scheme, is_code, looks_quantized};
+use crate::quant::weight::{SchemeKind, TensorInfo};
 use crate::shared::Name;
 use crate::storage::Storage;
 use crate::{Error, Result};
@@ -68,25 +66,10 @@ pub(crate) fn check(
 
 /// Whether a tensor holds what only quantized weights consist of: integers or FP8, in two dimensions or more.
 fn holds_codes(tensor: &Tensor) -> bool {
-    use Dtype::*;
-    let codes = matches!(
-        tensor.stored.dtype,
-        F4 | F6_E2M3
-            | F6_E3M2
-            | F8_E4M3
-            | F8_E5M2
-            | F8_E4M3FNUZ
-            | F8_E5M2FNUZ
-            | I8
-            | U8
-            | I16
-            | U16
-            | I32
-            | U32
-    );
+    let TensorInfo { dtype, shape, .. } = &tensor.stored;
     let last = last_part(tensor.name());
     let buffer = BUFFERS.iter().any(|end| last == *end || last.ends_with(&format!("_{end}")));
-    codes && !buffer && tensor.stored.shape.len() > 1 && !tensor.stored.shape.contains(&0)
+    is_code(*dtype) && !buffer && shape.len() > 1 && !shape.contains(&0)
 }
 
 fn last_part(name: &str) -> &str {

@@ -23,7 +23,7 @@ pub(crate) struct Index {
 pub(crate) struct WeightMap {
     /// The names of files, in the order in which they were met.
     pub(crate) files: Vec<String>,
-    /// Tensors by name, each with the number of its file; `None` where the entry is no text.
+    /// Tensors by name, each with the number of its file; `None` where the entry is not a string.
     pub(crate) tensors: Vec<(Box<str>, Option<usize>)>,
 }
 

@@ -15,7 +15,7 @@ use trephine::{Error, Result};
 
 use crate::cli::analyze::show_analysis;
 use crate::cli::dequantize::show_conversion;
-use crate::cli::extract_summary::show_outcome;
+use crate::cli::extract::summary::show_outcome;
 use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;
 use crate::cli::ui::signal::leave_on_signal;

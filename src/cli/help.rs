@@ -168,7 +168,7 @@ fn listing(program: &Command) -> String {
     text
 }
 
-/// The parsed command line, or the exit code after its error is told.
+/// The parsed command line, or the exit code once its error has been printed.
 pub fn parse() -> Result<ProgramArgs, ExitCode> {
     let parsed = program().try_get_matches().and_then(|found| ProgramArgs::from_arg_matches(&found));
     parsed.map_err(|error| {

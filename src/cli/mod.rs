@@ -11,8 +11,6 @@ pub(crate) mod dequantize;
 pub(crate) mod doctor;
 pub(crate) mod evaluate;
 pub(crate) mod extract;
-pub(crate) mod extract_plan;
-pub(crate) mod extract_summary;
 pub(crate) mod fidelity;
 pub(crate) mod help;
 #[cfg(feature = "remote")]

@@ -39,7 +39,6 @@ pub use self::choose::{BACKENDS, choose, flops, trial_product, workspace};
 pub use self::in_memory::Held;
 pub use self::kernel::bytes::codes::{quantize_rows, record_words, words as code_words};
 pub use self::kernel::bytes::passes::Codes;
-pub use self::kernel::simd::{SimdLevel, limit_simd, simd_limit};
 pub use self::precision::{Missed, Precision, Split};
 pub use self::quantized::{HeldCodes, Requantized};
 pub use self::remainder::{Remainder, subtract};
@@ -47,6 +46,7 @@ pub use self::residual::{Residual, residual, stored_error};
 pub use self::truncate::{Recompressed, product_norm2, recompress};
 pub use self::types::{Backend, Cost, Factors, Method, Panels, Request};
 pub use self::white_noise::leading_noise_energy;
+pub use crate::simd::{SimdLevel, limit_simd, simd_limit};
 
 use crate::{Error, Result};
 

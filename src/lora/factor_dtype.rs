@@ -25,6 +25,16 @@ impl FactorType {
         }
     }
 
+    /// The type that all of `dtypes` are, or f32 if they differ.
+    pub(crate) fn common(mut dtypes: impl Iterator<Item = safetensors::Dtype>) -> FactorType {
+        let first = dtypes.next();
+        match first.filter(|first| dtypes.all(|dtype| dtype == *first)) {
+            Some(safetensors::Dtype::BF16) => FactorType::Bf16,
+            Some(safetensors::Dtype::F16) => FactorType::F16,
+            _ => FactorType::F32,
+        }
+    }
+
     /// Bytes of one element.
     pub fn bytes(self) -> usize {
         match self {

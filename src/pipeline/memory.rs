@@ -18,8 +18,8 @@ pub const THREAD: u64 = 4 << 20;
 /// The stack and the allocator's pool of a thread that computes no matrix products.
 pub const SMALL_THREAD: u64 = 1 << 20;
 
-/// What one tensor of an open checkpoint takes besides its name: its description, its share of a module and its decoder,
-/// and of the plan. Measured on 92,160 tensors (`scripts/memory.py`), with a margin of a quarter.
+/// What one tensor of an open checkpoint takes besides its name: its description, its share of a module and its
+/// decoder, and of the plan. Measured on 92,160 tensors (`scripts/memory.py`), with a margin of a quarter.
 const CATALOGUE_ENTRY: u64 = 480;
 
 /// What is recorded of one tensor that was read: its digest, its share of the unit's result and of the journal's entry

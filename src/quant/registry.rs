@@ -133,10 +133,16 @@ impl Scheme {
 
 /// Whether only a quantized weight can have this name and dtype. Names of expert stacks do not end in `.weight`.
 pub(crate) fn looks_quantized(stored: &TensorInfo) -> bool {
-    use Dtype::*;
     let packed = [".qweight", ".weight_packed", "_proj_blocks"].iter().any(|end| stored.name.ends_with(end));
-    let codes = matches!(
-        stored.dtype,
+    let stack = [".experts.gate_up_proj", ".experts.down_proj"].iter().any(|end| stored.name.ends_with(end));
+    is_code(stored.dtype) && (packed || stack || stored.name.ends_with(".weight") && stored.shape.len() == 2)
+}
+
+/// Whether weights of this dtype are codes with scales: integers and the small floating-point numbers.
+pub(crate) fn is_code(dtype: Dtype) -> bool {
+    use Dtype::*;
+    matches!(
+        dtype,
         F4 | F6_E2M3
             | F6_E3M2
             | F8_E4M3
@@ -149,7 +155,5 @@ pub(crate) fn looks_quantized(stored: &TensorInfo) -> bool {
             | U16
             | I32
             | U32
-    );
-    let stack = [".experts.gate_up_proj", ".experts.down_proj"].iter().any(|end| stored.name.ends_with(end));
-    codes && (packed || stack || stored.name.ends_with(".weight") && stored.shape.len() == 2)
+    )
 }

@@ -160,6 +160,26 @@ impl Capabilities<'_> {
         saturation: None,
         slice: None,
     };
+
+    /// Of `part`, which is the rows of `whole` from `first` on.
+    pub(crate) fn of_rows<'a, P>(whole: &dyn Dequantize, first: usize, part: &'a P) -> Capabilities<'a>
+    where
+        P: Double + Saturation + StackSlice,
+    {
+        let whole = whole.capabilities();
+        // Blocks are rounded by themselves, so rows that begin on the edge of one are rounded as the whole would be.
+        let at_edge = whole.block.is_none_or(|[height, _]| first.is_multiple_of(height.max(1)));
+        Capabilities {
+            needs_all_bytes: whole.needs_all_bytes,
+            block: whole.block,
+            round_to_nearest: whole.round_to_nearest.filter(|_| at_edge),
+            // Whoever transposes does so below the slice.
+            columns: None,
+            double: whole.double.map(|_| part as &dyn Double),
+            saturation: whole.saturation.map(|_| part as &dyn Saturation),
+            slice: Some(part),
+        }
+    }
 }
 
 /// A weight that is also decoded in f64.
@@ -247,7 +267,8 @@ pub trait SegmentsF64: Debug {
     fn segment_f64(&self, row: usize, columns: Range<usize>, parts: &[&[u8]], out: &mut [f64]);
 }
 
-/// The larger tensor that a weight is a slice of: a stack of experts, or a matrix that holds the rows of several layers.
+/// The larger tensor that a weight is a slice of: a stack of experts, or a matrix that holds the rows of several
+/// layers.
 #[derive(Clone, Debug)]
 pub struct Stack {
     /// The name of the dense tensor.

@@ -47,8 +47,6 @@ pub struct Engine<'a, J: Job> {
 pub struct Ended<O> {
     /// The record of the finished run.
     pub output: O,
-    /// Seconds by unit, for the units that this run did.
-    pub times: BTreeMap<String, f64>,
     /// Whether an earlier run had done everything.
     pub was_done: bool,
 }
@@ -74,9 +72,6 @@ pub struct PartOutcome {
     pub assembled: bool,
 }
 
-/// The result of an attempt: everything that is finished, and seconds by unit.
-type Worked<D> = (Completed<D>, BTreeMap<String, f64>);
-
 /// What the output folder holds.
 enum EarlierRun<J: Job> {
     /// A finished run of the same identity, and the lock under which to clean up after it.
@@ -97,12 +92,12 @@ impl<J: Job> Engine<'_, J> {
         // A finished folder may lie where nothing can be written, not even a lock. There is nothing to write either.
         if !self.running.overwrite && run_folder::is_finished(self.out) && folder::is_read_only(self.out) {
             let output = run_folder::existing(self.job, self.out, self.running.other_simd)?;
-            return Ok(Ended { output, times: BTreeMap::new(), was_done: true });
+            return Ok(Ended { output, was_done: true });
         }
         let (journal, done, lock) = match self.open()? {
             EarlierRun::Done(output, lock) => {
                 run_folder::tidy(lock, self.out, layout.log, keep)?;
-                return Ok(Ended { output, times: BTreeMap::new(), was_done: true });
+                return Ok(Ended { output, was_done: true });
             }
             EarlierRun::Open(journal, done, lock) => (journal, done, lock),
         };
@@ -122,11 +117,11 @@ impl<J: Job> Engine<'_, J> {
         let share = Share::whole(units);
         self.info(None, &share, &done).write(&state)?;
         let results = layout.results(self.out, &state);
-        let (done, times) = self.work(&share, &state, results, journal, done, &log)?;
+        let done = self.work(&share, &state, results, journal, done, &log)?;
         let output = self.finish(self.job.identity(), &done)?;
         run_folder::tidy(lock, self.out, layout.log, keep)?;
         log.line(&format!("done in {:.3} s", started.elapsed().as_secs_f64()));
-        Ok(Ended { output, times, was_done: false })
+        Ok(Ended { output, was_done: false })
     }
 
     /// Does the missing units of the share of `part`. It assembles nothing.
@@ -248,7 +243,7 @@ impl<J: Job> Engine<'_, J> {
             info.share.modules,
             self.job.described(),
         ));
-        let (done, _) = self.work(share, &attempt, attempt.join(SHARDS), journal, done, &log)?;
+        let done = self.work(share, &attempt, attempt.join(SHARDS), journal, done, &log)?;
         log.line(&format!("done: {} {}", info.ahead.modules, self.kind().plural()));
         Ok(done)
     }
@@ -282,18 +277,18 @@ impl<J: Job> Engine<'_, J> {
         journal: Journal<JournalEntry<J::Record>>,
         done: Completed<J::Done>,
         log: &Log,
-    ) -> Result<Worked<J::Done>> {
+    ) -> Result<Completed<J::Done>> {
         let living = Heartbeat::begin(attempt, self.job.units(), self.progress);
-        let (check_inputs, times) = (&|| self.job.check_inputs(), BTreeMap::new());
-        let mut recorder = Recorder { results, journal, done, living: &living, log, check_inputs, times };
+        let check_inputs = &|| self.job.check_inputs();
+        let mut recorder = Recorder { results, journal, done, living: &living, log, check_inputs };
         // What was read of a file that has changed may be any nonsense: that it has changed is what is to be said.
         let worked = self
             .job
             .work(share, &mut recorder, &living)
             .map_err(|error| self.job.check_inputs().err().unwrap_or(error));
-        let Recorder { done, times, .. } = recorder;
+        let Recorder { done, .. } = recorder;
         living.end(worked)?;
-        Ok((done, times))
+        Ok(done)
     }
 
     /// Writes the output of finished work, and keeps the results where requested.

@@ -133,7 +133,7 @@ impl Folder for LocalFolder {
     }
 
     fn has(&self, name: &str) -> Result<bool> {
-        // A link whose target is gone is no file.
+        // A link whose target is gone does not count as a file.
         Ok(self.0.join(name).exists())
     }
 

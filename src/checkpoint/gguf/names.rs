@@ -177,7 +177,7 @@ impl Family {
             "num_hidden_layers": number("block_count"),
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads,
-            // For `llama` there is no one model type: Mistral and others are stored under it too.
+            // `llama` stands for several model types: Mistral and others are stored under it too.
             "gguf_architecture": self.architecture,
         });
         if let Some(model_type) = self.model_type {

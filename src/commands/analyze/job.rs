@@ -235,12 +235,7 @@ impl Job for AnalyzeJob<'_> {
                     let name = done.analysis.name.clone();
                     let record = Record { analysis: done.analysis.clone() };
                     let (id, tensors) = (UnitId::module(&name), done.tensors.clone());
-                    recorder.record(
-                        Unit { id, written: None, tensors, record },
-                        PathBuf::new(),
-                        done,
-                        took,
-                    )?;
+                    recorder.record(Unit { id, written: None, tensors, record }, PathBuf::new(), done)?;
                     progress.analyzed(&name, took);
                     progress.journaled();
                     Ok(())

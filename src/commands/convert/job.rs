@@ -257,7 +257,7 @@ impl Job for ConvertJob<'_> {
             let record = Record { non_finite: non_finite.clone() };
             let (id, written) = (UnitId::file(&shard.name), Some(finished.written));
             let unit = Unit { id, written, tensors: tensors.clone(), record };
-            recorder.record(unit, path, Done { non_finite, tensors }, started.elapsed())?;
+            recorder.record(unit, path, Done { non_finite, tensors })?;
             progress.file(&shard.name, started.elapsed());
             progress.journaled();
         }
@@ -351,7 +351,8 @@ fn threads(job: &Parts<'_>) -> Result<usize> {
         + job.held[0];
     let changes = outputs().any(|out| out.module().is_some_and(|module| job.change.concerns(module.name())));
     let stack = if changes { THREAD } else { SMALL_THREAD };
-    // A thread holds a result and what is mapped for it; two of its results wait to be written while it computes a third.
+    // A thread holds a result and what is mapped for it; two of its results wait to be written while it computes a
+    // third.
     let made = outputs().map(|out| result_bytes(out, job.change)).max().unwrap_or(0).max(COPY);
     threads_within(job.running.threads, job.running.memory, fixed, stack + mapped + job.held[1] + 3 * made)
 }

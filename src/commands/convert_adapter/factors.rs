@@ -1,22 +1,9 @@
 //! The factors of a module, as another program scales and stores them.
 
-use safetensors::Dtype;
-
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::read::classify::PeftModule;
 use crate::lora::read::{Factors, PeftAdapter};
 use crate::{Error, Result};
-
-/// The common dtype of all factors, or f32 if they differ.
-pub(crate) fn common(adapter: &PeftAdapter) -> FactorType {
-    let mut types = adapter.modules().flat_map(|m| [m.a().stored.dtype, m.b().stored.dtype]);
-    let first = types.next();
-    match first.filter(|first| types.all(|dtype| dtype == *first)) {
-        Some(Dtype::BF16) => FactorType::Bf16,
-        Some(Dtype::F16) => FactorType::F16,
-        _ => FactorType::F32,
-    }
-}
 
 /// Both factors in f32, with `lora_B` multiplied by what the module's scale is more than `scale`.
 ///

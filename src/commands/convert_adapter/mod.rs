@@ -1,7 +1,7 @@
 //! Writes a PEFT adapter in the format of another program: a GGUF LoRA for llama.cpp, or an adapter of mlx-lm.
 //!
-//! Factors are rounded at most once, to `dtype`. Both formats have one rank and one scale; where the modules' own differ,
-//! factors are padded with zeros (MLX), and the rest of a scale is multiplied into `lora_B`.
+//! Factors are rounded at most once, to `dtype`. Both formats have one rank and one scale; where the modules' own
+//! differ, factors are padded with zeros (MLX), and the rest of a scale is multiplied into `lora_B`.
 
 mod factors;
 mod gguf;
@@ -17,7 +17,7 @@ use crate::checkpoint::config::Config;
 use crate::durable::{checksums, folder};
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::read::PeftAdapter;
-use crate::lora::read::classify::{ExtraKind, Fault};
+use crate::lora::read::classify::{ExtraKind, Fault, PeftModule};
 use crate::{Error, Result};
 
 /// The formats that an adapter is written in.
@@ -83,7 +83,8 @@ pub fn convert_adapter(job: &AdapterConversion) -> Result<ConvertedAdapter> {
     };
     folder::create(&job.out)?;
     folder::refuse_others(&job.out, |_| false)?;
-    let dtype = job.dtype.unwrap_or_else(|| factors::common(&adapter));
+    let dtype =
+        job.dtype.unwrap_or_else(|| FactorType::common(adapter.modules().flat_map(PeftModule::dtypes)));
     let files = match job.format {
         AdapterFormat::Gguf => {
             let config = config.ok_or_else(|| {

@@ -16,7 +16,6 @@ use crate::commands::extract::plan::{ExtractionPlan, PlannedModule};
 use crate::commands::extract::record::{Done, Record};
 use crate::commands::extract::stages;
 use crate::delta::record::{Side, TensorRecord};
-use crate::factorize::kernel::simd::fuses;
 use crate::factorize::precision::Precision;
 use crate::lora::write::shard::Shard;
 use crate::run::attempts::completed::Completed;
@@ -31,6 +30,7 @@ use crate::run::parts::part_id::Part;
 use crate::run::parts::partition::Share;
 use crate::run::progress::Progress;
 use crate::run::unit::{PlannedUnit, Unit, UnitId};
+use crate::simd::fuses;
 use crate::{Error, Result};
 
 /// A planned extraction.

@@ -8,7 +8,7 @@ use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::noise::expected_noise;
 use crate::commands::extract::options::Extraction;
 use crate::commands::extract::output::manifest::Spectrum;
-use crate::commands::extract::plan::{PlannedModule, request};
+use crate::commands::extract::plan::planned::PlannedModule;
 use crate::commands::extract::units::Attempt;
 use crate::delta::difference::{Difference, Keep, Recomputed, Survey};
 use crate::delta::module_record::{ModuleRecord, ServedError};
@@ -242,7 +242,7 @@ fn made(
     spent: &dyn Fn(HugeBuffer),
 ) -> Result<Option<Made>> {
     let (module, norm2) = (attempt.module, survey.norm2);
-    let (request, dtype) = (request(job), job.deciding.dtype);
+    let (request, dtype) = (job.deciding.request(), job.deciding.dtype);
     let recompute = || Ok(Recomputed::new(difference(inputs, module, job)?, attempt.holding.visitors));
     let must = attempt.precision == Precision::Int8;
     let of_codes = |codes: &dyn Codes, delta: &dyn Panels| {
@@ -288,7 +288,7 @@ fn made_hybrid(
     let (Some(dense), Some(share)) = (&inputs.dense, job.deciding.hybrid_share) else {
         return Err(Error::unexpected("a hybrid without a dense base"));
     };
-    let (module, request, dtype) = (attempt.module, request(job), job.deciding.dtype);
+    let (module, request, dtype) = (attempt.module, job.deciding.request(), job.deciding.dtype);
     let dense = operand(Side::Hybrid, dense, &module.pair.name)?;
     let tuned = operand(Side::Tuned, &inputs.tuned, &module.pair.tuned)?;
     let change = Difference::new(dense, tuned, module.pair.rows, RoundBase::None, job.deciding.non_finite)?;

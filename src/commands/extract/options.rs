@@ -2,7 +2,7 @@
 
 use crate::delta::options::{NonFinite, RoundBase};
 use crate::factorize::precision::Precision;
-use crate::factorize::types::Method;
+use crate::factorize::types::{Method, Request};
 use crate::pipeline::options::RunOptions;
 use crate::{Error, Result};
 use std::path::PathBuf;
@@ -74,6 +74,12 @@ impl AbsorbNorms {
 }
 
 impl ResultOptions {
+    /// The factorization that is requested for every module.
+    pub fn request(&self) -> Request {
+        let ResultOptions { rank, energy, tolerance, method, seed, .. } = *self;
+        Request { rank, energy, tolerance, method, seed }
+    }
+
     /// The defaults of the command line, for a base of this name.
     pub fn for_base(name: &str) -> ResultOptions {
         ResultOptions {

@@ -329,7 +329,7 @@ fn write_module(
         tensors: record.tensors.clone(),
         record: Record::default(),
     };
-    recorder.record(unit, path, record::Done::Module(Box::new(record)), took)?;
+    recorder.record(unit, path, record::Done::Module(Box::new(record)))?;
     let (method, basis, passes, seconds) = (&module.method, module.basis, module.passes, took.as_secs_f64());
     recorder.log().line(&format!(
         "{name}: {method}, {}, basis {basis}, {passes} passes, {seconds:.3} s from the first byte",
@@ -349,12 +349,7 @@ fn write_compared(
     let id = planned.unit.clone();
     let record = Record { left_out: Some(left_out.clone()) };
     let unit = Unit { id, written: None, tensors: tensors.clone(), record };
-    recorder.record(
-        unit,
-        PathBuf::new(),
-        record::Done::Compared(left_out.clone(), tensors),
-        Duration::ZERO,
-    )?;
+    recorder.record(unit, PathBuf::new(), record::Done::Compared(left_out.clone(), tensors))?;
     shared.progress.compared(&left_out);
     Ok(())
 }

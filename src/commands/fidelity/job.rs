@@ -157,7 +157,7 @@ impl Job for MeasureJob<'_> {
             let (id, tensors) = (UnitId::module(&pair.name), self.measurement.digests(pair)?);
             let record = Record { distances: distances.clone() };
             let unit = Unit { id, written: None, tensors: tensors.clone(), record };
-            recorder.record(unit, PathBuf::new(), Done { distances, tensors }, started.elapsed())?;
+            recorder.record(unit, PathBuf::new(), Done { distances, tensors })?;
             progress.analyzed(&pair.name, started.elapsed());
             progress.journaled();
         }

@@ -126,7 +126,8 @@ impl Widths {
         Widths { a: wide_a, b: wide_b, rank, experts }
     }
 
-    /// Gives both factors of each direction about the same norm, by powers of two, which change no digit of the product.
+    /// Gives both factors of each direction about the same norm, by powers of two, which change no digit of the
+    /// product.
     fn balance(&mut self, [out, inner]: [usize; 2]) {
         let (rank, experts) = (self.rank, self.experts);
         for (expert, k) in (0..experts).flat_map(|expert| (0..rank).map(move |k| (expert, k))) {

@@ -193,7 +193,7 @@ impl Job for SanitizeJob<'_> {
             let written = shard::write(&path, &[(a, &encoded.a), (b, &encoded.b)], &BTreeMap::new())?;
             let (id, record) = (UnitId::module(&planned.name), Record { refitted: refitted.clone() });
             let unit = Unit { id, written: Some(written), tensors: Vec::new(), record };
-            recorder.record(unit, path, refitted, started.elapsed())?;
+            recorder.record(unit, path, refitted)?;
             progress.read(source.a().size() + source.b().size());
             progress.analyzed(&planned.name, started.elapsed());
             progress.journaled();

@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use safetensors::Dtype;
-
 use crate::checkpoint::{Checkpoint, HASH_WINDOW};
 
 use crate::checkpoint::catalogue::Tensor;
@@ -74,7 +72,9 @@ impl<'a> SanitizePlan<'a> {
         let (dropped, carried): (Vec<_>, Vec<_>) =
             adapter.modules().filter(|module| module.rank() > 0).partition(refused);
         let rank = rank(job, adapter, &carried)?;
-        let dtype = job.dtype.unwrap_or_else(|| widest(&carried));
+        let dtype = job
+            .dtype
+            .unwrap_or_else(|| FactorType::common(carried.iter().flat_map(|module| module.dtypes())));
         let planned = |module: &&'a PeftModule| Planned {
             name: known.map_or_else(|| module.name().to_owned(), |base| base.key_name_of(module.name())),
             place: module.place(),
@@ -144,17 +144,6 @@ fn rank(job: &Sanitizing, adapter: &PeftAdapter, carried: &[&PeftModule]) -> Res
             .hint(format!("give --max-rank {} or more", fused.rank())));
     }
     Ok(rank)
-}
-
-/// The common dtype of all factors, or f32 if they differ.
-fn widest(modules: &[&PeftModule]) -> FactorType {
-    let mut types = modules.iter().flat_map(|m| [m.a().stored.dtype, m.b().stored.dtype]);
-    let first = types.next();
-    match first.filter(|first| types.all(|dtype| dtype == *first)) {
-        Some(Dtype::BF16) => FactorType::Bf16,
-        Some(Dtype::F16) => FactorType::F16,
-        _ => FactorType::F32,
-    }
 }
 
 /// The modules of zeros that the consumers need.

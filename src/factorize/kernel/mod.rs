@@ -11,7 +11,6 @@ pub(crate) mod orthonormalize;
 pub(crate) mod passes;
 pub(crate) mod ritz;
 pub(crate) mod rng;
-pub mod simd;
 pub(crate) mod skinny_gemm;
 pub(crate) mod tiling;
 pub use self::block_ops::{cross_gram, eigen, square_sum};

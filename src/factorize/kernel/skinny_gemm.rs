@@ -14,7 +14,7 @@ use faer::{MatMut, MatRef};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use crate::factorize::kernel::simd::{dispatch, fuses};
+use crate::simd::{dispatch, fuses};
 
 /// Inner dimension that is multiplied at a time: this much of a strip of the block fits in the first-level cache.
 const DEPTH: usize = 256;

@@ -70,6 +70,11 @@ impl PeftModule {
         self.scale
     }
 
+    /// The element types of both factors.
+    pub(crate) fn dtypes(&self) -> [safetensors::Dtype; 2] {
+        [self.a().stored.dtype, self.b().stored.dtype]
+    }
+
     /// `lora_A` `[rank · experts, in]`.
     pub fn a(&self) -> &Tensor {
         &self.a

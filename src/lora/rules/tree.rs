@@ -44,8 +44,8 @@ pub(crate) fn check(adapter: &PeftAdapter, base: &BaseModules, report: &mut Repo
     strays(adapter, base, report);
 }
 
-/// Checks modules of a vision or audio tower and of what joins it to the language model: vLLM leaves them out unless it is
-/// told otherwise, and refuses them where it does not load the tower.
+/// Checks modules of a vision or audio tower and of what joins it to the language model: vLLM leaves them out unless it
+/// is told otherwise, and refuses them where it does not load the tower.
 pub(crate) fn towers(adapter: &PeftAdapter, base: &BaseModules, report: &mut Report) {
     const SPEAKS: [&str; 3] = ["language_model", "text_model", "lm_head"];
     let outside = |name: &str| !name.split('.').any(|part| SPEAKS.contains(&part));

@@ -68,20 +68,7 @@ impl Dequantize for ExpertSlice {
     }
 
     fn capabilities(&self) -> Capabilities<'_> {
-        let inner = self.inner.capabilities();
-        // Blocks are rounded by themselves, so rows that begin on the edge of one are rounded as the whole would be.
-        let whole_blocks =
-            inner.block.is_none_or(|[height, _]| self.rows.start.is_multiple_of(height.max(1)));
-        Capabilities {
-            needs_all_bytes: inner.needs_all_bytes,
-            block: inner.block,
-            round_to_nearest: inner.round_to_nearest.filter(|_| whole_blocks),
-            // Whoever transposes does so below the slice.
-            columns: None,
-            double: inner.double.map(|_| self as &dyn Double),
-            saturation: inner.saturation.map(|_| self as &dyn Saturation),
-            slice: Some(self),
-        }
+        Capabilities::of_rows(&*self.inner, self.rows.start, self)
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {

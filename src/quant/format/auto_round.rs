@@ -11,9 +11,9 @@
 //! | `auto_round:fp8_static`, `auto_round:fp8`, none | fp, 8 | FP8 with one scale, one for each row or block |
 //! | `auto_round:fake` | any | dense |
 //!
-//! Values are those of its own layers: NVFP4's codes are multiplied by the inverse of the global scale, then by their own.
-//! Codes of 5, 6 and 7 bits are one stream of bits (`utils/bit_packing.py`). `extra_config` gives single modules other
-//! settings or leaves them dense: the stored tensors say which, as with GPTQ's `dynamic`.
+//! Values are those of its own layers: NVFP4's codes are multiplied by the inverse of the global scale, then by their
+//! own. Codes of 5, 6 and 7 bits are one stream of bits (`utils/bit_packing.py`). `extra_config` gives single modules
+//! other settings or leaves them dense: the stored tensors say which, as with GPTQ's `dynamic`.
 
 use safetensors::Dtype;
 

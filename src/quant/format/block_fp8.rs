@@ -20,11 +20,11 @@ use crate::quant::format::fp8;
 use crate::quant::number::code_type::{Codes, Kind};
 use crate::quant::number::e4m3::e4m3;
 use crate::quant::number::e5m2::e5m2;
-use crate::quant::number::simd::{Loop, widest};
 use crate::quant::weight::{
     Capabilities, Dequantize, Format, FoundWeight, Saturation, SchemeKind, Segments, SegmentsF64, TensorInfo,
     Tensors,
 };
+use crate::simd::{Loop, widest};
 use crate::{Error, Result};
 
 /// How a block's scale applies to its codes.

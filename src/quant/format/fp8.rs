@@ -72,14 +72,7 @@ impl Format for Fp8 {
             Per::Either => scale.shape.iter().product::<usize>() != 1,
         };
         let cell = [if by_row { 1 } else { rows }, columns];
-        let parts = Parts {
-            weight: lead.clone(),
-            scale: (Scales::Float, scale.clone()),
-            global: None,
-            zeros: None,
-            note: None,
-            g_idx: None,
-        };
+        let parts = Parts::of(lead.clone(), (Scales::Float, scale.clone()));
         let weight = ScaledGrid::new([rows, columns], cell, codes, parts)?;
         let weight = if self.of_scale { weight } else { weight.in_f32() };
         Ok(vec![FoundWeight { module: module.to_owned(), weight: Arc::new(weight), quantized: true }])

@@ -5,8 +5,8 @@
 //! - `mxfp4`, `mxfp8`: codes of E2M1 or E4M3 in U32 words, `X.scales` U8 `[out, in / 32]`, exponents.
 //! - `nvfp4`: codes of E2M1, `X.scales` U8 `[out, in / 16]`, E4M3.
 //!
-//! An affine value is `rT(rT(s * q) + b)` with T the dtype of the scales, as `mlx.core.dequantize` gives on a CPU. Metal's
-//! kernels may fuse the product and the sum into one rounding.
+//! An affine value is `rT(rT(s * q) + b)` with T the dtype of the scales, as `mlx.core.dequantize` gives on a CPU.
+//! Metal's kernels may fuse the product and the sum into one rounding.
 //!
 //! The files say which modules are quantized: those whose `X.scales` are stored. Embeddings, heads and routers are too.
 
@@ -147,9 +147,7 @@ impl Format for Mlx {
                 Mode::Nvfp4 => (Codes::E2m1, Scales::E4m3),
                 _ => (Codes::E2m1, Scales::E8m0),
             };
-            let weight = lead.clone();
-            let parts =
-                Parts { weight, scale: (kind, scales), global: None, zeros: None, note: None, g_idx: None };
+            let parts = Parts::of(lead.clone(), (kind, scales));
             Arc::new(ScaledGrid::new([rows, columns], [1, settings.group], codes, parts)?)
         };
         Ok(vec![FoundWeight { module: module.to_owned(), weight, quantized: true }])

@@ -71,14 +71,7 @@ impl Format for Mxfp4 {
         }
         let flat =
             |stored: &TensorInfo, columns| TensorInfo { shape: [rows, columns].into(), ..stored.clone() };
-        let parts = Parts {
-            weight: flat(lead, groups * BYTES),
-            scale: (Scales::E8m0, flat(scales, groups)),
-            global: None,
-            zeros: None,
-            note: None,
-            g_idx: None,
-        };
+        let parts = Parts::of(flat(lead, groups * BYTES), (Scales::E8m0, flat(scales, groups)));
         let slice: Arc<dyn Dequantize> =
             Arc::new(Blocks(ScaledGrid::new([rows, groups * BLOCK], [1, BLOCK], Codes::E2m1, parts)?));
         let dense = self.experts.turn(Arc::clone(&slice));

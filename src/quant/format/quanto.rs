@@ -45,14 +45,7 @@ impl Format for Quanto {
         let name = format!("{module}.weight._scale");
         let scale = tensors.stored(&name).ok_or_else(|| missing(lead, &name))?;
         let whole = scale.shape.iter().product::<usize>() == 1;
-        let parts = Parts {
-            weight: lead.clone(),
-            scale: (Scales::Float, scale.clone()),
-            global: None,
-            zeros: None,
-            note: None,
-            g_idx: None,
-        };
+        let parts = Parts::of(lead.clone(), (Scales::Float, scale.clone()));
         let weight = ScaledGrid::new([rows, columns], [if whole { rows } else { 1 }, columns], codes, parts)?;
         Ok(vec![FoundWeight { module: module.to_owned(), weight: Arc::new(weight), quantized: true }])
     }

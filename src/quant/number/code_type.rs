@@ -5,8 +5,8 @@ use safetensors::Dtype;
 use crate::quant::declared::unsupported;
 use crate::quant::number::e4m3::e4m3;
 use crate::quant::number::e5m2::e5m2;
-use crate::quant::number::simd::{Loop, widest};
 use crate::quant::weight::TensorInfo;
+use crate::simd::{Loop, widest};
 use crate::{Error, Result};
 
 /// How the codes of a row are stored.

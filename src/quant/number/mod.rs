@@ -5,6 +5,5 @@ pub(crate) mod e4m3;
 pub(crate) mod e5m2;
 pub(crate) mod e8m0;
 pub(crate) mod rounding;
-pub(crate) mod simd;
 pub use self::e4m3::E4M3;
 pub use self::rounding::{non_finite, round_to_bf16, to_bytes};

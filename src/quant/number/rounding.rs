@@ -4,7 +4,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use safetensors::Dtype;
 
-use crate::quant::number::simd::{Loop, widest};
+use crate::simd::{Loop, widest};
 
 /// How many of `values` are NaN or infinite.
 pub fn non_finite(values: &[f32]) -> u64 {

@@ -16,7 +16,8 @@ pub(crate) struct RowPart {
 }
 
 impl RowPart {
-    /// `whole`, whose module is `module`, as `count` weights of the same height; `None` where its rows do not divide so.
+    /// `whole`, whose module is `module`, as `count` weights of the same height; `None` where its rows do not divide
+    /// so.
     pub(crate) fn split(whole: &Arc<dyn Dequantize>, module: &str, count: usize) -> Option<Vec<RowPart>> {
         let rows = whole.shape()[0];
         let high = rows.checked_div(count).filter(|high| *high > 0 && high * count == rows)?;
@@ -48,18 +49,7 @@ impl Dequantize for RowPart {
     }
 
     fn capabilities(&self) -> Capabilities<'_> {
-        let whole = self.whole.capabilities();
-        // Rows that begin on the edge of a block are rounded as the whole would be.
-        let at_edge = whole.block.is_none_or(|[height, _]| self.rows.start.is_multiple_of(height.max(1)));
-        Capabilities {
-            needs_all_bytes: whole.needs_all_bytes,
-            block: whole.block,
-            round_to_nearest: whole.round_to_nearest.filter(|_| at_edge),
-            columns: None,
-            double: whole.double.map(|_| self as &dyn Double),
-            saturation: whole.saturation.map(|_| self as &dyn Saturation),
-            slice: Some(self),
-        }
+        Capabilities::of_rows(&*self.whole, self.rows.start, self)
     }
 
     fn dequantize(&self, rows: Range<usize>, parts: &[&[u8]], out: &mut [f32]) -> Result<()> {

@@ -15,8 +15,8 @@ use crate::quant::format::dense::widen;
 use crate::quant::number::code_type::Codes;
 use crate::quant::number::e4m3::E4M3;
 use crate::quant::number::e8m0::e8m0;
-use crate::quant::number::simd::{Loop, widest};
 use crate::quant::weight::{Capabilities, Dequantize, Saturation, TensorInfo};
+use crate::simd::{Loop, widest};
 use crate::{Error, Result};
 
 /// The most rows of a cell that are quantized at once: a scale for a whole weight would need all of it in memory.
@@ -66,6 +66,13 @@ pub(crate) struct Parts {
     pub note: Option<TensorInfo>,
     /// I32 `[in]`: the column of scales for each column of the weight.
     pub g_idx: Option<TensorInfo>,
+}
+
+impl Parts {
+    /// Codes and scales, and nothing else.
+    pub(crate) fn of(weight: TensorInfo, scale: (Scales, TensorInfo)) -> Parts {
+        Parts { weight, scale, global: None, zeros: None, note: None, g_idx: None }
+    }
 }
 
 /// A weight `[out, in]` of codes with one scale per cell of `height` by `width`.

@@ -1,8 +1,6 @@
 //! The only writer of an attempt's journal. A unit counts as finished when its record is on the disk.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -12,7 +10,7 @@ use crate::durable::journal::Journal;
 use crate::run::attempts::completed::Completed;
 use crate::run::heartbeat::Heartbeat;
 use crate::run::log::Log;
-use crate::run::unit::{JournalEntry, Unit, UnitId, UnitKind};
+use crate::run::unit::{JournalEntry, Unit, UnitId};
 
 /// Records the finished units of one attempt. `R` is the journal's record of a unit, `D` the loaded unit.
 pub struct Recorder<'a, R, D> {
@@ -23,7 +21,6 @@ pub struct Recorder<'a, R, D> {
     pub(crate) log: &'a Log,
     /// Fails where an input is no longer what it was.
     pub(crate) check_inputs: &'a dyn Fn() -> Result<()>,
-    pub(crate) times: BTreeMap<String, f64>,
 }
 
 impl<R: Serialize + DeserializeOwned, D> Recorder<'_, R, D> {
@@ -37,19 +34,16 @@ impl<R: Serialize + DeserializeOwned, D> Recorder<'_, R, D> {
         self.done.contains(id)
     }
 
-    /// Records a unit whose result, if it has one, is safe on the disk as `result`, and which took the time `took`.
+    /// Records a unit whose result, if it has one, is safe on the disk as `result`.
     ///
     /// # Errors
     /// An input that was written to meanwhile: the result is of neither state, and is not recorded. A journal that
     /// cannot be written to.
-    pub fn record(&mut self, unit: Unit<R>, result: PathBuf, done: D, took: Duration) -> Result<()> {
+    pub fn record(&mut self, unit: Unit<R>, result: PathBuf, done: D) -> Result<()> {
         (self.check_inputs)()?;
         let (id, written) = (unit.id.clone(), unit.written);
         self.journal.append(&JournalEntry::from(unit))?;
         self.living.finished(&id);
-        if id.kind != UnitKind::Compared {
-            self.times.insert(id.name.to_string(), took.as_secs_f64());
-        }
         self.done.insert(id, result, written, done);
         Ok(())
     }

@@ -263,7 +263,7 @@ impl<J: Job> Engine<'_, J> {
         let output = self.finish(&identity, &done)?;
         self.log()?.line(&format!("assembled from {} attempts", attempts.len()));
         run_folder::tidy(lock, out, self.job.layout().log, self.keeps_results())?;
-        Ok(Assembled::Done(Ended { output, times: BTreeMap::new(), was_done: false }))
+        Ok(Assembled::Done(Ended { output, was_done: false }))
     }
 
     /// The identity with which this machine's own journal begins, where it does work of the run.

@@ -116,7 +116,7 @@ impl NormPair {
         if difference == 0.0 { 0.0 } else { (difference / norm).sqrt() }
     }
 
-    /// The same with one wherever there is no such factor.
+    /// The same, with 1 where a factor is missing.
     pub(crate) fn partial_ratio(&self) -> Vec<f32> {
         let one = |(&base, &tuned): (&f32, &f32)| {
             Some(tuned / base).filter(|ratio| ratio.is_finite()).unwrap_or(1.0)

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::factorize::kernel::bytes::codes::{OFFSET, ROUNDING, RUN, scale_of, scales_of};
 use crate::factorize::kernel::bytes::dot::{STRIP, STRIPS};
-use crate::factorize::kernel::simd::{Loop, widest};
+use crate::simd::{Loop, widest};
 
 /// The largest code of a block, and minus the smallest: twice 255 times this fits in 16 bits.
 pub(crate) const BLOCK_MOST: f32 = 64.0;

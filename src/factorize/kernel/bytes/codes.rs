@@ -5,7 +5,7 @@
 //! the same memory as a delta in f32 does.
 
 use crate::factorize::kernel::bytes::dot::ROWS;
-use crate::factorize::kernel::simd::{Loop, widest};
+use crate::simd::{Loop, widest};
 
 /// Columns that share a scale.
 pub(crate) const RUN: usize = 256;
@@ -144,7 +144,7 @@ fn round(values: &[f32; RUN], inverse: f32, codes: &mut [u8; RUN]) -> f64 {
 mod tests {
     use super::*;
     use crate::factorize::kernel::rng::Stream;
-    use crate::factorize::kernel::simd::{SimdLevel, testing::at_level};
+    use crate::simd::{SimdLevel, testing::at_level};
 
     #[test]
     fn codes_are_the_nearest_and_their_error_is_known() {

@@ -4,7 +4,7 @@
 //! [`BLOCK_MOST`](super::block::BLOCK_MOST), so that the sum of two products fits in 16 bits, which is what AVX2 sums
 //! (`vpmaddubsw`).
 
-use crate::factorize::kernel::simd::{SimdLevel, simd_limit};
+use crate::simd::{SimdLevel, simd_limit};
 
 /// Columns of a strip.
 pub(crate) const STRIP: usize = 16;

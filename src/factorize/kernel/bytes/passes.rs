@@ -12,8 +12,8 @@ use crate::Result;
 use crate::factorize::kernel::bytes::block::{Block, Run};
 use crate::factorize::kernel::bytes::codes::{RUN, Record, record_words};
 use crate::factorize::kernel::bytes::dot::{Dot, ROWS, STRIP, STRIPS, Tile};
-use crate::factorize::kernel::simd::{Loop, widest};
 use crate::factorize::kernel::tiling::{chunks, panel_rows, pieces, split_rows};
+use crate::simd::{Loop, widest};
 
 /// A matrix `[rows, cols]` in bytes that is visited in panels of consecutive rows, any number of times. The same rows
 /// have the same codes at every visit.
@@ -243,8 +243,8 @@ impl Loop for MultiplyTransposed<'_> {
     }
 }
 
-/// Writes the transposes of a run's tiles to `turned` `[columns / 4, quads]`, a cache line of them at a time. Returns the
-/// columns, in fours.
+/// Writes the transposes of a run's tiles to `turned` `[columns / 4, quads]`, a cache line of them at a time. Returns
+/// the columns, in fours.
 #[inline(always)]
 fn turn_run(panel: Panel<'_>, index: usize, turned: &mut [[u8; 16]], quads: usize) -> usize {
     let mut records = panel.records();
@@ -277,8 +277,8 @@ mod tests {
     use crate::factorize::in_memory::Held;
     use crate::factorize::kernel::passes;
     use crate::factorize::kernel::rng::Stream;
-    use crate::factorize::kernel::simd::{SimdLevel, testing::at_level};
     use crate::factorize::quantized::HeldCodes;
+    use crate::simd::{SimdLevel, testing::at_level};
 
     #[test]
     fn a_step_is_that_of_f32_but_for_rounding_and_the_level_changes_no_bit() {

@@ -78,7 +78,7 @@ pub(crate) fn multiply(
 mod tests {
     use super::*;
     use crate::factorize::kernel::rng::Stream;
-    use crate::factorize::kernel::simd::{SimdLevel, testing::at_level};
+    use crate::simd::{SimdLevel, testing::at_level};
 
     #[test]
     fn products_are_those_of_the_definition_at_every_level() {

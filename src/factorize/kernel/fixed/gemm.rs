@@ -6,8 +6,8 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::factorize::kernel::block_ops::sum_of_chunks;
-use crate::factorize::kernel::simd::{dispatch, fuses};
 use crate::factorize::kernel::tiling::{pieces, split_rows};
+use crate::simd::{dispatch, fuses};
 
 /// Inner dimension that is multiplied at a time.
 const DEPTH: usize = 256;
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
     use crate::factorize::kernel::block_ops::widen;
     use crate::factorize::kernel::rng::Stream;
-    use crate::factorize::kernel::simd::{SimdLevel, testing::at_level};
+    use crate::simd::{SimdLevel, testing::at_level};
 
     #[test]
     fn products_are_those_of_the_definition_at_every_level() {

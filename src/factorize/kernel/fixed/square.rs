@@ -3,7 +3,7 @@
 use faer::prelude::*;
 use rayon::prelude::*;
 
-use crate::factorize::kernel::simd::{Loop, widest};
+use crate::simd::{Loop, widest};
 
 /// Partial sums of an inner product.
 const LANES: usize = 8;

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::factorize::kernel::fixed::tridiagonal::{Sweep, diagonalize};
-use crate::factorize::kernel::simd::{Loop, widest};
+use crate::simd::{Loop, widest};
 
 /// Partial sums of an inner product.
 const LANES: usize = 8;
@@ -262,7 +262,7 @@ mod tests {
     use super::*;
     use crate::factorize::kernel::block_ops::widen;
     use crate::factorize::kernel::rng::Stream;
-    use crate::factorize::kernel::simd::{SimdLevel, testing::at_level};
+    use crate::simd::{SimdLevel, testing::at_level};
 
     fn square(side: usize, values: impl Fn(usize) -> f64) -> Mat<f64> {
         let q = widen(Stream::new(2, "symmetric").gaussian(side, side).as_ref()).qr().compute_Q();

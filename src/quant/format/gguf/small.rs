@@ -26,7 +26,8 @@ pub(super) fn iq4_xs(block: &[u8; 136], out: &mut [f32; 256]) {
     }
 }
 
-/// Five digits to the base of three in a byte, as a fraction of 256: the first of them is the byte times three over 256.
+/// Five digits to the base of three in a byte, as a fraction of 256: the first of them is the byte times three over
+/// 256.
 pub(super) fn tq1_0(block: &[u8; 54], out: &mut [f32; 256]) {
     const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
     let d = half(block, 52);

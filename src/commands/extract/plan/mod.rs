@@ -1,120 +1,34 @@
 //! The plan of a run, which can be shown before any work is done.
 
-use crate::calibration::KnownInput;
+mod cost;
+pub(crate) mod planned;
+pub use self::planned::{PlannedLeftover, PlannedModule};
+
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
-use crate::checkpoint::module::Module;
-use crate::commands::extract::fetch::bytes::Fetched;
 use crate::commands::extract::folded::Folded;
-use crate::commands::extract::holding::{Holding, Memory};
 use crate::commands::extract::inputs::{Inputs, check, side_files};
-use crate::commands::extract::norm::{self, Work};
+use crate::commands::extract::norm;
 use crate::commands::extract::options::Extraction;
+use crate::commands::extract::plan::cost::{Cost, kept};
+use crate::commands::extract::plan::planned::is_zero;
 use crate::delta::difference::visit_scratch;
-use crate::delta::module_record::Minimized;
 use crate::delta::pair::{Leftover, Pair, Pairing, pair};
-use crate::delta::record::{LeftOut, Reason};
-use crate::delta::rescaling::Rescaling;
+use crate::delta::record::Reason;
 use crate::delta::select::Selection;
 use crate::factorize::choose;
-use crate::factorize::code_workspace;
-use crate::factorize::kernel::bytes::codes::words as code_words;
-use crate::factorize::kernel::tiling;
-use crate::factorize::precision::Precision;
-use crate::factorize::types::{Method, Request};
 use crate::lora::names::{Place, group_of};
 use crate::pipeline::memory::{THREAD, catalogue, mapped, overhead, records};
 use crate::run::unit::UnitId;
-use crate::shared::{Name, Shape};
-use crate::storage::{Kept, has_scratch, link_grow};
+use crate::shared::Name;
+use crate::storage::link_grow;
 use crate::{Error, Result};
-use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
 
 /// The time that reading a byte takes, in seconds, where the files are in the page cache.
 pub(crate) const SECONDS_PER_BYTE: f64 = 1.0 / 4e9;
-
-/// One module to extract.
-#[derive(Clone, Debug, Serialize)]
-pub struct PlannedModule {
-    /// Its name in the base.
-    pub name: String,
-    /// `[out, in]` in the base.
-    pub shape: [usize; 2],
-    /// How it will be factorized.
-    pub method: String,
-    /// In what numbers its delta is multiplied.
-    pub precision: Precision,
-    /// What is held of its delta.
-    #[serde(flatten)]
-    pub holding: Holding,
-    /// The same where bytes turn out to be too coarse.
-    #[serde(skip)]
-    pub in_f32: Holding,
-    /// Floating-point operations, by the cost model.
-    pub flops: f64,
-    /// Bytes of tensors to read in one pass.
-    pub read_bytes: u64,
-    /// Bytes of them that cross the link to a server, if each crosses it once.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub link_bytes: u64,
-    /// Where its stored bytes are kept, if they come from a server and are read more than once.
-    #[serde(skip)]
-    pub kept: Option<Kept>,
-    /// The same if its passes are in f32.
-    #[serde(skip)]
-    pub kept_in_f32: Option<Kept>,
-    /// Which error its factors will be the least in, where the run knows of more than that of the weights.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub minimizes: Option<Minimized>,
-    /// What its inputs are like.
-    #[serde(skip)]
-    pub calibrated: Option<KnownInput>,
-    /// The pair itself.
-    #[serde(skip)]
-    pub pair: Pair,
-    /// What the tuned weight is multiplied by, where scales are folded into the base's norms.
-    #[serde(skip)]
-    pub rescaling: Option<Arc<Rescaling>>,
-}
-
-/// A tensor that the adapter will not hold.
-#[derive(Clone, Debug, Serialize)]
-pub struct PlannedLeftover {
-    /// Its name.
-    pub name: Name,
-    /// Why it is left out.
-    pub reason: Reason,
-    /// Its shape.
-    pub shape: Shape,
-    /// Bytes to read for its comparison.
-    pub read_bytes: u64,
-    /// Bytes of them that cross the link to a server.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub link_bytes: u64,
-    /// Bytes that the comparison keeps resident.
-    pub memory: u64,
-    /// The names under which it is compared.
-    #[serde(skip)]
-    pub leftover: Leftover,
-    /// Its comparison as a unit of work.
-    #[serde(skip)]
-    pub unit: UnitId,
-}
-
-impl PlannedLeftover {
-    /// Identifies it among all others, as [`LeftOut::key`] does.
-    pub fn key(&self) -> &str {
-        &self.unit.name
-    }
-
-    /// Its report, before its values are compared.
-    pub fn blank(&self) -> LeftOut {
-        self.leftover.blank()
-    }
-}
 
 /// The whole plan.
 #[derive(Clone, Debug, Serialize)]
@@ -153,23 +67,6 @@ pub struct ExtractionPlan {
     /// The norms whose change the weights behind them carry.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub absorbed: Vec<String>,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)]
-fn is_zero(bytes: &u64) -> bool {
-    *bytes == 0
-}
-
-/// The factorization requested for every module.
-pub fn request(job: &Extraction) -> Request {
-    let deciding = &job.deciding;
-    Request {
-        rank: deciding.rank,
-        energy: deciding.energy,
-        tolerance: deciding.tolerance,
-        method: deciding.method,
-        seed: deciding.seed,
-    }
 }
 
 impl ExtractionPlan {
@@ -280,135 +177,6 @@ impl ExtractionPlan {
     }
 }
 
-/// The costs of one module.
-struct Cost {
-    pair: Pair,
-    method: Method,
-    precision: Precision,
-    flops: f64,
-    memory: Memory,
-    read_bytes: u64,
-    fetched: Fetched,
-    /// Whether the tuned weight is read again even where the delta is held.
-    tuned_again: bool,
-    minimizes: Option<Minimized>,
-    calibrated: Option<KnownInput>,
-}
-
-impl Cost {
-    fn of(pair: Pair, inputs: &Inputs, job: &Extraction) -> Result<Cost> {
-        let request = request(job);
-        let (m, n) = (pair.rows, pair.shape[1]);
-        let k = request.rank.min(m).min(n);
-        let served = if inputs.served.is_some() { 2.0 * (m * n * k) as f64 } else { 0.0 };
-        let (_, panel_rows) = tiling::panel_rows(m, n);
-        // After the factorization itself: the factors as computed, as rounded and as bytes, and the two blocks of twice
-        // their width that measure the rounding error.
-        let factors = (pair.shape[0] + n) * k * (4 + 4 + 8 + job.deciding.dtype.bytes());
-        let bytes = |checkpoint: &Checkpoint, name: &str| checkpoint.module(name).map_or(0, Module::size);
-        let kept_for = inputs.served.as_ref().map_or(0, |served| kept(served, &pair.name));
-        let dense = inputs.dense.as_ref();
-        let kept_dense = dense.map_or(0, |dense| kept(dense, &pair.name) + kept(&inputs.tuned, &pair.tuned));
-        let panel = (panel_rows * n * 4) as u64;
-        // The change is computed anew at every pass.
-        let change = dense.map_or(0, |_| panel * job.running.threads as u64 + kept_dense);
-        let calibrated = norm::input(inputs, &pair)?;
-        let fetched = Fetched::of(&pair, inputs);
-        let Work { method, flops, bytes: workspace } =
-            Work::of([m, n], &request, job.running.threads, calibrated.as_ref(), dense.is_some());
-        let bytes_will_do = method == Method::Krylov && calibrated.is_none() && dense.is_none();
-        let precision = if bytes_will_do { job.deciding.precision } else { Precision::F32 };
-        let memory = Memory {
-            delta: (m * n * 4) as u64,
-            codes: 4 * code_words(m, n) as u64,
-            panel,
-            work: workspace.max(factors) as u64 + change,
-            code_work: code_workspace(m, n, &request).max(factors) as u64,
-            kept: kept(&inputs.base, &pair.name).max(kept_for) + kept(&inputs.tuned, &pair.tuned),
-            served: inputs.served.is_some(),
-        };
-        Ok(Cost {
-            precision,
-            method,
-            flops: flops + served,
-            memory,
-            read_bytes: bytes(&inputs.base, &pair.name)
-                + bytes(&inputs.tuned, &pair.tuned)
-                + dense.map_or(0, |dense| bytes(dense, &pair.name) + bytes(&inputs.tuned, &pair.tuned)),
-            fetched,
-            tuned_again: inputs.served.is_some() || inputs.dense.is_some(),
-            minimizes: norm::minimized(inputs, calibrated.as_ref()),
-            calibrated,
-            pair,
-        })
-    }
-
-    /// Bytes from a server that are read more than once: all sides of a delta that is computed anew, for its passes or
-    /// to measure what its bytes leave; and what is read again for the served checkpoint or a hybrid.
-    fn again(&self, held: bool, in_bytes: bool) -> u64 {
-        let Fetched { base, tuned, served, dense } = self.fetched;
-        let delta = !held || in_bytes;
-        let sides = [(base, delta), (tuned, delta || self.tuned_again), (served, true), (dense, true)];
-        sides.into_iter().filter_map(|(bytes, again)| again.then_some(bytes)).sum()
-    }
-
-    /// The least memory that it can be done with.
-    fn least(&self) -> u64 {
-        let in_bytes = self.precision != Precision::F32;
-        let least = self.memory.least(self.precision);
-        if has_scratch() || self.fetched.all() == 0 {
-            return least;
-        }
-        let recomputed = least + self.again(false, in_bytes);
-        let held = self.memory.in_f32(u64::MAX, 1).memory + self.again(true, false);
-        if in_bytes { recomputed } else { recomputed.min(held).max(least) }
-    }
-
-    /// What is held of the delta, and where its fetched bytes are kept: in memory if they fit.
-    fn hold(&self, budget: u64, threads: usize, in_bytes: bool) -> (Holding, Option<Kept>) {
-        let holding = |budget: u64| match in_bytes {
-            true => self.memory.in_bytes(budget, threads),
-            false => self.memory.in_f32(budget, threads),
-        };
-        for held in [true, false] {
-            let again = self.again(held, in_bytes);
-            let room = budget.saturating_sub(again);
-            let within = holding(room);
-            if within.memory <= room && (within.held || !held) {
-                let kept = (again > 0).then_some(Kept::Memory);
-                return (Holding { memory: within.memory + again, ..within }, kept);
-            }
-        }
-        let within = holding(budget);
-        (within, (self.again(within.held, in_bytes) > 0).then_some(Kept::Scratch))
-    }
-
-    fn plan(self, budget: u64, threads: usize) -> PlannedModule {
-        let (in_f32, kept_in_f32) = self.hold(budget, threads, false);
-        let (holding, kept) = match self.precision {
-            Precision::F32 => (in_f32, kept_in_f32),
-            _ => self.hold(budget, threads, true),
-        };
-        PlannedModule {
-            name: self.pair.name.clone(),
-            shape: self.pair.shape,
-            method: self.method.name().to_owned(),
-            precision: self.precision,
-            holding,
-            in_f32,
-            flops: self.flops,
-            read_bytes: self.read_bytes,
-            link_bytes: self.fetched.all(),
-            kept,
-            kept_in_f32,
-            minimizes: self.minimizes,
-            calibrated: self.calibrated,
-            pair: self.pair,
-            rescaling: None,
-        }
-    }
-}
-
 /// The largest rank that a module can use, at most the requested one: more would be zeros on disk, and in memory
 /// when the adapter is served.
 fn usable_rank(pairs: &[Pair], rank: usize) -> usize {
@@ -432,11 +200,6 @@ fn tied_head(inputs: &Inputs, selection: &Selection) -> Option<String> {
          nothing). PEFT loads it, vLLM for some models, llama.cpp does not"
             .to_owned()
     })
-}
-
-/// The stored bytes of a module that stay mapped while it is read.
-fn kept(checkpoint: &Checkpoint, name: &str) -> u64 {
-    checkpoint.module(name).map_or(0, Module::kept_size) as u64
 }
 
 /// Plans the comparison of a tensor that is left out.

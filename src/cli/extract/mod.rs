@@ -1,5 +1,8 @@
 //! `trephine extract`.
 
+mod plan;
+pub(crate) mod summary;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,8 +15,8 @@ use trephine::delta::{NonFinite, RoundBase};
 use trephine::factorize::{Method, Precision};
 use trephine::pipeline::RunOptions;
 
-use crate::cli::extract_plan::show_plan;
-use crate::cli::extract_summary::show_outcome;
+use crate::cli::extract::plan::show_plan;
+use crate::cli::extract::summary::show_outcome;
 use crate::cli::splitting::{Splitting, show_part};
 use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;
@@ -64,8 +67,8 @@ pub struct ExtractArgs {
     /// Factorization method
     #[arg(long, value_enum, default_value_t = MethodName::Auto, help_heading = "Result")]
     method: MethodName,
-    /// Numbers in which block Krylov multiplies with the differences. Bytes take about half of the processor time; the error
-    /// that the manifest then states for a module can be up to 0.6 % too small
+    /// Numbers in which block Krylov multiplies with the differences. Bytes take about half of the processor time; the
+    /// error that the manifest then states for a module can be up to 0.6 % too small
     #[arg(long, value_enum, default_value_t = PrecisionName::F32, help_heading = "Result")]
     precision: PrecisionName,
     /// Seed of the random directions
