@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::checkpoint::module_tree::ExpertConversion;
+use crate::commands::extract::fetch::ahead::{Ahead, Read};
 use crate::commands::extract::fetch::keep::keep_both;
 use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::module::difference;
@@ -171,10 +172,13 @@ fn check_content(
     }
     let tensors = manifest.tensors.iter().map(|tensor| (key(tensor), tensor)).collect();
     let count = |bytes| progress.read(bytes);
+    let is_recorded = |module: &&PlannedModule| recorded.contains_key(module.name.as_str());
+    let ahead = Ahead::new(&inputs, plan.modules.iter().filter(is_recorded).map(Read::Module).collect());
     for module in &plan.modules {
         match recorded.get(module.name.as_str()) {
             None => verification.content.push(mismatch(&module.name, "is not in the adapter")),
             Some(record) => {
+                ahead.begin(Read::Module(module));
                 let found = check_module(
                     &inputs,
                     &job,

@@ -37,8 +37,8 @@ pub(crate) fn least() -> u64 {
     if !is_used() {
         return 0;
     }
-    // A window may outlive its block, and a block that is waited for needs no room.
-    let beyond = 4 * fetcher::BLOCK;
+    // A window may outlive its block.
+    let beyond = fetcher::BEYOND + 2 * fetcher::BLOCK;
     fetcher::LEAST + beyond + settings::settings().connections as u64 * CONNECTION
 }
 
