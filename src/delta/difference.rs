@@ -24,11 +24,9 @@ use crate::{Error, Result};
 /// Elements that are decoded, subtracted and summed together.
 const PIECE: usize = 1 << 14;
 
-/// Slices that are decoded between two steps of hashing.
-const SLICES: usize = 16;
-
-/// The same where they come from a server: no more of it than these has to be here at once.
-const FETCHED_SLICES: usize = 4;
+/// Slices that are decoded between two steps of hashing; and where they come from a server, of which no more than these
+/// has to be here at once.
+const SLICES: [usize; 2] = [16, 4];
 
 /// Scratch bytes of a visit for each thread, in addition to its panel and the pages mapped for it. Where a module is
 /// kept whole, decoded slices of both sides, in f64 at worst; else pieces of them, and a slice for differences that are
@@ -280,7 +278,7 @@ impl<'a> Difference<'a> {
         let mut hashers = Hashers::new(&[self.base, self.tuned]);
         let mut total = Sums::default();
         let fetched = self.base.checkpoint.is_remote() || self.tuned.checkpoint.is_remote();
-        let slices = if fetched { FETCHED_SLICES } else { SLICES };
+        let slices = SLICES[usize::from(fetched)];
         let chunks = starts.len().div_ceil(slices).max(1);
         for chunk in 0..chunks {
             let [from, to] = [chunk, chunk + 1].map(|chunk| (chunk * slices).min(starts.len()));

@@ -90,6 +90,24 @@ fn a_cache_serves_the_second_run_and_a_damaged_block_is_fetched_again() {
 }
 
 #[test]
+fn a_cache_keeps_no_more_than_it_may() {
+    let home = tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let server = web(&root, |_, reply| reply);
+    let cache = home.path().join("cache");
+    for out in ["a", "b"] {
+        let out = home.path().join(out);
+        let mut command = extract(&server.url("base-fp8"), &server.url("tuned"), &out);
+        run(command.args(["--rank", "4", "--cache-size", "600KiB", "--cache"]).arg(&cache)).code(0);
+        let sizes = fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
+        let kept: u64 = sizes.sum();
+        assert!((200 << 10..=600 << 10).contains(&kept), "{kept} bytes are kept");
+    }
+    let weights = |out: &str| fs::read(home.path().join(out).join("adapter_model.safetensors")).unwrap();
+    assert!(weights("a") == weights("b"));
+}
+
+#[test]
 fn little_memory_is_refused_or_spills_and_fetches_once() {
     let home = tempdir().unwrap();
     let (base, tuned) =
