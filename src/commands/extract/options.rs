@@ -87,7 +87,7 @@ impl ResultOptions {
             energy: None,
             tolerance: 0.005,
             method: Method::Auto,
-            precision: Precision::F32,
+            precision: Precision::default(),
             seed: 0,
             dtype: FactorType::Bf16,
             round_base: RoundBase::None,
