@@ -4,6 +4,10 @@
 //! Nothing is copied whole. A header takes one or two small requests, a tensor its own ranges, several of them in
 //! flight at once (`link`). What an object is, its length and its tag, is fixed when it is opened; an answer of another
 //! state is an error, whenever it comes. Credentials go into requests and nowhere else.
+//!
+//! The client is `ureq`, which blocks, and requests to buckets are signed by `rusty-s3`, which sends none. `object_store`
+//! would bring an asynchronous runtime and a second client into a program whose threads block anyway, knows no hub, and
+//! hides redirects and tags of answers, which decide here whether bytes are believed.
 
 pub(crate) mod address;
 pub(crate) mod file;

@@ -129,7 +129,8 @@ mod tests {
             digests.begin(1, &range);
             let mut blocks = digests.blocks(1, &range, false);
             blocks.reverse();
-            blocks.rotate_left((size % 3) as usize % blocks.len().max(1));
+            let middle = (size % 3) as usize % blocks.len().max(1);
+            blocks.rotate_left(middle);
             for block in &blocks {
                 assert_eq!(digests.digest(1, &range), None);
                 let subtrees = digests.subtrees(1, block);
