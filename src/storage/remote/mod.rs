@@ -6,8 +6,8 @@
 //! state is an error, whenever it comes. Credentials go into requests and nowhere else.
 //!
 //! The client is `ureq`, which blocks, and requests to buckets are signed by `rusty-s3`, which sends none. `object_store`
-//! would bring an asynchronous runtime and a second client into a program whose threads block anyway, knows no hub, and
-//! hides redirects and tags of answers, which decide here whether bytes are believed.
+//! would bring an asynchronous runtime into a program whose threads block anyway (136 packages to build, against 60),
+//! knows no hub, and hides the redirects and the tags of answers, which decide here whether bytes are believed.
 
 pub(crate) mod address;
 pub(crate) mod file;
