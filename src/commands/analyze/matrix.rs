@@ -66,7 +66,7 @@ impl<'a> Matrix<'a> {
 
     /// Reads it in bytes, and keeps them if there is room. Returns the squared norm of what they miss.
     fn quantize(&mut self) -> Result<f64> {
-        if !self.plan.held {
+        if !self.plan.codes_held {
             return Requantized::missed(&self.delta);
         }
         let codes = HeldCodes::of(&self.delta)?;

@@ -21,8 +21,10 @@ const TOLERANCE: f64 = 0.005;
 /// The plan for one module.
 #[derive(Clone, Copy, Debug)]
 pub struct PlannedAnalysis {
-    /// Whether one difference at a time is held in memory.
+    /// Whether a difference that is multiplied in f32 is held in memory.
     pub held: bool,
+    /// Whether the bytes of one that is multiplied in bytes are, and those of the base's noise with them.
+    pub codes_held: bool,
     /// Whether differences are multiplied in bytes, where these are exact enough: by shape alone.
     pub in_bytes: bool,
     /// Number of threads that may hold a panel of a recomputed difference.
@@ -139,12 +141,26 @@ impl Cost {
     }
 
     fn plan(&self, budget: u64, threads: usize) -> PlannedAnalysis {
-        // The noise's codes, while another difference turns out to be too coarse in bytes. They are made of panels.
+        // The codes are made of panels. A difference may turn out to be too coarse in bytes: then its values are there
+        // beside the noise's codes.
         let codes = self.codes.map_or(0, |codes| codes + self.panel * self.threads);
         let whole = self.difference + codes + self.work + self.kept;
+        let in_bytes = self.codes.map(|more| codes + more + self.work + self.kept);
         let held = whole <= budget;
+        let codes_held = in_bytes.is_some_and(|in_bytes| held || in_bytes <= budget);
         let visitors = (1..=threads).rev().find(|&v| self.recomputed(v) <= budget).unwrap_or(1);
-        let memory = if held { whole } else { self.recomputed(visitors) };
-        PlannedAnalysis { held, in_bytes: self.codes.is_some(), visitors, memory, flops: self.flops }
+        let memory = match (held, in_bytes) {
+            (true, _) => whole,
+            (false, Some(in_bytes)) if codes_held => in_bytes,
+            _ => self.recomputed(visitors),
+        };
+        PlannedAnalysis {
+            held,
+            codes_held,
+            in_bytes: in_bytes.is_some(),
+            visitors: if codes_held { threads } else { visitors },
+            memory,
+            flops: self.flops,
+        }
     }
 }
