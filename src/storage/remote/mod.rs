@@ -21,7 +21,7 @@ pub use self::settings::{Settings, configure};
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use self::link::fetcher;
+use self::link::{blocks, fetcher};
 
 /// Whether this process has opened an object at a server.
 static USED: AtomicBool = AtomicBool::new(false);
@@ -42,7 +42,7 @@ pub(crate) fn least() -> u64 {
         return 0;
     }
     // A window may outlive its block.
-    let beyond = fetcher::BEYOND + 2 * fetcher::BLOCK;
+    let beyond = fetcher::BEYOND + 2 * blocks::BLOCK;
     fetcher::LEAST + beyond + settings::settings().connections as u64 * CONNECTION
 }
 

@@ -8,6 +8,9 @@ use std::sync::Arc;
 use crate::storage::remote::link::spill::Spill;
 use crate::{Error, Kind, Result};
 
+/// The most bytes of a block: long enough to fill a link of some 100 ms with the usual number of connections.
+pub(crate) const BLOCK: u64 = 4 << 20;
+
 /// A block: its object and where it begins.
 pub(crate) type Key = (u64, u64);
 

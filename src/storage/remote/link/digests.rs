@@ -9,7 +9,7 @@ use blake3::hazmat::{
     ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
 };
 
-use crate::storage::remote::link::fetcher::BLOCK;
+use crate::storage::remote::link::blocks::BLOCK;
 
 /// The most passes over one object that a block is looked for in: a tensor, and what is a part of it.
 const NESTED: usize = 4;

@@ -17,15 +17,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use crate::storage::Window;
 use crate::storage::remote::http::answer::changed;
 use crate::storage::remote::http::object::Object;
-use crate::storage::remote::link::blocks::{Blocks, Held, Key, Stage};
+use crate::storage::remote::link::blocks::{BLOCK, Blocks, Held, Key, Stage};
 use crate::storage::remote::link::cache;
 use crate::storage::remote::link::digests::Digests;
 use crate::storage::remote::link::spill::Spill;
 use crate::storage::remote::settings::settings;
 use crate::{Error, Result};
-
-/// The most bytes of a block: long enough to fill a link of some 100 ms with [`connections`](super::Settings) of them.
-pub(crate) const BLOCK: u64 = 4 << 20;
 
 /// Windows at least as long that were put together from several blocks are found again while they live.
 const LENT: usize = 1 << 20;
