@@ -99,6 +99,9 @@ pub fn expert_of_stack(module: &str) -> Option<(&str, usize)> {
 /// `down_proj`.
 const STACKS: [&str; 2] = ["gate_up_proj", "down_proj"];
 
+/// More experts than any layer has: a larger number in a name is a mistake, or made to fill the memory.
+pub(crate) const MOST_EXPERTS: usize = 65_536;
+
 /// The stack of experts whose factors PEFT keeps under this module name (`….experts.base_layer`, `….experts`): its path
 /// up to and with `experts`, and its kind.
 pub fn expert_stack_of(module: &str) -> Option<(&str, &'static str)> {
