@@ -177,6 +177,7 @@ def frame(*blocks: bytes | tuple[bytes, int], cut: int | None = None) -> bytes:
         else:
             byte, count = block
             pieces += [(1, min(131072, count - at), byte) for at in range(0, count, 131072)]
+    pieces = pieces or [(0, 0, b"")]
     # A window of 1 MiB, no content size, no checksum.
     out = b"\x28\xb5\x2f\xfd\x00\x50"
     for at, (kind, size, content) in enumerate(pieces):
@@ -191,7 +192,7 @@ def spectrum(**changes) -> bytes:
 
 SPECTRA = {
     "good": frame(spectrum()),
-    "no_lines": frame(b"", (b"\n", 0), b""),
+    "no_lines": frame(),
     "one_long_line": frame(b'{"module":"', (b"x", 8 << 20)),
     "many_lines": frame((b"\n", 4 << 20)),
     "one_long_number": frame(b'{"module":"a","shape":[8,8],"delta_norm":', (b"1", 900_000), b"}\n"),

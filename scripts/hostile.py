@@ -10,6 +10,7 @@ not there (control groups, mounts, root) say so.
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -295,7 +296,11 @@ def changed_analyze(lab):
 def header_bomb(number, what, make):
     @kind(number, what, "hostile_inputs::headers_that_stand_for_gigabytes")
     def bomb(lab):
-        folder = make(lab)
+        # In a process of its own: the peak of a run counts what its parent held.
+        maker = multiprocessing.get_context("fork").Process(target=make, args=(lab,))
+        maker.start()
+        maker.join()
+        folder = lab.path("in")
         return lab.run("probe" if (folder / "model.gguf").exists() else "dequantize", folder, *([] if (folder / "model.gguf").exists() else ["--out", lab.path("out")])).full()
 
 
@@ -336,11 +341,10 @@ def ignore_patterns(lab):
 @kind("4", "36 KB of spectra that unpack to gigabytes, in `report`", "hostile_inputs::spectra_that_stand_for_gigabytes")
 def spectra(lab):
     lab.run(*lab.extract(*pair(lab.home)))
-    text = b'{"module":"' + b"x" * (1 << 30)
-    packed = subprocess.run(["zstd", "-q", "-c"], input=text, capture_output=True)
-    if packed.returncode:
+    # In a process of its own: the peak of a run counts what its parent held.
+    make = "(printf '{\"module\":\"'; head -c 1073741824 /dev/zero | tr '\\0' x) | zstd -q -c > \"$1\""
+    if subprocess.run(["bash", "-o", "pipefail", "-c", make, "bash", lab.path("out/spectra.jsonl.zst")]).returncode:
         return "not run: no zstd here"
-    lab.path("out/spectra.jsonl.zst").write_bytes(packed.stdout)
     return lab.run("report", lab.path("out"), "--out", lab.path("r.html")).full()
 
 
@@ -460,9 +464,9 @@ def group(lab):
 def truncated(lab):
     base = sparse(lab.path("base"), 4096)
     child = lab.begin("dequantize", base, "--quiet", "--dtype", "f32", "--threads", "1", "--out", lab.path("out"), limit=None)
-    while not list(lab.path("out").rglob(".tmp-*safetensors*")) + list(lab.path("out").rglob("*shard*")) and alive(child):
+    # Until the first file is being written.
+    while not any(path.stat().st_size > 1 << 20 for path in lab.path("out").rglob(".tmp-*")) and alive(child):
         time.sleep(0.01)
-    time.sleep(0.1)
     os.truncate(base / "model.safetensors", 65536)
     ran = lab.end(child)
     return ran.full()
@@ -564,7 +568,7 @@ def symmetric(lab):
 @kind("11", "factors that underflow in f16", "hostile_inputs::factors_that_vanish_in_their_type_are_refused")
 def underflow(lab):
     base = checkpoint(lab.path("base"), {NAME: ("F32", [32, 32], bytes(4096))})
-    tuned = checkpoint(lab.path("tuned"), {NAME: ("F32", [32, 32], floats(1e-14 * (i % 32) * (i // 32) for i in range(1024)))})
+    tuned = checkpoint(lab.path("tuned"), {NAME: ("F32", [32, 32], floats(1e-20 * (i % 32) * (i // 32) for i in range(1024)))})
     ran = lab.run(*lab.extract(base, tuned, "out", "--dtype", "f16", "--json"))
     captured = re.search(r'"captured_energy":\s*(-?[\d.]+)', ran.out)
     return ran.full() + (f", captured {float(captured[1]):.2f}" if captured else "")
@@ -602,7 +606,7 @@ def inside(lab):
     return "; ".join(ends) + (", **copied into itself**" if (base / "o/o").exists() else "")
 
 
-@kind("11", "`status --watch | head -1`", "hostile_inputs::a_watch_ends_when_nobody_reads_it")
+@kind("11", "`status --watch` whose reader goes away", "hostile_inputs::a_watch_ends_when_nobody_reads_it")
 def watch(lab):
     lab.run(*lab.extract(DATA / "data/base", DATA / "data/tuned", "out", "--part", "1/2"))
     child = subprocess.Popen([lab.program, "status", "--watch=1", lab.path("out")], stdout=subprocess.PIPE)

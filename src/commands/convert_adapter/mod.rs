@@ -19,7 +19,7 @@ use crate::durable::checksums::Checksums;
 use crate::durable::finding::B3SUMS;
 use crate::durable::inside::{self, STATE};
 use crate::durable::lock::Lock;
-use crate::durable::{checksums, folder};
+use crate::durable::{atomic_file, checksums, folder};
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{ExtraKind, Fault, PeftModule};
@@ -104,6 +104,7 @@ pub fn convert_adapter(job: &AdapterConversion) -> Result<ConvertedAdapter> {
     let lock = Lock::acquire(&job.out)?;
     let results = job.out.join(STATE).join(RESULTS);
     removed(&job.out)?;
+    atomic_file::remove_leftovers(&job.out)?;
     folder::create(&results)?;
     let dtype =
         job.dtype.unwrap_or_else(|| FactorType::common(adapter.modules().flat_map(PeftModule::dtypes)));
@@ -142,7 +143,8 @@ fn removed(out: &Path) -> Result<()> {
     inside::remove(out, &below).map_err(failed)
 }
 
-/// Moves the finished files to the output folder, the checksums last; or nothing, where the same files are there.
+/// Moves the finished files to the output folder, the checksums last; or nothing, where the same files are there. On an
+/// error none of them stays: without checksums they would be somebody else's for the next run.
 fn keep(out: &Path, results: &Path, digests: &BTreeMap<String, blake3::Hash>) -> Result<()> {
     if out.join(B3SUMS).symlink_metadata().is_ok() {
         let there = Checksums::read(out)?;
@@ -154,13 +156,16 @@ fn keep(out: &Path, results: &Path, digests: &BTreeMap<String, blake3::Hash>) ->
             .path(out)
             .hint("give another --out; nothing in it was touched"));
     }
-    for name in digests.keys() {
-        let failed =
-            |e: io::Error| Error::unexpected("cannot move a finished file").path(out.join(name)).because(e);
-        fs::rename(results.join(name), out.join(name)).map_err(failed)?;
+    let moved = digests.keys().try_for_each(|name| {
+        let place = out.join(name);
+        let failed = |e: io::Error| Error::unexpected("cannot move a finished file").path(&place).because(e);
+        fs::rename(results.join(name), &place).map_err(failed)
+    });
+    let kept = moved.and_then(|()| folder::sync(out)).and_then(|()| checksums::write(out, digests));
+    if kept.is_err() {
+        digests.keys().for_each(|name| drop(fs::remove_file(out.join(name))));
     }
-    folder::sync(out)?;
-    checksums::write(out, digests).map(drop)
+    kept.map(drop)
 }
 
 /// Refuses an adapter that is more than the product of two factors for each module.
