@@ -9,7 +9,9 @@ use crate::{Error, Result};
 pub struct Room {
     /// The limit in bytes.
     given: u64,
-    /// Bytes that are taken, by other things too.
+    /// Bytes that other things take.
+    beside: u64,
+    /// Bytes that the tensors take.
     taken: u64,
     tensors: u64,
     /// Bytes that a tensor takes besides its name, and that a byte of its name takes.
@@ -17,9 +19,10 @@ pub struct Room {
 }
 
 impl Room {
-    /// `given` bytes, of which `taken` are, where each tensor will take so many bytes, and each byte of its name too.
-    pub fn new(given: u64, taken: u64, each: [u64; 2]) -> Room {
-        Room { given, taken, tensors: 0, each }
+    /// `given` bytes, of which other things take those `beside`, where each tensor will take so many bytes, and each byte
+    /// of its name too.
+    pub fn new(given: u64, beside: u64, each: [u64; 2]) -> Room {
+        Room { given, beside, taken: 0, tensors: 0, each }
     }
 
     /// Room for anything.
@@ -38,7 +41,8 @@ impl Room {
         }
     }
 
-    /// Whether there was room for all that was counted.
+    /// Whether there was room for all that was counted. Where only the other things leave too little, the plan tells, by
+    /// the exact number.
     ///
     /// # Errors
     /// [`Kind::Decide`](crate::Kind::Decide) where there was not. Work needs more than what is named here.
@@ -46,7 +50,7 @@ impl Room {
         if self.taken <= self.given {
             return Ok(());
         }
-        let (given, least) = (self.given >> 20, self.taken.div_ceil(1 << 20));
+        let (given, least) = (self.given >> 20, self.taken.saturating_add(self.beside).div_ceil(1 << 20));
         let what = format!("not enough memory: {given} MiB given, at least {least} MiB needed");
         let hint =
             format!("its {} tensors alone take as much: give --memory {least}MiB or more", self.tensors);

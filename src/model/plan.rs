@@ -54,18 +54,18 @@ pub struct ForwardPlan {
     pub chunks: usize,
 }
 
-/// Refuses a pass in a process that takes more than `memory` before it begins: the checkpoint's catalogue and the
-/// tokenizer. This is known before the text is read, which takes that memory.
+/// Refuses a pass where `text` bytes, for the tokenizer and the text alone, are more than the `memory` that all of the
+/// `process` may take. This is known before they are read.
 ///
 /// # Errors
 /// [`Kind::Decide`](crate::Kind::Decide); a pass needs more than what is named here.
-pub fn refuse_below(process: u64, memory: u64) -> Result<()> {
-    if process <= memory {
+pub fn refuse_below(text: u64, process: u64, memory: u64) -> Result<()> {
+    if text <= memory {
         return Ok(());
     }
     let (given, least) = (memory >> 20, process.div_ceil(1 << 20));
     let what = format!("not enough memory: {given} MiB given, at least {least} MiB needed");
-    let hint = "the model's tensors, its vocabulary and the text take as much: give more to --memory, or less to --tokens";
+    let hint = "the model's vocabulary and the text take as much: give more to --memory, or less to --tokens";
     Err(Error::decide(what).hint(hint))
 }
 

@@ -62,8 +62,9 @@ pub fn calibrate(job: &Calibration, progress: &dyn Progress) -> Result<Calibrati
     let decoder = Decoder::of(&checkpoint)?;
     folder::refuse_input(&job.out, checkpoint.root())?;
     let files = checkpoint.local_files(&crate::corpus::Corpus::is_read)?;
-    let process = (overhead() + catalogue(&checkpoint)).saturating_add(job.corpus.memory(files.path()));
-    refuse_below(process, job.memory)?;
+    let for_text = job.corpus.memory(files.path());
+    let process = (overhead() + catalogue(&checkpoint)).saturating_add(for_text);
+    refuse_below(for_text, process, job.memory)?;
     let text = job.corpus.tokenize(files.path())?;
     let plan = planned(job, process, &checkpoint, &decoder, &text)?;
     let begin = Begin::of(job, &checkpoint, &text.sequences);

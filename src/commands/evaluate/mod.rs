@@ -95,9 +95,10 @@ pub fn evaluate(job: &Evaluation, progress: &dyn Progress) -> Result<Evaluated> 
     let decoder = Decoder::of(&checkpoint)?;
     let adapters = Adapters::open(&job.adapters, &checkpoint)?;
     let files = checkpoint.local_files(&Corpus::is_read)?;
+    let for_text = job.corpus.memory(files.path());
     let process = (overhead() + catalogue(&checkpoint) + ADAPTER_TENSOR * adapters.tensors() as u64)
-        .saturating_add(job.corpus.memory(files.path()));
-    refuse_below(process, job.memory)?;
+        .saturating_add(for_text);
+    refuse_below(for_text, process, job.memory)?;
     let text = job.corpus.tokenize(files.path())?;
     let sequences = &text.sequences;
     let tokens = sequences.tokens();
