@@ -80,11 +80,11 @@ def made_otherwise(model_class, config):
     files = {name: t.detach() for name, t in reverted.items() if id(t) not in own}
     row = lambda t: t.contiguous().view(torch.uint8).numpy().tobytes()
     places = {row(line): (name, at) for name, t in files.items() if t.dim() == 2 for at, line in enumerate(t)}
-    layers, joins, paths = collections.defaultdict(dict), {}, {}
+    layers, joins, paths, stacks = collections.defaultdict(dict), {}, {}, collections.defaultdict(set)
     for name, t in lone.items():
         if t.dim() == 3 and name.endswith(("experts.down_proj", "experts.up_proj")):
             found = places.get(row(t[0][0]))
-            if found and ".experts.0." in found[0]: paths[re.sub(r"(\.experts)\.0\..*", r"\1.x", found[0])] = name.rsplit(".", 1)[0] + ".x"
+            if found and ".experts." in found[0]: stacks[re.sub(r"(\.experts)\.\d+\..*", r"\1.x", found[0])].add(name.rsplit(".", 1)[0] + ".x")
         if t.dim() != 2 or not name.endswith(".weight"): continue
         found = [places.get(row(line)) for line in t]
         if None in found: continue
@@ -93,6 +93,9 @@ def made_otherwise(model_class, config):
         if len(sources) == 1: layers[stem(sources[0])][stem(name)] = [at for _, at in found]
         elif [name for name, _ in found] == sorted((name for name, _ in found), key=sources.index) and len(sources) == 2:
             joins[tuple(map(stem, sources))] = stem(name)
+    for path, owners in stacks.items():
+        # Of experts that are several stacks in the model, the names that they are joined under: with the owner of each.
+        for owner in owners: paths[path if len(owners) == 1 else path.replace(".experts.x", f".{owner.split('.')[-3]}.experts.x")] = owner
     splits = {}
     for whole, parts in layers.items():
         ordered = sorted(parts, key=lambda name: min(parts[name]))
@@ -158,8 +161,10 @@ def rules_of(pairs, paths):
         a, b = heads(s, m)
         # A rule for a whole tensor speaks of its module.
         rules.setdefault(plain(a), plain(b))
-    for to in sorted(set(rules.values())):
-        if to and not any(plain(s).startswith(to + ".") for s, m in pairs.items() if s != m): rules.setdefault(to, to)
+    def own_names_stay():
+        for to in sorted(set(rules.values())):
+            if to and not any(plain(s).startswith(to + ".") for s, m in pairs.items() if s != m): rules.setdefault(to, to)
+    own_names_stay()
     for _ in range(8):
         off = sorted((s, m) for s, m in pairs.items() if apply(rules, s) != m)
         if not off: break
@@ -178,6 +183,7 @@ def rules_of(pairs, paths):
             a, b = s.split("."), m.split(".")
             shared = 1 if a[-1] == b[-1] else 0
             rules[".".join(a[:len(a) - shared])] = ".".join(b[:len(b) - shared])
+    own_names_stay()
     bad = [(s, m, apply(rules, s)) for s, m in pairs.items() if apply(rules, s) != m]
     if bad: print("   not exact:", len(bad), bad[:2], file=sys.stderr)
     # transformers writes this where older files, which it reads as well, have one `model` less.

@@ -81,11 +81,12 @@ def weight(out, kind, shape, rng):
     print(name)
 
 
-def model(out, arch, config, kinds, rng, more):
-    """Every weight of a model made from `config`, under gguf-py's name for it."""
+def model(out, arch, config, kinds, rng, more, file=None, single=lambda expert, part: f"mlp.experts.{expert}.{part}_proj"):
+    """Every weight of a model made from `config`, under gguf-py's name for it; `single` names one expert's weight in a layer."""
+    file = file or arch
     with torch.device("meta"):
         blank = transformers.AutoModelForCausalLM.from_config(config)
-    writer = gguf.GGUFWriter(out / f"{arch}.gguf", arch)
+    writer = gguf.GGUFWriter(out / f"{file}.gguf", arch)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(64)
     writer.add_embedding_length(config.hidden_size)
@@ -114,7 +115,7 @@ def model(out, arch, config, kinds, rng, more):
                 values = rng.standard_normal((shape[0], shape[1] // 2, shape[2])).astype(np.float32)
                 add(writer, f"blk.{layer}.ffn_{part}_exps.weight", gguf.quants.quantize(values, Q.Q8_0), Q.Q8_0)
             continue
-        theirs = names.get_name(stem)
+        theirs = names.get_name(stem.replace("mlp.experts.down_proj", "block_sparse_moe.experts.w2"))
         assert theirs, name
         if len(shape) == 1 or stem.endswith("mlp.gate"):
             add(writer, f"{theirs}.{suffix}", rng.standard_normal(shape).astype(np.float32), Q.F32)
@@ -124,10 +125,20 @@ def model(out, arch, config, kinds, rng, more):
         values = rng.standard_normal(shape).astype(np.float32)
         add(writer, f"{theirs}.{suffix}", gguf.quants.quantize(values, kind), kind)
     close(writer)
-    loaded = load_gguf_checkpoint(out / f"{arch}.gguf", return_tensors=True, model_to_load=blank)["tensors"]
+    # transformers does not read Mixtral
+    known = arch == file
+    loaded = load_gguf_checkpoint(out / f"{file}.gguf", return_tensors=True, model_to_load=blank)["tensors"] if known else {}
     expected = {name: np.ascontiguousarray(t.float().numpy()) for name, t in loaded.items() if "experts" not in name}
-    save_file(expected, out / f"{arch}.safetensors")
-    print(arch, len(expected))
+    # transformers stacks experts otherwise: each by itself, as gguf-py decodes it
+    for tensor in gguf.GGUFReader(out / f"{file}.gguf").tensors:
+        if "_exps." not in tensor.name:
+            continue
+        _, layer, part, _ = tensor.name.split(".")
+        part = part.removeprefix("ffn_").removesuffix("_exps")
+        for expert, values in enumerate(gguf.quants.dequantize(tensor.data, tensor.tensor_type)):
+            expected[f"model.layers.{layer}.{single(expert, part)}.weight"] = np.ascontiguousarray(values)
+    save_file(expected, out / f"{file}.safetensors")
+    print(file, len(expected))
 
 
 def main():
@@ -162,6 +173,16 @@ def main():
         writer.add_expert_feed_forward_length(32)
 
     model(out / "gguf_models", "qwen3moe", moe, kinds, rng, experts)
+    mixtral = transformers.MixtralConfig(**common, head_dim=8, num_local_experts=2, num_experts_per_tok=1, tie_word_embeddings=False)
+    letters = {"gate": "w1", "up": "w3", "down": "w2"}
+    name = lambda expert, part: f"block_sparse_moe.experts.{expert}.{letters[part]}"
+
+    def experts(writer):
+        writer.add_rope_dimension_count(8)
+        writer.add_expert_count(2)
+        writer.add_expert_used_count(1)
+
+    model(out / "gguf_models", "llama", mixtral, kinds, rng, experts, "mixtral", name)
 
 
 main()

@@ -34,6 +34,9 @@ CLASSES = """LlamaForCausalLM MistralForCausalLM Qwen2ForCausalLM Qwen3ForCausal
  T5ForConditionalGeneration BartForConditionalGeneration WhisperForConditionalGeneration BertForMaskedLM RobertaForMaskedLM
  ModernBertForMaskedLM AlbertForMaskedLM MambaForCausalLM FalconH1ForCausalLM NomicBertModel NomicBertForMaskedLM GteForMaskedLM
  JinaEmbeddingsV3ForMaskedLM QianfanOCRForConditionalGeneration""".split()
+# Of these PEFT wraps experts as parameters, by target_parameters.
+STACKS = """JetMoeForCausalLM DbrxForCausalLM Llama4ForCausalLM NemotronHForCausalLM InklingForCausalLM Step3p7ForConditionalGeneration GptOssForCausalLM
+ Llama4ForConditionalGeneration Ernie4_5_VLMoeForConditionalGeneration GraniteMoeForCausalLM Qwen3VLMoeForConditionalGeneration AriaForConditionalGeneration""".split()
 SMALL = {"vocab_size": 32}
 
 
@@ -56,21 +59,25 @@ def of(model_type, name):
         if not path: continue
         if isinstance(module, (torch.nn.Linear, transformers.pytorch_utils.Conv1D)): kinds[path] = "head" if module is head else "linear"
         else: kinds[path] = "other"
-    linear = [path for path, kind in kinds.items() if kind == "linear" and not path.endswith((".gate", ".router"))]
-    if model_type.startswith(("mamba", "falcon_h1")): linear = [path for path in linear if not path.endswith("out_proj")]
-    wrapped = get_peft_model(model, LoraConfig(r=2, lora_alpha=2, target_modules=linear))
+    linear = [path for path, kind in kinds.items() if kind == "linear" and not path.endswith((".gate", ".router")) and ".router." not in path]
+    if model_type.startswith(("mamba", "falcon_h1", "nemotron_h")): linear = [path for path in linear if not path.endswith("out_proj")]
+    # the rows of these lie in another order in the files
+    if model_type == "step3p7": linear = [path for path in linear if not path.startswith("model.vision_model.layers") or not path.endswith(("q_proj", "k_proj", "v_proj"))]
+    stacks = [path for path, p in model.named_parameters() if name in STACKS and (p.dim() == 3 and "conv" not in path or ".experts.mlp." in path)]
+    wrapped = get_peft_model(model, LoraConfig(r=2, lora_alpha=2, target_modules=linear, target_parameters=stacks or None))
     keys = {key: list(tensor.shape) for key, tensor in get_peft_model_state_dict(wrapped).items()}
     # A module under several names is stored, and adapted, under its first.
-    def first(key): return key.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] in kinds
+    def first(key): return key.removeprefix("base_model.model.").rsplit(".lora_", 1)[0].replace(".base_layer", "") in kinds
     keys = {key: shape for key, shape in keys.items() if first(key)}
     short = {"architectures": [name], "model_type": config.model_type, "tie_word_embeddings": bool(getattr(config, "tie_word_embeddings", True))}
     if getattr(config, "text_config", None) is not None: short["text_config"] = {"model_type": config.text_config.model_type}
-    return dict(config=short, tensors=tensors, keys=keys, modules=kinds)
+    if stacks: short["hidden_size"] = getattr(config, "text_config", config).hidden_size
+    return dict(config=short, tensors=tensors, keys=keys, modules=kinds) | (dict(parameters=stacks) if stacks else {})
 
 
 found, failed = {}, []
 for _, model_type, name in cases():
-    if name not in CLASSES or name in found: continue
+    if name not in CLASSES + STACKS or name in found: continue
     try: found[name] = of(model_type, name)
     except Exception as error: failed.append(f"{name}: {type(error).__name__} {str(error)[:100]}")
 out = Path(__file__).resolve().parent.parent / "tests/fixtures/module_trees.json"

@@ -133,9 +133,11 @@ fn is_repository(spec: &str) -> bool {
 /// The snapshot that `refs/main` of a cached repository refers to.
 fn cached(name: &str, variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
     let missing = |what: &str, path: &Path| {
+        // An address names the owner too.
+        let place = if name.contains('/') { name } else { "OWNER/NAME" };
         Error::input(format!("'{name}' is not a file or folder here, and {what}"))
             .path(path)
-            .hint(format!("download it: hf download {name}; or read it where it lies: hf://{name}"))
+            .hint(format!("download it: hf download {name}; or read it where it lies: hf://{place}"))
     };
     let Some(hub) = hub(variable) else {
         return Err(missing(
@@ -200,6 +202,13 @@ mod tests {
             (asked == "HF_HUB_CACHE").then(|| hub.clone().into_os_string())
         });
         assert!(refused.unwrap_err().to_string().contains("its snapshot is not in the Hugging Face cache"));
+    }
+
+    #[test]
+    fn the_hint_for_a_name_without_an_owner_makes_up_none() {
+        let error = resolve("gpt2", |asked| (asked == "HF_HOME").then(|| "/nowhere".into())).unwrap_err();
+        let hint = "download it: hf download gpt2; or read it where it lies: hf://OWNER/NAME";
+        assert_eq!(error.cure(), Some(hint));
     }
 
     #[test]

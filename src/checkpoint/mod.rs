@@ -45,9 +45,6 @@ use crate::{Error, Result};
 /// Bytes of a tensor that are mapped at once while it is hashed.
 pub(crate) const HASH_WINDOW: u64 = 4 << 20;
 
-/// Bytes of a tensor that are asked for ahead while it is hashed, where they come from a server.
-const HASHED_AHEAD: u64 = 32 << 20;
-
 /// An open checkpoint. Every method takes `&self` and is safe to use from several threads.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -225,6 +222,14 @@ impl Checkpoint {
         self.files[tensor.file.0].prefetch_later(within(tensor, range));
     }
 
+    /// Announces a pass over a range of a tensor: see [`Storage::begin_pass`].
+    ///
+    /// # Panics
+    /// If the range is not within the tensor.
+    pub fn begin_pass(&self, tensor: &Tensor, range: Range<u64>) {
+        self.files[tensor.file.0].begin_pass(within(tensor, range));
+    }
+
     /// Whether every byte that is read has to be fetched from a server.
     pub fn is_remote(&self) -> bool {
         self.files.iter().any(|file| file.is_remote())
@@ -275,7 +280,8 @@ impl Checkpoint {
         self.hash_range(tensor, 0..tensor.size())
     }
 
-    /// The blake3 of a range of a tensor's bytes.
+    /// The blake3 of a range of a tensor's bytes. Where they come from a server and there was a pass over them, they
+    /// were hashed in it.
     ///
     /// # Errors
     /// The errors of [`read`](Self::read).
@@ -283,11 +289,12 @@ impl Checkpoint {
     /// # Panics
     /// If the range is not within the tensor.
     pub fn hash_range(&self, tensor: &Tensor, range: Range<u64>) -> Result<blake3::Hash> {
+        let passed = self.files[tensor.file.0].end_pass(within(tensor, range.clone()));
+        if let Some(hash) = passed.map_err(|e| e.tensor(tensor.name()))? {
+            return Ok(hash);
+        }
         let mut hasher = blake3::Hasher::new();
         for start in range.clone().step_by(HASH_WINDOW as usize) {
-            if self.is_remote() {
-                self.prefetch(tensor, start..(start + HASHED_AHEAD).min(range.end));
-            }
             hasher.update(&self.read(tensor, start..(start + HASH_WINDOW).min(range.end))?);
         }
         Ok(hasher.finalize())

@@ -30,7 +30,7 @@ pub(crate) fn check(
     files: &[Box<dyn Storage>],
     faults: &mut Faults,
 ) -> Result<()> {
-    // A GGUF file's stacks of experts are named apart as tensors that no module reads.
+    // What a GGUF file holds besides weights keeps its own name, and its types are known.
     if scheme.kind() == SchemeKind::Gguf {
         return Ok(());
     }

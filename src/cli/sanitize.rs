@@ -3,18 +3,18 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use trephine::commands::extract::default_memory;
 use trephine::commands::sanitize::{Sanitized, Sanitizing, check, sanitize};
-use trephine::lora::FactorType;
-use trephine::lora::rules::{Loader, RuleFinding};
+use trephine::lora::rules::RuleFinding;
+use trephine::lora::{FactorType, Loader};
 use trephine::{Error, Result};
 
 use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;
 use crate::cli::ui::signal::leave_on_signal;
 use crate::cli::ui::table::{number, table};
-use crate::cli::ui::value_enums::DtypeName;
+use crate::cli::ui::value_enums::{DtypeName, LoaderName, loaders};
 use crate::cli::{print, print_json};
 
 /// Converts any LoRA adapter, for example mergekit's, into one that a given program loads.
@@ -31,8 +31,8 @@ pub struct SanitizeArgs {
     #[arg(short, long, value_name = "DIR", required_unless_present = "check")]
     out: Option<PathBuf>,
     /// The program that will load it. Can be repeated; `all` makes an adapter that every one of them loads
-    #[arg(long = "for", value_enum, value_name = "PROGRAM", default_values_t = [Target::All])]
-    target: Vec<Target>,
+    #[arg(long = "for", value_enum, value_name = "PROGRAM", default_values_t = [LoaderName::All])]
+    target: Vec<LoaderName>,
     /// Only report what would be refused, and exit with code 4 if anything would be
     #[arg(long, conflicts_with = "out")]
     check: bool,
@@ -64,34 +64,9 @@ pub struct SanitizeArgs {
     json: bool,
 }
 
-/// A program that loads adapters, as `--for` names it.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Target {
-    Vllm,
-    Sglang,
-    #[value(name = "llama.cpp")]
-    LlamaCpp,
-    Peft,
-    All,
-}
-
-impl SanitizeArgs {
-    fn consumers(&self) -> Vec<Loader> {
-        let loaders = |target: &Target| match target {
-            Target::Vllm => &[Loader::Vllm][..],
-            Target::Sglang => &[Loader::Sglang],
-            Target::LlamaCpp => &[Loader::LlamaCpp],
-            Target::Peft => &[Loader::Peft],
-            Target::All => &Loader::ALL,
-        };
-        let named: Vec<Loader> = self.target.iter().flat_map(loaders).copied().collect();
-        Loader::ALL.into_iter().filter(|consumer| named.contains(consumer)).collect()
-    }
-}
-
 /// Checks, or sanitizes and prints what was done.
 pub fn run(arguments: SanitizeArgs) -> Result<ExitCode> {
-    let consumers = arguments.consumers();
+    let consumers = loaders(&arguments.target);
     let Some(out) = arguments.out.clone() else { return run_check(&arguments, &consumers) };
     let job = Sanitizing {
         adapter: arguments.adapter.clone(),

@@ -24,8 +24,9 @@ use crate::{Error, Result};
 /// Elements that are decoded, subtracted and summed together.
 const PIECE: usize = 1 << 14;
 
-/// Slices that are decoded between two steps of hashing.
-const SLICES: usize = 16;
+/// Slices that are decoded between two steps of hashing; and where they come from a server, of which no more than these
+/// has to be here at once.
+const SLICES: [usize; 2] = [16, 4];
 
 /// Scratch bytes of a visit for each thread, in addition to its panel and the pages mapped for it. Where a module is
 /// kept whole, decoded slices of both sides, in f64 at worst; else pieces of them, and a slice for differences that are
@@ -276,10 +277,12 @@ impl<'a> Difference<'a> {
         let starts: Vec<usize> = (0..self.rows).step_by(step).collect();
         let mut hashers = Hashers::new(&[self.base, self.tuned]);
         let mut total = Sums::default();
-        let chunks = starts.len().div_ceil(SLICES).max(1);
+        let fetched = self.base.checkpoint.is_remote() || self.tuned.checkpoint.is_remote();
+        let slices = SLICES[usize::from(fetched)];
+        let chunks = starts.len().div_ceil(slices).max(1);
         for chunk in 0..chunks {
-            let starts =
-                &starts[(chunk * SLICES).min(starts.len())..((chunk + 1) * SLICES).min(starts.len())];
+            let [from, to] = [chunk, chunk + 1].map(|chunk| (chunk * slices).min(starts.len()));
+            let starts = &starts[from..to];
             let decode = || self.decode(starts, step, &mut keep);
             let (hashed, sums) = rayon::join(|| hashers.advance(chunk + 1, chunks, read), decode);
             hashed?;
@@ -293,7 +296,7 @@ impl<'a> Difference<'a> {
             non_finite: total.non_finite,
             vanished: total.vanished,
             missed2: total.missed2,
-            tensors: hashers.finish(),
+            tensors: hashers.finish()?,
         })
     }
 

@@ -167,7 +167,7 @@ fn pair_module(
         let (name, base) = (name.clone(), Some(name.clone()));
         pairing.leftovers.push(Leftover { name, reason, base, tuned, shape, from_row });
     };
-    let Some((tuned_name, tuned_shape)) = partner else { return leave(Reason::NoPartner, None, 0) };
+    let Some((tuned_name, tuned_shape)) = partner else { return leave(alone(base, name), None, 0) };
     taken.insert(tuned_name.clone());
     if shape.contains(&0) {
         return leave(Reason::NotLinear, Some(tuned_name), 0);
@@ -216,9 +216,9 @@ fn others(
         let (name, base, shape) = (name.clone(), Some(name.clone()), tensor.stored.shape.clone());
         pairing.leftovers.push(Leftover { name, reason, base, tuned: partner, shape, from_row: 0 });
     }
-    let alone = |name: &Name, shape: Shape| Leftover {
+    let lone = |name: &Name, shape: Shape| Leftover {
         name: name.clone(),
-        reason: Reason::NoPartner,
+        reason: alone(tuned, name),
         base: None,
         tuned: Some(name.clone()),
         shape,
@@ -228,12 +228,21 @@ fn others(
         let name = module.shared_name();
         let tied_copy = place_of(name) == Place::Head && tuned.config().tie_word_embeddings();
         if !tied_copy {
-            pairing.leftovers.push(alone(name, module.shape().into()));
+            pairing.leftovers.push(lone(name, module.shape().into()));
         }
     }
     for tensor in tuned.others().filter(|tensor| !taken.contains(&tensor.stored.name)) {
-        pairing.leftovers.push(alone(&tensor.stored.name, tensor.stored.shape.clone()));
+        pairing.leftovers.push(lone(&tensor.stored.name, tensor.stored.shape.clone()));
     }
+}
+
+/// Why the module `name` of `checkpoint` has no partner: of a layer that published files have within a matrix, with its
+/// rows in another order, one side may have the layer and the other that matrix.
+fn alone(checkpoint: &Checkpoint, name: &str) -> Reason {
+    let tree = checkpoint.tree();
+    let reordered =
+        tree.reordered_layers_of(name).is_some() || tree.is_reordered_layer(&tree.module_of(name));
+    if reordered { Reason::Reordered } else { Reason::NoPartner }
 }
 
 /// The modules that need zero factors. Servers fuse `q`, `k`, `v`, and `gate`, `up`, and all experts of a layer, so

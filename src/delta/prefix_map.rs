@@ -15,6 +15,9 @@ pub struct Renaming {
     /// Names in the base, and those of the same module or tensor in the tuned checkpoint, where the two are stored in
     /// different layouts of one model: as it is published, and as it is in memory.
     pub modules: BTreeMap<String, String>,
+    /// The partners in `modules`, which belong to no other name: a tower's layer is not paired by its prefix with the
+    /// language model's.
+    partners: BTreeSet<String>,
 }
 
 impl Renaming {
@@ -33,6 +36,8 @@ impl Renaming {
         {
             names.push(format!("{tuned}{rest}"));
         }
+        let own = self.modules.get(name);
+        names.retain(|other| other == name || own == Some(other) || !self.partners.contains(other));
         names
     }
 
@@ -45,12 +50,12 @@ impl Renaming {
             };
             base.modules().filter(|module| same(module.name(), module.shape())).count()
         };
-        let plain = Renaming { modules: modules.clone(), ..Renaming::default() };
-        let mut best = (matches(&plain), plain);
+        let partners: BTreeSet<String> = modules.values().cloned().collect();
+        let plain = Renaming { modules, partners, ..Renaming::default() };
+        let mut best = (matches(&plain), plain.clone());
         for base_prefix in prefixes(base) {
             for tuned_prefix in prefixes(tuned).into_iter().filter(|p| *p != base_prefix) {
-                let (base, modules) = (base_prefix.clone(), modules.clone());
-                let names = Renaming { base, tuned: tuned_prefix, modules };
+                let names = Renaming { base: base_prefix.clone(), tuned: tuned_prefix, ..plain.clone() };
                 let count = matches(&names);
                 if count > best.0 {
                     best = (count, names);

@@ -1,5 +1,5 @@
 //! Digests of tensors, or of the parts of them that belong to a module. Hashing advances together with the decoding, so
-//! each page is read from disk once.
+//! each page is read from disk once; what comes from a server is hashed as it arrives, so each byte is fetched once.
 
 use std::ops::Range;
 
@@ -18,22 +18,21 @@ pub struct Hashers<'a>(Vec<Hasher<'a>>);
 struct Hasher<'a> {
     half: (Side, &'a Checkpoint),
     tensor: &'a Tensor,
-    state: blake3::Hasher,
+    /// `None` where the source hashes what it fetches.
+    state: Option<blake3::Hasher>,
     range: Range<u64>,
     at: u64,
 }
 
 impl<'a> Hashers<'a> {
-    /// One hasher for every tensor of these modules.
+    /// One hasher for every tensor of these modules, over which a pass begins.
     pub fn new(halves: &[Operand<'a>]) -> Hashers<'a> {
         let hashers = |half: &Operand<'a>| {
             let (side, checkpoint) = (half.side, half.checkpoint);
-            let hasher = move |(tensor, range): (&'a Tensor, Range<u64>)| Hasher {
-                half: (side, checkpoint),
-                tensor,
-                state: blake3::Hasher::new(),
-                at: range.start,
-                range,
+            let hasher = move |(tensor, range): (&'a Tensor, Range<u64>)| {
+                checkpoint.begin_pass(tensor, range.clone());
+                let state = (!checkpoint.is_remote()).then(blake3::Hasher::new);
+                Hasher { half: (side, checkpoint), tensor, state, at: range.start, range }
             };
             half.module.extents().map(hasher)
         };
@@ -47,8 +46,9 @@ impl<'a> Hashers<'a> {
             let to = hasher.range.start + (u128::from(size) * step as u128 / steps as u128) as u64;
             while hasher.at < to {
                 let end = (hasher.at + HASH_WINDOW).min(to);
-                let window = hasher.half.1.read(hasher.tensor, hasher.at..end)?;
-                hasher.state.update(&window);
+                if let Some(state) = &mut hasher.state {
+                    state.update(&hasher.half.1.read(hasher.tensor, hasher.at..end)?);
+                }
                 read(end - hasher.at);
                 hasher.at = end;
             }
@@ -56,16 +56,23 @@ impl<'a> Hashers<'a> {
         Ok(())
     }
 
-    /// The records of all tensors, with the digests so far.
-    pub fn finish(self) -> Vec<TensorRecord> {
+    /// The records of all tensors at the end of the pass.
+    ///
+    /// # Errors
+    /// A tensor whose rest, which nobody has decoded, cannot be fetched.
+    pub fn finish(self) -> Result<Vec<TensorRecord>> {
         let record = |hasher: Hasher<'_>| {
             let (side, checkpoint) = hasher.half;
-            tensor_record(side, checkpoint, hasher.tensor, hasher.range, hasher.state.finalize())
+            let digest = match hasher.state {
+                Some(state) => state.finalize(),
+                None => checkpoint.hash_range(hasher.tensor, hasher.range.clone())?,
+            };
+            Ok(tensor_record(side, checkpoint, hasher.tensor, hasher.range, digest))
         };
-        let mut records: Vec<TensorRecord> = self.0.into_iter().map(record).collect();
+        let mut records: Vec<TensorRecord> = self.0.into_iter().map(record).collect::<Result<_>>()?;
         // Collected in place: the allocation is that of the hashers, of 2 KiB each.
         records.shrink_to_fit();
-        records
+        Ok(records)
     }
 }
 
@@ -95,5 +102,5 @@ pub fn tensor_record(
 pub fn digests(half: Operand<'_>, read: &(dyn Fn(u64) + Sync)) -> Result<Vec<TensorRecord>> {
     let mut hashers = Hashers::new(&[half]);
     hashers.advance(1, 1, read)?;
-    Ok(hashers.finish())
+    hashers.finish()
 }

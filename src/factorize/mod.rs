@@ -35,7 +35,7 @@ pub(crate) mod truncate;
 pub(crate) mod types;
 pub mod weighted;
 pub(crate) mod white_noise;
-pub use self::choose::{BACKENDS, choose, flops, trial_product, workspace};
+pub use self::choose::{BACKENDS, choose, code_flops, flops, trial_product, workspace};
 pub use self::in_memory::Held;
 pub use self::kernel::bytes::codes::{quantize_rows, record_words, words as code_words};
 pub use self::kernel::bytes::passes::Codes;

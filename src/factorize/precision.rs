@@ -70,15 +70,14 @@ impl Missed {
     /// truly.
     ///
     /// What bytes miss has no direction. So a projection to `rank` directions of the shorter side `n` meets the share
-    /// `rank / n` of it, by which the stated error is too low; and it overlaps what the factors capture by chance, in
-    /// the mean by `1 / sqrt(n·rank)` of both norms.
+    /// `rank / n` of it, by which the stated error is too low; and the delta's part overlaps what the factors capture
+    /// by chance, as far as two matrices `[m, n]` do. What is missed of a block is known, and counted only where it
+    /// meets what the factors do not capture.
     pub fn is_little(&self, tolerance: f64, split: &Split) -> bool {
         let Split { shape: [m, n], rank, captured, outside } = *split;
         let (side, rank) = (m.min(n).max(1) as f64, rank.max(1) as f64);
-        let total = captured + outside;
-        let met = (self.delta2 + self.column2 * total) * rank / side;
-        let relative = (self.column2 + self.delta2 / total.max(f64::MIN_POSITIVE)).sqrt();
-        let chance = relative * captured / (side * rank).sqrt();
+        let met = (self.delta2 + self.column2 * outside) * rank / side;
+        let chance = (self.delta2 * captured / (m * n).max(1) as f64).sqrt();
         self.delta2 <= MOST_OF_DELTA.min(OF_TOLERANCE * tolerance) * outside
             && met <= MOST_STATED * outside
             && chance <= MOST_SPREAD * outside

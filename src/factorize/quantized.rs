@@ -86,6 +86,20 @@ pub struct Requantized<'a> {
 }
 
 impl<'a> Requantized<'a> {
+    /// The squared norm of what the codes of `delta` miss of it, found by making them once.
+    ///
+    /// # Errors
+    /// What visiting the matrix meets.
+    pub fn missed(delta: &dyn Panels) -> Result<f64> {
+        let (m, n) = (delta.rows(), delta.cols());
+        let parts: Vec<_> = pieces(0..m, panel_rows(m, n).1).collect();
+        let missed = parts.into_par_iter().map(|rows| {
+            let mut records = vec![0.0; words(rows.len(), n)];
+            quantize_panel(delta, rows, &mut records)
+        });
+        Ok(missed.collect::<Result<Vec<_>>>()?.into_iter().sum())
+    }
+
     /// The codes of `delta`, with the squared norm `error2` of what they miss of it.
     pub fn new(delta: &'a dyn Panels, error2: f64) -> Requantized<'a> {
         Requantized { delta, error2 }

@@ -6,6 +6,7 @@
 
 pub(crate) mod config;
 pub(crate) mod factor_dtype;
+pub(crate) mod loader;
 pub(crate) mod names;
 pub mod read;
 pub mod rules;
@@ -13,6 +14,7 @@ pub mod tree;
 pub mod write;
 pub use self::config::{AdapterConfig, write_config};
 pub use self::factor_dtype::FactorType;
+pub use self::loader::Loader;
 pub use self::names::{
     Keys, Place, expert_of, expert_of_stack, experts_of, fused_siblings, group_of, kind_of, place_of,
 };

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::module_tree::kinds::{ModuleKind, kind_of_module};
+pub use crate::quant::expert::layout::expert_of;
 
 /// What a module is to a LoRA. It decides the names and the orientation of its factors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +57,9 @@ pub fn experts_of(module: &str) -> Option<&str> {
     if let Some((stack, _)) = expert_of_stack(module) {
         return stack.rsplit_once('.').map(|(path, _)| path);
     }
+    if is_parameter(module) {
+        return module.rsplit_once(".mlp.").map(|(path, _)| path);
+    }
     expert_of(module).map(|(path, _, _)| path)
 }
 
@@ -90,26 +94,89 @@ pub fn place_of(module: &str) -> Place {
 /// 7.
 pub fn expert_of_stack(module: &str) -> Option<(&str, usize)> {
     let (stack, index) = module.rsplit_once('.')?;
-    let path = STACKS.iter().find_map(|kind| stack.strip_suffix(kind))?;
-    let inside = path == "experts." || path.ends_with(".experts.");
-    Some((stack, index.parse().ok().filter(|_| inside)?))
+    let index = index.parse().ok()?;
+    let owned = parameter_of(stack).is_some_and(|parameter| [EXPERTS, SHARED].contains(&parameter.owner));
+    (owned || is_lone_stack(stack)).then_some((stack, index))
 }
 
-/// The two stacks of a layer's experts. PEFT wraps `gate_up_proj` first, so its factors are inside those of
-/// `down_proj`.
-const STACKS: [&str; 2] = ["gate_up_proj", "down_proj"];
+/// What holds the stacks of a layer's experts.
+const EXPERTS: &str = "experts";
 
 /// More experts than any layer has: a larger number in a name is a mistake, or made to fill the memory.
 pub(crate) const MOST_EXPERTS: usize = 65_536;
 
-/// The stack of experts whose factors PEFT keeps under this module name (`….experts.base_layer`, `….experts`): its path
-/// up to and with `experts`, and its kind.
-pub fn expert_stack_of(module: &str) -> Option<(&str, &'static str)> {
-    let (path, kind) = match module.strip_suffix(".base_layer") {
-        Some(path) => (path, STACKS[0]),
-        None => (module, STACKS[1]),
-    };
-    (path == "experts" || path.ends_with(".experts")).then_some((path, kind))
+/// What holds those of the experts that every token passes, where they are stacks too: in Inkling.
+const SHARED: &str = "shared_experts";
+
+/// A parameter that PEFT wraps by itself, without a linear layer around it.
+struct Parameter {
+    /// The end of the path of the module that has it.
+    owner: &'static str,
+    /// Its own name.
+    kind: &'static str,
+    /// How many parameters of its owner PEFT wraps after it: each wrapper is the `base_layer` of the next one.
+    depth: usize,
+}
+
+/// The parameters of experts that are not linear layers, in the order in which models define them: `up_proj` stands for
+/// `gate_up_proj` in experts without a gate. DBRX has matrices in which the experts lie one below the other.
+static PARAMETERS: [Parameter; 9] = [
+    Parameter { owner: EXPERTS, kind: "gate_up_proj", depth: 1 },
+    Parameter { owner: EXPERTS, kind: "up_proj", depth: 1 },
+    Parameter { owner: EXPERTS, kind: "down_proj", depth: 0 },
+    Parameter { owner: SHARED, kind: "gate_proj", depth: 2 },
+    Parameter { owner: SHARED, kind: "up_proj", depth: 1 },
+    Parameter { owner: SHARED, kind: "down_proj", depth: 0 },
+    Parameter { owner: "experts.mlp", kind: "w1", depth: 2 },
+    Parameter { owner: "experts.mlp", kind: "v1", depth: 1 },
+    Parameter { owner: "experts.mlp", kind: "w2", depth: 0 },
+];
+
+/// Stacks that are the `weight` of a module of their own, as in JetMoE: PEFT keeps their factors under its name.
+static LONE_STACKS: [&str; 2] = ["input_linear", "output_linear"];
+
+fn is_lone_stack(stack: &str) -> bool {
+    LONE_STACKS.iter().any(|kind| ends_with_part(stack, kind))
+}
+
+/// Whether a name is `end`, or ends with a dot and `end`.
+fn ends_with_part(name: &str, end: &str) -> bool {
+    name.strip_suffix(end).is_some_and(|head| head.is_empty() || head.ends_with('.'))
+}
+
+fn parameter_of(name: &str) -> Option<&'static Parameter> {
+    let (owner, kind) = name.rsplit_once('.')?;
+    PARAMETERS.iter().find(|parameter| parameter.kind == kind && ends_with_part(owner, parameter.owner))
+}
+
+/// Whether `module` is a matrix that is a parameter of the model and no linear layer: DBRX's experts.
+pub(crate) fn is_parameter(module: &str) -> bool {
+    parameter_of(module).is_some_and(|parameter| ![EXPERTS, SHARED].contains(&parameter.owner))
+}
+
+/// What PEFT's `target_parameters` calls a stack of experts, or a matrix that is a parameter.
+pub(crate) fn parameter_name(stack: &str) -> String {
+    if is_lone_stack(stack) { format!("{stack}.weight") } else { stack.to_owned() }
+}
+
+/// The module name under which PEFT keeps the factors of a stack, or of a matrix that is a parameter.
+fn wrapper_of(stack: &str) -> String {
+    match (parameter_of(stack), stack.rsplit_once('.')) {
+        (Some(parameter), Some((owner, _))) => format!("{owner}{}", ".base_layer".repeat(parameter.depth)),
+        _ => stack.to_owned(),
+    }
+}
+
+/// The stacks and parameters whose factors PEFT may keep under this module name (`….experts.base_layer`, `….experts`):
+/// the path of what has it, and its kind. Which of several it is, the config tells or the base.
+pub(crate) fn wrapped_by(module: &str) -> impl Iterator<Item = (&str, &'static str)> {
+    let owner = module.trim_end_matches(".base_layer");
+    let depth = (module.len() - owner.len()) / ".base_layer".len();
+    let fits = move |p: &&Parameter| p.depth == depth && ends_with_part(owner, p.owner);
+    let lone = move |kind: &&&str| depth == 0 && ends_with_part(owner, kind);
+    let path = move |kind: &str| owner.strip_suffix(kind).unwrap_or(owner).trim_end_matches('.');
+    let owned = PARAMETERS.iter().filter(fits).map(move |p| (owner, p.kind));
+    owned.chain(LONE_STACKS.iter().filter(lone).map(move |kind| (path(kind), *kind)))
 }
 
 /// The names of one module's two tensors in an adapter.
@@ -130,9 +197,13 @@ impl Keys {
                 Keys { a: format!("{stem}.lora_embedding_A"), b: format!("{stem}.lora_embedding_B") }
             }
             Place::Stacked => {
-                let path = experts_of(module).map_or(stem.clone(), |path| format!("base_model.model.{path}"));
-                let inner = if kind_of(module) == STACKS[0] { ".base_layer" } else { "" };
-                Keys { a: format!("{path}{inner}.lora_A.weight"), b: format!("{path}{inner}.lora_B.weight") }
+                let stack = expert_of_stack(module).map_or(module, |(stack, _)| stack);
+                let stem = format!("base_model.model.{}", wrapper_of(stack));
+                Keys { a: format!("{stem}.lora_A.weight"), b: format!("{stem}.lora_B.weight") }
+            }
+            _ if is_parameter(module) => {
+                let stem = format!("base_model.model.{}", wrapper_of(module));
+                Keys { a: format!("{stem}.lora_A.weight"), b: format!("{stem}.lora_B.weight") }
             }
             _ => Keys { a: format!("{stem}.lora_A.weight"), b: format!("{stem}.lora_B.weight") },
         }
@@ -143,6 +214,10 @@ impl Keys {
 /// Some loaders fail if an adapter holds only a part of such a set.
 pub fn fused_siblings(module: &str) -> Vec<String> {
     const FUSED: [&[&str]; 2] = [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"]];
+    // Stacks of experts have no siblings but each other.
+    if expert_of_stack(module).is_some() {
+        return Vec::new();
+    }
     let kind = kind_of(module);
     let stem = &module[..module.len() - kind.len()];
     FUSED
@@ -152,15 +227,6 @@ pub fn fused_siblings(module: &str) -> Vec<String> {
         .filter(|&&other| other != kind)
         .map(|other| format!("{stem}{other}"))
         .collect()
-}
-
-/// The parts of a module that is a projection of one expert, for example `model.layers.0.mlp.experts.7.up_proj`: the
-/// path of the layer's experts (`model.layers.0.mlp.experts`), the expert's number, and the projection.
-pub fn expert_of(module: &str) -> Option<(&str, usize, &str)> {
-    let (rest, projection) = module.rsplit_once('.')?;
-    let (layer, expert) = rest.rsplit_once('.')?;
-    let inside = layer == "experts" || layer.ends_with(".experts");
-    Some((layer, expert.parse().ok().filter(|_| inside)?, projection))
 }
 
 #[cfg(test)]
@@ -210,6 +276,29 @@ mod tests {
         assert_eq!(linear.b, "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight");
         let inner = Keys::of("model.layers.0.mlp.experts.gate_up_proj.7", Place::Stacked);
         assert_eq!(inner.a, "base_model.model.model.layers.0.mlp.experts.base_layer.lora_A.weight");
+        for (module, place, want) in [
+            ("l.0.mixer.experts.up_proj.7", Place::Stacked, "l.0.mixer.experts.base_layer"),
+            ("l.0.mixer.experts.down_proj.7", Place::Stacked, "l.0.mixer.experts"),
+            (
+                "l.0.mlp.shared_experts.gate_proj.1",
+                Place::Stacked,
+                "l.0.mlp.shared_experts.base_layer.base_layer",
+            ),
+            ("l.0.mlp.shared_experts.down_proj.1", Place::Stacked, "l.0.mlp.shared_experts"),
+            ("l.0.mlp.input_linear.7", Place::Stacked, "l.0.mlp.input_linear"),
+            ("b.0.ffn.experts.mlp.w1", Place::Linear, "b.0.ffn.experts.mlp.base_layer.base_layer"),
+            ("b.0.ffn.experts.mlp.v1", Place::Linear, "b.0.ffn.experts.mlp.base_layer"),
+            ("b.0.ffn.experts.mlp.w2", Place::Linear, "b.0.ffn.experts.mlp"),
+        ] {
+            assert_eq!(place_of(module), place, "{module}");
+            assert_eq!(Keys::of(module, place).a, format!("base_model.model.{want}.lora_A.weight"));
+            let (stack, kind) = (expert_of_stack(module).map_or(module, |(stack, _)| stack), kind_of(module));
+            let known =
+                wrapped_by(want).any(|(path, found)| format!("{path}.{found}") == stack && found == kind);
+            assert!(known, "{want}: {:?}", wrapped_by(want).collect::<Vec<_>>());
+        }
+        assert_eq!(parameter_name("l.0.mlp.input_linear"), "l.0.mlp.input_linear.weight");
+        assert_eq!(wrapped_by("l.0.self_attn.q_proj").count(), 0);
         let outer = Keys::of("model.layers.0.mlp.experts.down_proj.7", Place::Stacked);
         assert_eq!(outer.b, "base_model.model.model.layers.0.mlp.experts.lora_B.weight");
         let table = Keys::of("model.embed_tokens", Place::Embedding);

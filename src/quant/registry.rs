@@ -1,5 +1,7 @@
 //! From the config's declaration to the format: the registry of supported methods, and the error for all others.
 
+use std::sync::Arc;
+
 use crate::quant::declared::Declared;
 use crate::quant::declared::unsupported;
 use safetensors::Dtype;
@@ -105,6 +107,12 @@ impl Scheme {
         }
         if let Some(found) = Dense::find(lead) {
             return Ok(vec![found]);
+        }
+        if self.experts.is_parameter(&lead.name)
+            && let Some(weight) = Dense::new(lead)
+        {
+            let module = lead.name.to_string();
+            return Ok(vec![FoundWeight { module, weight: Arc::new(weight), quantized: false }]);
         }
         let found = stack::weights(&self.experts, self.format.as_deref(), lead, tensors)?;
         if !found.is_empty() {

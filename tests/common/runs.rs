@@ -41,6 +41,13 @@ impl Reference {
         Reference::of(&data("base-fp8"), &data("tuned"))
     }
 
+    /// Number of modules and comparisons, each of which the journal records.
+    pub fn units(&self) -> usize {
+        let manifest: serde_json::Value = serde_json::from_slice(&self.files["extraction.json"]).unwrap();
+        let compared = manifest["not_represented"].as_array().unwrap();
+        manifest["modules"].as_array().unwrap().len() + compared.len()
+    }
+
     pub fn extract(&self, out: &Path) -> Command {
         let mut command = extract(&self.job.base, &self.job.tuned, out);
         command.args(["--rank", "8", "--threads", "2"]);

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use crate::checkpoint_files::Folder;
-use crate::common::pair::{Tensor, changed, config, noise, write};
+use crate::common::pair::{Tensor, changed, config, dense, noise, write};
 use crate::common::{extract_with, run, trephine};
+use serde_json::Value;
 use trephine::checkpoint::Checkpoint;
 
 /// One tensor of a file: name, dimensions with the innermost first, ggml's number of its type, offset, bytes.
@@ -299,4 +300,66 @@ fn a_run_on_gguf_is_a_run_on_its_numbers() {
     fs::write(&gguf_path, bytes).unwrap();
     let found = verify().code(4).stdout;
     assert!(found.contains("is not the tensor that was read"), "{found}");
+}
+
+/// The experts of a GGUF file lie in stacks: each pairs with the tuned checkpoint's, whether that has them singly or
+/// in stacks, and none is left out. The values are those of gguf-py.
+#[test]
+fn experts_pair_with_single_ones_and_with_stacks() {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf_models");
+    let home = tempfile::tempdir().unwrap();
+    for (name, kind, gate, up, down) in [
+        ("qwen3moe", "qwen3_moe", "gate_proj", "up_proj", "down_proj"),
+        ("mixtral", "mixtral", "w1", "w3", "w2"),
+    ] {
+        let gguf = models.join(format!("{name}.gguf"));
+        let config = serde_json::json!({"model_type": kind, "hidden_size": 32});
+        let known = dense(&models.join(format!("{name}.safetensors")));
+        let tuned = |name: &str| -> Vec<f32> { known[name].1.iter().map(|v| *v as f32 * 1.25).collect() };
+        let experts: Vec<&String> = known.keys().filter(|name| name.contains(".experts.")).collect();
+        assert_eq!(experts.len(), 6, "two experts of three projections");
+        let single: Vec<Tensor> =
+            known.iter().map(|(name, (shape, _))| Tensor::f32(name, shape, &tuned(name))).collect();
+        let single = write(&home.path().join(format!("{name}-single")), &single, &config);
+        let run = |tuned: &Path, out: String| {
+            let out = home.path().join(out);
+            let more = ["--rank", "4", "--include", "*.experts.*"];
+            extract_with(gguf.to_str().unwrap(), tuned.to_str().unwrap(), &out, &more).code(0);
+            crate::common::manifest(&out)
+        };
+        let manifest = run(&single, format!("{name}-a"));
+        let modules: Vec<&str> =
+            manifest["modules"].as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap()).collect();
+        for expert in &experts {
+            assert!(modules.contains(&expert.trim_end_matches(".weight")), "{expert} is not in {modules:?}");
+        }
+        let left = manifest["not_represented"].to_string();
+        assert!(!left.contains("exps") && !left.contains("experts"), "{left}");
+        // A quarter of the weight is the change, to what bf16 and the rank keep.
+        let change = |expert: &str| {
+            let is = |module: &&Value| module["name"] == expert.trim_end_matches(".weight");
+            let module = manifest["modules"].as_array().unwrap().iter().find(is);
+            module.unwrap()["delta_norm"].as_f64().unwrap()
+        };
+        for expert in &experts {
+            let norm = known[*expert].1.iter().map(|v| (v / 4.0).powi(2)).sum::<f64>().sqrt();
+            assert!((change(expert) / norm - 1.0).abs() < 1e-5, "{expert}: {} is not {norm}", change(expert));
+        }
+        // The same as transformers 5 saves them: gate above up in one stack, down in another.
+        let stem = experts[0].split(".experts.").next().unwrap();
+        let of = |expert: usize, kind: &str| tuned(&format!("{stem}.experts.{expert}.{kind}.weight"));
+        let [rows, columns] = known[&format!("{stem}.experts.0.{gate}.weight")].0[..] else { panic!() };
+        let joined: Vec<f32> = (0..2).flat_map(|e| [of(e, gate), of(e, up)].concat()).collect();
+        let downs: Vec<f32> = (0..2).flat_map(|e| of(e, down)).collect();
+        let path = "model.layers.0.mlp.experts";
+        let mut stacked: Vec<Tensor> = vec![
+            Tensor::f32(&format!("{path}.gate_up_proj"), &[2, 2 * rows, columns], &joined),
+            Tensor::f32(&format!("{path}.down_proj"), &[2, columns, rows], &downs),
+        ];
+        let others = known.iter().filter(|(name, _)| !name.contains(".experts."));
+        stacked.extend(others.map(|(name, (shape, _))| Tensor::f32(name, shape, &tuned(name))));
+        let stacked = write(&home.path().join(format!("{name}-stacked")), &stacked, &config);
+        let again = run(&stacked, format!("{name}-b"));
+        assert_eq!(again["modules"], manifest["modules"], "{name}");
+    }
 }

@@ -66,6 +66,20 @@ fn differences(class: &str, of: &Value) -> Vec<String> {
         .filter_map(|key| key.strip_prefix("base_model.model.")?.strip_suffix(".lora_A.weight"))
         .map(str::to_owned)
         .collect();
+    // What PEFT wraps as parameters is named so, and its factors are under the module that has it.
+    let is_linear = |name: &&String| of["modules"].get(name.as_str()).is_some_and(|kind| kind == "linear");
+    let parameters: BTreeSet<String> = serde_json::from_value(of["parameters"].clone()).unwrap_or_default();
+    let named: Vec<String> = serde_json::from_value(config["target_parameters"].clone()).unwrap_or_default();
+    let ends = |name: &String, entry: &String| {
+        name.strip_suffix(entry.as_str()).is_some_and(|h| h.is_empty() || h.ends_with('.'))
+    };
+    for name in parameters.iter().filter(|name| !named.iter().any(|entry| ends(name, entry))) {
+        found.push(format!("{class}: target_parameters {named:?} lack {name}"));
+    }
+    for entry in named.iter().filter(|entry| !parameters.iter().any(|name| ends(name, entry))) {
+        found.push(format!("{class}: target_parameters have {entry}, which names nothing"));
+    }
+    let adapted: BTreeSet<String> = adapted.iter().filter(is_linear).cloned().collect();
     for name in reached(&of["modules"], &targets).symmetric_difference(&adapted) {
         found.push(format!("{class}: targets and keys differ in {name}; target_modules {targets:?}"));
     }
@@ -89,12 +103,27 @@ fn keys_and_targets_are_those_of_peft() {
     assert!(found.is_empty(), "{} differences:\n{}", found.len(), found.join("\n"));
 }
 
-/// Matrices that are several layers in the model, as `Wqkv`: the merged checkpoint has them whole again, as tuned.
+/// Matrices that are several layers in the model, as `Wqkv`, and stacks of experts that the model has otherwise: the
+/// merged checkpoint has them as the files do, with the tuned values.
 #[test]
-fn matrices_of_several_layers_are_merged_back() {
-    for (class, kinds) in
-        [("NomicBertModel", &["Wqkv"][..]), ("GteForMaskedLM", &["qkv_proj", "up_gate_proj"])]
-    {
+fn what_the_model_has_otherwise_is_merged_back() {
+    for (class, kinds) in [
+        ("NomicBertModel", &["attn.Wqkv.weight"][..]),
+        ("GteForMaskedLM", &["qkv_proj.weight", "up_gate_proj.weight"]),
+        ("JetMoeForCausalLM", &["mlp.input_linear.weight", "experts.output_linear.weight"]),
+        ("DbrxForCausalLM", &["mlp.w1", "mlp.v1", "mlp.w2"]),
+        ("Llama4ForCausalLM", &["experts.gate_up_proj", "experts.down_proj"]),
+        ("NemotronHForCausalLM", &["experts.1.up_proj.weight", "experts.3.down_proj.weight"]),
+        (
+            "Step3p7ForConditionalGeneration",
+            &["moe.gate_proj.weight", "moe.up_proj.weight", "moe.down_proj.weight"],
+        ),
+        (
+            "Ernie4_5_VLMoeForConditionalGeneration",
+            &["experts.1.up_proj.weight", "experts.5.down_proj.weight"],
+        ),
+        ("GraniteMoeForCausalLM", &["block_sparse_moe.input_linear.weight"]),
+    ] {
         let of = &fixture()[class];
         let home = tempdir().unwrap();
         let base = checkpoint(&home.path().join("base"), of, 1.0);
@@ -110,7 +139,7 @@ fn matrices_of_several_layers_are_merged_back() {
         let [base, tuned, merged] = ["base", "tuned", "merged"].map(read);
         assert!(base.keys().eq(merged.keys()), "{class}: the files' own names stay");
         for kind in kinds {
-            let ending = format!(".{kind}.weight");
+            let ending = format!(".{kind}");
             let names: Vec<&String> = base.keys().filter(|name| name.ends_with(&ending)).collect();
             assert!(!names.is_empty(), "{class} has {kind}");
             for name in names {
@@ -130,6 +159,18 @@ fn small(
     base: &[(&str, &[usize])],
     tuned: &[(&str, &[usize])],
 ) -> Value {
+    small_for(home, class, kind, base, tuned, &[])
+}
+
+/// The same with more arguments for `extract`.
+fn small_for(
+    home: &Path,
+    class: &str,
+    kind: &str,
+    base: &[(&str, &[usize])],
+    tuned: &[(&str, &[usize])],
+    more: &[&str],
+) -> Value {
     let config = serde_json::json!({
         "architectures": [class], "model_type": kind, "hidden_size": 8,
         "text_config": {"model_type": "llama", "hidden_size": 8},
@@ -145,7 +186,7 @@ fn small(
     };
     let (base, tuned) = (side("base", base, 1.0), side("tuned", tuned, 1.5));
     let out = home.join("adapter");
-    let ended = extract_with(&base, &tuned, &out, &["--rank", "4"]);
+    let ended = extract_with(&base, &tuned, &out, &[&["--rank", "4"], more].concat());
     assert_eq!(ended.code, Some(0), "{class}: {}", ended.stderr);
     let probed = run(trephine().args(["probe", out.to_str().unwrap(), "--base", &base, "--json"]));
     let config = std::fs::read(out.join("adapter_config.json")).unwrap();
@@ -204,4 +245,130 @@ fn single_experts_pair_with_the_stacks_of_another_layout() {
     let found = small(home.path(), "JambaForCausalLM", "jamba", &base, &tuned);
     assert_eq!(found["keys"].as_array().unwrap().len(), 2 * 6, "{}", found["keys"]);
     assert_eq!(found["config"]["rank_pattern"][".*\\.gate_up_proj"], 8);
+}
+
+/// `--for` one program: experts singly where only PEFT wants stacks, and no setting that only PEFT needs.
+#[test]
+fn an_adapter_for_one_program() {
+    let of = &fixture()["NemotronHForCausalLM"];
+    let home = tempdir().unwrap();
+    let base = checkpoint(&home.path().join("base"), of, 1.0);
+    let tuned = checkpoint(&home.path().join("tuned"), of, 1.25);
+    let extracted = |program: &str| {
+        let out = home.path().join(program);
+        let ended = extract_with(&base, &tuned, &out, &["--rank", "2", "--for", program]);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        let of_both = ["--base", &base, "--tuned", &tuned, "-q"];
+        let verified = run(trephine().args(["verify", out.to_str().unwrap()]).args(of_both));
+        assert_eq!(verified.code, Some(0), "{program}: {}{}", verified.stdout, verified.stderr);
+        dense(&out.join("adapter_model.safetensors"))
+    };
+    let [stacks, singles] = ["peft", "vllm"].map(extracted);
+    for (kind, wrapper) in [("up_proj", "experts.base_layer"), ("down_proj", "experts")] {
+        let mixer = "base_model.model.model.layers.1.mixer";
+        for expert in 0..4 {
+            let single = |factor: &str| &singles[&format!("{mixer}.experts.{expert}.{kind}.{factor}.weight")];
+            let stack = |factor: &str| &stacks[&format!("{mixer}.{wrapper}.{factor}.weight")];
+            // Rows `2 e` and `2 e + 1` of lora_A, columns `e` and `4 + e` of lora_B are the expert's.
+            let inner = single("lora_A").0[1];
+            assert_eq!(single("lora_A").1, stack("lora_A").1[2 * expert * inner..2 * (expert + 1) * inner]);
+            let b = stack("lora_B").1.chunks_exact(8).flat_map(|row| [row[expert], row[4 + expert]]);
+            assert_eq!(single("lora_B").1, b.collect::<Vec<_>>());
+        }
+        assert!(!singles.contains_key(&format!("{mixer}.{wrapper}.lora_A.weight")));
+    }
+    let config = |program: &str| -> Value {
+        let text = std::fs::read(home.path().join(program).join("adapter_config.json")).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    };
+    // Each is refused or without effect where it is not for, and that is said.
+    let verdicts = |program: &str| {
+        let out = home.path().join(program);
+        let probed = run(trephine().args(["probe", out.to_str().unwrap(), "--base", &base, "--json"]));
+        let probed: Value = serde_json::from_str(&probed.stdout).unwrap();
+        let of = |name: &str| {
+            let all = probed["consumers"].as_array().unwrap();
+            all.iter().find(|one| one["consumer"] == name).unwrap()["works"].as_bool().unwrap()
+        };
+        [of("peft"), of("vllm")]
+    };
+    assert_eq!([verdicts("peft"), verdicts("vllm")], [[true, false], [false, true]]);
+    // Either is merged into the same weights.
+    let merged = |program: &str| {
+        let (adapter, out) = (home.path().join(program), home.path().join(format!("merged-{program}")));
+        let paths = [adapter.to_str().unwrap(), "--out", out.to_str().unwrap()];
+        run(trephine().args(["merge", "-q", "--base", &base, "--adapter"]).args(paths)).code(0);
+        dense(&out.join("model.safetensors"))
+    };
+    assert!(merged("peft") == merged("vllm"));
+    assert!(config("vllm")["target_parameters"].is_null());
+    assert!(config("vllm")["target_modules"].as_array().unwrap().contains(&"up_proj".into()));
+    assert_eq!(config("peft")["target_parameters"][0], "mixer.experts.down_proj");
+}
+
+/// Where PEFT needs a rank of its own for gate and up, or dense layers as parameters, other programs do not.
+#[test]
+fn settings_that_only_peft_needs() {
+    for (class, kind, path) in
+        [("JambaForCausalLM", "jamba", "feed_forward"), ("DeepseekV3ForCausalLM", "deepseek_v3", "mlp")]
+    {
+        let expert = |layer: usize, kind: &str| format!("model.layers.{layer}.{path}.{kind}.weight");
+        let kinds = ["gate_proj", "up_proj", "down_proj"];
+        let names: Vec<String> = kinds
+            .iter()
+            .flat_map(|kind| [expert(0, kind), expert(1, &format!("experts.0.{kind}"))])
+            .collect();
+        let weights: Vec<(&str, &[usize])> =
+            names.iter().map(|name| (name.as_str(), &[8usize, 8][..])).collect();
+        let config = |program: &str| {
+            let home = tempdir().unwrap();
+            let mut found = small_for(home.path(), class, kind, &weights, &weights, &["--for", program]);
+            found["config"]["base_model_name_or_path"].take();
+            found["config"].take()
+        };
+        let of_peft = config("all");
+        let told = !of_peft["rank_pattern"].as_object().unwrap().is_empty();
+        assert!(told || of_peft["target_parameters"].is_array(), "{class}: {of_peft}");
+        assert_eq!(of_peft, config("peft"));
+        let other = config("sglang");
+        assert!(other["target_parameters"].is_null(), "{class}: {other}");
+        assert!(other["rank_pattern"].as_object().unwrap().is_empty(), "{class}: {other}");
+        assert_eq!(other["target_modules"], serde_json::json!(["down_proj", "gate_proj", "up_proj"]));
+    }
+}
+
+/// A tower's layer, whose rows the published files have within a matrix and in another order, is left out, whichever
+/// side has which; it is not paired with the language model's layer of the same kind and shape.
+#[test]
+fn layers_that_lie_in_another_order_are_left_out_in_any_layout() {
+    let (class, kind) = ("Step3p7ForConditionalGeneration", "step3p7");
+    let text = "self_attn.q_proj.weight";
+    let in_model = [
+        format!("model.language_model.layers.0.{text}"),
+        format!("model.vision_model.layers.0.{text}"),
+        "model.vision_model.layers.0.mlp.fc1.weight".to_owned(),
+    ];
+    let in_files = [
+        format!("model.layers.0.{text}"),
+        "vision_model.transformer.resblocks.0.attn.in_proj_weight".to_owned(),
+        "vision_model.transformer.resblocks.0.mlp.c_fc.weight".to_owned(),
+    ];
+    let of = |names: &[String; 3], high: usize| -> Vec<(String, Vec<usize>)> {
+        let high = [8, high, 8];
+        names.iter().zip(high).map(|(name, high)| (name.clone(), vec![high, 8])).collect()
+    };
+    let [model, files] = [of(&in_model, 8), of(&in_files, 24)];
+    for (base, tuned) in [(&model, &files), (&files, &model)] {
+        let home = tempdir().unwrap();
+        let found = small(home.path(), class, kind, &borrowed(base), &borrowed(tuned));
+        let keys = found["keys"].to_string();
+        assert!(keys.contains("language_model.layers.0.self_attn.q_proj.lora_A"), "{keys}");
+        assert!(!keys.contains("vision_model.layers.0.self_attn"), "{keys}");
+        let manifest = crate::common::manifest(&home.path().join("adapter"));
+        assert!(manifest["not_represented"].to_string().contains("\"reordered\""), "{manifest}");
+    }
+}
+
+fn borrowed(of: &[(String, Vec<usize>)]) -> Vec<(&str, &[usize])> {
+    of.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect()
 }

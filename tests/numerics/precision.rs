@@ -25,9 +25,11 @@ enum Hard {
     OneElement,
     MostlyZero,
     OneRow,
+    /// The difference of two weights in bf16: a few multiples of one step.
+    Grid,
 }
 
-const HARD: [Hard; 8] = [
+const HARD: [Hard; 9] = [
     Hard::StudentT(3.0),
     Hard::StudentT(2.0),
     Hard::OneColumn,
@@ -36,6 +38,7 @@ const HARD: [Hard; 8] = [
     Hard::OneElement,
     Hard::MostlyZero,
     Hard::OneRow,
+    Hard::Grid,
 ];
 
 fn hard(kind: Hard, m: usize, n: usize) -> Vec<f32> {
@@ -60,6 +63,15 @@ fn hard(kind: Hard, m: usize, n: usize) -> Vec<f32> {
             values.iter_mut().for_each(|x| *x *= if rng.random_bool(0.7) { 0.0 } else { 1.0 });
         }
         Hard::OneRow => values[m / 3 * n..][..n].iter_mut().for_each(|x| *x *= 1000.0),
+        Hard::Grid => {
+            let change = matrix(Spectrum::Semantic, m, n);
+            let unit = (norm2(&change) / (m * n) as f64).sqrt();
+            let bf16 = |x: f64| half::bf16::from_f64(x).to_f64();
+            for (x, change) in values.iter_mut().zip(&change) {
+                let weight = bf16(0.02 * *x);
+                *x = bf16(weight + 1e-4 * f64::from(*change) / unit) - weight;
+            }
+        }
     }
     values.into_iter().map(|x| x as f32).collect()
 }
@@ -173,7 +185,7 @@ fn bytes_are_left_where_they_would_show() {
         let case = Case::new(String::new(), (330, 180, 12), values);
         case.factors(Precision::Auto).precision
     };
-    for spectrum in [Spectrum::Flat, Spectrum::Orthogonal, Spectrum::Tiny] {
+    for spectrum in [Spectrum::Flat, Spectrum::Semantic, Spectrum::Orthogonal, Spectrum::Tiny] {
         assert_eq!(used(matrix(spectrum, 330, 180)), Precision::Int8, "{spectrum:?}");
     }
     for spectrum in [Spectrum::LowRank, Spectrum::Gap, Spectrum::Power(1.0), Spectrum::OutlierRow] {

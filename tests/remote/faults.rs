@@ -9,7 +9,7 @@ use tempfile::tempdir;
 
 use crate::common::{Ended, data, extract, run};
 use crate::server::{Reply, Request, Server};
-use crate::stores::web;
+use crate::stores::{TOKEN, hub, web};
 
 const FAST: [&str; 6] = ["--rank", "4", "--stall-timeout", "2", "--base-model-name", "b"];
 
@@ -169,6 +169,53 @@ fn a_server_that_sends_garbage() {
 fn a_server_that_hangs() {
     lie("silent", |_, reply| Reply { silent: Some(10), ..reply });
     lie("silent", |_, reply| Reply { silent: Some(0), ..reply });
+}
+
+#[test]
+fn a_server_that_never_answers() {
+    let (ended, bytes, _server) = extracted_with("1", |request, reply| {
+        if request.path.ends_with("base-fp8/model.safetensors") {
+            std::thread::sleep(std::time::Duration::from_secs(4));
+        }
+        reply
+    });
+    ended.code(1).says("silent").says("base-fp8/model.safetensors");
+    assert!(bytes.is_none());
+}
+
+#[test]
+fn a_server_that_sends_ever_less() {
+    // A few bytes each time are no progress.
+    lie("the answer ended after", |_, reply| Reply { cut: Some(7), ..reply });
+}
+
+/// Extracts from the hub's stand-in, whose links are valid for so many requests each.
+fn extracted_by_links(valid: u64) -> (Ended, Option<Vec<u8>>, Vec<(Request, u16)>) {
+    let home = tempdir().unwrap();
+    let server = hub(&root(), valid);
+    let out = home.path().join("out");
+    let ended = run(extract("hf://test/base-fp8", "hf://test/tuned", &out)
+        .args(FAST)
+        .env("HF_ENDPOINT", server.url(""))
+        .env("HF_TOKEN", TOKEN));
+    let log = server.log.lock().unwrap().clone();
+    (ended, fs::read(out.join("adapter_model.safetensors")).ok(), log)
+}
+
+#[test]
+fn links_that_expire_in_the_middle_are_asked_for_anew() {
+    let (ended, bytes, log) = extracted_by_links(2);
+    ended.code(0);
+    assert!(bytes.unwrap() == expected());
+    let count = |status: u16| log.iter().filter(|(_, answered)| *answered == status).count();
+    assert!(count(403) > 5 && count(302) > 5, "{} expired, {} new links", count(403), count(302));
+}
+
+#[test]
+fn links_that_are_never_valid_are_an_error() {
+    let (ended, bytes, log) = extracted_by_links(0);
+    ended.code(2).says("access is denied").says("model.safetensors");
+    assert!(bytes.is_none() && log.len() < 100, "{} requests", log.len());
 }
 
 #[test]

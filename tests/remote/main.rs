@@ -4,6 +4,7 @@
 mod common;
 
 mod faults;
+mod fetching;
 mod places;
 mod probing;
 mod resuming;

@@ -28,16 +28,20 @@ fn adapter(out: &Path) -> BTreeMap<String, Vec<u8>> {
 /// An extraction whose environment knows the stores.
 fn asked(base: &str, tuned: &str, out: &Path, store: &str) -> Command {
     let mut command = extract(base, tuned, out);
+    known(command.args(MODEL), store);
     command
-        .args(MODEL)
+}
+
+/// Lets a command know the stores.
+fn known<'c>(command: &'c mut Command, store: &str) -> &'c mut Command {
+    command
         .env("HF_ENDPOINT", store)
         .env("HF_TOKEN", TOKEN)
         .env("AWS_ENDPOINT_URL", store)
         .env("AWS_REGION", "eu-test-1")
         .env("AWS_ACCESS_KEY_ID", KEY)
         .env("AWS_SECRET_ACCESS_KEY", SECRET)
-        .env("AWS_SESSION_TOKEN", SESSION);
-    command
+        .env("AWS_SESSION_TOKEN", SESSION)
 }
 
 fn no_secret(text: &[u8], at: &str) {
@@ -74,6 +78,13 @@ fn byte_equal_from_disk_and_from_every_store_by_both_methods() {
             }
             no_secret(ended.stderr.as_bytes(), "stderr");
             no_secret(ended.stdout.as_bytes(), "stdout");
+            assert!(ended.stdout.contains("hf upload OWNER/NAME "), "{}", ended.stdout);
+            let card = fs::read_to_string(out.join("README.md")).unwrap();
+            assert!(card.contains("`hf upload OWNER/NAME PATH_OF_THIS_FOLDER`"), "{card}");
+            let mut verify = crate::common::trephine();
+            verify.args(["verify", "--base", &base_at, "--tuned", &tuned_at]).arg(&out);
+            let ended = run(known(&mut verify, &endpoint)).code(0);
+            no_secret(ended.stderr.as_bytes(), "stderr");
         }
     }
 }
@@ -92,6 +103,35 @@ fn what_is_fetched_is_what_is_needed() {
     run(extract(&base, &tuned, &out).args(MODEL)).code(0);
     let share = server.sent() as f64 / needed as f64;
     assert!(share < 1.06, "{} bytes sent of {needed}: {share}", server.sent());
+}
+
+#[test]
+fn a_plan_says_what_will_cross_the_link_and_how_long_that_takes() {
+    let home = tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let server = web(&root, |_, reply| reply);
+    let planned = |more: &[&str]| {
+        let mut command = extract(&server.url("base-fp8/"), &server.url("tuned/"), &home.path().join("out"));
+        run(command.args(MODEL).arg("--dry-run").args(more)).code(0)
+    };
+    let plan: serde_json::Value = serde_json::from_str(&planned(&["--json"]).stdout).unwrap();
+    let bytes = plan["link_bytes"].as_u64().unwrap();
+    // Headers alone were fetched for it.
+    assert!(server.sent() < bytes / 4, "{} of {bytes}", server.sent());
+    let seconds = (bytes as f64 / 1000.0).ceil() as u64;
+    let time = humantime::format_duration(std::time::Duration::from_secs(seconds));
+    planned(&["--link-rate", "1kB"])
+        .shows(&format!("({bytes} bytes) to fetch, each once: {time} at "))
+        .shows("/s (--link-rate)");
+    let before = server.sent();
+    run(extract(&server.url("base-fp8/"), &server.url("tuned/"), &home.path().join("out")).args(MODEL))
+        .code(0);
+    let fetched = server.sent() - before;
+    assert!((bytes..bytes + bytes / 16).contains(&fetched), "{fetched} fetched, {bytes} planned");
+    // What lies here crosses no link.
+    let mut local = extract(&data("base-fp8"), &data("tuned"), &home.path().join("local"));
+    let ended = run(local.args(MODEL).arg("--dry-run")).code(0);
+    assert!(!ended.stdout.contains("to fetch"), "{}", ended.stdout);
 }
 
 #[test]
@@ -167,7 +207,8 @@ fn gguf_and_every_command_that_reads_a_checkpoint() {
     run(trephine().args(verify).arg(server.url("data/base")).arg("--tuned").arg(server.url("data/tuned")))
         .code(0);
     run(trephine().args(["probe", &kept.url("adapter/")])).code(0);
-    run(trephine().args(["autopsy", "-q", &server.url("data/base"), &server.url("data/tuned")]));
+    let against = ["autopsy", "-q", &server.url("data/tuned"), "--against", &server.url("data/base")];
+    run(trephine().args(against)).code(0).shows("distance from the other checkpoint");
 }
 
 #[test]

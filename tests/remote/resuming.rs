@@ -1,7 +1,8 @@
 //! Runs from a server that are killed and go on, and content that changed in between.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -9,14 +10,18 @@ use tempfile::tempdir;
 
 use crate::common::runs::{Reference, killed_at};
 use crate::common::{assert_same, contents, copied, extract, job, run};
-use crate::server::Reply;
+use crate::fetching::least_memory;
+use crate::server::{Reply, Server};
 use crate::stores::web;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
+}
 
 #[test]
 fn killed_at_every_record_and_resumed() {
     let home = tempdir().unwrap();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-    let server = web(&root, |_, reply| reply);
+    let server = web(&root(), |_, reply| reply);
     let reference = Reference::of(&server.url("base-fp8"), &server.url("tuned"));
     let mut point = 0;
     loop {
@@ -33,9 +38,11 @@ fn killed_at_every_record_and_resumed() {
             let fetched = server.sent() - before;
             assert!(fetched < 3_000_000, "{fetched} bytes");
         }
-        point += 4;
+        point += 1;
     }
-    assert!(point > 8, "{point}");
+    // Every module, every comparison, and the beginning.
+    let units = reference.units();
+    assert_eq!(point, units + 1);
 }
 
 #[test]
@@ -58,32 +65,48 @@ fn content_that_changed_between_stop_and_resume_is_refused_by_name() {
         .says("model.safetensors was replaced at the server");
 }
 
+/// Extracts with a cache beside the output: what is written, and how many bytes were sent for it.
+fn cached(home: &Path, server: &Server, out: &str, most: &str) -> (BTreeMap<String, Vec<u8>>, u64) {
+    let (before, out) = (server.sent(), home.join(out));
+    let mut command = extract(&server.url("base-fp8"), &server.url("tuned"), &out);
+    run(command.args(["--rank", "4", "--cache-size", most, "--cache"]).arg(home.join("cache"))).code(0);
+    let mut files = contents(&out);
+    files.remove("extraction.log");
+    (files, server.sent() - before)
+}
+
+fn blocks(home: &Path) -> Vec<(PathBuf, u64)> {
+    let entries = fs::read_dir(home.join("cache")).unwrap().map(Result::unwrap);
+    entries.map(|entry| (entry.path(), entry.metadata().unwrap().len())).collect()
+}
+
 #[test]
 fn a_cache_serves_the_second_run_and_a_damaged_block_is_fetched_again() {
     let home = tempdir().unwrap();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-    let server = web(&root, |_, reply| reply);
-    let cache = home.path().join("cache");
-    let extracted = |out: &str| {
-        let before = server.sent();
-        let out = home.path().join(out);
-        let mut command = extract(&server.url("base-fp8"), &server.url("tuned"), &out);
-        run(command.args(["--rank", "4", "--cache"]).arg(&cache)).code(0);
-        let mut files = contents(&out);
-        files.remove("extraction.log");
-        (files, server.sent() - before)
-    };
-    let (first, fetched) = extracted("a");
-    let (second, again) = extracted("b");
+    let server = web(&root(), |_, reply| reply);
+    let (first, fetched) = cached(home.path(), &server, "a", "1GiB");
+    let (second, again) = cached(home.path(), &server, "b", "1GiB");
     assert!(first == second);
     assert!(again < fetched / 10, "{again} of {fetched} bytes fetched again");
-    let blocks: Vec<_> = fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path()).collect();
-    for block in blocks.iter().take(3) {
-        crate::common::flip(block, fs::metadata(block).unwrap().len() as usize - 1);
+    for (block, length) in blocks(home.path()).iter().take(3) {
+        crate::common::flip(block, *length as usize - 1);
     }
-    let (third, mended) = extracted("c");
+    let (third, mended) = cached(home.path(), &server, "c", "1GiB");
     assert!(first == third);
     assert!(mended > again);
+}
+
+#[test]
+fn a_cache_keeps_no_more_than_it_may() {
+    let home = tempdir().unwrap();
+    let server = web(&root(), |_, reply| reply);
+    let runs = ["a", "b"].map(|out| {
+        let (files, _) = cached(home.path(), &server, out, "600KiB");
+        let kept: u64 = blocks(home.path()).iter().map(|(_, length)| length).sum();
+        assert!((200 << 10..=600 << 10).contains(&kept), "{kept} bytes are kept");
+        files
+    });
+    assert!(runs[0] == runs[1]);
 }
 
 #[test]
@@ -101,16 +124,10 @@ fn little_memory_is_refused_or_spills_and_fetches_once() {
     };
     let (ended, on_disk) = extracted(&base, &tuned, "disk", &[]);
     ended.code(0);
-    // How much is needed at least, by the program's own word.
-    let needed = |more: &[&str]| -> u64 {
-        let (ended, _) = extracted(&base_at, &tuned_at, "none", &[&["--memory", "32MiB"], more].concat());
-        let ended = ended.code(2).says("not enough memory");
-        let words: Vec<&str> = ended.stderr.split_whitespace().collect();
-        let at = words
-            .iter()
-            .position(|word| word.trim_end_matches(':') == "needed")
-            .unwrap_or_else(|| panic!("{}", ended.stderr));
-        words[at - 2].parse().unwrap()
+    let needed = |more: &[&str]| {
+        let mut command = extract(&base_at, &tuned_at, &home.path().join("none"));
+        command.args(["--rank", "4", "--threads", "1", "--base-model-name", "b"]).args(more);
+        least_memory(&mut command)
     };
     let spilled = needed(&["--scratch", home.path().join("scratch").to_str().unwrap()]);
     let held = needed(&[]);
@@ -138,10 +155,9 @@ fn little_memory_is_refused_or_spills_and_fetches_once() {
 #[test]
 fn an_interrupted_link_ends_the_run_and_the_same_command_goes_on() {
     let home = tempdir().unwrap();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     let (down, count) = (Arc::new(AtomicBool::new(false)), AtomicU64::new(0));
     let is_down = Arc::clone(&down);
-    let server = web(&root, move |request, reply| {
+    let server = web(&root(), move |request, reply| {
         let late = request.range().is_some_and(|range| range.start > 0);
         if late && count.fetch_add(1, Ordering::SeqCst) == 20 {
             is_down.store(true, Ordering::SeqCst);

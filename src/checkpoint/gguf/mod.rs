@@ -68,7 +68,8 @@ pub(crate) fn read(files: &[Box<dyn Storage>]) -> Result<Model> {
     Ok(Model { config: Config::of(config), scheme: Scheme::of(Box::new(Gguf::new(layouts))), headers })
 }
 
-/// A tensor with its name in Hugging Face's files, and the layout that its format needs if it is 2-D.
+/// A tensor with its name in Hugging Face's files, and the layout that its format needs if it is a weight or a stack of
+/// them.
 fn described(entry: &GgufTensor, family: &Family) -> Result<(TensorInfo, Option<Layout>)> {
     let name = family.name(&entry.name);
     let (values, bytes) = entry.kind.block();
@@ -79,8 +80,14 @@ fn described(entry: &GgufTensor, family: &Family) -> Result<(TensorInfo, Option<
     let layout = match *entry.shape.as_slice() {
         [out, inner] => {
             let head = family.head(&entry.name, out).map_err(|e| e.tensor(&entry.name))?;
-            Some(Layout { kind: entry.kind, shape: [out, inner], head })
+            Some(Layout { kind: entry.kind, shape: [out, inner], head, experts: Vec::new() })
         }
+        [count, out, inner] => family.experts(&entry.name, count).map(|experts| Layout {
+            kind: entry.kind,
+            shape: [out, inner],
+            head: None,
+            experts,
+        }),
         _ => None,
     };
     Ok((TensorInfo::new(name, entry.kind.plain().unwrap_or(Dtype::U8), shape), layout))

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::quant::expert::layout::Experts;
 use crate::{Error, Result};
 
 type Metadata = BTreeMap<String, Value>;
@@ -14,12 +15,15 @@ type Metadata = BTreeMap<String, Value>;
 #[derive(Debug)]
 pub(crate) struct Family {
     architecture: String,
-    /// `model_type` of the config; `None` for `llama`, because llama.cpp uses that for Mistral's models as well.
+    /// `model_type` of the config; `None` for `llama` without experts, because llama.cpp uses that for Mistral's models
+    /// as well.
     model_type: Option<&'static str>,
     /// Whether the rows of Q and K are permuted.
     permuted: bool,
     heads: Option<u64>,
     kv_heads: Option<u64>,
+    /// The number of experts in a layer.
+    experts: Option<u64>,
 }
 
 /// Supported architectures, and their `model_type`.
@@ -81,13 +85,32 @@ impl Family {
             )));
         };
         let number = |key: &str| metadata.get(&format!("{name}.{key}")).and_then(Value::as_u64);
+        let experts = number("expert_count").filter(|count| *count > 0);
         Ok(Family {
             architecture: name.to_owned(),
-            model_type: *model_type,
+            // Of the models under `llama`, those with experts are Mixtral.
+            model_type: model_type.or((name == "llama" && experts.is_some()).then_some("mixtral")),
             permuted: ["llama", "granite"].contains(&name),
             heads: number("attention.head_count"),
             kv_heads: number("attention.head_count_kv").or(number("attention.head_count")),
+            experts,
         })
+    }
+
+    /// The modules of the `count` experts in the stack that a file calls `name`, if it is one.
+    pub(crate) fn experts(&self, name: &str, count: usize) -> Option<Vec<String>> {
+        let (layer, stem) = name.strip_prefix("blk.")?.strip_suffix(".weight")?.split_once('.')?;
+        let stem = stem.strip_suffix("_exps")?;
+        (0..count).map(|expert| self.expert(layer, stem, expert)).collect()
+    }
+
+    /// The module of one expert's projection.
+    fn expert(&self, layer: &str, stem: &str, expert: usize) -> Option<String> {
+        let projection = ["ffn_gate", "ffn_up", "ffn_down"].iter().position(|known| *known == stem)?;
+        let model_type = self.model_type.filter(|_| self.experts.is_some())?;
+        let layer: usize = layer.parse().ok()?;
+        let path = format!("model.layers.{layer}.mlp.experts");
+        Some(Experts::of(&[model_type], None).single(&path, expert, projection))
     }
 
     /// A tensor's name in Hugging Face's files, or its own name if there is none.
@@ -107,6 +130,10 @@ impl Family {
         let (layer, stem) = stem.strip_prefix("blk.")?.split_once('.')?;
         if layer.is_empty() || !layer.bytes().all(|b| b.is_ascii_digit()) {
             return None;
+        }
+        // Older files have experts singly.
+        if let Some((stem, expert)) = stem.split_once('.') {
+            return Some(format!("{}.{end}", self.expert(layer, stem, expert.parse().ok()?)?));
         }
         // A permuted bias would be compared in the wrong order. Without a partner it is reported as left out.
         if self.permuted && end == "bias" && ["attn_q", "attn_k"].contains(&stem) {
@@ -177,6 +204,8 @@ impl Family {
             "num_hidden_layers": number("block_count"),
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads,
+            "num_experts": self.experts,
+            "num_local_experts": self.experts,
             // `llama` stands for several model types: Mistral and others are stored under it too.
             "gguf_architecture": self.architecture,
         });
@@ -244,6 +273,23 @@ mod tests {
                 assert_eq!(family.name(weight), format!("{module}.weight"));
             }
         }
+    }
+
+    #[test]
+    fn experts_have_the_names_of_their_model() {
+        let family = |name: &str| {
+            let count = (format!("{name}.expert_count"), json!(2));
+            Family::of(&Metadata::from([("general.architecture".to_owned(), json!(name)), count])).unwrap()
+        };
+        let [qwen, llama] = ["qwen3moe", "llama"].map(family);
+        let names = ["model.layers.3.mlp.experts.0.up_proj", "model.layers.3.mlp.experts.1.up_proj"];
+        assert_eq!(qwen.experts("blk.3.ffn_up_exps.weight", 2).unwrap(), names);
+        let names =
+            ["model.layers.3.block_sparse_moe.experts.0.w2", "model.layers.3.block_sparse_moe.experts.1.w2"];
+        assert_eq!(llama.experts("blk.3.ffn_down_exps.weight", 2).unwrap(), names);
+        assert_eq!(llama.name("blk.3.ffn_down.1.weight"), format!("{}.weight", names[1]));
+        assert_eq!(llama.config(&Metadata::new())["model_type"], "mixtral");
+        assert!(qwen.experts("blk.3.attn_q.weight", 2).is_none());
     }
 
     #[test]

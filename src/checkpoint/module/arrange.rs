@@ -7,6 +7,7 @@ use crate::checkpoint::Shelf;
 use crate::checkpoint::catalogue::Catalogue;
 use crate::checkpoint::error_policy::Faults;
 use crate::checkpoint::module::{Module, Single};
+use crate::quant::expert::layout::expert_of;
 use crate::quant::packing::row_concat::{RowConcat, RowStride};
 use crate::quant::packing::row_part::RowPart;
 use crate::quant::packing::transposed::Transposed;
@@ -42,9 +43,15 @@ pub(crate) fn catalogue(
 /// how an adapter names them.
 fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<Name, Module>) -> Result<()> {
     let experts = scheme.experts();
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for (path, expert, _) in modules.keys().filter_map(|name| expert_of(name)) {
+        let count = counts.entry(path.to_owned()).or_default();
+        *count = (*count).max(expert + 1);
+    }
+    let place_of = |name: &str| experts.place_in_stack(name, |path| counts.get(path).copied().unwrap_or(0));
     let mut halves: BTreeMap<Name, [Option<Name>; 2]> = BTreeMap::new();
     for name in modules.keys() {
-        match experts.place_in_stack(name) {
+        match place_of(name) {
             None => {}
             Some((place, half)) => {
                 halves.entry(place.into()).or_default()[half.unwrap_or(0)] = Some(name.clone());
@@ -52,8 +59,7 @@ fn join_experts(scheme: &Scheme, modules: &mut BTreeMap<Name, Module>) -> Result
         }
     }
     for (place, names) in halves {
-        let whole =
-            experts.place_in_stack(names[0].as_deref().unwrap_or_default()).is_some_and(|(_, h)| h.is_none());
+        let whole = place_of(names[0].as_deref().unwrap_or_default()).is_some_and(|(_, half)| half.is_none());
         let joined = match names {
             [Some(name), None] if whole => modules.remove(&name).map(|module| Module {
                 name: place.clone(),

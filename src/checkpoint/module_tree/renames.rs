@@ -237,6 +237,13 @@ impl ModuleTree {
         self.lookup(stored, |rules| &rules.reordered)
     }
 
+    /// Whether files that are published hold the rows of the layer that the model calls `loaded` in such a matrix.
+    pub(crate) fn is_reordered_layer(&self, loaded: &str) -> bool {
+        let Some(rules) = self.rules.filter(|rules| !rules.reordered.is_empty()) else { return false };
+        let (flat, _) = flat(loaded);
+        rules.reordered.values().flatten().any(|layer| *layer == flat)
+    }
+
     fn lookup(
         &self,
         stored: &str,
@@ -402,6 +409,15 @@ mod tests {
         let ocr = tree("DeepseekOcr2ForConditionalGeneration", "deepseek_ocr2");
         let published = ocr.published_name_of("model.language_model.layers.3.self_attn.q_proj");
         assert_eq!(published, "model.layers.3.self_attn.q_proj");
+        // Of a list that becomes named layers, none is taken for the language model's.
+        let ernie = tree("Ernie4_5_VLMoeForConditionalGeneration", "ernie4_5_vl_moe");
+        for (stored, layer) in [("0", "fc1"), ("2", "fc2"), ("3", "ln")] {
+            let loaded = format!("model.resampler_model.spatial_linear.{layer}");
+            assert_eq!(ernie.module_of(&format!("model.resampler_model.spatial_linear.{stored}")), loaded);
+            assert_eq!(ernie.module_of(&loaded), loaded, "its own names stay");
+        }
+        let expert = "layers.1.mlp.text_moe.experts.down_proj.0";
+        assert_eq!(ernie.module_of(&format!("model.{expert}")), format!("model.language_model.{expert}"));
         // A bias that lies beside the experts does not move them.
         let laguna = tree("LagunaForCausalLM", "laguna");
         assert_eq!(laguna.module_of("model.layers.1.mlp.experts"), "model.layers.1.mlp.experts");

@@ -22,7 +22,7 @@ use crate::cli::ui::byte_size;
 use crate::cli::ui::progress_bar::Bar;
 use crate::cli::ui::rank;
 use crate::cli::ui::signal::leave_on_signal;
-use crate::cli::ui::value_enums::{DtypeName, words};
+use crate::cli::ui::value_enums::{DtypeName, LoaderName, words};
 use crate::cli::{print, print_json, threads};
 
 /// Extracts the difference between two checkpoints as a LoRA adapter.
@@ -67,9 +67,8 @@ pub struct ExtractArgs {
     /// Factorization method
     #[arg(long, value_enum, default_value_t = MethodName::Auto, help_heading = "Result")]
     method: MethodName,
-    /// Numbers in which block Krylov multiplies with the differences. Bytes take about half of the processor time; the
-    /// error that the manifest then states for a module can be up to 0.6 % too small
-    #[arg(long, value_enum, default_value_t = PrecisionName::F32, help_heading = "Result")]
+    /// Numbers in which block Krylov multiplies with the differences; bytes take about half of the processor time
+    #[arg(long, value_enum, default_value_t = PrecisionName::Auto, help_heading = "Result")]
     precision: PrecisionName,
     /// Seed of the random directions
     #[arg(long, default_value_t = 0, help_heading = "Result")]
@@ -105,6 +104,10 @@ pub struct ExtractArgs {
     #[arg(long, value_name = "NAME", help_heading = "Result")]
     base_model_name: Option<String>,
 
+    /// The program that will load the adapter, where programs take experts and config in different forms; `all` makes
+    /// what most of them load, and what PEFT needs where only one of them can be served
+    #[arg(long = "for", value_enum, value_name = "PROGRAM", default_value_t = LoaderName::All, help_heading = "Result")]
+    target: LoaderName,
     /// Copy the tuned checkpoint's tokenizer, chat template and generation config into the adapter's folder
     #[arg(long, help_heading = "Result")]
     copy_tokenizer: bool,
@@ -204,6 +207,7 @@ impl ExtractArgs {
                 trim_vocab: self.trim_vocab,
                 base_model_name: self.base_model_name.clone().unwrap_or_else(|| name_of(&self.base)),
                 absorb_norms: self.absorb_norms.into(),
+                loader: self.target.loader(),
                 hybrid_share: self.hybrid.as_ref().map(|_| self.hybrid_share.unwrap_or(0.5)),
                 copy_tokenizer: self.copy_tokenizer,
             },

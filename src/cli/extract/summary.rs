@@ -2,7 +2,7 @@
 
 use trephine::commands::extract::mostly_noise;
 use trephine::commands::extract::output::{
-    ExtractionOutcome, Manifest, OtherRank, mostly_left_out, serve_line,
+    ExtractionOutcome, Manifest, OtherRank, mostly_left_out, serve_line, upload_line,
 };
 
 use crate::cli::quoted;
@@ -177,7 +177,8 @@ fn next(outcome: &ExtractionOutcome) -> String {
         text += &format!("      {line}\n");
     }
     text + &format!(
-        "      trephine convert-adapter {out} --format gguf --base {} --out {out}-gguf   # llama.cpp\n",
-        quoted(base)
+        "      trephine convert-adapter {out} --format gguf --base {} --out {out}-gguf   # llama.cpp\n      {}\n",
+        quoted(base),
+        upload_line(&out)
     )
 }

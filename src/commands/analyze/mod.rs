@@ -86,6 +86,7 @@
 //! share more (a cosine of 0.17), since more weights keep their codes.
 
 pub(crate) mod job;
+mod matrix;
 pub(crate) mod module;
 pub(crate) mod plan;
 pub(crate) mod pooled;

@@ -1,21 +1,17 @@
 //! Analyzes one module: sums, three factorizations, and the projections of change and noise onto the
 //! singular vectors of each.
 
-use rayon::prelude::*;
-
+use crate::commands::analyze::matrix::Matrix;
 use crate::commands::analyze::plan::{LEADING, PlannedAnalysis, request};
 use crate::commands::analyze::quartet::{AnalysisOptions, Checkpoints, Quartet};
 use crate::commands::analyze::record::{MethodB, ModuleAnalysis, Remaining, SpectrumAboveNoise, Subspaces};
 use crate::commands::analyze::single_pass::survey;
 use crate::commands::analyze::stats::marchenko_pastur::{edge, hard_threshold};
 use crate::commands::analyze::stats::noise_sums::Sums;
-use crate::commands::analyze::stats::subspace::{Basis, Overlap, Projections, project};
-use crate::delta::difference::{Difference, Recomputed};
-use crate::factorize;
-use crate::factorize::in_memory::Held;
+use crate::commands::analyze::stats::subspace::{Basis, Overlap, Projections};
+use crate::delta::difference::Recomputed;
 use crate::factorize::types::Panels;
 use crate::lora::names::kind_of;
-use crate::pipeline::memory::slice_rows;
 use crate::{Error, Result};
 
 /// Numbers of vectors whose subspaces are compared, besides the rank.
@@ -42,23 +38,22 @@ pub fn analyze_module(
     let shape = [quartet.pair.rows, quartet.pair.shape[1]];
     let request = request(asking, shape);
     let name = &quartet.pair.name;
-    let factorized = |difference: Difference<'_>, norm2: f64| -> Result<(Basis, bool)> {
-        let delta = matrix(difference, planned)?;
-        let factors = factorize::factorize(&*delta, norm2, name, &request)?;
+    let factorized = |matrix: &mut Matrix<'_>, norm2: f64| -> Result<(Basis, bool)> {
+        let factors = matrix.factorize(norm2, name, &request)?;
         let all_known = factors.converged >= shape[0].min(shape[1]) || factors.rank < request.rank;
         Ok((Basis::of(factors, shape).map_err(|e| e.tensor(name))?, all_known))
     };
-    let (noise, _) = factorized(checkpoints.base_noise(quartet)?, sums.base_noise2)?;
-    let (corrective, corrective_known) = factorized(checkpoints.corrective(quartet)?, sums.corrective2)?;
-    let change_matrix = matrix(checkpoints.change(quartet)?, planned)?;
-    let factors = factorize::factorize(&*change_matrix, sums.change2, name, &request)?;
-    let change = Basis::of(factors, shape).map_err(|e| e.tensor(name))?;
-    let change_on_noise = project(&*change_matrix, &noise)?;
-    let change_on_corrective = project(&*change_matrix, &corrective)?;
+    let mut noise_matrix = Matrix::new(checkpoints.base_noise(quartet)?, planned);
+    let (noise, _) = factorized(&mut noise_matrix, sums.base_noise2)?;
+    let (corrective, corrective_known) =
+        factorized(&mut Matrix::new(checkpoints.corrective(quartet)?, planned), sums.corrective2)?;
+    let mut change_matrix = Matrix::new(checkpoints.change(quartet)?, planned);
+    let (change, _) = factorized(&mut change_matrix, sums.change2)?;
+    let change_on_noise = change_matrix.project(&noise)?;
+    let change_on_corrective = change_matrix.project(&corrective)?;
     drop(change_matrix);
-    let noise_matrix = Recomputed::new(checkpoints.base_noise(quartet)?, planned.visitors);
-    let noise_on_change = project(&noise_matrix, &change)?;
-    let noise_on_corrective = project(&noise_matrix, &corrective)?;
+    let noise_on_change = noise_matrix.project(&change)?;
+    let noise_on_corrective = noise_matrix.project(&corrective)?;
     let bases = Bases { change: &change, noise: &noise, corrective: &corrective };
     Ok(ModuleAnalysis {
         name: name.clone(),
@@ -83,26 +78,6 @@ struct Bases<'a> {
     change: &'a Basis,
     noise: &'a Basis,
     corrective: &'a Basis,
-}
-
-/// A difference, held in memory if the plan has room for it.
-fn matrix<'a>(difference: Difference<'a>, planned: &PlannedAnalysis) -> Result<Box<dyn Panels + 'a>> {
-    let recomputed = Recomputed::new(difference, planned.visitors);
-    if !planned.held {
-        return Ok(Box::new(recomputed));
-    }
-    let (rows, cols) = (recomputed.rows(), recomputed.cols());
-    let height = slice_rows(cols);
-    let mut values = vec![0f32; rows * cols];
-    let parts = values.par_chunks_mut((height * cols).max(1)).enumerate().with_max_len(1);
-    parts.try_for_each(|(at, out)| {
-        recomputed.visit(at * height..(at * height + out.len() / cols.max(1)), &mut |panel| {
-            let lines = out.chunks_exact_mut(cols).zip(panel.row_iter());
-            lines.for_each(|(out, row)| out.iter_mut().zip(row.iter()).for_each(|(o, v)| *o = *v));
-            Ok(())
-        })
-    })?;
-    Ok(Box::new(Held::new(rows, cols, values)?))
 }
 
 fn subspaces(

@@ -5,9 +5,10 @@ use crate::commands::analyze::quartet::{AnalysisOptions, Analyzing, Checkpoints,
 use crate::commands::analyze::single_pass::{SURVEY_SCRATCH, band_bytes};
 use crate::commands::analyze::stats::subspace::projection_bytes;
 use crate::delta::difference::visit_scratch;
-use crate::factorize::choose;
+use crate::factorize::kernel::bytes::codes::words as code_words;
 use crate::factorize::kernel::tiling;
 use crate::factorize::types::{Method, Request};
+use crate::factorize::{choose, code_flops, code_workspace};
 use crate::pipeline::memory::{THREAD, catalogue, mapped, overhead, records};
 use crate::{Error, Result};
 
@@ -22,6 +23,8 @@ const TOLERANCE: f64 = 0.005;
 pub struct PlannedAnalysis {
     /// Whether one difference at a time is held in memory.
     pub held: bool,
+    /// Whether differences are multiplied in bytes, where these are exact enough: by shape alone.
+    pub in_bytes: bool,
     /// Number of threads that may hold a panel of a recomputed difference.
     pub visitors: usize,
     /// Memory that the module needs while it is worked on, in bytes.
@@ -85,8 +88,12 @@ pub fn plan(checkpoints: &Checkpoints, modules: &[Quartet<'_>], job: &Analyzing)
 struct Cost {
     /// Bytes of a difference in f32.
     difference: u64,
+    /// Bytes of its codes, where products are in bytes.
+    codes: Option<u64>,
     /// Bytes of one panel of it.
     panel: u64,
+    /// How many threads may quantize a panel of it.
+    threads: u64,
     /// Bytes that a factorization or the projections need, including the singular vectors that are kept.
     work: u64,
     /// Stored bytes that stay mapped while it is read, or are kept because they come from a server.
@@ -108,26 +115,36 @@ impl Cost {
         let workspace = choose::workspace(m, n, threads, &request) as u64;
         // After a factorization: the factors, unit vectors and orthonormal vectors. During projections: the orthonormal
         // vectors of all three differences.
+        let in_bytes = code_flops(m, n, &request);
+        let code_workspace = in_bytes.map_or(0, |_| code_workspace(m, n, &request)) as u64;
+        let workspace = workspace.max(code_workspace);
         let work = workspace.max(3 * vectors).max(projection_bytes(shape, k)) + 3 * vectors;
         let (_, panel_rows) = tiling::panel_rows(m, n);
         Cost {
             difference: (4 * m * n) as u64,
+            codes: in_bytes.map(|_| 4 * code_words(m, n) as u64),
             panel: (4 * panel_rows * n) as u64,
+            threads: threads as u64,
             work,
             kept: quartet.kept_size() + checkpoints.memory_to_keep(quartet),
-            flops: 3.0 * choose::flops(m, n, &request) + 16.0 * (m * n * k) as f64,
+            flops: 3.0 * in_bytes.unwrap_or_else(|| choose::flops(m, n, &request))
+                + 16.0 * (m * n * k) as f64,
         }
     }
 
     fn recomputed(&self, visitors: usize) -> u64 {
-        (self.panel * visitors as u64).min(self.difference) + self.work + self.kept
+        // Every thread keeps the codes of a panel.
+        let quantized = self.codes.map_or(0, |_| self.panel / 3 * self.threads);
+        (self.panel * visitors as u64).min(self.difference) + quantized + self.work + self.kept
     }
 
     fn plan(&self, budget: u64, threads: usize) -> PlannedAnalysis {
-        let whole = self.difference + self.work + self.kept;
+        // The noise's codes, while another difference turns out to be too coarse in bytes. They are made of panels.
+        let codes = self.codes.map_or(0, |codes| codes + self.panel * self.threads);
+        let whole = self.difference + codes + self.work + self.kept;
         let held = whole <= budget;
         let visitors = (1..=threads).rev().find(|&v| self.recomputed(v) <= budget).unwrap_or(1);
         let memory = if held { whole } else { self.recomputed(visitors) };
-        PlannedAnalysis { held, visitors, memory, flops: self.flops }
+        PlannedAnalysis { held, in_bytes: self.codes.is_some(), visitors, memory, flops: self.flops }
     }
 }

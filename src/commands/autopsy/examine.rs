@@ -248,7 +248,14 @@ fn examine(
     progress.begin(items.len(), items.iter().map(|item| item.module.size()).sum(), 0, 0);
     let (mut tensors, mut total) = (Vec::with_capacity(items.len()), Total::default());
     let (mut gathering, mut all_sums) = (Gathering::default(), Sums::default());
+    let announce = |number: usize| {
+        if let Some((index, rows)) = all_panels.get(number) {
+            fetch_ahead(both, &items[*index], rows);
+        }
+    };
+    (0..FETCHED_AHEAD).for_each(announce);
     let work = |number: usize| {
+        announce(number + FETCHED_AHEAD);
         let (index, rows) = &all_panels[number];
         examine_panel(both, &items[*index], rows.clone())
     };
@@ -277,6 +284,18 @@ fn thread_bytes(item: &Item<'_>) -> u64 {
     match &item.partner {
         Partner::Found(partner) => THREAD + panel_bytes(&item.module) + panel_bytes(partner) + 3 * piece,
         _ => THREAD + panel_bytes(&item.module) + 2 * piece,
+    }
+}
+
+/// Panels that are announced to the link to a server, which fetches those that there is memory for.
+const FETCHED_AHEAD: usize = 32;
+
+fn fetch_ahead(both: &Both<'_>, item: &Item<'_>, rows: &Range<usize>) {
+    if both.ours.is_remote() {
+        item.module.prefetch(both.ours, rows.clone());
+    }
+    if let (Partner::Found(partner), Some(theirs)) = (&item.partner, both.theirs.filter(|c| c.is_remote())) {
+        partner.prefetch(theirs, rows.clone());
     }
 }
 

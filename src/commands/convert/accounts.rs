@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::checkpoint::Checkpoint;
-use crate::commands::convert::sharding::{Content, Unit};
+use crate::commands::convert::lora_update::{Addend, Addends};
+use crate::commands::convert::sharding::{Content, OutTensor, Unit};
 use crate::{Error, Result};
 
 /// Proves that all bytes of all tensors of `base` go into the output, or are named in `dropped`.
@@ -44,6 +45,31 @@ pub(crate) fn check(base: &Checkpoint, units: &[Unit], dropped: &[String]) -> Re
         .tensor(*first)
         .path(base.root())
         .hint("nothing was written: report this, with the config"))
+}
+
+/// Proves that what an adapter adds to each weight goes into the output.
+///
+/// # Errors
+/// A module of the adapter of which nothing would be added: a fault of this program, for the base has it.
+pub(crate) fn check_added(addends: &Addends, units: &[Unit]) -> Result<()> {
+    let written = |tensor: &OutTensor| match &tensor.content {
+        Content::Weight(of) | Content::Codes(of) => Some(of.name.to_string()),
+        Content::Stack(stack) => Some(stack.name().to_owned()),
+        // A weight that the adapter holds whole stands for what it adds to it.
+        Content::Adapter(_) => tensor.stored.name.strip_suffix(".weight").map(str::to_owned),
+        _ => None,
+    };
+    let written: BTreeSet<String> = units.iter().flat_map(|unit| &unit.tensors).filter_map(written).collect();
+    let modules = |addends: &Vec<Addend>| {
+        addends.iter().map(|addend| (addend.module.clone(), addend.expert)).collect::<Vec<_>>()
+    };
+    let all: BTreeSet<(String, usize)> = addends.values().flat_map(modules).collect();
+    let added = addends.iter().filter(|(name, _)| written.contains(*name)).map(|(_, addends)| addends);
+    let added: BTreeSet<(String, usize)> = added.flat_map(modules).collect();
+    let Some((module, _)) = all.difference(&added).next() else { return Ok(()) };
+    Err(Error::unexpected("what the adapter adds to this module would be lost")
+        .tensor(module)
+        .hint("nothing was written: report this, with both configs"))
 }
 
 /// How many of `size` bytes lie in none of the ranges, which are sorted by their start.

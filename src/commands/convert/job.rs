@@ -16,7 +16,7 @@ use crate::commands::convert::record::{CONVERSION, Conversion, ConversionOutcome
 use crate::commands::convert::sharding::{COPY, Content, OutTensor, Shard, mapped};
 use crate::commands::convert::sidecar_files;
 use crate::commands::convert::sidecar_files::{CONFIG, Copies, Copy, Edits, INDEX};
-use crate::commands::convert::write_shard::{Change, Producer, result_bytes};
+use crate::commands::convert::write_shard::{Change, Producer, WrittenShard, result_bytes};
 use crate::container::safetensors::writer::memory_for;
 use crate::delta::record::{Side, TensorRecord};
 use crate::delta::tensor_digests::tensor_record;
@@ -141,8 +141,8 @@ impl<'a> ConvertJob<'a> {
         }
     }
 
-    /// The digests of what a weight file is made from, each tensor or part of one once.
-    fn digests(&self, shard: &Shard) -> Result<Vec<TensorRecord>> {
+    /// What a weight file is made from, each tensor or part of one once.
+    fn sources<'s>(&'s self, shard: &'s Shard) -> Vec<(&'s Tensor, Range<u64>)> {
         let mut read: BTreeMap<(&str, u64), (&Tensor, Range<u64>)> = BTreeMap::new();
         for out in &shard.tensors {
             let mut add = |tensor, range: Range<u64>| {
@@ -154,11 +154,38 @@ impl<'a> ConvertJob<'a> {
                 (_, None) => {}
             }
         }
+        read.into_values().collect()
+    }
+
+    fn digests(&self, sources: Vec<(&Tensor, Range<u64>)>) -> Result<Vec<TensorRecord>> {
         let record = |(tensor, range): (&Tensor, Range<u64>)| {
             let digest = self.parts.base.hash_range(tensor, range.clone())?;
             Ok(tensor_record(self.side, self.parts.base, tensor, range, digest))
         };
-        read.into_values().map(record).collect()
+        sources.into_iter().map(record).collect()
+    }
+
+    /// Writes a weight file, and takes the digests of what it is made from: beside the work where that lies here, and
+    /// where it comes from a server, from what was fetched for it.
+    fn write(
+        &self,
+        producer: &Producer<'_>,
+        (path, shard): (&Path, &Shard),
+        progress: &dyn Progress,
+    ) -> Result<(WrittenShard, Vec<TensorRecord>)> {
+        let sources = self.sources(shard);
+        if self.parts.base.is_remote() {
+            sources.iter().for_each(|(tensor, range)| self.parts.base.begin_pass(tensor, range.clone()));
+            let finished = producer.write(path, shard, progress)?;
+            return Ok((finished, self.digests(sources)?));
+        }
+        let (finished, tensors) = thread::scope(|scope| {
+            let digests = scope.spawn(|| self.digests(sources));
+            let finished = producer.write(path, shard, progress);
+            let panicked = |_| Err(Error::unexpected("the thread that hashes the inputs has panicked"));
+            (finished, digests.join().unwrap_or_else(panicked))
+        });
+        Ok((finished?, tensors?))
     }
 
     /// Moves the results of parts into place. A rename that is lost in a power cut is done again: until the checksums
@@ -246,13 +273,7 @@ impl Job for ConvertJob<'_> {
         for shard in left {
             let started = Instant::now();
             let path = recorder.results().join(&shard.name);
-            let (finished, tensors) = thread::scope(|scope| {
-                let digests = scope.spawn(|| self.digests(shard));
-                let finished = producer.write(&path, shard, progress);
-                let panicked = |_| Err(Error::unexpected("the thread that hashes the inputs has panicked"));
-                (finished, digests.join().unwrap_or_else(panicked))
-            });
-            let (finished, tensors) = (finished?, tensors?);
+            let (finished, tensors) = self.write(&producer, (&path, shard), progress)?;
             let non_finite = finished.non_finite;
             let record = Record { non_finite: non_finite.clone() };
             let (id, written) = (UnitId::file(&shard.name), Some(finished.written));

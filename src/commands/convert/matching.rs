@@ -6,7 +6,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
 use crate::commands::convert::lora_update::{Addend, Addends};
-use crate::lora::names::{Place, expert_stack_of};
+use crate::lora::names::{Place, wrapped_by};
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{ExtraKind, PeftModule};
 use crate::quant::packing::row_concat::RowStride;
@@ -55,30 +55,45 @@ impl Matched {
     /// A module that is one weight.
     fn whole(&mut self, module: &PeftModule, weight: &Module) {
         self.changed.insert(module.name().to_owned());
-        if weight.singles().is_empty() && weight.stack().is_none() {
-            let rows = 0..weight.shape()[0];
-            let module = module.name().to_owned();
-            let addend =
-                Addend { module: module.clone(), expert: 0, rows, from: RowStride::ALL, turned: false };
-            self.addends.insert(module, vec![addend]);
-            return;
-        }
-        self.within(module, 0, weight);
+        self.within(module, 0, module.name(), weight);
     }
 
-    /// A module that holds the factors of all experts of a stack. Whether the base has these experts.
+    /// A module that holds the factors of all experts of a stack, or of a matrix that is a parameter. Whether the base
+    /// has it.
     fn stack(&mut self, base: &Checkpoint, module: &PeftModule, adapter: &PeftAdapter) -> Result<bool> {
-        let Some((path, kind)) = expert_stack_of(module.name()) else { return Ok(false) };
+        for (path, kind) in wrapped_by(module.name()) {
+            let parameter = format!("{path}.{kind}");
+            if let Some(weight) = base.module(&parameter) {
+                fits(module, weight, adapter)?;
+                self.within(module, 0, &parameter, weight);
+                self.changed.insert(parameter);
+                return Ok(true);
+            }
+            if self.experts(base, module, (path, kind), adapter)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The experts of one stack. Whether the base has them.
+    fn experts(
+        &mut self,
+        base: &Checkpoint,
+        module: &PeftModule,
+        (path, kind): (&str, &str),
+        adapter: &PeftAdapter,
+    ) -> Result<bool> {
         for expert in 0..module.experts() {
             let name = format!("{path}.{kind}.{expert}");
             let known = match base.module(&name) {
                 Some(weight) => {
                     fits(module, weight, adapter)?;
+                    self.within(module, expert, &name, weight);
                     self.changed.insert(name);
-                    self.within(module, expert, weight);
                     true
                 }
-                None => self.projections(base, module, expert, adapter)?,
+                None => self.projections(base, module, (path, kind, expert), adapter)?,
             };
             if !known {
                 return Ok(false);
@@ -87,14 +102,22 @@ impl Matched {
         Ok(true)
     }
 
-    /// A weight that is a slice of a larger one, or is made of what the base stores singly: its rows there.
-    fn within(&mut self, module: &PeftModule, expert: usize, weight: &Module) {
+    /// What is added where `weight`, called `name`, is written: by itself, in the larger one that it is a slice of, or
+    /// as what the base stores singly of it.
+    fn within(&mut self, module: &PeftModule, expert: usize, name: &str, weight: &Module) {
         let mut add = |written: &str, rows, from, turned| {
             let addend = Addend { module: module.name().to_owned(), expert, rows, from, turned };
             self.addends.entry(written.to_owned()).or_default().push(addend);
         };
+        if weight.singles().is_empty() {
+            add(name, 0..weight.shape()[0], RowStride::ALL, false);
+        }
         for single in weight.singles() {
-            add(single.module.name(), 0..single.module.shape()[0], single.rows, single.turned);
+            // A part of a stack of its own: gate and up may lie apart.
+            match single.module.stack().zip(single.module.rows_in_stack()) {
+                Some(((stack, _), rows)) => add(stack.name(), rows, single.rows, single.turned),
+                None => add(single.module.name(), 0..single.module.shape()[0], single.rows, single.turned),
+            }
         }
         if let (Some((stack, _)), Some(rows)) = (weight.stack(), weight.rows_in_stack()) {
             add(stack.name(), rows, RowStride::ALL, weight.is_turned_in_stack());
@@ -107,12 +130,15 @@ impl Matched {
         &mut self,
         base: &Checkpoint,
         module: &PeftModule,
-        expert: usize,
+        (path, kind, expert): (&str, &str, usize),
         adapter: &PeftAdapter,
     ) -> Result<bool> {
-        let Some((path, kind)) = expert_stack_of(module.name()) else { return Ok(false) };
         let experts = base.scheme().experts();
-        let parts: &[usize] = if kind == "down_proj" { &[2] } else { &[0, 1] };
+        let parts: &[usize] = match kind {
+            "down_proj" => &[2],
+            "gate_up_proj" => &[0, 1],
+            _ => return Ok(false),
+        };
         let [out, inner] = module.shape();
         let rows = out / parts.len();
         for (half, projection) in parts.iter().enumerate() {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::checkpoint::Checkpoint;
+use crate::commands::convert::accounts;
 use crate::commands::convert::job::{ConvertJob, Parts};
 use crate::commands::convert::lora_update::Product;
 use crate::commands::convert::matching;
@@ -131,6 +132,7 @@ fn planned<T>(
     let untie = matching::untie(&base, &changed, &replaced);
     let spec = OutputSpec { dtype: job.dtype.dtype(), fp8: job.fp8, changed, replaced, untie };
     let target = Target::of(&base, &spec)?;
+    accounts::check_added(&addends, &target.units)?;
     let product = Product::new(&adapter, addends);
     let held = product.held();
     let inputs =

@@ -9,7 +9,7 @@ use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::Module;
 use crate::commands::convert::accounts;
 use crate::commands::convert::sharding::{Computed, Content, OutTensor, Unit};
-use crate::lora::names::{Place, kind_of, place_of};
+use crate::lora::names::{Place, is_parameter, kind_of, place_of};
 use crate::quant::encode::fp8::FP8_BLOCK;
 use crate::quant::expert::layout::ExpertForm;
 use crate::quant::weight::{SchemeKind, TensorInfo};
@@ -70,16 +70,13 @@ impl Target {
         let changed_stacks = changed_stacks(base, spec);
         for module in base.modules() {
             let changed = spec.changed.contains(module.name());
-            match module.stack() {
-                Some((stack, shape)) if !singly.contains(module.tensors()[0].name()) => {
-                    let changed = changed_stacks.contains(stack.name());
-                    target.stack(stack, shape, changed, spec, is_block_fp8);
-                }
-                _ if module.singles().is_empty() => target.module(module, changed, spec, is_block_fp8)?,
-                _ => {
-                    for single in module.singles() {
-                        target.module(&single.module, changed, spec, is_block_fp8)?;
+            for part in parts(module) {
+                match part.stack() {
+                    Some((stack, shape)) if !singly.contains(part.tensors()[0].name()) => {
+                        let changed = changed_stacks.contains(stack.name());
+                        target.stack(stack, shape, changed, spec, is_block_fp8);
                     }
+                    _ => target.module(part, changed, spec, is_block_fp8)?,
                 }
             }
         }
@@ -112,7 +109,8 @@ impl Target {
         is_block_fp8: bool,
     ) -> Result<()> {
         let (name, lead) = (module.name(), &module.tensors()[0]);
-        let weight = format!("{name}.weight");
+        // A matrix that is a parameter has its own name in the file.
+        let weight = if lead.name() == name { name.to_owned() } else { format!("{name}.weight") };
         if spec.replaced.contains_key(&weight) && !module.is_quantized() {
             self.copy(lead, spec);
             return Ok(());
@@ -243,14 +241,13 @@ impl Target {
 }
 
 /// The stacks, by their first tensors, that are written as single experts: in models that exist in that form, the
-/// stacks with an expert that an adapter changes or that becomes FP8.
+/// stacks with an expert that becomes FP8.
 fn stacks_to_split(base: &Checkpoint, spec: &OutputSpec, is_block_fp8: bool) -> HashSet<String> {
-    if base.scheme().experts().form() != ExpertForm::Single {
+    if base.scheme().experts().form() != ExpertForm::Single || !spec.fp8 {
         return HashSet::new();
     }
-    let split = |module: &&Module| {
-        spec.changed.contains(module.name()) || spec.fp8 && !(is_block_fp8 && module.is_quantized())
-    };
+    let split =
+        |module: &&Module| spec.changed.contains(module.name()) || !(is_block_fp8 && module.is_quantized());
     let is_expert = |module: &&Module| module.stack().is_none_or(|(_, shape)| shape.len() == 3);
     let split = base.modules().filter(split).filter(is_expert);
     split.map(|module| module.tensors()[0].name().to_owned()).collect()
@@ -259,7 +256,13 @@ fn stacks_to_split(base: &Checkpoint, spec: &OutputSpec, is_block_fp8: bool) -> 
 /// The stacks that stay stacks of which an adapter changes an expert, by the names of their dense tensors.
 fn changed_stacks(base: &Checkpoint, spec: &OutputSpec) -> HashSet<String> {
     let changed = base.modules().filter(|module| spec.changed.contains(module.name()));
-    changed.filter_map(|module| Some(module.stack()?.0.name().to_owned())).collect()
+    changed.flat_map(parts).filter_map(|part| Some(part.stack()?.0.name().to_owned())).collect()
+}
+
+/// What the files hold a module as: itself, or each of its parts singly.
+fn parts(module: &Module) -> impl Iterator<Item = &Module> {
+    let itself = module.singles().is_empty().then_some(module);
+    itself.into_iter().chain(module.singles().iter().map(|single| &single.module))
 }
 
 /// Whether a module is the one that its first tensor is stored for: `X` of `X.weight`, `X.qweight` or
@@ -277,7 +280,11 @@ fn is_convertible(module: &Module) -> bool {
     let kind = kind_of(name);
     let linear = kind.ends_with("_proj") || name.contains("experts.") && ["w1", "w2", "w3"].contains(&kind);
     let is_vision = ["visual", "vision"].iter().any(|word| name.contains(word));
-    linear && !is_vision && place_of(name) == Place::Linear && (rows * columns).is_multiple_of(4)
+    linear
+        && !is_vision
+        && !is_parameter(name)
+        && place_of(name) == Place::Linear
+        && (rows * columns).is_multiple_of(4)
 }
 
 /// Whether a tensor that is not part of a weight exists only for the quantization: the scale of a quantized module's

@@ -27,6 +27,9 @@ const CHUNK: usize = 1 << 16;
 /// Pieces that the operating system is asked to prefetch.
 const AHEAD: usize = 12;
 
+/// Pieces that are announced to the link to a server, which fetches those that there is memory for.
+const FETCHED_AHEAD: usize = 96;
+
 /// What is added to the weights of a module after dequantizing them.
 pub(crate) trait Change: Sync {
     /// Whether anything is added to `module`.
@@ -106,11 +109,12 @@ impl<'a> Producer<'a> {
             .iter()
             .flat_map(|tensor| pieces(tensor, tensor.module()).into_iter().map(move |piece| (tensor, piece)))
             .collect();
-        planned.iter().take(AHEAD).for_each(|(tensor, piece)| self.prefetch(tensor, piece));
+        let ahead = if self.base.is_remote() { FETCHED_AHEAD } else { AHEAD };
+        planned.iter().take(ahead).for_each(|(tensor, piece)| self.prefetch(tensor, piece));
         let mut scales: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
         let mut non_finite: BTreeMap<String, u64> = BTreeMap::new();
         let make = |index: usize| {
-            if let Some((tensor, piece)) = planned.get(index + AHEAD) {
+            if let Some((tensor, piece)) = planned.get(index + ahead) {
                 self.prefetch(tensor, piece);
             }
             self.make(planned[index].0, &planned[index].1)

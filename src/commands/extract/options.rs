@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use crate::lora::factor_dtype::FactorType;
+use crate::lora::loader::Loader;
 
 /// The options that determine the result. Equal options on equal checkpoints give equal bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,6 +51,10 @@ pub struct ResultOptions {
     /// Whether the linear weights behind norms that differ carry the difference.
     #[serde(skip_serializing_if = "AbsorbNorms::is_auto", default)]
     pub absorb_norms: AbsorbNorms,
+    /// The one program that is to load the adapter. Without one it is what most programs load, and what PEFT needs
+    /// where they differ.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub loader: Option<Loader>,
 }
 
 /// Whether linear weights carry the difference of the norms before them, which no LoRA can hold.
@@ -87,7 +92,7 @@ impl ResultOptions {
             energy: None,
             tolerance: 0.005,
             method: Method::Auto,
-            precision: Precision::F32,
+            precision: Precision::default(),
             seed: 0,
             dtype: FactorType::Bf16,
             round_base: RoundBase::None,
@@ -99,6 +104,7 @@ impl ResultOptions {
             hybrid_share: None,
             copy_tokenizer: false,
             absorb_norms: AbsorbNorms::Auto,
+            loader: None,
         }
     }
 

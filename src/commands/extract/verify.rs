@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::checkpoint::module_tree::ExpertConversion;
+use crate::commands::extract::fetch::ahead::{Ahead, Read};
 use crate::commands::extract::fetch::keep::keep_both;
 use crate::commands::extract::inputs::Inputs;
 use crate::commands::extract::module::difference;
@@ -22,6 +23,7 @@ use crate::durable::checksums::Checksums;
 use crate::durable::digest::hash_file;
 use crate::durable::finding;
 use crate::factorize::residual;
+use crate::lora::loader::Loader;
 use crate::lora::names::{Place, expert_of, place_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::rules;
@@ -152,8 +154,8 @@ fn check_content(
             return Ok(());
         }
     };
-    let tree = BaseModules::of(&inputs.base);
-    check_rules(folder, &tree, &mut verification.content);
+    let tree = BaseModules::of(&inputs.base).for_loader(job.deciding.loader);
+    check_rules(folder, &tree, job.deciding.loader, &mut verification.content);
     check_digests(&manifest, &adapter, &tree, &mut verification.content);
     let read = plan.modules.iter().map(|module| module.read_bytes).sum();
     progress.begin(plan.modules.len(), read, 0, 0);
@@ -171,10 +173,13 @@ fn check_content(
     }
     let tensors = manifest.tensors.iter().map(|tensor| (key(tensor), tensor)).collect();
     let count = |bytes| progress.read(bytes);
+    let is_recorded = |module: &&PlannedModule| recorded.contains_key(module.name.as_str());
+    let ahead = Ahead::new(&inputs, plan.modules.iter().filter(is_recorded).map(Read::Module).collect());
     for module in &plan.modules {
         match recorded.get(module.name.as_str()) {
             None => verification.content.push(mismatch(&module.name, "is not in the adapter")),
             Some(record) => {
+                ahead.begin(Read::Module(module));
                 let found = check_module(
                     &inputs,
                     &job,
@@ -215,7 +220,7 @@ fn read_manifest(folder: &Path) -> Result<Manifest> {
     })
 }
 
-fn check_rules(folder: &Path, base: &BaseModules, found: &mut Vec<Mismatch>) {
+fn check_rules(folder: &Path, base: &BaseModules, loader: Option<Loader>, found: &mut Vec<Mismatch>) {
     match PeftAdapter::open_folder(folder) {
         Err(why) => found.push(mismatch(lora::CONFIG, why.to_string())),
         Ok(adapter) => {
@@ -226,7 +231,10 @@ fn check_rules(folder: &Path, base: &BaseModules, found: &mut Vec<Mismatch>) {
                 Some(ExpertConversion::Nothing) => expert_of(&finding.at).is_some(),
                 _ => false,
             };
-            let broken = rules::portable(&adapter, Some(base)).into_iter().filter(|finding| !said(finding));
+            // An adapter for one program need not please the others.
+            let concerns = |finding: &RuleFinding| loader.is_none_or(|loader| finding.concerns(&[loader]));
+            let broken = rules::portable(&adapter, Some(base)).into_iter();
+            let broken = broken.filter(|finding| concerns(finding) && !said(finding));
             found.extend(broken.map(|finding| mismatch(&finding.at, &*finding.why)));
         }
     }
@@ -236,8 +244,7 @@ fn check_rules(folder: &Path, base: &BaseModules, found: &mut Vec<Mismatch>) {
 /// show a small change.
 fn check_digests(manifest: &Manifest, adapter: &Shard, tree: &BaseModules, found: &mut Vec<Mismatch>) {
     for module in &manifest.modules {
-        let name = tree.key_name(&module.name);
-        match read_factors(adapter, &name, place_of(&module.name), manifest.rank) {
+        match read_factors(adapter, tree, &module.name, place_of(&module.name), manifest.rank) {
             Err(why) => found.push(mismatch(&module.name, format!("cannot be read: {why}"))),
             Ok(ModuleFactors { a, b, .. }) => {
                 let digest = blake3::Hasher::new().update(&a.1).update(&b.1).finalize();
@@ -316,8 +323,7 @@ fn factors(
     module: &PlannedModule,
     rank: usize,
 ) -> Result<(Vec<f32>, Vec<f32>)> {
-    let name = tree.key_name(&module.name);
-    let stored = read_factors(adapter, &name, module.pair.place, rank)?;
+    let stored = read_factors(adapter, tree, &module.name, module.pair.place, rank)?;
     let ((a_shape, a), (b_shape, b)) = (stored.a, stored.b);
     let (a, b) = (to_f32(stored.dtype, &a)?, to_f32(stored.dtype, &b)?);
     let [rows, cols] = module.shape;

@@ -208,10 +208,15 @@ fn config(
     plan: &SanitizePlan<'_>,
 ) -> serde_json::Result<String> {
     let old = adapter.config();
-    let fused = |module: &&Planned<'_>| module.source.is_some_and(|source| source.experts() > 1);
+    let fused = |module: &&Planned<'_>| {
+        module
+            .source
+            .is_some_and(|source| source.experts() > 1 || old.target_parameter(source.name()).is_some())
+    };
     let names = plan.modules.iter().filter(|module| !fused(module)).map(|module| module.name.as_str());
     let base_name = old.base().unwrap_or_default();
-    let tree = base.map(BaseModules::of).unwrap_or_default();
+    let other = job.consumers.first().copied().filter(|_| !job.consumers.contains(&Loader::Peft));
+    let tree = base.map(BaseModules::of).unwrap_or_default().for_loader(other);
     let mut new = AdapterConfig::for_modules(base_name, plan.rank, names, &tree);
     // SGLang takes one rank and no pattern. Without them PEFT does not adapt single experts of some models.
     if job.consumers.contains(&Loader::Sglang) || !job.consumers.contains(&Loader::Peft) {

@@ -8,6 +8,7 @@ use faer::prelude::*;
 use crate::Result;
 use crate::factorize::kernel::arithmetic::Arithmetic;
 use crate::factorize::kernel::block_ops::{cross, multiply, square_sum};
+use crate::factorize::kernel::bytes::block;
 use crate::factorize::kernel::bytes::passes::{self, ByteScratch, Codes, Step};
 use crate::factorize::kernel::passes::{Scratch, sweep};
 use crate::factorize::precision::{Missed, Split};
@@ -38,6 +39,11 @@ pub(crate) trait Operator: Sync {
 
     /// Whose linear algebra goes with its products.
     fn arithmetic(&self) -> Arithmetic;
+
+    /// What it multiplies too much when it multiplies the block `v` `[cols, b]`: `v' - v`, if it rounds to `v'`.
+    fn rounding_error(&self, _v: MatRef<'_, f32>) -> Option<Mat<f32>> {
+        None
+    }
 
     /// Whether its products are exact enough for a basis outside of which `outside2` is left, as squared norms of the
     /// matrix itself.
@@ -126,6 +132,10 @@ impl Operator for Quantized<'_> {
 
     fn arithmetic(&self) -> Arithmetic {
         Arithmetic::Fixed
+    }
+
+    fn rounding_error(&self, v: MatRef<'_, f32>) -> Option<Mat<f32>> {
+        Some(block::rounding_error(v))
     }
 
     fn is_enough(&self, outside2: f64) -> bool {

@@ -318,7 +318,7 @@ fn module(name: &str, pair: &Pair<'_>, config: &PeftConfig, faults: &mut Vec<Fau
         faults.push(Fault::Dtype { dtype: dtype.to_string() });
         return None;
     }
-    let known_as = pattern_name(name);
+    let known_as = pattern_name(name, config);
     let configured = config.rank_of(&known_as);
     let stack = match configured {
         r if r > 0 && known_as != name && rows > 0 && rows.is_multiple_of(r) => rows / r,
@@ -340,9 +340,13 @@ fn module(name: &str, pair: &Pair<'_>, config: &PeftConfig, faults: &mut Vec<Fau
     Some(PeftModule { name: name.to_owned(), place, shape, rank, stack, alpha, scale, a, b })
 }
 
-/// The name that PEFT matches against the patterns. For fused experts it is the parameter's: an adapter calls their two
-/// weights `experts.base_layer` (`gate_up_proj`) and `experts` (`down_proj`).
-fn pattern_name(module: &str) -> String {
+/// The name that PEFT matches against the patterns. For stacks of experts it is the parameter's: an adapter calls their
+/// two weights `experts.base_layer` (`gate_up_proj`, where the config does not say otherwise) and `experts`
+/// (`down_proj`).
+fn pattern_name(module: &str, config: &PeftConfig) -> String {
+    if let Some(parameter) = config.target_parameter(module) {
+        return parameter;
+    }
     match module.strip_suffix(".experts.base_layer") {
         Some(stem) => format!("{stem}.experts.gate_up_proj"),
         None if module.ends_with(".experts") => format!("{module}.down_proj"),

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
+use crate::lora::names::{parameter_name, wrapped_by};
 use crate::quant::patterns::Patterns;
 use crate::{Error, Result};
 
@@ -154,6 +155,18 @@ impl PeftConfig {
             Targets::Pattern(all) if all.eq_ignore_ascii_case("all-linear") => Some(true),
             Targets::Pattern(_) => self.target_pattern.as_ref().map(|pattern| pattern.any(module)),
         }
+    }
+
+    /// The parameter that `target_parameters` reaches and whose factors the adapter keeps under `module`: the second
+    /// of two stacks under the module that has both, the first under its `base_layer`.
+    pub(crate) fn target_parameter(&self, module: &str) -> Option<String> {
+        let entries = self.raw.get("target_parameters")?.as_array()?;
+        let is_entry = |name: &String| {
+            let reaches =
+                |entry: &str| name.strip_suffix(entry).is_some_and(|h| h.is_empty() || h.ends_with('.'));
+            entries.iter().filter_map(Value::as_str).any(reaches)
+        };
+        wrapped_by(module).map(|(path, kind)| parameter_name(&format!("{path}.{kind}"))).find(is_entry)
     }
 
     /// `modules_to_save`; empty where it is null.

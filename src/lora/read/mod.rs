@@ -35,7 +35,6 @@ use crate::checkpoint::mirror::Mirror;
 use crate::checkpoint::module::Module;
 use crate::durable::digest::hash_file;
 use crate::durable::folder;
-use crate::lora::names::expert_stack_of;
 use crate::lora::read::classify::sort;
 use crate::lora::tree::BaseModules;
 use crate::lora::{CONFIG, WEIGHTS};
@@ -332,9 +331,7 @@ fn stored_name(name: &str, base: &BaseModules) -> Option<String> {
     if let Some(module) = base.resolve(name) {
         return Some(module.stored.clone());
     }
-    let (path, _) = expert_stack_of(name)?;
-    let end = &name[path.len()..];
-    base.resolve_experts(path).map(|stored| format!("{stored}{end}"))
+    base.stored_name_of_wrapper(name)
 }
 
 /// The names of everything in `root`, sorted.

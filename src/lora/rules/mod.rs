@@ -15,47 +15,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::lora::loader::Loader;
 use crate::lora::read::PeftAdapter;
 use crate::lora::tree::BaseModules;
-
-/// A program that loads LoRA adapters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[non_exhaustive]
-pub enum Loader {
-    /// PEFT, with transformers.
-    #[serde(rename = "peft")]
-    Peft,
-    /// vLLM.
-    #[serde(rename = "vllm")]
-    Vllm,
-    /// SGLang.
-    #[serde(rename = "sglang")]
-    Sglang,
-    /// llama.cpp, through its converter.
-    #[serde(rename = "llama.cpp")]
-    LlamaCpp,
-}
-
-impl Loader {
-    /// All loaders.
-    pub const ALL: [Loader; 4] = [Loader::Peft, Loader::Vllm, Loader::Sglang, Loader::LlamaCpp];
-
-    /// Its name, as its authors write it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Loader::Peft => "PEFT",
-            Loader::Vllm => "vLLM",
-            Loader::Sglang => "SGLang",
-            Loader::LlamaCpp => "llama.cpp",
-        }
-    }
-}
-
-impl fmt::Display for Loader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// The effect of a broken rule, from worst to mildest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -170,6 +132,7 @@ pub fn judge(adapter: &PeftAdapter, base: Option<&BaseModules>) -> Vec<RuleFindi
     tensors::vocabulary(adapter, base.and_then(BaseModules::model_type), &mut report);
     tensors::tied(adapter, base.and_then(BaseModules::tied), &mut report);
     base.iter().for_each(|base| tree::towers(adapter, base, &mut report));
+    base.iter().for_each(|base| tensors::stacks_in_vllm(adapter, base, &mut report));
     found.extend(report.0);
     found.sort_by_key(|finding| finding.outcome);
     found

@@ -1,7 +1,7 @@
 //! The rules on an adapter's names, against the modules of its base.
 
 use crate::checkpoint::module_tree::{ExpertConversion, Origin};
-use crate::lora::names::{Place, expert_of, expert_stack_of, kind_of};
+use crate::lora::names::{Place, expert_of, kind_of};
 use crate::lora::read::config::{PeftConfig, Targets};
 use crate::lora::read::{PeftAdapter, PeftModule};
 use crate::lora::rules::Loader::{self, Peft};
@@ -102,14 +102,16 @@ enum Standing {
 
 fn standing(config: &PeftConfig, base: &BaseModules, module: &PeftModule) -> Standing {
     let name = module.name();
-    if let Some((path, _)) = expert_stack_of(name).filter(|_| module.experts() > 1) {
-        return match base.resolve_experts(path) {
+    let Some(known) = base.resolve(name) else {
+        return match base.stored_name_of_wrapper(name) {
             None => Standing::Absent,
             Some(_) if base.key_name_of(name) != name => Standing::Elsewhere(base.key_name_of(name)),
             Some(_) => Standing::Wrapped,
         };
+    };
+    if base.expert_conversion() == Some(ExpertConversion::Nothing) && expert_of(name).is_some() {
+        return Standing::Unwrapped("is one of a stack of experts that PEFT does not make of single keys");
     }
-    let Some(known) = base.resolve(name) else { return Standing::Absent };
     if base.key_of(known) != name && base.origin() != Some(&Origin::Unknown) {
         return Standing::Elsewhere(base.key_of(known));
     }
@@ -129,9 +131,6 @@ fn standing(config: &PeftConfig, base: &BaseModules, module: &PeftModule) -> Sta
             Standing::Unwrapped(
                 "is part of a stack in the model that PEFT wraps, which is in no entry of target_parameters",
             )
-        }
-        (Some(ExpertConversion::Nothing), Some(_)) => {
-            Standing::Unwrapped("is one of a stack of experts that PEFT does not make of single keys")
         }
         _ => Standing::Wrapped,
     }

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::checkpoint::module_tree::renames::{ExpertConversion, ModuleTree, Origin, expert_conversion};
 use crate::checkpoint::{Checkpoint, Module};
-use crate::lora::names::{expert_of, expert_stack_of};
+use crate::lora::loader::Loader;
+use crate::lora::names::{expert_of, expert_of_stack, is_parameter, wrapped_by};
 use crate::lora::tree::targets;
 
 /// What may stand before the names of a language model, by itself or inside one that sees or hears, in files and in
@@ -32,6 +33,25 @@ pub struct BaseModule {
     pub shape: [usize; 2],
 }
 
+/// What PEFT wraps though it is no module: a stack of experts, or a matrix that is a parameter.
+struct Wrapper<'a, 'b> {
+    /// The parameter, or the first of the experts.
+    module: &'a BaseModule,
+    /// How long the end of its name is, behind the path of what has it.
+    end: usize,
+    /// What follows that path in an adapter's name.
+    rest: &'b str,
+    /// Whether the base has its experts singly.
+    single: bool,
+}
+
+impl Wrapper<'_, '_> {
+    /// Its name in an adapter, by this name of its module.
+    fn named(&self, module: &str) -> String {
+        format!("{}{}", &module[..module.len() - self.end - 1], self.rest)
+    }
+}
+
 /// The modules of a base; or its type alone.
 #[derive(Clone, Debug, Default)]
 pub struct BaseModules {
@@ -40,6 +60,8 @@ pub struct BaseModules {
     outer_type: Option<String>,
     /// Whether the head is the embedding.
     tied: Option<bool>,
+    /// The one program that an adapter of them is for.
+    loader: Option<Loader>,
     known: Option<Known>,
 }
 
@@ -110,8 +132,63 @@ impl BaseModules {
             model_type: own(config.text_model_type().or(config.model_type())),
             outer_type: own(config.model_type()),
             tied: Some(config.tie_word_embeddings()),
+            loader: None,
             known: Some(known),
         }
+    }
+
+    /// The same for an adapter that `loader` alone is to load. Without one, an adapter is what most programs load, and
+    /// what PEFT needs where they differ.
+    pub fn for_loader(self, loader: Option<Loader>) -> BaseModules {
+        BaseModules { loader, ..self }
+    }
+
+    /// Whether an adapter of them is for PEFT, alone or among others.
+    fn is_for_peft(&self) -> bool {
+        self.loader.is_none_or(|loader| loader == Loader::Peft)
+    }
+
+    /// The name of one expert's projection, where the adapter is for a program that takes them singly and `stored` is
+    /// that expert in a stack: Nemotron-H, whose experts are single ones in its files, and in the programs that serve
+    /// it.
+    pub(crate) fn single_expert(&self, stored: &str) -> Option<String> {
+        if self.is_for_peft() || !self.is_single_elsewhere(stored) {
+            return None;
+        }
+        let loaded = self.name_in_model(stored);
+        let (stack, expert) = expert_of_stack(&loaded)?;
+        let (owner, kind) = stack.rsplit_once('.')?;
+        Some(format!("{owner}.{expert}.{kind}"))
+    }
+
+    /// Whether `stored` is an expert that PEFT has in a stack and every other program singly.
+    pub(crate) fn is_single_elsewhere(&self, stored: &str) -> bool {
+        let gateless = self.expert_conversion_of_type() == Some(ExpertConversion::Nothing);
+        gateless && expert_of_stack(stored).is_some_and(|(stack, _)| stack.contains("mixer.experts."))
+    }
+
+    /// Whether `loader` takes the stack, or the parameter, that `module` is a part of, by its name in the files: of the
+    /// programs that serve models only vLLM does, on some; the others know experts singly.
+    pub(crate) fn takes(&self, loader: Loader, module: &str) -> bool {
+        let is_stack = expert_of_stack(module).is_some() || is_parameter(module);
+        !is_stack
+            || loader == Loader::Peft
+            || loader == Loader::Vllm && self.is_stacked_in_vllm()
+            || self.is_single_elsewhere(module)
+    }
+
+    /// Whether vLLM keeps the model's experts as stacks (`is_3d_moe_weight`), and so takes adapters of stacks.
+    pub(crate) fn is_stacked_in_vllm(&self) -> bool {
+        const STACKED: [&str; 6] = [
+            "gpt_oss",
+            "interns1_pro",
+            "qwen3_5_moe",
+            "qwen3_omni_moe",
+            "qwen3_omni_moe_thinker",
+            "qwen3_vl_moe",
+        ];
+        let types = [&self.model_type, &self.outer_type];
+        types.into_iter().flatten().any(|name| STACKED.contains(&name.trim_end_matches("_text")))
     }
 
     /// Whether PEFT refuses every adapter of this model.
@@ -129,8 +206,13 @@ impl BaseModules {
         self.outer_type != self.model_type
     }
 
-    /// What PEFT does with single experts, where the model keeps them as stacks.
+    /// What PEFT does with single experts, where the model keeps them as stacks; `None` where the adapter is not for
+    /// PEFT.
     pub fn expert_conversion(&self) -> Option<ExpertConversion> {
+        self.expert_conversion_of_type().filter(|_| self.is_for_peft())
+    }
+
+    fn expert_conversion_of_type(&self) -> Option<ExpertConversion> {
         expert_conversion(self.outer_type.as_deref()?)
     }
 
@@ -199,21 +281,25 @@ impl BaseModules {
         if let Some(module) = self.resolve(name) {
             return self.key_of(module);
         }
-        let stack = expert_stack_of(name).and_then(|(path, kind)| {
-            let stored = format!("{}.{kind}.0", self.resolve_experts(path)?);
-            let loaded = self.stored(&stored)?.loaded.strip_suffix(&format!(".{kind}.0"))?.to_owned();
-            Some(format!("{loaded}{}", &name[path.len()..]))
-        });
-        stack.unwrap_or_else(|| name.to_owned())
+        let wrapper = self.wrapper(name).filter(|wrapper| !wrapper.single);
+        wrapper.map_or_else(|| name.to_owned(), |wrapper| wrapper.named(&wrapper.module.loaded))
     }
 
     /// The module that an adapter means by `name`: by the model's names, by the files', or by either with another of
-    /// the prefixes that libraries have put before a language model or a tower.
+    /// the prefixes that libraries have put before a language model or a tower; of an expert of a stack also by the
+    /// name that programs have for it which keep experts singly.
     pub fn resolve(&self, name: &str) -> Option<&BaseModule> {
         let direct = |name: &str| self.loaded(name).or_else(|| self.stored(name));
         // As published files name it, where these have the model's own names.
         let published = || direct(&self.known.as_ref()?.tree.module_of(name));
-        direct(name).or_else(published).or_else(|| spellings(name).find_map(|other| direct(&other)))
+        let joined = || {
+            let (path, expert, kind) = expert_of(name)?;
+            let stacked = format!("{path}.{kind}.{expert}");
+            let direct = |name: &str| direct(name).filter(|module| self.is_single_elsewhere(&module.stored));
+            direct(&stacked).or_else(|| spellings(&stacked).find_map(|other| direct(&other)))
+        };
+        let spelled = || spellings(name).find_map(|other| direct(&other));
+        direct(name).or_else(published).or_else(spelled).or_else(joined)
     }
 
     /// The stored name of the tensor that an adapter means by `name`, by the same rules.
@@ -223,11 +309,26 @@ impl BaseModules {
         found.map(String::as_str)
     }
 
-    /// The stored name, up to and with `experts`, of the experts whose stack an adapter means by `path`.
-    pub fn resolve_experts(&self, path: &str) -> Option<String> {
-        let ends = ["down_proj.0", "0.down_proj", "0.w2"];
-        let found = ends.iter().find_map(|end| Some((self.resolve(&format!("{path}.{end}"))?, end)));
-        found.map(|(module, end)| module.stored[..module.stored.len() - end.len() - 1].to_owned())
+    /// By the files' names, the module name under which PEFT keeps the factors of a stack of experts, or of a matrix
+    /// that is a parameter, where an adapter calls it `name`. `None` where the base has no such thing.
+    pub(crate) fn stored_name_of_wrapper(&self, name: &str) -> Option<String> {
+        self.wrapper(name).map(|wrapper| wrapper.named(&wrapper.module.stored))
+    }
+
+    /// What PEFT wraps under `name`, if it is no module of its own.
+    fn wrapper<'a>(&self, name: &'a str) -> Option<Wrapper<'_, 'a>> {
+        wrapped_by(name).find_map(|(path, kind)| {
+            // Of a stack the first expert tells, whichever way the files have it; else the parameter itself.
+            let ends =
+                [(format!("{kind}.0"), false), ("0.down_proj".to_owned(), true), ("0.w2".to_owned(), true)];
+            let ends = ends.into_iter().chain([(kind.to_owned(), false)]);
+            ends.filter(|(end, _)| !end.starts_with("0.") || path.ends_with(".experts")).find_map(
+                |(end, single)| {
+                    let module = self.resolve(&format!("{path}.{end}"))?;
+                    Some(Wrapper { module, end: end.len(), rest: &name[path.len()..], single })
+                },
+            )
+        })
     }
 }
 

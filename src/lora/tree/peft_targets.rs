@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 
 use crate::checkpoint::module_tree::renames::ExpertConversion;
-use crate::lora::names::{expert_of, expert_of_stack, kind_of};
+use crate::lora::names::{expert_of, expert_of_stack, is_parameter, kind_of, parameter_name};
 use crate::lora::tree::base_modules::BaseModules;
 use crate::lora::tree::targets::shortest;
 
@@ -33,7 +33,12 @@ impl PeftTargets {
             (PeftTargets::default(), BTreeSet::new(), BTreeSet::new());
         for name in names {
             match (expert_of_stack(name), expert_of(name)) {
-                (Some((stack, _)), _) => drop(targets.parameters.insert(from_owner(stack).to_owned())),
+                (Some((stack, _)), _) => {
+                    targets.parameters.insert(from_owner(&parameter_name(stack)).to_owned());
+                }
+                (None, None) if is_parameter(name) => {
+                    targets.parameters.insert(from_owner(name).to_owned());
+                }
                 (None, Some((path, _, kind))) => {
                     targets.modules.insert(kind.to_owned());
                     experts.insert(base.experts_in_model(name).unwrap_or_else(|| path.to_owned()));
@@ -60,15 +65,25 @@ impl PeftTargets {
                         .extend(["gate_up_proj", "down_proj"].map(|kind| format!("{path}.{kind}")));
                 }
             }
-            _ => targets.modules.extend(entries),
+            // A kind that is named for experts reaches every layer of that kind.
+            _ => {
+                let named = std::mem::take(&mut targets.modules);
+                let entries = entries.into_iter().filter(|entry| !named.contains(kind_of(entry)));
+                targets.modules.extend(entries);
+                targets.modules.extend(named);
+            }
         }
         targets
     }
 }
 
-/// The name of a stack, or of the module that holds it, from what `experts` belongs to on: whatever layer it is in.
+/// The name of a stack, or of the module that holds it, from what `experts` belongs to on, or the last three parts:
+/// whatever layer it is in.
 fn from_owner(name: &str) -> &str {
-    let inside = name.find("experts").map_or(0, |at| name[..at].matches('.').count());
+    let inside = match name.find("experts") {
+        Some(at) => name[..at].matches('.').count(),
+        None => name.matches('.').count().saturating_sub(1),
+    };
     name.match_indices('.')
         .nth(inside.saturating_sub(2))
         .filter(|_| inside > 1)
@@ -117,6 +132,12 @@ mod tests {
         assert_eq!(from_owner("model.layers.0.mlp.experts.down_proj"), "mlp.experts.down_proj");
         assert_eq!(from_owner("model.layers.0.feed_forward.experts"), "feed_forward.experts");
         assert_eq!(from_owner("experts.down_proj"), "experts.down_proj");
+        assert_eq!(from_owner("model.layers.0.mlp.input_linear.weight"), "mlp.input_linear.weight");
+        let moa = "model.layers.0.self_attention.experts.output_linear.3";
+        assert_eq!(targets("jetmoe", &[moa]), ["", "self_attention.experts.output_linear.weight"]);
+        let dbrx =
+            ["transformer.blocks.0.ffn.experts.mlp.v1", "transformer.blocks.0.norm_attn_norm.attn.Wqkv"];
+        assert_eq!(targets("dbrx", &dbrx), ["Wqkv", "ffn.experts.mlp.v1"]);
         assert_eq!(targets("gpt_oss", &["l.0.mlp.experts.down_proj.3"]), ["", "mlp.experts.down_proj"]);
     }
 }

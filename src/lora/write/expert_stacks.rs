@@ -12,6 +12,7 @@ use safetensors::Dtype;
 
 use crate::container::safetensors::writer::SafetensorsWriter;
 use crate::lora::names::{Keys, Place, expert_of_stack};
+use crate::lora::tree::BaseModules;
 use crate::lora::write::piece::{Piece, ShardNames, check_shape, zeros};
 use crate::lora::write::shard::Shard;
 use crate::{Error, Result};
@@ -126,12 +127,25 @@ pub struct ModuleFactors {
     pub b: ([usize; 2], Vec<u8>),
 }
 
-/// Reads the factors of `module` from an adapter of uniform rank `r`; those of an expert of a stack are picked from the
-/// stack's.
+/// Reads the factors of the module that the base's files call `stored` from an adapter of uniform rank `r`; those of an
+/// expert of a stack are picked from the stack's, where the adapter does not have them singly.
 ///
 /// # Errors
 /// Factors that are missing, are not matrices, or do not have rank `r`.
-pub fn read_factors(adapter: &Shard, module: &str, place: Place, r: usize) -> Result<ModuleFactors> {
+pub fn read_factors(
+    adapter: &Shard,
+    base: &BaseModules,
+    stored: &str,
+    place: Place,
+    r: usize,
+) -> Result<ModuleFactors> {
+    match base.single_expert(stored) {
+        Some(name) => read_named(adapter, &name, Place::Linear, r),
+        None => read_named(adapter, &base.key_name(stored), place, r),
+    }
+}
+
+fn read_named(adapter: &Shard, module: &str, place: Place, r: usize) -> Result<ModuleFactors> {
     let keys = Keys::of(module, place);
     let matrix = |key: &str| {
         let stored = &adapter.tensor(key)?.stored;

@@ -31,8 +31,10 @@ impl AdapterWriter for Peft {
     fn write(&self, out: &Path, adapter: &Adapter<'_>) -> Result<WrittenAdapter> {
         let (weights, modules) = assemble(&out.join(WEIGHTS), adapter)?;
         let tree = adapter.modules;
-        let targets: Vec<String> =
-            adapter.pieces.iter().map(|piece| tree.name_in_model(&piece.module)).collect();
+        let named = |piece: &Piece| {
+            tree.single_expert(&piece.module).unwrap_or_else(|| tree.name_in_model(&piece.module))
+        };
+        let targets: Vec<String> = adapter.pieces.iter().map(named).collect();
         let targets = targets.iter().map(String::as_str);
         let config = AdapterConfig {
             task_type: adapter.task_type.map(str::to_owned),
@@ -56,7 +58,12 @@ impl AdapterWriter for Peft {
 fn assemble(path: &Path, adapter: &Adapter<'_>) -> Result<(Written, BTreeMap<String, blake3::Hash>)> {
     let Adapter { rank: r, dtype, pieces, names, modules, .. } = adapter;
     let (r, dtype) = (*r, *dtype);
-    let keys_of = |piece: &Piece| Keys::of(&modules.key_name(&piece.module), piece.place);
+    let is_stacked =
+        |piece: &Piece| piece.place == Place::Stacked && modules.single_expert(&piece.module).is_none();
+    let keys_of = |piece: &Piece| match modules.single_expert(&piece.module) {
+        Some(name) => Keys::of(&name, Place::Linear),
+        None => Keys::of(&modules.key_name(&piece.module), piece.place),
+    };
     // Experts of one stack share their tensors.
     let mut order: BTreeMap<String, Vec<&Piece>> = BTreeMap::new();
     for piece in *pieces {
@@ -64,7 +71,7 @@ fn assemble(path: &Path, adapter: &Adapter<'_>) -> Result<(Written, BTreeMap<Str
     }
     let mut layout = Vec::new();
     for (name, pieces) in &mut order {
-        let (first, stacked) = (pieces[0], pieces[0].place == Place::Stacked);
+        let (first, stacked) = (pieces[0], is_stacked(pieces[0]));
         if stacked {
             *pieces = expert_stacks::stack(name, std::mem::take(pieces))?;
         }
@@ -76,7 +83,7 @@ fn assemble(path: &Path, adapter: &Adapter<'_>) -> Result<(Written, BTreeMap<Str
     let mut writer = SafetensorsWriter::create(path, layout)?;
     let mut digests = BTreeMap::new();
     for pieces in order.values() {
-        if pieces[0].place == Place::Stacked {
+        if is_stacked(pieces[0]) {
             expert_stacks::copy(&mut writer, r, dtype, (pieces, &keys_of(pieces[0])), names, &mut digests)?;
             continue;
         }

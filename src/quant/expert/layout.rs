@@ -10,9 +10,12 @@
 //!   stacks `[E, 2I, H]` and `[E, H, I]`, or both transposed: the dimension that equals `hidden_size` tells which.
 //!
 //! A module's name depends on what adapters for the model hold, not on how a checkpoint stores it, so a stack pairs
-//! with single experts. Llama 4's stacks are not modules: PEFT takes them for their transpose, and no program serves an
-//! adapter of them. PEFT and vLLM expect three 2-D projections per expert for the first two families above, and one
-//! pair of factors per stack for the others.
+//! with single experts. Where only PEFT takes a stack, it is adapted as PEFT wraps it: Llama 4's as they lie,
+//! `[E, H, 2I]` and `[E, I, H]`; JetMoE's `input_linear` and `output_linear`; Nemotron-H's experts, which have no gate,
+//! as two stacks of single ones; Ernie 4.5-VL's, whose first half is for text and whose second is for images, as two
+//! pairs of stacks; Step-3.7's gate and up, two stacks of the files, as one. DBRX's three matrices, in which the
+//! experts lie one below the other, are weights of their own. PEFT and vLLM expect three 2-D projections per expert for
+//! the first two families above, and one pair of factors per stack for the others.
 
 use std::sync::Arc;
 
@@ -43,6 +46,24 @@ enum Spelling {
     Granite,
     /// `experts.fc1` and `.fc2`.
     Aria,
+    /// `input_linear.weight` and `output_linear.weight`, also of the attention's experts, in the model too.
+    JetMoe,
+    /// `moe.gate_proj.weight`, `moe.up_proj.weight` and `moe.down_proj.weight`: three stacks.
+    Step,
+    /// `experts.up_proj` and `.down_proj`, in the model too: experts without a gate.
+    Gateless,
+    /// As in the model, and `shared_experts.gate_proj`, `.up_proj` and `.down_proj` too.
+    WithShared,
+}
+
+/// How a layer's single experts are spread over the stacks of the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Spread {
+    /// One stack has all.
+    #[default]
+    One,
+    /// The first half is the text's, `text_moe.experts`, the second the image's, `vision_moe.experts`.
+    TextAndVision,
 }
 
 /// How the experts of one model type are laid out.
@@ -55,12 +76,18 @@ pub struct Experts {
     turned: bool,
     /// The rows of gate and up alternate.
     interleaved: bool,
-    /// As in Mixtral: other names for a single expert's projections, under another path.
+    /// As in Mixtral: other names for a single expert's projections.
     mixtral: bool,
+    /// Whether what holds such experts is called `ffn`, and not `block_sparse_moe`.
+    ffn: bool,
     /// What the two stacks are called in files.
     spelling: Spelling,
-    /// No stack is a module.
-    none: bool,
+    /// Whether a stack is wrapped as it lies in the files, even if that is `[in, out]`.
+    as_stored: bool,
+    /// Whether experts are matrices in which they lie one below the other.
+    parameters: bool,
+    /// How a layer's single experts are spread over the model's stacks.
+    spread: Spread,
     hidden: Option<usize>,
 }
 
@@ -91,7 +118,7 @@ const SINGLE: &[&str] = &[
 /// The same, but not of their language models by themselves: adapters hold what PEFT knows for the whole.
 const SINGLE_AS_A_WHOLE: &[&str] =
     &["axk1", "axk2", "deepseek_ocr2", "hy_v3", "jamba", "kimi_k25", "laguna", "mimo_v2_flash"];
-const MIXTRAL_AS_A_WHOLE: &[&str] = &["kimi_linear", "lfm2_moe", "minimax_m3_vl"];
+const MIXTRAL_AS_A_WHOLE: &[&str] = &["deepseek_v4", "kimi_linear", "lfm2_moe", "minimax_m3_vl"];
 const MIXTRAL: &[&str] = &["mixtral", "minimax", "minimax_m2", "phimoe"];
 /// Models for which vLLM loads adapters of stacks (`is_3d_moe_weight`).
 /// And Qwen4-Exp, of which PEFT takes nothing else inside a model that sees.
@@ -112,21 +139,16 @@ pub(crate) enum Projection {
     Down,
 }
 
-impl Projection {
-    fn name(self) -> &'static str {
-        match self {
-            Projection::GateUp => "gate_up_proj",
-            Projection::Down => "down_proj",
-        }
-    }
-}
-
 /// The parsed name of a stack of experts.
 #[derive(Clone, Debug)]
 pub(crate) struct Stack {
     /// The path up to and including `experts`.
     path: String,
     projection: Projection,
+    /// What its modules are called: of a stack of the model `{path}.{name}.7`, of one that is a part of such a stack
+    /// `{path}.7.{name}`.
+    name: &'static str,
+    is_part: bool,
 }
 
 impl Experts {
@@ -143,16 +165,24 @@ impl Experts {
         };
         Experts {
             form,
-            joins: is(STACKED),
+            joins: is(STACKED) || is(&["nemotron_h", "ernie4_5_vl_moe", "step3p7"]),
             turned: is(&["gpt_oss"]),
             interleaved: is(&["gpt_oss"]),
             mixtral,
+            ffn: is(&["deepseek_v4"]),
             spelling: match () {
                 () if is(&["granitemoe", "granitemoeshared", "granitemoehybrid"]) => Spelling::Granite,
                 () if is(&["aria"]) => Spelling::Aria,
+                () if is(&["jetmoe"]) => Spelling::JetMoe,
+                () if is(&["step3p7"]) => Spelling::Step,
+                () if is(&["nemotron_h"]) => Spelling::Gateless,
+                // Inside the model with towers the files have their rows in another order.
+                () if whole(&["inkling_text"]) && !whole(&["inkling_mm_model"]) => Spelling::WithShared,
                 () => Spelling::Usual,
             },
-            none: is(&["llama4"]),
+            as_stored: is(&["llama4", "jetmoe", "nemotron_h"]),
+            parameters: is(&["dbrx"]),
+            spread: if is(&["ernie4_5_vl_moe"]) { Spread::TextAndVision } else { Spread::One },
             hidden,
         }
     }
@@ -164,22 +194,46 @@ impl Experts {
 
     /// The stack that a tensor belongs to, by its name without the suffix that a format appends.
     pub(crate) fn stack(&self, stem: &str) -> Option<Stack> {
+        const USUAL: [&str; 2] = ["gate_up_proj", "down_proj"];
+        const LINEAR: [&str; 2] = ["input_linear", "output_linear"];
+        const APART: [&str; 3] = ["down_proj", "gate_proj", "up_proj"];
         let (path, last) = stem.rsplit_once('.')?;
         let inside = path == "experts" || path.ends_with(".experts");
-        let at = |names: [&str; 2]| names.iter().position(|name| *name == last);
-        let usual = at(["gate_up_proj", "down_proj"]).filter(|_| inside);
-        let (path, at) = match self.spelling {
-            _ if usual.is_some() => (path.to_owned(), usual?),
+        let at = |names: &[&str]| names.iter().position(|name| *name == last);
+        let usual = at(&USUAL).filter(|_| inside);
+        let (path, at, names) = match self.spelling {
+            Spelling::Gateless => {
+                (path.to_owned(), at(&["up_proj", "down_proj"]).filter(|_| inside)?, ["up_proj", "down_proj"])
+            }
+            _ if usual.is_some() => (path.to_owned(), usual?, USUAL),
+            Spelling::WithShared => {
+                let at = at(&APART).filter(|_| path.ends_with(".shared_experts"))?;
+                let projection = if at == 0 { Projection::Down } else { Projection::GateUp };
+                return Some(Stack { path: path.to_owned(), projection, name: APART[at], is_part: false });
+            }
             Spelling::Usual => return None,
-            Spelling::Aria => (path.to_owned(), at(["fc1", "fc2"]).filter(|_| inside)?),
+            Spelling::Aria => (path.to_owned(), at(&["fc1", "fc2"]).filter(|_| inside)?, USUAL),
+            Spelling::JetMoe => (path.to_owned(), at(&LINEAR)?, LINEAR),
             // The module that holds them is called `experts` in transformers alone.
             Spelling::Granite => {
                 let path = path.ends_with("block_sparse_moe").then(|| format!("{path}.experts"))?;
-                (path, at(["input_linear", "output_linear"])?)
+                (path, at(&LINEAR)?, USUAL)
+            }
+            Spelling::Step => {
+                let path = (path == "moe" || path.ends_with(".moe")).then(|| format!("{path}.experts"))?;
+                let at = at(&APART)?;
+                let projection = if at == 0 { Projection::Down } else { Projection::GateUp };
+                return Some(Stack { path, projection, name: APART[at], is_part: at > 0 });
             }
         };
         let projection = [Projection::GateUp, Projection::Down][at];
-        (!self.none).then_some(Stack { path, projection })
+        Some(Stack { path, projection, name: names[at], is_part: false })
+    }
+
+    /// Whether a matrix of this name is a weight though it is a parameter and no linear layer: DBRX's experts.
+    pub(crate) fn is_parameter(&self, name: &str) -> bool {
+        self.parameters
+            && ["w1", "v1", "w2"].iter().any(|kind| name.ends_with(&format!(".experts.mlp.{kind}")))
     }
 
     /// Whether a stack with slices of this shape is `[in, out]`: determined by its own shape, else by that of its
@@ -190,6 +244,9 @@ impl Experts {
             // The hidden size is the input of one tensor and the output of the other.
             (first != second).then_some((projection == Projection::GateUp) == first)
         };
+        if self.as_stored {
+            return false;
+        }
         let other = match stack.projection {
             Projection::GateUp => Projection::Down,
             Projection::Down => Projection::GateUp,
@@ -214,9 +271,10 @@ impl Experts {
             let mut add =
                 |module, weight| found.push(FoundWeight { module, weight: Arc::new(weight), quantized });
             match (self.form, stack.projection) {
-                (ExpertForm::Stacked, projection) => {
-                    add(format!("{}.{}.{index}", stack.path, projection.name()), slice);
+                (ExpertForm::Stacked, _) if stack.is_part => {
+                    add(format!("{}.{index}.{}", stack.path, stack.name), slice);
                 }
+                (ExpertForm::Stacked, _) => add(format!("{}.{}.{index}", stack.path, stack.name), slice),
                 (ExpertForm::Single, Projection::Down) => add(self.single(&stack.path, index, 2), slice),
                 (ExpertForm::Single, Projection::GateUp) if rows % 2 == 0 => {
                     add(self.single(&stack.path, index, 0), slice.clone().rows(0..rows / 2));
@@ -236,19 +294,33 @@ impl Experts {
         if !self.mixtral {
             return format!("{path}.{index}.{}", ["gate_proj", "up_proj", "down_proj"][projection]);
         }
-        let stem = path.strip_suffix("mlp.experts").map(|stem| format!("{stem}block_sparse_moe.experts"));
+        let owner = if self.ffn { "ffn" } else { "block_sparse_moe" };
+        let stem = path.strip_suffix("mlp.experts").map(|stem| format!("{stem}{owner}.experts"));
         format!("{}.{index}.{}", stem.as_deref().unwrap_or(path), ["w1", "w3", "w2"][projection])
     }
 
     /// The place of a single expert's projection in a stack, for models whose adapters hold stacks: the stack's module,
-    /// and which half of it the projection is if it is only a half.
-    pub fn place_in_stack(&self, module: &str) -> Option<(String, Option<usize>)> {
-        let (rest, last) = module.rsplit_once('.').filter(|_| self.joins)?;
-        let (path, index) = rest.rsplit_once('.')?;
-        if !(path == "experts" || path.ends_with(".experts")) || index.parse::<usize>().is_err() {
-            return None;
-        }
+    /// and which half of it the projection is if it is only a half. `count` tells how many experts there are under a
+    /// path.
+    pub fn place_in_stack(
+        &self,
+        module: &str,
+        count: impl Fn(&str) -> usize,
+    ) -> Option<(String, Option<usize>)> {
+        let (path, index, last) = expert_of(module).filter(|_| self.joins)?;
+        let half = count(path).div_ceil(2);
+        let (path, index) = match self.spread {
+            Spread::One => (path.to_owned(), index),
+            Spread::TextAndVision => {
+                let (owner, index) =
+                    if index < half { ("text_moe", index) } else { ("vision_moe", index - half) };
+                (format!("{}{owner}.experts", path.strip_suffix("experts").unwrap_or(path)), index)
+            }
+        };
         match last {
+            "up_proj" if self.spelling == Spelling::Gateless => {
+                Some((format!("{path}.up_proj.{index}"), None))
+            }
             "gate_proj" | "w1" => Some((format!("{path}.gate_up_proj.{index}"), Some(0))),
             "up_proj" | "w3" => Some((format!("{path}.gate_up_proj.{index}"), Some(1))),
             "gate_up_proj" => Some((format!("{path}.gate_up_proj.{index}"), None)),
@@ -280,6 +352,15 @@ impl Experts {
     }
 }
 
+/// The parts of a module that is a projection of one expert, for example `model.layers.0.mlp.experts.7.up_proj`: the
+/// path of the layer's experts (`model.layers.0.mlp.experts`), the expert's number, and the projection.
+pub fn expert_of(module: &str) -> Option<(&str, usize, &str)> {
+    let (rest, projection) = module.rsplit_once('.')?;
+    let (layer, expert) = rest.rsplit_once('.')?;
+    let inside = layer == "experts" || layer.ends_with(".experts");
+    Some((layer, expert.parse().ok().filter(|_| inside)?, projection))
+}
+
 #[cfg(test)]
 mod tests {
     use super::{ExpertForm, Experts, Projection};
@@ -298,7 +379,7 @@ mod tests {
         assert!(turned(&vl, "gate_up_proj", [64, 64], Some([32, 64])), "square: the other one tells");
         assert!(!turned(&vl, "gate_up_proj", [64, 64], None));
         assert!(turned(&experts("gpt_oss", Some(64)), "down_proj", [64, 64], None));
-        assert!(experts("llama4_text", None).stack("a.experts.down_proj").is_none());
+        assert!(!turned(&experts("llama4_text", Some(64)), "down_proj", [24, 64], None), "as PEFT has it");
         let granite = experts("granitemoehybrid", Some(64));
         let stack = granite.stack("l.0.block_sparse_moe.output_linear").unwrap();
         assert_eq!((&*stack.path, stack.projection), ("l.0.block_sparse_moe.experts", Projection::Down));
@@ -321,11 +402,31 @@ mod tests {
             mixtral.single("model.layers.0.mlp.experts", 3, 1),
             "model.layers.0.block_sparse_moe.experts.3.w3"
         );
+        let deepseek = Experts::of(&["deepseek_v4"], None);
+        assert_eq!(deepseek.single("model.layers.0.mlp.experts", 0, 2), "model.layers.0.ffn.experts.0.w2");
         let oss = Experts::of(&["gpt_oss"], None);
-        let half = |name: &str| oss.place_in_stack(&format!("l.0.mlp.experts.{name}"));
+        let half = |name: &str| oss.place_in_stack(&format!("l.0.mlp.experts.{name}"), |_| 4);
         assert_eq!(half("3.up_proj"), Some(("l.0.mlp.experts.gate_up_proj.3".into(), Some(1))));
         assert_eq!(half("3.down_proj"), Some(("l.0.mlp.experts.down_proj.3".into(), None)));
         assert_eq!(half("x.down_proj"), None);
-        assert_eq!(mixtral.place_in_stack("experts.0.w1"), None);
+        assert_eq!(mixtral.place_in_stack("experts.0.w1", |_| 1), None);
+        let ernie = Experts::of(&["ernie4_5_vl_moe"], None);
+        let place = |name: &str| ernie.place_in_stack(&format!("l.0.mlp.experts.{name}"), |_| 4).unwrap();
+        assert_eq!(place("1.up_proj"), ("l.0.mlp.text_moe.experts.gate_up_proj.1".into(), Some(1)));
+        assert_eq!(place("2.down_proj"), ("l.0.mlp.vision_moe.experts.down_proj.0".into(), None));
+        let nemotron = Experts::of(&["nemotron_h"], None);
+        assert_eq!(
+            nemotron.place_in_stack("l.0.mixer.experts.5.up_proj", |_| 8),
+            Some(("l.0.mixer.experts.up_proj.5".into(), None))
+        );
+        let stack = nemotron.stack("l.0.mixer.experts.up_proj").unwrap();
+        assert_eq!((&*stack.path, stack.name), ("l.0.mixer.experts", "up_proj"));
+        let step = Experts::of(&["step3p7"], None);
+        let stack = step.stack("model.layers.3.moe.up_proj").unwrap();
+        assert_eq!(
+            (&*stack.path, stack.name, stack.is_part),
+            ("model.layers.3.moe.experts", "up_proj", true)
+        );
+        assert!(Experts::of(&["jetmoe"], None).stack("l.0.self_attention.experts.output_linear").is_some());
     }
 }

@@ -266,6 +266,17 @@ impl Storage for RemoteFile {
         }
     }
 
+    fn begin_pass(&self, range: Range<u64>) {
+        if self.check(&range).is_ok() {
+            link().begin_pass(self.object.id, &range);
+        }
+    }
+
+    fn end_pass(&self, range: Range<u64>) -> Result<Option<blake3::Hash>> {
+        self.check(&range)?;
+        link().end_pass(&self.object, &range).map(Some)
+    }
+
     fn is_remote(&self) -> bool {
         true
     }

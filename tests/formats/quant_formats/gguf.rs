@@ -57,18 +57,18 @@ fn every_type_comes_out_bit_for_bit() {
 #[test]
 fn models_are_what_transformers_makes_of_them() {
     let files = files("gguf_models", "gguf");
-    assert_eq!(files.len(), 3);
+    assert_eq!(files.len(), 4);
     for path in files {
         let checkpoint = open(&path);
         let bytes_of = std::fs::read(path.with_extension("safetensors")).unwrap();
         let reference = SafeTensors::deserialize(&bytes_of).unwrap();
-        assert!(reference.len() >= 11, "{path:?}");
+        assert!(reference.len() >= 6, "{path:?}");
         for (name, view) in reference.tensors() {
             let expected = numbers(view.data(), f32::from_le_bytes);
-            let tensor = checkpoint.tensor(&name).unwrap_or_else(|| panic!("{path:?} has no {name}"));
+            let tensor = || checkpoint.tensor(&name).unwrap_or_else(|| panic!("{path:?} has no {name}"));
             let module = match checkpoint.module(name.trim_end_matches(".weight")) {
                 Some(module) => module.clone(),
-                None => Module::flattened(tensor).unwrap(),
+                None => Module::flattened(tensor()).unwrap(),
             };
             let [rows, columns] = module.shape();
             assert_bits(&values(&checkpoint, &module, 0..rows), &expected, &name);

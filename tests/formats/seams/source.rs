@@ -29,6 +29,15 @@ fn conforms(storage: &dyn Storage, content: &[u8]) {
     for (window, range) in windows.iter().zip(&ranges) {
         assert_eq!(window[..], content[range.start as usize..range.end as usize], "{range:?} of several");
     }
+    // A pass, of which a part is read, gives the digest of all of it or leaves that to the reader.
+    for range in &ranges {
+        storage.begin_pass(range.clone());
+        storage.read_range(range.start..range.start + (range.end - range.start) / 2).unwrap();
+        if let Some(digest) = storage.end_pass(range.clone()).unwrap() {
+            let bytes = &content[range.start as usize..range.end as usize];
+            assert_eq!(digest, blake3::hash(bytes), "{range:?}");
+        }
+    }
     let mut header = [0; 9];
     storage.read_into(3, &mut header).unwrap();
     assert_eq!(header, content[3..12]);

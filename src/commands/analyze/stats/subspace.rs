@@ -10,8 +10,7 @@ use faer::{Accum, Par, Spec};
 
 use crate::commands::analyze::record::Angles;
 use crate::factorize::kernel::block_ops;
-use crate::factorize::kernel::passes;
-use crate::factorize::types::{Factors, Panels};
+use crate::factorize::types::Factors;
 use crate::{Error, Result};
 
 /// Number of vectors per projection pass, which bounds the memory.
@@ -154,20 +153,24 @@ impl Projections {
     }
 }
 
-/// Projects `x` onto the vectors of `basis`, with two passes per 128 of them.
+/// Projects a matrix `X` onto the vectors of `basis`, by its products `X·v` and `X^T·u` with 128 of them at a time.
 ///
 /// # Errors
-/// Errors of visiting `x`.
-pub fn project(x: &dyn Panels, basis: &Basis) -> Result<Projections> {
+/// Errors of the products.
+pub fn project(
+    times: impl Fn(MatRef<'_, f32>) -> Result<Mat<f32>>,
+    transpose_times: impl Fn(MatRef<'_, f32>) -> Result<Mat<f32>>,
+    basis: &Basis,
+) -> Result<Projections> {
     let mut found = Projections::default();
     for start in (0..basis.len()).step_by(WIDTH) {
         let width = WIDTH.min(basis.len() - start);
         let (u, v) = (basis.left.as_ref().subcols(start, width), basis.right.as_ref().subcols(start, width));
-        let across = passes::times(x, v)?;
+        let across = times(v)?;
         found.right.extend(across.col_iter().map(|column| dot(column, column)));
         found.diagonal.extend(across.col_iter().zip(u.col_iter()).map(|(xv, u)| dot(xv, u)));
         drop(across);
-        let down = passes::transpose_times(x, u)?;
+        let down = transpose_times(u)?;
         found.left.extend(down.col_iter().map(|column| dot(column, column)));
     }
     Ok(found)
@@ -187,7 +190,7 @@ pub fn projection_bytes([m, n]: [usize; 2], k: usize) -> u64 {
 mod tests {
     use super::*;
     use crate::factorize::in_memory::Held;
-    use crate::factorize::kernel::block_ops;
+    use crate::factorize::kernel::{block_ops, passes};
 
     /// A basis for shape `[4, 3]` whose singular vectors are coordinate axes.
     fn basis(values: [f64; 2], axes: [usize; 2]) -> Basis {
@@ -202,7 +205,8 @@ mod tests {
     #[test]
     fn energies_and_angles_of_axes() {
         let x = Held::new(4, 3, vec![3.0, 0.0, 0.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]).unwrap();
-        let found = project(&x, &basis([2.0, 1.0], [1, 2])).unwrap();
+        let times = |v: MatRef<'_, f32>| passes::times(&x, v);
+        let found = project(times, |u| passes::transpose_times(&x, u), &basis([2.0, 1.0], [1, 2])).unwrap();
         assert_eq!(found.left, [16.0, 0.0]);
         assert_eq!(found.right, [16.0, 0.0]);
         assert_eq!(found.diagonal, [4.0, 0.0]);

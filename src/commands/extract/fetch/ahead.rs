@@ -79,7 +79,7 @@ impl Read<'_> {
         }
     }
 
-    /// The pieces of both sides in the order in which they are read.
+    /// The pieces of both sides in the order in which they are read, and a pass over each tensor begun.
     fn pieces<'a>(&self, inputs: &'a Inputs) -> Vec<Piece<'a>> {
         let (base, tuned) = match self {
             Read::Module(module) => (Some(&*module.name), Some(&*module.pair.tuned)),
@@ -101,6 +101,7 @@ impl Read<'_> {
                 (None, None) => Vec::new(),
             };
             for (tensor, extent) in extents {
+                checkpoint.begin_pass(tensor, extent.clone());
                 let length = (extent.end - extent.start).max(1) as f64;
                 for start in extent.clone().step_by(PIECE as usize) {
                     let piece = start..(start + PIECE).min(extent.end);

@@ -11,5 +11,5 @@ pub(crate) mod write;
 pub use self::files::{CARD, MANIFEST, SPECTRA};
 pub use self::left_out::mostly_left_out;
 pub use self::manifest::{Manifest, OtherRank, Spectrum, SpectrumOf};
-pub use self::model_card::{serve_line, smallest_vllm_rank};
+pub use self::model_card::{serve_line, smallest_vllm_rank, upload_line};
 pub use self::summary::{ExtractionOutcome, KindSummary, LeftOutGroup};

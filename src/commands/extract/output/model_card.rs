@@ -229,6 +229,11 @@ pub fn serve_line(manifest: &Manifest, base: &str, adapter: &str) -> Option<Stri
     ))
 }
 
+/// The command of `huggingface_hub` that puts the folder `adapter` into a repository of the hub.
+pub fn upload_line(adapter: &str) -> String {
+    format!("hf upload OWNER/NAME {adapter}")
+}
+
 fn usage(text: &mut String, manifest: &Manifest, base: &str) {
     text.push_str("\n## Use\n\n");
     match serve_line(manifest, base, "PATH_OF_THIS_FOLDER") {
@@ -251,6 +256,7 @@ fn usage(text: &mut String, manifest: &Manifest, base: &str) {
          model = PeftModel.from_pretrained(model, \"PATH_OF_THIS_FOLDER\")\n```",
         python_text(base)
     );
+    let _ = writeln!(text, "\nTo share it: `{}`.", upload_line("PATH_OF_THIS_FOLDER"));
 }
 
 fn not_held(text: &mut String, manifest: &Manifest) {

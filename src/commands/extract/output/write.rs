@@ -88,7 +88,7 @@ pub fn finish(
     let pieces = pieces(plan, done)?;
     let adapter = Adapter {
         base: &job.deciding.base_model_name,
-        modules: &BaseModules::of(&inputs.base),
+        modules: &BaseModules::of(&inputs.base).for_loader(job.deciding.loader),
         task_type: inputs.base.task_type(),
         rank,
         dtype: job.deciding.dtype.dtype(),

@@ -12,11 +12,11 @@ use crate::commands::extract::options::Extraction;
 use crate::commands::extract::plan::planned::PlannedModule;
 use crate::delta::module_record::Minimized;
 use crate::delta::pair::Pair;
-use crate::factorize::code_workspace;
 use crate::factorize::kernel::bytes::codes::words as code_words;
 use crate::factorize::kernel::tiling;
 use crate::factorize::precision::Precision;
 use crate::factorize::types::Method;
+use crate::factorize::{code_flops, code_workspace};
 use crate::storage::{Kept, has_scratch};
 
 /// The costs of one module.
@@ -55,8 +55,12 @@ impl Cost {
         let fetched = Fetched::of(&pair, inputs);
         let Work { method, flops, bytes: workspace } =
             Work::of([m, n], &request, job.running.threads, calibrated.as_ref(), dense.is_some());
-        let bytes_will_do = method == Method::Krylov && calibrated.is_none() && dense.is_none();
-        let precision = if bytes_will_do { job.deciding.precision } else { Precision::F32 };
+        let plain = calibrated.is_none() && dense.is_none();
+        let in_bytes = if plain { code_flops(m, n, &request) } else { None };
+        let (precision, method, flops) = match (job.deciding.precision, in_bytes) {
+            (Precision::F32, _) | (_, None) => (Precision::F32, method, flops),
+            (precision, Some(flops)) => (precision, Method::Krylov, flops),
+        };
         let memory = Memory {
             delta: (m * n * 4) as u64,
             codes: 4 * code_words(m, n) as u64,

@@ -2,6 +2,7 @@
 
 mod cost;
 pub(crate) mod planned;
+mod served_by;
 pub use self::planned::{PlannedLeftover, PlannedModule};
 
 use crate::checkpoint::Checkpoint;
@@ -80,6 +81,7 @@ impl ExtractionPlan {
         remarks.extend(side_files::note(&inputs.base, &inputs.tuned, job.deciding.copy_tokenizer));
         let selection = Selection::parse(&job.deciding.include, &job.deciding.exclude)?;
         let mut pairing = pair(&inputs.base, &inputs.tuned, &selection, job.deciding.trim_vocab)?;
+        served_by::leave_out(inputs, job.deciding.loader, &selection, &mut pairing);
         check::partners(inputs, &selection, &pairing, job.allow)?;
         check_served(inputs, &pairing)?;
         norm::check(inputs, job, &pairing)?;

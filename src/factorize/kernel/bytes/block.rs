@@ -1,10 +1,11 @@
 //! A thin block as bytes: each column in runs of rows, every run with a scale of its own.
 
-use faer::MatRef;
+use faer::prelude::*;
 use rayon::prelude::*;
 
 use crate::factorize::kernel::bytes::codes::{OFFSET, ROUNDING, RUN, scale_of, scales_of};
 use crate::factorize::kernel::bytes::dot::{STRIP, STRIPS};
+use crate::factorize::kernel::tiling::pieces;
 use crate::simd::{Loop, widest};
 
 /// The largest code of a block, and minus the smallest: twice 255 times this fits in 16 bits.
@@ -158,6 +159,38 @@ impl Block {
     }
 }
 
+/// What a packed block has more than `block`, column by column: the error of rounding to bytes, `[rows, columns]`.
+pub(crate) fn rounding_error(block: MatRef<'_, f32>) -> Mat<f32> {
+    let mut errors = Mat::zeros(block.nrows(), block.ncols());
+    errors.as_mut().par_col_iter_mut().zip(block.par_col_iter()).for_each(|(mut errors, column)| {
+        for part in pieces(0..column.nrows(), RUN) {
+            let column = column.subrows(part.start, part.len());
+            let mut values = [0f32; RUN];
+            values.iter_mut().zip(column.iter()).for_each(|(to, from)| *to = *from);
+            widest(RoundColumn(&mut values));
+            let errors = errors.rb_mut().subrows_mut(part.start, part.len());
+            errors.iter_mut().zip(values).for_each(|(to, error)| *to = error);
+        }
+    });
+    errors
+}
+
+/// Replaces one column of a run by its rounding errors.
+struct RoundColumn<'a>(&'a mut [f32; RUN]);
+
+impl Loop for RoundColumn<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let RoundColumn(values) = self;
+        let (scale, inverse) = scales_of(values, BLOCK_MOST);
+        values
+            .iter_mut()
+            .for_each(|value| *value = (*value * inverse + ROUNDING - ROUNDING) * scale - *value);
+    }
+}
+
 /// Packs one column of a run.
 struct PackColumn<'a> {
     values: &'a [f32; RUN],
@@ -196,5 +229,30 @@ impl Loop for PackColumn<'_> {
         }
         let missed: f64 = missed.into_iter().map(f64::from).sum();
         Packed { scale, offset: sum * OFFSET, missed: missed * f64::from(scale) * f64::from(scale) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::factorize::kernel::rng::Stream;
+    use crate::simd::{SimdLevel, testing::at_level};
+
+    #[test]
+    fn rounding_errors_are_those_of_the_packed_block() {
+        for (rows, columns) in [(1, 1), (300, 7), (700, 33)] {
+            let block = Stream::new(5, "block").gaussian(rows, columns);
+            let missed2 = Block::default().pack(block.as_ref());
+            let by = |level| at_level(level, || rounding_error(block.as_ref()));
+            let errors = by(SimdLevel::Widest);
+            assert!(errors.norm_max() <= 0.5001 * block.norm_max() / BLOCK_MOST, "{rows} x {columns}");
+            let squares = f64::from(errors.squared_norm_l2());
+            let size = f64::from(block.squared_norm_l2());
+            assert!((squares - missed2).abs() <= 1e-3 * missed2 + 1e-12 * size, "{squares} and {missed2}");
+            // What was rounded once is rounded to itself.
+            let again = rounding_error((&block + &errors).as_ref());
+            assert!(again.norm_max() <= 1e-6 * block.norm_max(), "{rows} x {columns}: {}", again.norm_max());
+            assert!(by(SimdLevel::Portable) == errors && by(SimdLevel::Avx2) == errors, "{rows} x {columns}");
+        }
     }
 }

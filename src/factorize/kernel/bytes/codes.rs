@@ -92,9 +92,9 @@ impl Loop for Quantize<'_> {
                 buffer[..part.len()].copy_from_slice(part);
                 let (scale, inverse) = scales_of(&buffer, MOST);
                 let mut bytes = [0u8; RUN];
-                let missed = round(&buffer, inverse, &mut bytes);
-                error2 += missed * f64::from(scale) * f64::from(scale);
-                scales[i] = scale;
+                let rounded = round(&buffer, inverse, &mut bytes);
+                error2 += rounded.missed * f64::from(scale) * f64::from(scale);
+                scales[i] = (f64::from(scale) * rounded.fit) as f32;
                 let words: &[[u8; 4]] = bytes.as_chunks().0;
                 codes.iter_mut().zip(words).for_each(|(tile, word)| tile[i] = u32::from_ne_bytes(*word));
             }
@@ -124,20 +124,38 @@ pub(crate) fn scale_of(largest: f32, most: f32) -> (f32, f32) {
     if largest > LEAST { (largest / most, most / largest) } else { (0.0, 0.0) }
 }
 
-/// The codes of `values`, with their offset. Returns the sum of the squared errors in units of the scale.
+/// What rounding a run gives besides its codes.
+struct Rounded {
+    /// The factor by which the scale gets closest to the values.
+    fit: f64,
+    /// The sum of the squared errors with that scale, in units of the scale before.
+    missed: f64,
+}
+
+/// The codes of `values`, with their offset.
+///
+/// The difference of two checkpoints in bf16 takes few values, which all round the same way: the scale that maps the
+/// largest to the largest code makes a whole run, and in the mean the whole delta, too large or too small. The scale of
+/// least squares leaves errors that are orthogonal to the codes.
 #[inline(always)]
-fn round(values: &[f32; RUN], inverse: f32, codes: &mut [u8; RUN]) -> f64 {
-    let mut sums = [0f32; GRAIN];
+fn round(values: &[f32; RUN], inverse: f32, codes: &mut [u8; RUN]) -> Rounded {
+    let (mut squares, mut along, mut size) = ([0f32; GRAIN], [0f32; GRAIN], [0f32; GRAIN]);
     for (values, codes) in values.as_chunks::<GRAIN>().0.iter().zip(codes.as_chunks_mut::<GRAIN>().0) {
-        for ((sum, value), code) in sums.iter_mut().zip(values).zip(codes) {
-            let exact = value * inverse;
+        for i in 0..GRAIN {
+            let exact = values[i] * inverse;
             let rounded = exact + ROUNDING;
-            *code = rounded.to_bits() as u8 ^ OFFSET as u8;
-            let missed = exact - (rounded - ROUNDING);
-            *sum += missed * missed;
+            codes[i] = rounded.to_bits() as u8 ^ OFFSET as u8;
+            let code = rounded - ROUNDING;
+            let missed = exact - code;
+            squares[i] += missed * missed;
+            along[i] += missed * code;
+            size[i] += code * code;
         }
     }
-    sums.into_iter().map(f64::from).sum()
+    let [squares, along, size] =
+        [squares, along, size].map(|sums| sums.into_iter().map(f64::from).sum::<f64>());
+    let more = if size > 0.0 { along / size } else { 0.0 };
+    Rounded { fit: 1.0 + more, missed: (squares - along * more).max(0.0) }
 }
 
 #[cfg(test)]
@@ -165,12 +183,32 @@ mod tests {
                 for j in 0..cols.next_multiple_of(GRAIN) {
                     let value = if i < rows && j < cols { f64::from(values[i * cols + j]) } else { 0.0 };
                     let off = value - decoded(i, j);
-                    assert!(off.abs() <= 0.5001 * f64::from(record.scales[j / RUN][i]), "{rows} x {cols}");
+                    assert!(off.abs() <= 0.6 * f64::from(record.scales[j / RUN][i]), "{rows} x {cols}");
                     sum += off * off;
                     size += value * value;
                 }
             }
             assert!((sum - error2).abs() <= 1e-4 * sum + 1e-12 * size, "{rows} x {cols}: {error2} for {sum}");
+        }
+    }
+
+    #[test]
+    fn values_on_a_grid_keep_their_size() {
+        // As differences of bf16 weights: a few multiples of one step, of which the largest is 3, 4 or 5.
+        for largest in [3, 4, 5] {
+            let values: Vec<f32> =
+                (0..4 * RUN).map(|i| (i * 7 % (2 * largest + 1)) as f32 - largest as f32).collect();
+            let mut words = vec![0.0; record_words(RUN)];
+            quantize(&values, RUN, &mut words);
+            let record = Record::of(&words, RUN);
+            let code = |i: usize, j: usize| i32::from(record.tiles[j / 4][4 * i + j % 4]) - OFFSET;
+            let decoded = |i, j| f64::from(code(i, j)) * f64::from(record.scales[0][i]);
+            for i in 0..4 {
+                let value = |j: usize| f64::from(values[i * RUN + j]);
+                let along: f64 = (0..RUN).map(|j| (value(j) - decoded(i, j)) * decoded(i, j)).sum();
+                let size: f64 = (0..RUN).map(|j| value(j).powi(2)).sum();
+                assert!(along.abs() < 1e-6 * size, "{largest}: {along} of {size}");
+            }
         }
     }
 

@@ -9,6 +9,8 @@
 //!
 //! llama.cpp's rotary embedding pairs neighbours where Hugging Face's pairs halves of a head. For the architecture
 //! `llama` its converter therefore stores the rows of Q and K in another order, which [`Permuted`] undoes.
+//!
+//! The experts of a layer lie in three stacks `[experts, out, in]`, whose slices are weights of their own.
 
 mod blocks;
 mod codebook;
@@ -25,19 +27,22 @@ pub use self::types::GgmlType;
 
 use self::permuted::Permuted;
 use crate::Result;
+use crate::quant::expert::slice::ExpertSlice;
 use crate::quant::format::dense::Dense;
 use crate::quant::weight::{Capabilities, Dequantize, Format, FoundWeight, SchemeKind, TensorInfo, Tensors};
 use crate::shared::Name;
 
-/// What a GGUF file says about a 2-D tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a GGUF file says about a weight, or a stack of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// The type of its elements.
     pub kind: GgmlType,
-    /// `[out, in]`.
+    /// `[out, in]`, of one expert where it is a stack.
     pub shape: [usize; 2],
     /// The number of rows in a head, if rows are permuted: even, and a divisor of `out`.
     pub head: Option<usize>,
+    /// The modules of a stack `[experts, out, in]`, one for each expert; empty for a single weight.
+    pub experts: Vec<String>,
 }
 
 /// The format of a GGUF file: what its header says about each tensor, by name.
@@ -67,16 +72,26 @@ impl Format for Gguf {
     fn weights(&self, lead: &TensorInfo, _: &dyn Tensors) -> Result<Vec<FoundWeight>> {
         let named = lead.name.strip_suffix(".weight").zip(self.0.get(&lead.name));
         let Some((module, layout)) = named else { return Ok(Vec::new()) };
-        let plain: Option<Arc<dyn Dequantize>> = Dense::new(lead).map(|dense| Arc::new(dense) as _);
+        let is_stack = !layout.experts.is_empty();
+        let shape = if is_stack { lead.shape.get(1..).unwrap_or_default() } else { &lead.shape };
+        let one = TensorInfo { shape: shape.into(), ..lead.clone() };
+        let plain: Option<Arc<dyn Dequantize>> = Dense::new(&one).map(|dense| Arc::new(dense) as _);
         let quantized = plain.is_none();
-        let weight = plain.unwrap_or_else(|| {
-            Arc::new(Blocks { kind: layout.kind, shape: layout.shape, tensor: [lead.clone()] })
-        });
+        let weight = plain
+            .unwrap_or_else(|| Arc::new(Blocks { kind: layout.kind, shape: layout.shape, tensor: [one] }));
         let weight = match layout.head {
             None => weight,
             Some(head) => Arc::new(Permuted { head, weight }),
         };
-        Ok(vec![FoundWeight { module: module.to_owned(), weight, quantized }])
+        if !is_stack {
+            return Ok(vec![FoundWeight { module: module.to_owned(), weight, quantized }]);
+        }
+        let expert = |(index, module): (usize, &String)| {
+            let stack = vec![lead.clone()];
+            let slice = ExpertSlice::of_stack(Arc::clone(&weight), Arc::clone(&weight), stack, index);
+            FoundWeight { module: module.clone(), weight: Arc::new(slice), quantized }
+        };
+        Ok(layout.experts.iter().enumerate().map(expert).collect())
     }
 }
 

@@ -138,19 +138,58 @@ impl Blocks {
         self.queued_size(key).is_some()
     }
 
-    /// Drops blocks that were read until `size` more bytes fit in `room`; whether they do.
+    /// Drops blocks that were read to their end until `size` more bytes fit in `room`; whether they do.
     pub(crate) fn make_room(&mut self, key: Key, size: u64, room: u64) -> bool {
+        self.drop_until(key, size, room, |blocks| {
+            let spare = blocks.here().filter(|(key, block)| block.is_spare(key.1, blocks.turn));
+            spare.min_by_key(|(_, block)| block.turn).map(|(key, _)| *key)
+        })
+    }
+
+    /// The same for a block that a reader waits for: where nothing else is left, blocks go that nobody has read yet,
+    /// those first that came last, and then those that were read in part. They will have to be fetched again.
+    pub(crate) fn force_room(&mut self, key: Key, size: u64, room: u64) {
+        if self.make_room(key, size, room) {
+            return;
+        }
+        self.drop_until(key, size, room, |blocks| {
+            let unread = blocks.here().filter(|(_, block)| block.taken == 0);
+            let last = unread.max_by_key(|(_, block)| block.turn);
+            let oldest = || blocks.here().min_by_key(|(_, block)| block.turn);
+            last.or_else(oldest).map(|(key, _)| *key)
+        });
+    }
+
+    fn drop_until(&mut self, key: Key, size: u64, room: u64, next: impl Fn(&Blocks) -> Option<Key>) -> bool {
         if self.blocks.get(&key).is_some_and(|block| block.pins > 0 && block.spill.is_none()) {
             return true;
         }
         while self.memory + size > room {
-            // Those that were read twice, by the digest and by the decoder, before those that were read once.
-            let read = self.blocks.iter().filter(|(_, block)| block.is_spare(self.turn));
-            let first = read.min_by_key(|(key, block)| (block.taken < 2 * (block.end - key.1), block.turn));
-            let Some(key) = first.map(|(key, _)| *key) else { return false };
+            let Some(key) = next(self) else { return false };
             self.remove(key);
         }
         true
+    }
+
+    /// The blocks that are here in memory and not pinned.
+    fn here(&self) -> impl Iterator<Item = (&Key, &Block)> {
+        let here = |block: &Block| block.pins == 0 && matches!(block.fate, Fate::Here(Held::Memory(_)));
+        self.blocks.iter().filter(move |(_, block)| here(block))
+    }
+
+    /// Lets the blocks of `range` go: nobody will read them. One on its way goes when it has come.
+    pub(crate) fn release(&mut self, object: u64, range: &Range<u64>) {
+        for key in self.within(object, range) {
+            let go = self.change(key, |block| {
+                let (start, end) = (key.1.max(range.start), block.end.min(range.end));
+                block.taken += end - start;
+                let all = (start, end) == (key.1, block.end);
+                all && block.pins == 0 && !matches!(block.fate, Fate::Coming)
+            });
+            if go == Some(true) {
+                self.remove(key);
+            }
+        }
     }
 
     fn remove(&mut self, key: Key) {
@@ -220,6 +259,11 @@ impl Blocks {
         }
     }
 
+    /// Whether a block was read to its end.
+    pub(crate) fn is_read(&self, key: Key) -> bool {
+        self.blocks.get(&key).is_some_and(|block| block.taken >= block.end - key.1)
+    }
+
     /// Keeps a block until it is unpinned, in `spill` if there is one.
     pub(crate) fn pin(&mut self, key: Key, spill: Option<&Arc<Spill>>) {
         self.change(key, |block| {
@@ -235,7 +279,7 @@ impl Blocks {
         let go = self.change(key, |block| {
             block.pins = block.pins.saturating_sub(1);
             // Nobody will read one that is on its way.
-            block.taken = block.taken.max(1);
+            block.taken = block.taken.max(block.end - key.1);
             block.pins == 0 && !matches!(block.fate, Fate::Coming)
         });
         if go == Some(true) {
@@ -263,11 +307,11 @@ impl Block {
         !counted_elsewhere && matches!(self.fate, Fate::Coming | Fate::Here(Held::Memory(_)))
     }
 
-    /// Whether it may go: somebody has read it, or nobody will, as it seems.
-    fn is_spare(&self, turn: u64) -> bool {
+    /// Whether it may go for what is read later: it was read to its end, or nobody will do that, as it seems. A block
+    /// of which only a part was read stays: its reader is about to come back.
+    fn is_spare(&self, start: u64, turn: u64) -> bool {
         const LONG: u64 = 4096;
-        let read = self.taken > 0 || turn - self.turn > LONG;
-        self.pins == 0 && read && matches!(self.fate, Fate::Here(Held::Memory(_)))
+        self.taken >= self.end - start || turn - self.turn > LONG
     }
 }
 
@@ -305,9 +349,11 @@ mod tests {
             blocks.arrive(*key, here(10));
         }
         assert!(!blocks.make_room(keys[3], 10, 30), "nothing was read yet");
-        // The second one twice over, the first one once.
-        assert!(matches!(blocks.take(keys[0], 10), Stage::Here(_)));
-        assert!(matches!(blocks.take(keys[1], 20), Stage::Here(_)));
+        // The first one in part, the second one to its end.
+        assert!(matches!(blocks.take(keys[0], 9), Stage::Here(_)));
+        assert!(!blocks.make_room(keys[3], 10, 30), "nothing was read to its end");
+        assert!(matches!(blocks.take(keys[1], 4), Stage::Here(_)));
+        assert!(matches!(blocks.take(keys[1], 6), Stage::Here(_)));
         assert!(blocks.make_room(keys[3], 10, 30));
         assert!(blocks.at(1, 10).is_none(), "the second is gone");
         // What is pinned takes no room and stays.
@@ -327,5 +373,42 @@ mod tests {
         );
         assert_eq!(blocks.cover(1, 30..40, 10), [keys[3]]);
         assert_eq!(blocks.memory, 0);
+    }
+    #[test]
+    fn a_reader_that_waits_gets_room_and_what_was_begun_stays_longest() {
+        let mut blocks = Blocks::default();
+        let keys = blocks.cover(1, 0..50, 10);
+        for key in &keys[..4] {
+            blocks.begin(*key);
+            blocks.arrive(*key, here(10));
+            blocks.take(keys[0], 1);
+        }
+        let left = |blocks: &Blocks| keys.iter().filter(|key| blocks.at(1, key.1).is_some()).count();
+        blocks.force_room(keys[4], 10, 40);
+        assert!(left(&blocks) == 4 && blocks.at(1, 30).is_none(), "the last of the unread goes first");
+        blocks.force_room(keys[4], 10, 20);
+        assert!(left(&blocks) == 2 && blocks.at(1, 0).is_some(), "the one that is being read stays");
+        blocks.force_room(keys[4], 10, 10);
+        assert_eq!(left(&blocks), 1);
+    }
+
+    #[test]
+    fn what_is_released_goes_at_once_and_what_is_pinned_or_coming_later() {
+        let mut blocks = Blocks::default();
+        let keys = blocks.cover(1, 0..50, 10);
+        for key in &keys[..3] {
+            blocks.begin(*key);
+        }
+        blocks.arrive(keys[0], here(10));
+        blocks.arrive(keys[1], here(10));
+        blocks.pin(keys[1], None);
+        blocks.release(1, &(0..45));
+        let there: Vec<bool> = keys.iter().map(|key| blocks.at(1, key.1).is_some()).collect();
+        assert_eq!(there, [false, true, true, false, true]);
+        blocks.arrive(keys[2], here(10));
+        assert!(blocks.make_room((2, 0), 10, 10), "it has come, and nobody wants it");
+        assert!(blocks.at(1, 20).is_none());
+        blocks.unpin(keys[1]);
+        assert_eq!((blocks.memory, blocks.queued()), (0, 10));
     }
 }

@@ -1,9 +1,13 @@
 //! The link: a few connections that fetch blocks, the blocks that are here, and the readers that wait for them.
 //!
 //! A block is a part of an object of at most [`BLOCK`] bytes. Blocks are announced in the order in which they will be
-//! read, are fetched side by side as far as the memory for them allows, and stay until they were read and their memory
-//! is wanted. A reader whose block was never announced, or was dropped, gets it fetched before all others: announcing
-//! is never needed for a right result, only for a fast one.
+//! read, and are fetched side by side as far as the memory for them allows. A block that was read to its end goes when
+//! its memory is wanted; one that was not read, or only in part, does not go for what is read later, so that each is
+//! fetched once. A reader whose block was never announced, or was dropped, gets it fetched before all others, whatever
+//! the memory: announcing is never needed for a right result, only for a fast one, and no reader waits for another.
+//!
+//! Whoever reads a range begins a pass over it: its blocks are hashed as they come, so that its digest needs no second
+//! reader at another pace. At the end of the pass its blocks go.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
@@ -11,9 +15,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use crate::storage::Window;
+use crate::storage::remote::http::answer::changed;
 use crate::storage::remote::http::object::Object;
 use crate::storage::remote::link::blocks::{Blocks, Held, Key, Stage};
 use crate::storage::remote::link::cache;
+use crate::storage::remote::link::digests::Digests;
 use crate::storage::remote::link::spill::Spill;
 use crate::storage::remote::settings::settings;
 use crate::{Error, Result};
@@ -39,6 +45,7 @@ pub(crate) struct Link {
 struct State {
     objects: HashMap<u64, Arc<Object>>,
     blocks: Blocks,
+    digests: Digests,
     /// Blocks that a reader waits for; those of work that has begun; those of work that comes later.
     queues: [VecDeque<Key>; 3],
     /// Long windows that live, by object and start.
@@ -66,8 +73,11 @@ pub(crate) fn link() -> &'static Link {
     })
 }
 
-/// The least memory for blocks.
-pub(crate) const LEAST: u64 = 12 * BLOCK;
+/// The least memory for blocks that are read ahead.
+pub(crate) const LEAST: u64 = 8 * BLOCK;
+
+/// The memory for blocks beyond that, which readers wait for while all of it holds what is read later.
+pub(crate) const BEYOND: u64 = 8 * BLOCK;
 
 impl Link {
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -90,6 +100,7 @@ impl Link {
         let mut state = self.lock();
         state.objects.remove(&id);
         state.blocks.forget(id);
+        state.digests.forget(id);
         state.lent.retain(|key, _| key.0 != id);
     }
 
@@ -106,6 +117,38 @@ impl Link {
             }
         }
         self.start(&mut state);
+    }
+
+    /// Begins a pass over `range` of an object: it is cut into blocks from its start on, which are hashed as they come.
+    pub(crate) fn begin_pass(&self, id: u64, range: &Range<u64>) {
+        let mut state = self.lock();
+        state.blocks.cover(id, range.clone(), BLOCK);
+        state.digests.begin(id, range);
+    }
+
+    /// The digest of `range`, over which a pass was made; its blocks go. What has not been hashed, because it was
+    /// fetched before the pass or was not read in it, is read for that.
+    pub(crate) fn end_pass(&'static self, object: &Object, range: &Range<u64>) -> Result<blake3::Hash> {
+        let mut state = self.lock();
+        state.digests.begin(object.id, range);
+        for known in state.digests.blocks(object.id, range, true) {
+            state.blocks.release(object.id, &known);
+        }
+        let missing = state.digests.blocks(object.id, range, false);
+        drop(state);
+        self.announce(object.id, &missing, Wanted::Soon);
+        for block in missing {
+            let bytes = self.read(object, block.clone())?;
+            let mut state = self.lock();
+            for subtree in state.digests.subtrees(object.id, &block) {
+                state.digests.put(&subtree, subtree.hash(&bytes));
+            }
+        }
+        let mut state = self.lock();
+        state.blocks.release(object.id, range);
+        self.work.notify_all();
+        let unknown = || Error::unexpected("a digest of bytes that were not read").path(&object.location);
+        state.digests.digest(object.id, range).ok_or_else(unknown)
     }
 
     /// Bytes of blocks that are announced and have not been fetched.
@@ -151,7 +194,12 @@ impl Link {
             };
             let until = end.min(range.end);
             let within = (at - key.1) as usize..(until - key.1) as usize;
-            match state.blocks.take(key, within.len() as u64) {
+            let stage = state.blocks.take(key, within.len() as u64);
+            if state.blocks.is_read(key) {
+                // There is room for another one.
+                self.work.notify_one();
+            }
+            match stage {
                 Stage::Here(Held::Memory(bytes)) => {
                     if at == range.start && until == range.end {
                         return Ok(Window::shared(bytes, within));
@@ -231,13 +279,23 @@ impl Link {
             };
             state.idle -= 1;
             let spill = state.blocks.spill(key);
+            let subtrees = state.digests.subtrees(object.id, &range);
             drop(state);
-            let fetched = fetch(&object, &range).and_then(|bytes| match spill {
-                None => Ok(Held::Memory(Arc::new(bytes))),
-                Some(spill) => spill.write(&bytes).map(|offset| Held::Spilled(Arc::clone(&spill), offset)),
+            let fetched = fetch(&object, &range).and_then(|bytes| {
+                let hashes: Vec<_> = subtrees.iter().map(|subtree| (subtree, subtree.hash(&bytes))).collect();
+                let held = match spill {
+                    None => Held::Memory(Arc::new(bytes)),
+                    Some(spill) => spill.write(&bytes).map(|at| Held::Spilled(Arc::clone(&spill), at))?,
+                };
+                Ok((held, hashes))
             });
             state = self.lock();
             state.idle += 1;
+            let fetched = fetched.and_then(|(held, hashes)| {
+                let same = hashes.into_iter().all(|(subtree, hash)| state.digests.put(subtree, hash));
+                let other = || changed("bytes that were fetched twice differ").path(&object.location);
+                if same { Ok(held) } else { Err(other()) }
+            });
             state.blocks.arrive(key, fetched);
             self.came.notify_all();
             self.work.notify_all();
@@ -256,17 +314,19 @@ fn fetch(object: &Object, range: &Range<u64>) -> Result<Vec<u8>> {
 }
 
 impl State {
-    /// The next block to fetch, if there is memory for it. A block that is waited for needs none; one that comes later
-    /// leaves half for those of work that has begun.
+    /// The next block to fetch, if there is memory for it. A block that is waited for is fetched in any case; one that
+    /// comes later leaves half for those of work that has begun.
     fn next(&mut self, capacity: u64) -> Option<(Key, Arc<Object>, Range<u64>)> {
-        for (at, room) in [(0, u64::MAX), (1, capacity), (2, capacity / 2)] {
+        for (at, room) in [(0, capacity + BEYOND), (1, capacity), (2, capacity / 2)] {
             while let Some(key) = self.queues[at].front().copied() {
                 let Some(size) = self.blocks.queued_size(key) else {
                     // Fetched by another queue's turn, or not wanted any more.
                     self.queues[at].pop_front();
                     continue;
                 };
-                if !self.blocks.make_room(key, size, room) {
+                if at == Wanted::Now as usize {
+                    self.blocks.force_room(key, size, room);
+                } else if !self.blocks.make_room(key, size, room) {
                     break;
                 }
                 self.queues[at].pop_front();

@@ -2,5 +2,6 @@
 
 pub(crate) mod blocks;
 pub(crate) mod cache;
+pub(crate) mod digests;
 pub(crate) mod fetcher;
 pub(crate) mod spill;
