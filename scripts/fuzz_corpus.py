@@ -1,11 +1,13 @@
 """Writes tests/fuzz/corpus: small inputs for the fuzz targets, each of a kind that once took gigabytes, hung, or was read wrongly.
 
-Run with any Python 3: python3 scripts/fuzz_corpus.py
+Needs blake3: uv run --with blake3==1.0.11 scripts/fuzz_corpus.py
 """
 
 import json
 import struct
 from pathlib import Path
+
+from blake3 import blake3
 
 HOME = Path(__file__).parent.parent / "tests/fuzz/corpus"
 
@@ -166,6 +168,113 @@ ADAPTERS = {
 }
 
 
+def frame(*blocks: bytes | tuple[bytes, int], cut: int | None = None) -> bytes:
+    """A zstd frame: bytes as they are, and one byte so many times."""
+    pieces = []
+    for block in blocks:
+        if isinstance(block, bytes):
+            pieces += [(0, len(block[at : at + 65536]), block[at : at + 65536]) for at in range(0, len(block), 65536)]
+        else:
+            byte, count = block
+            pieces += [(1, min(131072, count - at), byte) for at in range(0, count, 131072)]
+    pieces = pieces or [(0, 0, b"")]
+    # A window of 1 MiB, no content size, no checksum.
+    out = b"\x28\xb5\x2f\xfd\x00\x50"
+    for at, (kind, size, content) in enumerate(pieces):
+        out += struct.pack("<I", (at + 1 == len(pieces)) | kind << 1 | size << 3)[:3] + content
+    return out[:cut]
+
+
+def spectrum(**changes) -> bytes:
+    line = {"module": "model.layers.0.self_attn.q_proj", "shape": [8, 8], "delta_norm": 1.5, "converged": 2, "singular_values": [1.2, 0.9, 0.1]}
+    return json.dumps(line | changes).encode() + b"\n"
+
+
+SPECTRA = {
+    "good": frame(spectrum()),
+    "no_lines": frame(),
+    "one_long_line": frame(b'{"module":"', (b"x", 8 << 20)),
+    "many_lines": frame((b"\n", 4 << 20)),
+    "one_long_number": frame(b'{"module":"a","shape":[8,8],"delta_norm":', (b"1", 900_000), b"}\n"),
+    "values_are_text": frame(spectrum(singular_values=["1"])),
+    "values_infinite": frame(spectrum().replace(b"1.2", b"1e999")),
+    "values_negative": frame(spectrum(singular_values=[-1.0, 5e-324], delta_norm=-1)),
+    "values_rising": frame(spectrum(singular_values=[0.0, 1.0, 1e308])),
+    "no_values": frame(spectrum(singular_values=[])),
+    "shape_huge": frame(spectrum(shape=[2**63, 2**64 - 1], converged=2**64 - 1)),
+    "shape_of_three": frame(spectrum(shape=[1, 2, 3])),
+    "norm_null": frame(spectrum(delta_norm=None)),
+    "control": frame(spectrum(module="a\n\x1b[2J\u009b\u202e")),
+    "deep": frame(b"[" * 200),
+    "not_zstd": spectrum(),
+    "cut": frame(spectrum(), cut=30),
+    "two_frames": frame(spectrum()) + frame(spectrum(module="b")),
+    "trailing": frame(spectrum()) + b"x",
+    "not_utf8": frame(spectrum().replace(b"q_proj", b"q\xff\xfe")),
+    "empty": b"",
+}
+
+
+def journal(*records: dict | bytes, chain: bool = True, end: bytes = b"") -> bytes:
+    before, out = b"trephine.journal", b""
+    for record in records:
+        text = record if isinstance(record, bytes) else json.dumps(record, separators=(",", ":")).encode()
+        before = blake3(before + text).hexdigest()[:16].encode() if chain else b"0" * 16
+        out += before + b" " + text + b"\n"
+    return out + end
+
+
+BEGIN = {"begin": {"command": "dequantize", "trephine": "0.1.0", "options": {"dtype": "bf16"}, "inputs": {}}}
+FILE = {"name": "model-00001-of-00002.safetensors", "bytes": 5, "blake3": "0" * 64, "tensors": []}
+JOURNALS = {
+    "good": journal(BEGIN, {"file": FILE}),
+    "empty": b"",
+    "torn": journal(BEGIN, end=b"0123456789abcdef {"),
+    "no_newline": journal(BEGIN)[:-1],
+    "wrong_chain": journal(BEGIN, {"file": FILE}, chain=False),
+    "twice": journal(BEGIN) * 2,
+    "outside": journal(BEGIN, {"file": FILE | {"name": "../../victim/x"}}),
+    "absolute": journal(BEGIN, {"file": FILE | {"name": "/etc/passwd"}}),
+    "dots": journal(BEGIN, {"file": FILE | {"name": ".."}}),
+    "control": journal(BEGIN, {"file": FILE | {"name": "a\n\x1b[2J\u009b"}}),
+    "no_beginning": journal({"file": FILE}),
+    "two_beginnings": journal(BEGIN, BEGIN),
+    "unknown_record": journal(BEGIN, {"other": FILE}),
+    "bytes_huge": journal(BEGIN, {"file": FILE | {"bytes": 2**64 - 1}}),
+    "bytes_negative": journal(BEGIN, {"file": FILE | {"bytes": -1}}),
+    "digest_short": journal(BEGIN, {"file": FILE | {"blake3": "0"}}),
+    "tensors_deep": journal(BEGIN, b'{"file":{"name":"a","tensors":' + b"[" * 200),
+    "not_json": journal(b"no JSON"),
+    "not_utf8": journal(b'{"begin":"\xff"}'),
+    "blank_lines": b"\n" * 64,
+    "of_zeros": bytes(256),
+}
+
+DIGEST = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+SUMS = {
+    "good": f"{DIGEST}  a\n".encode(),
+    "with_a_dot": f"{DIGEST}  ./a\n".encode(),
+    "escaped": f"\\{DIGEST}  a\\nb\n".encode(),
+    "wrong_escape": f"\\{DIGEST}  a\\x\n".encode(),
+    "outside": f"{DIGEST}  ../a\n".encode(),
+    "absolute": f"{DIGEST}  /etc/passwd\n".encode(),
+    "inside_and_out": f"{DIGEST}  b/../../a\n".encode(),
+    "uppercase": f"{DIGEST.upper()}  a\n".encode(),
+    "short": f"{DIGEST[:-1]}  a\n".encode(),
+    "one_space": f"{DIGEST} a\n".encode(),
+    "star": f"{DIGEST} *a\n".encode(),
+    "no_newline": f"{DIGEST}  a".encode(),
+    "carriage_return": f"{DIGEST}  a\r\n".encode(),
+    "twice": f"{DIGEST}  a\n{DIGEST}  ./a\n".encode(),
+    "no_name": f"{DIGEST}  \n".encode(),
+    "nul": f"{DIGEST}  a\0b\n".encode(),
+    "not_utf8": f"{DIGEST}  a".encode() + b"\xff\n",
+    "control": f"{DIGEST}  a\x1b[2J\u009b\n".encode(),
+    "blank_lines": b"\n" * 64,
+    "empty": b"",
+}
+
+
 def main() -> None:
     as_json = lambda cases: {name: json.dumps(case).encode() for name, case in cases.items()}
     targets = {
@@ -176,6 +285,9 @@ def main() -> None:
         | {"twice": b'{"weight_map": {"a.weight": "x", "a.weight": "model.safetensors"}}', "deep": b'{"weight_map": {"a":' + b"[" * 200, "cut": b'{"w'},
         "adapter_config": as_json(ADAPTERS)
         | {"pattern_list": b'{"rank_pattern": [1]}', "twice": b'{"r": 1, "r": 2}', "cut": b'{"r'},
+        "spectra": SPECTRA,
+        "journal": JOURNALS,
+        "checksums": SUMS,
     }
     for target, cases in targets.items():
         folder = HOME / target

@@ -8,9 +8,13 @@ use std::path::Path;
 use crate::checkpoint::weight_map::Index;
 use crate::container::gguf;
 use crate::container::safetensors::{entries, header};
+use crate::durable::{checksums, journal};
 use crate::lora::read::PeftConfig;
 use crate::quant::declared::Declared;
 use crate::quant::registry::Scheme;
+#[cfg(feature = "report")]
+use crate::report::tables;
+use crate::run::unit::{AnyRecord, JournalEntry};
 use crate::storage::{Storage, Version, Window};
 use crate::{Error, Result};
 
@@ -53,6 +57,38 @@ pub fn adapter_config(bytes: &[u8]) {
             let _ = config.scale_of(module, config.rank_of(module));
         }
     }
+}
+
+/// The spectra beside an adapter, packed; and the same bytes as what is unpacked.
+#[cfg(feature = "report")]
+pub fn spectra(bytes: &[u8]) {
+    let path = Path::new("spectra.jsonl.zst");
+    let _ = tables::unpack_spectra(bytes, path);
+    if let Ok(packed) = zstd::encode_all(bytes, 1) {
+        let _ = tables::unpack_spectra(packed.as_slice(), path);
+    }
+}
+
+/// A journal; and its lines as records of a journal whose chain of checksums is right, which anybody can write.
+pub fn journal(bytes: &[u8]) {
+    let replay = |bytes: &[u8]| journal::read::<JournalEntry<AnyRecord>>(bytes, Path::new("journal"));
+    let _ = replay(bytes);
+    let (mut before, mut chained) = (journal::SEED, Vec::new());
+    for line in bytes.split(|byte| *byte == b'\n') {
+        let json = line.get(journal::SEED.len() + 1..).unwrap_or_default();
+        before = journal::chained(&before, json);
+        chained.extend([&before[..], b" ", json, b"\n"].concat());
+    }
+    if let Ok(read) = replay(&chained) {
+        assert!(read.records.len() <= bytes.len());
+    }
+}
+
+/// A list of checksums.
+pub fn checksums(bytes: &[u8]) {
+    let sums = checksums::parse(Path::new("/nowhere"), bytes);
+    let outside = |name: &str| name.starts_with('/') || name.split('/').any(|part| part == "..");
+    assert!(sums.entries().iter().all(|entry| !outside(&entry.name)));
 }
 
 /// The header of a GGUF file.

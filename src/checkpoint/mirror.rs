@@ -21,6 +21,15 @@ impl LocalFiles {
     }
 }
 
+/// Whether a link in the folder `root`, a path without links, may be followed: it leads to a place inside the folder, or
+/// to a blob of a Hugging Face cache. Any other may lead to what nobody meant to publish.
+pub(crate) fn leads_inside(root: &Path, link: &Path) -> bool {
+    let Ok(target) = link.canonicalize() else { return false };
+    let named = |up: usize| target.ancestors().nth(up).and_then(Path::file_name).unwrap_or_default();
+    let is_blob = named(1) == "blobs" && named(2).as_encoded_bytes().starts_with(b"models--");
+    target.starts_with(root) || is_blob
+}
+
 impl Checkpoint {
     /// The files of its folder that `is_wanted` by their names, on this machine: its own folder, or copies that are
     /// removed with the result.

@@ -16,6 +16,7 @@ pub(crate) mod module;
 pub mod module_tree;
 mod open;
 pub(crate) mod reader;
+pub(crate) mod room;
 pub(crate) mod unaccounted;
 pub(crate) mod weight_map;
 pub use self::catalogue::{FileId, Tensor};
@@ -24,6 +25,7 @@ pub use self::identity::{Change, FileIdentity, Identity};
 pub use self::mirror::LocalFiles;
 pub use self::module::{Module, PackedRows};
 pub use self::reader::{MappedRows, ModuleReader};
+pub use self::room::Room;
 
 use crate::checkpoint::catalogue::Catalogue;
 use crate::checkpoint::module_tree::kinds::kind_of_module;

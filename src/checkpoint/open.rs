@@ -10,6 +10,7 @@ use crate::checkpoint::error_policy::Faults;
 use crate::checkpoint::identity::Identity;
 use crate::checkpoint::index::Layout;
 use crate::checkpoint::module::arrange;
+use crate::checkpoint::room::Room;
 use crate::checkpoint::{Checkpoint, gguf, identity, index, locate, unaccounted};
 use crate::container::safetensors::header;
 use crate::quant::declared::Declared;
@@ -26,7 +27,15 @@ impl Checkpoint {
     /// The first error in the checkpoint's files or headers, or an unsupported quantization. All are bad input, except
     /// for a file that the system cannot open.
     pub fn open(spec: &str) -> Result<Checkpoint> {
-        Self::open_with(spec, &mut Faults::Stop)
+        Self::open_within(spec, &mut Room::boundless())
+    }
+
+    /// Opens a checkpoint if what its tensors take fits into `room`, from which it is taken.
+    ///
+    /// # Errors
+    /// The errors of [`open`](Self::open); [`Kind::Decide`](crate::Kind::Decide) where there is no room.
+    pub fn open_within(spec: &str, room: &mut Room) -> Result<Checkpoint> {
+        Self::open_with(spec, room, &mut Faults::Stop)
     }
 
     /// Opens what can be opened of a checkpoint, and returns the errors of the rest in the order in which they
@@ -37,19 +46,19 @@ impl Checkpoint {
     /// There is nothing to open.
     pub fn inspect(spec: &str) -> Result<(Checkpoint, Vec<Error>)> {
         let mut faults = Faults::Keep(Vec::new());
-        let checkpoint = Self::open_with(spec, &mut faults)?;
+        let checkpoint = Self::open_with(spec, &mut Room::boundless(), &mut faults)?;
         match faults {
             Faults::Keep(kept) => Ok((checkpoint, kept)),
             Faults::Stop => Ok((checkpoint, Vec::new())),
         }
     }
 
-    fn open_with(spec: &str, faults: &mut Faults) -> Result<Checkpoint> {
+    fn open_with(spec: &str, room: &mut Room, faults: &mut Faults) -> Result<Checkpoint> {
         let source = locate::resolve(spec, |name| std::env::var_os(name))?;
         let folder = source.folder();
         let layout = index::layout(&*folder, source.file().as_deref(), faults)?;
         if layout.is_gguf() {
-            let mut opened = Self::gather_gguf(&source, &layout)?;
+            let mut opened = Self::gather_gguf(&source, &layout, room)?;
             opened.modules = arrange::catalogue(&opened.scheme, &opened.tensors, &opened.files, faults)?;
             return Ok(opened);
         }
@@ -61,7 +70,7 @@ impl Checkpoint {
             Some(known) => known,
             None => scheme_of(&config, None)?,
         };
-        let mut opened = Self::gather(&source, &layout, config, scheme, faults)?;
+        let mut opened = Self::gather(&source, &layout, (config, scheme), room, faults)?;
         // The unsupported scheme is reported already; errors of its single weights would only repeat that.
         let mut ignored = Faults::Keep(Vec::new());
         let faults = if unknown { &mut ignored } else { faults };
@@ -98,7 +107,7 @@ impl Checkpoint {
     fn open_tensors(source: &locate::Source) -> Result<Checkpoint> {
         let (config, scheme, faults) = (Config::default(), Scheme::default(), &mut Faults::Stop);
         let layout = index::layout(&*source.folder(), source.file().as_deref(), faults)?;
-        Self::gather(source, &layout, config, scheme, faults)
+        Self::gather(source, &layout, (config, scheme), &mut Room::boundless(), faults)
     }
 
     /// Opens a safetensors checkpoint whose objects come from any [`Storage`]; `root` is its name in messages. All
@@ -122,8 +131,8 @@ impl Checkpoint {
     fn gather(
         source: &locate::Source,
         layout: &Layout,
-        config: Config,
-        scheme: Scheme,
+        declared: (Config, Scheme),
+        room: &mut Room,
         faults: &mut Faults,
     ) -> Result<Checkpoint> {
         let mut files = Vec::new();
@@ -131,21 +140,25 @@ impl Checkpoint {
         let folder = source.folder();
         for file in open_all(&*folder, layout) {
             let read = file.and_then(|file| Ok((header::read(&*file)?, file)));
-            let Some((header, file)) = faults.take(read)? else { continue };
+            let Some((mut header, file)) = faults.take(read)? else { continue };
+            room.count(&mut header);
             headers.push(header);
             files.push(file);
         }
+        room.check().map_err(|e| e.path(source.path()))?;
         let identity = identity::of(&*folder, identity::beside(layout.index()), &files, &headers)?;
         let tensors = index::resolve(layout, &files, headers, faults)?;
         let (root, folder) = (source.path().to_owned(), Some(folder));
-        Ok(Self::without_modules(root, folder, (config, scheme), files, tensors, identity))
+        Ok(Self::without_modules(root, folder, declared, files, tensors, identity))
     }
 
     /// The same for GGUF, whose files contain the config.
-    fn gather_gguf(source: &locate::Source, layout: &Layout) -> Result<Checkpoint> {
+    fn gather_gguf(source: &locate::Source, layout: &Layout, room: &mut Room) -> Result<Checkpoint> {
         let folder = source.folder();
         let files = open_all(&*folder, layout).into_iter().collect::<Result<Vec<_>>>()?;
-        let gguf::Model { config, scheme, headers } = gguf::read(&files)?;
+        let gguf::Model { config, scheme, mut headers } = gguf::read(&files)?;
+        headers.iter_mut().for_each(|header| room.count(header));
+        room.check().map_err(|e| e.path(source.path()))?;
         let identity = identity::of(&*folder, std::iter::empty(), &files, &headers)?;
         let tensors = index::resolve(layout, &files, headers, &mut Faults::Stop)?;
         let (root, folder) = (source.path().to_owned(), Some(folder));

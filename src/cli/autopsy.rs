@@ -132,6 +132,7 @@ pub fn run(arguments: AutopsyArgs) -> Result<ExitCode> {
 }
 
 fn write(folder: &Path, found: &Autopsy) -> Result<()> {
+    atomic_file::remove_leftovers(folder)?;
     atomic_file::write(&folder.join(AUTOPSY), |out| {
         serde_json::to_writer_pretty(&mut *out, found)?;
         out.write_all(b"\n")

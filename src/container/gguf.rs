@@ -23,6 +23,8 @@ const DIMENSIONS: u32 = 4;
 /// The most keys of metadata; real models have some dozens.
 const MOST_KEYS: u64 = 65_536;
 const NESTED: usize = 4;
+/// The largest alignment that is read: models have 32.
+const LARGEST_ALIGNMENT: u64 = 1 << 20;
 const PIECE: usize = 1 << 16;
 /// The type of a 32-bit unsigned number.
 const U32: u32 = 4;
@@ -107,10 +109,13 @@ fn header(cursor: &mut Cursor) -> Result<Header> {
         Some(_) if alignment_type != Some(U32) => {
             return Err(Error::input("general.alignment is not stored as a 32-bit unsigned number"));
         }
-        Some(value) => value
-            .as_u64()
-            .filter(|n| n.is_power_of_two() && *n <= 1 << 20)
-            .ok_or_else(|| Error::input(format!("general.alignment is {value}, not a power of two")))?,
+        Some(value) => {
+            value.as_u64().filter(|n| n.is_power_of_two() && *n <= LARGEST_ALIGNMENT).ok_or_else(|| {
+                Error::input(format!(
+                    "general.alignment is {value}, not a power of two up to {LARGEST_ALIGNMENT}"
+                ))
+            })?
+        }
     };
     let (mut found, mut names) = (Vec::new(), HashSet::new());
     for _ in 0..tensors {

@@ -9,6 +9,10 @@ use serde_json::Value as Json;
 use crate::storage::regular_file;
 use crate::{Error, Result};
 
+/// What a template may spend on one conversation, in minijinja's measure: an instruction each, or 64 bytes of data. A
+/// published template spends some hundreds on a message; a hostile one would loop for ever, or fill the memory.
+const FUEL: u64 = 4_000_000;
+
 /// A chat template and the special tokens that it uses.
 pub(super) struct Chat {
     template: String,
@@ -29,7 +33,12 @@ impl Chat {
                 .map_err(|e| Error::input("the file is not valid JSON").path(&path).because(e))?,
             None => Json::Null,
         };
-        let own = regular_file::read_text(&folder.join("chat_template.jinja")).ok();
+        let own = folder.join("chat_template.jinja");
+        let own = match regular_file::read_text(&own) {
+            Ok(text) => Some(text),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+            Err(e) => return Err(regular_file::cannot_read(&own, e)),
+        };
         let template = own.or_else(|| named(config.get("chat_template")?)).ok_or_else(missing)?;
         // Markers for training that print nothing and that only transformers' own Jinja knows.
         let template =
@@ -46,6 +55,7 @@ impl Chat {
             token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
         };
         let mut environment = Environment::new();
+        environment.set_fuel(Some(FUEL));
         // The same settings as in transformers.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment
@@ -69,10 +79,15 @@ impl Chat {
             pad_token => token("pad_token").unwrap_or_default(),
             unk_token => token("unk_token").unwrap_or_default(),
         };
-        environment.render_str(&self.template, context).map_err(|e| {
-            Error::input("the chat template refuses a conversation")
+        environment.render_str(&self.template, context).map_err(|e| match e.kind() {
+            ErrorKind::OutOfFuel => {
+                Error::input("the chat template takes too much time or memory for a conversation")
+                    .because(e)
+                    .hint("look at the template: it may do harm; or give shorter conversations")
+            }
+            _ => Error::input("the chat template refuses a conversation")
                 .because(e)
-                .hint("its roles may have to take turns: user, assistant, user, ...")
+                .hint("its roles may have to take turns: user, assistant, user, ..."),
         })
     }
 }
@@ -112,6 +127,17 @@ mod tests {
             {"role": "assistant", "content": "Hello."},
         ]);
         assert_eq!(chat.render(messages).unwrap(), "Be brief.<|user|>Hi</s><|assistant|>Hello.</s>");
+        let greedy = [
+            "{% for i in range(99999) %}{% for j in range(99999) %}{{ i }}{% endfor %}{% endfor %}",
+            "{{ 'x' * 10000000000 }}",
+            "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+            "{{ 'a'.join(['b'] * 4000000000) }}",
+        ];
+        for template in greedy {
+            let greedy = Chat { template: template.into(), config: serde_json::Value::Null };
+            let error = greedy.render(serde_json::json!([])).unwrap_err();
+            assert!(error.to_string().contains("the chat template"), "{template}: {error}");
+        }
         let refusing = Chat { template: "{{ raise_exception('roles must alternate') }}".into(), ..chat };
         let error = refusing.render(serde_json::json!([])).unwrap_err();
         assert!(format!("{error}").contains("refuses a conversation"), "{error}");

@@ -22,6 +22,9 @@ pub(super) enum Document {
 /// Bytes of a file that are read per wanted token: no language needs as many.
 const BYTES_PER_TOKEN: u64 = 64;
 
+/// The longest line of a `.jsonl` file, in bytes.
+const LONGEST_LINE: u64 = 64 << 20;
+
 /// The documents of a file, or the built-in text. A long file is read only as far as `tokens` may require.
 pub(super) fn documents(source: Option<&Path>, tokens: usize) -> Result<Vec<Document>> {
     let Some(path) = source else { return Ok(vec![Document::Text(BUILT_IN.to_owned())]) };
@@ -57,19 +60,27 @@ pub(super) fn documents(source: Option<&Path>, tokens: usize) -> Result<Vec<Docu
 }
 
 fn lines(
-    reader: impl BufRead,
+    mut reader: impl BufRead,
     limit: u64,
     path: &Path,
     failed: impl Fn(std::io::Error) -> Error,
 ) -> Result<Vec<Document>> {
     let (mut documents, mut read) = (Vec::new(), 0);
-    for (number, line) in reader.lines().enumerate() {
-        let line = line.map_err(&failed)?;
+    for number in 1u64.. {
+        let bad = |what: &str| Error::input(format!("line {number} {what}")).path(path);
+        let mut line = Vec::new();
+        reader.by_ref().take(LONGEST_LINE + 1).read_until(b'\n', &mut line).map_err(&failed)?;
+        if line.is_empty() {
+            break;
+        }
+        if line.len() as u64 > LONGEST_LINE {
+            return Err(bad(&format!("has more than {LONGEST_LINE} bytes")));
+        }
+        let line = std::str::from_utf8(&line).map_err(|_| failed(std::io::ErrorKind::InvalidData.into()))?;
         if line.trim().is_empty() {
             continue;
         }
-        let bad = |what: &str| Error::input(format!("line {} {what}", number + 1)).path(path);
-        let mut object: Value = serde_json::from_str(&line).map_err(|e| bad("is not JSON").because(e))?;
+        let mut object: Value = serde_json::from_str(line).map_err(|e| bad("is not JSON").because(e))?;
         let document = match (object.get_mut("messages").map(Value::take), object.get("text")) {
             (Some(messages @ Value::Array(_)), _) => Document::Messages(messages),
             (_, Some(Value::String(text))) => Document::Text(text.clone()),

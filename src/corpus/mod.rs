@@ -52,7 +52,7 @@ impl Corpus {
     pub fn memory(&self, model: &Path) -> u64 {
         let file = self.folder(model).join("tokenizer.json");
         let vocabulary = std::fs::metadata(file).map_or(0, |data| data.len());
-        14 * vocabulary + 64 * self.tokens as u64
+        (self.tokens as u64).saturating_mul(64).saturating_add(14 * vocabulary)
     }
 
     /// The folder of the tokenizer.

@@ -68,7 +68,8 @@ impl Checksums {
     }
 }
 
-fn parse(folder: &Path, bytes: &[u8]) -> Checksums {
+/// The checksums in `bytes`, for the files of `folder`.
+pub(crate) fn parse(folder: &Path, bytes: &[u8]) -> Checksums {
     let mut sums = Checksums { folder: folder.to_path_buf(), entries: Vec::new(), findings: Vec::new() };
     let mut lines = BTreeMap::new();
     for (index, line) in bytes.split_inclusive(|&b| b == b'\n').enumerate() {

@@ -22,7 +22,7 @@ use crate::durable::lock::{Hold, hold};
 use crate::{Error, Result};
 
 /// The digits that the first line is chained to; a new line format needs a new seed.
-const SEED: [u8; 16] = *b"trephine.journal";
+pub(crate) const SEED: [u8; 16] = *b"trephine.journal";
 
 /// The length of a line's digits and of the space after them.
 const PREFIX: usize = 17;
@@ -181,7 +181,11 @@ impl<T> Prefix<T> {
     }
 }
 
-fn read<T: DeserializeOwned>(file: &File, path: &Path) -> Result<Prefix<T>> {
+/// Reads records up to the end or to the first damage. `path` is for messages.
+///
+/// # Errors
+/// A read that fails.
+pub(crate) fn read<T: DeserializeOwned>(file: impl Read, path: &Path) -> Result<Prefix<T>> {
     let failed = |e: io::Error| Error::unexpected("cannot read the journal").path(path).because(e);
     let mut reader = BufReader::new(file);
     let mut line = Vec::new();
@@ -220,7 +224,8 @@ fn checked<'a>(line: &'a [u8], before: &[u8; 16]) -> Option<&'a [u8]> {
     (chained(before, json) == *digits).then_some(json)
 }
 
-fn chained(before: &[u8; 16], json: &[u8]) -> [u8; 16] {
+/// The digits of a line with this JSON, behind the line with the digits `before`.
+pub(crate) fn chained(before: &[u8; 16], json: &[u8]) -> [u8; 16] {
     let hash = blake3::Hasher::new().update(before).update(json).finalize();
     let mut digits = [0; 16];
     digits.copy_from_slice(&hash.to_hex().as_bytes()[..16]);

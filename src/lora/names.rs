@@ -102,6 +102,9 @@ pub fn expert_of_stack(module: &str) -> Option<(&str, usize)> {
 /// What holds the stacks of a layer's experts.
 const EXPERTS: &str = "experts";
 
+/// More experts than any layer has: a larger number in a name is a mistake, or made to fill the memory.
+pub(crate) const MOST_EXPERTS: usize = 65_536;
+
 /// What holds those of the experts that every token passes, where they are stacks too: in Inkling.
 const SHARED: &str = "shared_experts";
 

@@ -36,7 +36,7 @@ pub use forward::{Forward, Needs, Observer, Part};
 pub use head::Loss;
 pub use hidden::Hidden;
 pub use linear::{LowRank, Updates};
-pub use plan::{Asked, Beside, ForwardPlan, plan};
+pub use plan::{Asked, Beside, ForwardPlan, plan, refuse_below};
 pub use text::{Group, Sequences};
 pub use threads::run_tasks;
 

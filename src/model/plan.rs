@@ -54,6 +54,21 @@ pub struct ForwardPlan {
     pub chunks: usize,
 }
 
+/// Refuses a pass where `text` bytes, for the tokenizer and the text alone, are more than the `memory` that all of the
+/// `process` may take. This is known before they are read.
+///
+/// # Errors
+/// [`Kind::Decide`](crate::Kind::Decide); a pass needs more than what is named here.
+pub fn refuse_below(text: u64, process: u64, memory: u64) -> Result<()> {
+    if text <= memory {
+        return Ok(());
+    }
+    let (given, least) = (memory >> 20, process.div_ceil(1 << 20));
+    let what = format!("not enough memory: {given} MiB given, at least {least} MiB needed");
+    let hint = "the model's vocabulary and the text take as much: give more to --memory, or less to --tokens";
+    Err(Error::decide(what).hint(hint))
+}
+
 /// Plans a pass: how many threads, how many tokens at a time, and whether hidden states stay in memory.
 ///
 /// # Errors
@@ -70,9 +85,11 @@ pub fn plan(asked: Asked<'_>) -> Result<ForwardPlan> {
     let each = beside.thread + panel.max(attention);
     let states = 4 * tokens * decoder.hidden as u64 * if decoder.mixture.is_some() { 2 } else { 1 };
     let token = 4 * token_values(&modules, decoder) + 4 * 12;
-    let fixed = beside.process + beside.observer + beside.updates + kept;
-    let fits =
-        |threads: u64, chunk: u64, states: u64| fixed + threads * each + chunk * token + states <= memory;
+    let fixed =
+        beside.process.saturating_add(beside.observer).saturating_add(beside.updates).saturating_add(kept);
+    let fits = |threads: u64, chunk: u64, states: u64| {
+        fixed.saturating_add(threads * each + chunk * token + states) <= memory
+    };
     let group_states = 2 * 4 * largest * decoder.hidden as u64;
     // Threads have priority, then hidden states in memory, then long chunks.
     let mut threads = threads as u64;
@@ -80,7 +97,7 @@ pub fn plan(asked: Asked<'_>) -> Result<ForwardPlan> {
         threads -= 1;
     }
     if !fits(threads, largest, group_states) {
-        let least = (fixed + each + largest * token + group_states).next_multiple_of(1 << 20) >> 20;
+        let least = fixed.saturating_add(each + largest * token + group_states).div_ceil(1 << 20);
         return Err(Error::decide(format!(
             "not enough memory: {} MiB given, {least} MiB needed",
             memory >> 20

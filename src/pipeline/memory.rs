@@ -1,7 +1,7 @@
 //! The memory that a process needs besides its data.
 
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::module::Module;
+use crate::checkpoint::{Checkpoint, Room};
 
 /// Resident memory of the process that nothing else counts: code, stacks, the allocator's own data. Every command takes
 /// 13 to 17 MiB on checkpoints of some hundred kilobytes.
@@ -38,6 +38,16 @@ pub fn catalogue(checkpoint: &Checkpoint) -> u64 {
 /// Bytes of what a run records of all tensors of a checkpoint. The name stands in the identifier of a unit.
 pub fn records(checkpoint: &Checkpoint) -> u64 {
     checkpoint.tensors().map(|tensor| TENSOR_RECORD + 2 * tensor.name().len() as u64).sum()
+}
+
+/// Room for checkpoints whose tensors are all read and recorded, in a process that may take `memory` bytes.
+pub fn room(memory: u64) -> Room {
+    Room::new(memory, overhead(), [CATALOGUE_ENTRY + TENSOR_RECORD, 4])
+}
+
+/// Room for checkpoints of which nothing is recorded, where `taken` bytes are needed besides.
+pub fn room_unrecorded(memory: u64, taken: u64) -> Room {
+    Room::new(memory, overhead().saturating_add(taken), [CATALOGUE_ENTRY, 2])
 }
 
 /// How many slices of a module are asked how much they map: enough to cover every alignment of slices with heads.

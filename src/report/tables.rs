@@ -129,7 +129,7 @@ impl Tables {
             found.push(MANIFEST);
         }
         if spectra.exists() {
-            adapter.spectra = read_spectra(&spectra)?;
+            adapter.spectra = unpack_spectra(open(&spectra)?, &spectra)?;
             found.push(SPECTRA);
         }
         if manifest.exists() || spectra.exists() {
@@ -235,9 +235,13 @@ fn read_manifest(path: &Path) -> Result<Manifest> {
     Ok(manifest)
 }
 
-fn read_spectra(path: &Path) -> Result<Vec<Spectrum>> {
+/// The spectra in packed form, as far as `packed` goes. `path` is for messages.
+///
+/// # Errors
+/// [`Kind::Input`](crate::Kind::Input) for what is damaged, or more than any extraction has.
+pub(crate) fn unpack_spectra(packed: impl BufRead, path: &Path) -> Result<Vec<Spectrum>> {
     let bad = |e: std::io::Error| Error::input("cannot read the spectra").path(path).because(e);
-    let decoder = zstd::Decoder::with_buffer(open(path)?).map_err(bad)?;
+    let decoder = zstd::Decoder::with_buffer(packed).map_err(bad)?;
     // One byte more than is allowed tells that there is more.
     let mut reader = BufReader::new(decoder.take(SPECTRA_BYTES + 1));
     let (mut spectra, mut line, mut total, mut values) = (Vec::new(), Vec::new(), 0, 0);

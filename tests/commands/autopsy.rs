@@ -627,3 +627,12 @@ fn bad_input_is_told() {
     fs::write(foreign.join("thesis.tex"), "x").unwrap();
     command(&[&data("base"), "--out", &text(&foreign)]).code(2).says("holds something else ('thesis.tex')");
 }
+
+#[test]
+fn what_a_kill_left_in_the_folder_is_removed() {
+    let out = tempdir().unwrap();
+    let left = out.path().join(".tmp-1-0");
+    fs::write(&left, "half").unwrap();
+    command(&[&data("base"), "--out", &text(out.path())]).code(0);
+    assert!(!left.exists() && out.path().join("autopsy.json").exists());
+}

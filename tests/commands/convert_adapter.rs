@@ -11,7 +11,7 @@ use tempfile::tempdir;
 
 use crate::common::adapter::{config, lora, write_adapter};
 use crate::common::pair::{Tensor, dense, noise, values};
-use crate::common::{Ended, run, trephine};
+use crate::common::{Ended, assert_same, contents, run, trephine};
 
 /// The converter's results, one folder for each model.
 fn models() -> Vec<PathBuf> {
@@ -202,4 +202,41 @@ fn what_a_format_has_no_place_for_is_refused() {
     fs::write(other.join("config.json"), json!({"model_type": "mamba"}).to_string()).unwrap();
     let more = ["--format", "gguf", "--base", other.to_str().unwrap()];
     refused(&q, &plain, &more, 3).says("not supported for models of type 'mamba'");
+}
+
+#[test]
+fn a_conversion_that_was_stopped_is_begun_anew_and_a_finished_one_is_left_alone() {
+    let home = tempdir().unwrap();
+    let [one, other] = ["one", "other"].map(|name| home.path().join(name));
+    let module = "model.layers.0.self_attn.q_proj";
+    write_adapter(&one, &lora(module, [64, 32], 4, 1), &config(&["q_proj"]));
+    write_adapter(&other, &lora(module, [64, 32], 4, 9), &config(&["q_proj"]));
+    let mlx = ["--format", "mlx"];
+    let out = home.path().join("out");
+    convert(&one, &out, &mlx).code(0);
+    let files = contents(&out);
+    assert_eq!(files.len(), 3, "{:?}", files.keys());
+    convert(&one, &out, &mlx).code(0);
+    assert_same(&out, &files, "again");
+    convert(&other, &out, &mlx).code(2).says("holds another conversion");
+    assert_same(&out, &files, "another adapter");
+    // Killed while the files were moved: one lies there, the sums do not.
+    let stopped = home.path().join("stopped");
+    fs::create_dir_all(stopped.join(".trephine/results")).unwrap();
+    fs::write(stopped.join(".trephine/lock"), "1").unwrap();
+    fs::write(stopped.join(".tmp-1-0"), "half").unwrap();
+    fs::write(stopped.join(".trephine/results/adapter_config.json"), "torn").unwrap();
+    fs::copy(out.join("adapters.safetensors"), stopped.join("adapters.safetensors")).unwrap();
+    convert(&one, &stopped, &mlx).code(0);
+    assert_same(&stopped, &files, "stopped");
+    // A file of that name that no conversion has begun is somebody else's.
+    let foreign = home.path().join("foreign");
+    fs::create_dir(&foreign).unwrap();
+    fs::write(foreign.join("adapters.safetensors"), "mine").unwrap();
+    convert(&one, &foreign, &mlx).code(2).says("holds something else");
+    assert_eq!(fs::read(foreign.join("adapters.safetensors")).unwrap(), b"mine");
+    // What is refused leaves nothing.
+    let refused = home.path().join("refused");
+    convert(&one, &refused, &["--format", "gguf"]).code(2);
+    assert!(contents(&refused).is_empty());
 }

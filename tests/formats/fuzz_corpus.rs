@@ -4,8 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+use trephine::Error;
 use trephine::checkpoint::Checkpoint;
+use trephine::durable::{Checksums, Level};
 use trephine::lora::read::PeftConfig;
+use trephine::report::{Report, report};
 
 /// The cases of a target, by name.
 fn cases(target: &str) -> Vec<(String, Vec<u8>)> {
@@ -84,5 +88,69 @@ fn configs_of_adapters() {
         let scale = config.scale_of("model.layers.1.mlp.up_proj", config.rank_of("q_proj"));
         assert!(!scale.is_nan());
         Ok(())
+    });
+}
+
+#[test]
+fn spectra_beside_adapters() {
+    let home = tempfile::tempdir().unwrap();
+    let numbers = ["no_values", "shape_huge", "values_negative", "values_rising"];
+    let taken = [&["good", "control", "no_lines", "two_frames"][..], &numbers].concat();
+    replay("spectra", &taken, |bytes| {
+        fs::write(home.path().join("spectra.jsonl.zst"), bytes).unwrap();
+        let out = home.path().join("report.html");
+        let job = Report { folders: vec![home.path().to_owned()], out: out.clone(), svg: None };
+        report(&job)?;
+        let page = fs::read_to_string(&out).unwrap();
+        assert!(!page.contains(|c: char| c.is_control() && c != '\n' || c == '\u{202e}'), "{page}");
+        Ok(())
+    });
+}
+
+#[test]
+fn journals() {
+    let home = tempfile::tempdir().unwrap();
+    let state = home.path().join(".trephine");
+    fs::create_dir(&state).unwrap();
+    // What a journal holds is judged by the run that reads it; this is about its lines.
+    let taken = [
+        "absolute",
+        "bytes_huge",
+        "bytes_negative",
+        "control",
+        "digest_short",
+        "dots",
+        "empty",
+        "good",
+        "no_beginning",
+        "no_newline",
+        "of_zeros",
+        "outside",
+        "torn",
+        "twice",
+        "two_beginnings",
+        "unknown_record",
+    ];
+    replay("journal", &taken, |bytes| {
+        fs::write(state.join("journal"), bytes).unwrap();
+        if let Err(error) = trephine::run::status(home.path()) {
+            let text = error.to_string();
+            assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+        }
+        trephine::durable::journal::replay::<Value>(&state.join("journal")).map(drop)
+    });
+}
+
+#[test]
+fn lists_of_checksums() {
+    let home = tempfile::tempdir().unwrap();
+    // The digest in every list is that of no bytes.
+    fs::write(home.path().join("a"), "").unwrap();
+    fs::write(home.path().join("a\nb"), "").unwrap();
+    replay("checksums", &["good", "with_a_dot", "escaped"], |bytes| {
+        fs::write(home.path().join("B3SUMS"), bytes).unwrap();
+        let verification = Checksums::read(home.path())?.verify(&[], &|_| ());
+        let failed = verification.findings.iter().find(|finding| finding.level == Level::Error);
+        failed.map_or(Ok(()), |finding| Err(Error::input(finding.to_string())))
     });
 }

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use tempfile::{TempDir, tempdir};
 use trephine::commands::analyze::{AnalysisOptions, Analyzing, analyze};
+use trephine::commands::calibrate::{Calibration, calibrate};
 use trephine::commands::convert::{Dequantization, Merge, dequantize, merge};
 use trephine::commands::extract::extract;
+use trephine::corpus::Corpus;
 use trephine::run::{Progress, Silent};
 use trephine::{Error, Kind};
 
@@ -114,6 +116,29 @@ fn an_extraction_of_two_states_is_none() {
             extract(&job(&inputs.text("base-fp8"), &inputs.text("tuned"), out), progress).map(drop)
         });
     }
+}
+
+#[test]
+fn an_extraction_by_a_calibration_of_two_states_is_none() {
+    changed("calibration/calibration-00000.safetensors", &|inputs, out, progress| {
+        let calibration = inputs.home.path().join("calibration");
+        if !calibration.exists() {
+            let job = Calibration {
+                model: inputs.text("base"),
+                corpus: Corpus { files: vec![], tokenizer: None, sequence: 32, tokens: 64 },
+                out: calibration.clone(),
+                k: 16,
+                seed: 0,
+                threads: 2,
+                memory: 1 << 30,
+                overwrite: false,
+            };
+            calibrate(&job, &Silent)?;
+        }
+        let mut job = job(&inputs.text("base-fp8"), &inputs.text("tuned"), out);
+        job.calibration = Some(inputs.text("calibration"));
+        extract(&job, progress).map(drop)
+    });
 }
 
 #[test]

@@ -209,3 +209,22 @@ fn side_files_that_lead_out_of_the_checkpoint_are_not_copied() {
     }
     assert_eq!(fs::read_to_string(out.join("linked.txt")).unwrap(), "inside");
 }
+
+#[test]
+fn a_tokenizer_that_leads_out_of_the_checkpoint_is_not_copied() {
+    let home = tempdir().unwrap();
+    let tuned = copied("tuned", home.path());
+    fs::write(home.path().join("id_ed25519"), "a private key").unwrap();
+    fs::rename(tuned.join("tokenizer.json"), tuned.join("own.json")).unwrap();
+    symlink("own.json", tuned.join("tokenizer.json")).unwrap();
+    fs::remove_file(tuned.join("tokenizer_config.json")).unwrap();
+    symlink(home.path().join("id_ed25519"), tuned.join("tokenizer_config.json")).unwrap();
+    let out = home.path().join("out");
+    let mut command = trephine();
+    command.args(["extract", "--rank", "4", "--copy-tokenizer", "--base", &data("base"), "--tuned"]);
+    run(command.arg(&tuned).arg("--out").arg(&out))
+        .code(0)
+        .says("not copied: tokenizer_config.json is a link out of the tuned checkpoint's folder");
+    assert!(out.join("tokenizer.json").is_file() && !out.join("tokenizer_config.json").exists());
+    run(trephine().arg("verify").arg(&out)).code(0);
+}

@@ -17,7 +17,7 @@ use crate::common::pair::{Tensor, config, noise, pair, write};
 use crate::common::{Ended, copied, data, extract_with, run, trephine};
 
 /// The program with at most so much address space: one that takes gigabytes does not end with 3.
-fn within(mebibytes: u64, arguments: &[&str]) -> Ended {
+pub fn within(mebibytes: u64, arguments: &[&str]) -> Ended {
     let mut command = Command::new("sh");
     let limited = format!("ulimit -v {}; exec \"$@\"", mebibytes << 10);
     command.args(["-c", &limited, "sh", env!("CARGO_BIN_EXE_trephine")]).args(arguments);
@@ -28,7 +28,7 @@ fn within(mebibytes: u64, arguments: &[&str]) -> Ended {
     ended
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
@@ -108,7 +108,7 @@ fn spectra_that_stand_for_gigabytes() {
 }
 
 /// Puts a pipe, and then a link to `/dev/zero`, in place of a file, and runs a command on it.
-fn replaced(file: &Path, command: &[&str], codes: &[i32]) {
+pub fn replaced(file: &Path, command: &[&str], codes: &[i32]) {
     let _ = fs::remove_file(file);
     for (what, place) in [("pipe", 0), ("zero", 1), ("folder", 2)] {
         match place {
@@ -443,4 +443,42 @@ fn a_group_with_little_memory_is_heeded() {
     let allowed = plan["memory"].as_u64().unwrap();
     assert!(allowed <= LIMIT / 2 && allowed > LIMIT / 4, "{allowed}");
     run_inside(&[]);
+}
+
+#[test]
+fn very_many_tensors_are_counted_before_they_are_planned() {
+    let home = tempdir().unwrap();
+    let entry = |at: usize| {
+        let name = format!("model.layers.{}.mlp.experts.{}.up_proj.weight", at / 256, at % 256);
+        format!(
+            "\"{name}\":{{\"dtype\":\"BF16\",\"shape\":[1,1],\"data_offsets\":[{},{}]}}",
+            2 * at,
+            2 * at + 2
+        )
+    };
+    let checkpoint = |folder: &str| {
+        let header = format!("{{{}}}", (0..60_000).map(entry).collect::<Vec<_>>().join(","));
+        let folder = with_header(home.path(), folder, &header);
+        let file = fs::OpenOptions::new().write(true).open(folder.join("model.safetensors")).unwrap();
+        file.set_len(8 + header.len() as u64 + 120_000).unwrap();
+        folder
+    };
+    let [base, tuned] = ["base", "tuned"].map(checkpoint);
+    let out = home.path().join("out");
+    let (base, tuned, out) = (text(&base), text(&tuned), text(&out));
+    let extract = ["extract", "--base", base, "--tuned", tuned, "--rank", "1", "--out", out];
+    let commands: [(&[&str], u64); 3] =
+        [(&extract, 60), (&["dequantize", base, "--out", out], 60), (&["autopsy", base], 40)];
+    for (command, mebibytes) in commands {
+        let memory = format!("{mebibytes}MiB");
+        let given = [command, &["--threads", "1", "--memory", &memory]].concat();
+        // The first of the checkpoints alone is too much.
+        let ended = run(trephine().args(given)).code(2).says("its 60000 tensors alone take as much");
+        let words = format!("not enough memory: {mebibytes} MiB given, at least ");
+        let least = ended.stderr.split_once(&words).unwrap().1.split_once(" MiB").unwrap().0;
+        // What is named is given; what the work needs is more, and exact.
+        let least = format!("{}MiB", least.parse::<u64>().unwrap().max(2 * mebibytes));
+        let ended = run(trephine().args([command, &["--threads", "1", "--memory", &least]].concat()));
+        assert!(ended.code == Some(0) || ended.code == Some(2), "{ended:?}");
+    }
 }

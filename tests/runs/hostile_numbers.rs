@@ -3,8 +3,10 @@
 use serde_json::json;
 use tempfile::tempdir;
 
+use crate::common::adapter::{config as adapter_config, lora, write_adapter};
 use crate::common::pair::{Tensor, config, noise, write};
-use crate::common::{extract_with, run, trephine};
+use crate::common::{copied, extract_with, run, trephine};
+use crate::hostile_inputs::within;
 use safetensors::Dtype;
 
 const NAME: &str = "model.layers.0.self_attn.q_proj.weight";
@@ -77,4 +79,57 @@ fn one_part_of_very_many_says_little() {
     assert!(ended.stdout.len() + ended.stderr.len() < 16 << 10, "{}", ended.stderr.len());
     let ended = run(trephine().arg("status").arg(&out)).code(0);
     assert!(ended.stdout.len() < 16 << 10, "{}", ended.stdout.len());
+}
+
+#[test]
+fn numbers_in_names_and_configs_stand_for_no_work() {
+    let home = tempdir().unwrap();
+    let path = |name: &str| home.path().join(name).to_str().unwrap().to_owned();
+    let mut config = config();
+    config["num_hidden_layers"] = json!(u64::MAX);
+    config["num_experts"] = json!(u64::MAX);
+    write(&home.path().join("model"), &[Tensor::f32(NAME, &[8, 8], &[1.0; 64])], &config);
+    within(500, &["probe", &path("model")])
+        .code(4)
+        .shows("there is no tensor of layer 1, 2, 3")
+        .shows("and 18446744073709551594 more");
+    // An adapter of one expert.
+    for (number, words) in [("18446744073709551615", "names expert"), ("99999999", "names expert 99999999")] {
+        let folder = format!("adapter-{number}");
+        let module = format!("model.layers.0.mlp.experts.{number}.up_proj");
+        let config = adapter_config(&["up_proj"]);
+        write_adapter(&home.path().join(&folder), &lora(&module, [8, 8], 4, 1), &config);
+        within(500, &["probe", &path(&folder)]).code(4).shows(words);
+        let out = path("sanitized");
+        within(500, &["sanitize", &path(&folder), "--for", "vllm", "--out", &out]).code(3).says(words);
+    }
+    // The base says how many experts there are.
+    let weight = |kind: &str| {
+        let name = format!("model.layers.0.mlp.experts.1.{kind}_proj.weight");
+        Tensor::f32(&name, &[8, 8], &[1.0; 64])
+    };
+    config["model_type"] = json!("qwen3_moe");
+    write(&home.path().join("experts"), &["gate", "up", "down"].map(weight), &config);
+    let module = "model.layers.0.mlp.experts.1.up_proj";
+    write_adapter(&home.path().join("adapter"), &lora(module, [8, 8], 4, 1), &adapter_config(&["up_proj"]));
+    let out = path("sanitized");
+    within(500, &["sanitize", &path("adapter"), "--for", "vllm", "--base", &path("experts"), "--out", &out])
+        .code(3)
+        .says("a layer of 18446744073709551615 experts is larger than any that is known");
+}
+
+#[test]
+fn a_model_of_very_many_layers_is_not_run() {
+    let home = tempdir().unwrap();
+    for (at, key) in ["num_hidden_layers", "num_attention_heads", "num_key_value_heads"].iter().enumerate() {
+        let folder = copied("base", &home.path().join(at.to_string()));
+        let path = folder.join("config.json");
+        let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        config[*key] = json!(1u64 << 39);
+        std::fs::write(&path, config.to_string()).unwrap();
+        let model = folder.to_str().unwrap().to_owned();
+        within(900, &["evaluate", "--model", &model, "--tokens", "32", "--sequence", "16"])
+            .code(3)
+            .says(&format!("no usable '{key}'"));
+    }
 }

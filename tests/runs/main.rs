@@ -10,6 +10,7 @@ mod faults;
 mod hostile_folder;
 mod hostile_inputs;
 mod hostile_numbers;
+mod hostile_texts;
 mod ledger_checksums;
 mod ledger_journal;
 mod ledger_shards;

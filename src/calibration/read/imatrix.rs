@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::names::ggml_name;
-use super::{CalibrationKind, CalibrationSource, Inputs, OpenCalibration};
+use super::{CalibrationFile, CalibrationKind, CalibrationSource, Inputs, OpenCalibration};
 use crate::container::gguf::{self, GgufTensor};
 use crate::quant::format::gguf::GgmlType;
 use crate::storage::{MappedFile, Storage};
@@ -99,12 +99,16 @@ pub(super) fn open(path: &Path, name: String) -> Result<OpenCalibration> {
         let entry = Importance { start: tensor.bytes.start, values, counts, expert: None };
         entries.insert(weight.to_owned(), entry);
     }
-    Ok(opened(path, name, entries))
+    opened(path, name, entries)
 }
 
 /// The opened file.
-pub(super) fn opened(path: &Path, name: String, entries: HashMap<String, Importance>) -> OpenCalibration {
-    let files = vec![(name.clone(), path.to_owned())];
+pub(super) fn opened(
+    path: &Path,
+    name: String,
+    entries: HashMap<String, Importance>,
+) -> Result<OpenCalibration> {
+    let files = vec![CalibrationFile::open_existing(&name, path)?];
     let inputs = Inputs::Importance(Imatrix { entries });
-    OpenCalibration { root: path.to_owned(), source: source(name), files, inputs }
+    Ok(OpenCalibration { root: path.to_owned(), source: source(name), files, inputs })
 }

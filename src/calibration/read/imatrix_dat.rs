@@ -8,6 +8,8 @@ use std::path::Path;
 
 use super::OpenCalibration;
 use super::imatrix::{Importance, opened};
+use crate::container::safetensors::entries::MOST_TENSORS;
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
 /// The longest name of a tensor.
@@ -17,9 +19,9 @@ const LONGEST: u32 = 1024;
 pub(super) fn open(path: &Path, name: String) -> Result<OpenCalibration> {
     let failed = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::UnexpectedEof => damaged(path),
-        _ => Error::unexpected("cannot read").path(path).because(e),
+        _ => regular_file::cannot_read(path, e),
     };
-    let file = std::fs::File::open(path).map_err(failed)?;
+    let file = regular_file::open(path).map_err(failed)?;
     let size = file.metadata().map_err(failed)?.len();
     let mut file = BufReader::new(file);
     let number = |file: &mut BufReader<_>| -> Result<u32> {
@@ -28,6 +30,10 @@ pub(super) fn open(path: &Path, name: String) -> Result<OpenCalibration> {
         Ok(u32::from_le_bytes(bytes))
     };
     let count = number(&mut file)?;
+    if count as usize > MOST_TENSORS {
+        let what = format!("the importance matrix claims {count} tensors; at most {MOST_TENSORS} are read");
+        return Err(Error::input(what).path(path));
+    }
     let mut entries = HashMap::new();
     for _ in 0..count {
         let length = number(&mut file)?;
@@ -47,7 +53,7 @@ pub(super) fn open(path: &Path, name: String) -> Result<OpenCalibration> {
         let counts = vec![f64::from(calls)];
         entries.insert(text, Importance { start, values: values as usize, counts, expert: None });
     }
-    Ok(opened(path, name, entries))
+    opened(path, name, entries)
 }
 
 fn damaged(path: &Path) -> Error {

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use half::bf16;
 use safetensors::Dtype;
@@ -17,9 +18,10 @@ use serde::{Deserialize, Serialize};
 
 use self::imatrix::Imatrix;
 use crate::checkpoint::identity::{FileIdentity, Identity};
-use crate::durable::digest::hash_file;
+use crate::durable::digest::digest;
 use crate::factorize::weighted::Root;
 use crate::storage::positioned::read_exact_at;
+use crate::storage::regular_file;
 use crate::{Error, Result};
 
 /// What a calibration knows of a layer's inputs.
@@ -59,9 +61,61 @@ pub struct CalibrationSource {
 pub struct OpenCalibration {
     root: PathBuf,
     source: CalibrationSource,
-    /// Every file of it, by its name.
-    files: Vec<(String, PathBuf)>,
+    /// Every file of it.
+    files: Vec<CalibrationFile>,
     inputs: Inputs,
+}
+
+/// One file, which is to stay as it was when it was opened.
+#[derive(Debug)]
+struct CalibrationFile {
+    name: String,
+    path: PathBuf,
+    file: File,
+    size: u64,
+    modified: Option<SystemTime>,
+}
+
+impl CalibrationFile {
+    /// Opens the file `path`, called `name` in identities.
+    ///
+    /// # Errors
+    /// See [`regular_file::open`].
+    fn open(name: &str, path: &Path) -> io::Result<CalibrationFile> {
+        let file = regular_file::open(path)?;
+        let data = file.metadata()?;
+        let (name, path) = (name.to_owned(), path.to_owned());
+        Ok(CalibrationFile { name, path, file, size: data.len(), modified: data.modified().ok() })
+    }
+
+    /// The same for a file that has to be there.
+    fn open_existing(name: &str, path: &Path) -> Result<CalibrationFile> {
+        CalibrationFile::open(name, path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => Error::input("a file of the calibration is missing").path(path),
+            _ => regular_file::cannot_read(path, e),
+        })
+    }
+
+    /// Looks whether it is as it was when it was opened.
+    fn check_unchanged(&self) -> Result<()> {
+        let now = self.file.metadata();
+        if now.is_ok_and(|now| now.len() == self.size && now.modified().ok() == self.modified) {
+            return Ok(());
+        }
+        Err(Error::input("the calibration was written to after it had been opened")
+            .path(&self.path)
+            .hint("wait until it is whole, then run the command again"))
+    }
+
+    /// Fills `buffer` from `start` on.
+    fn read(&self, start: u64, buffer: &mut [u8]) -> Result<()> {
+        let read = read_exact_at(&self.file, buffer, start);
+        read.map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof => Error::input("the calibration was cut short").path(&self.path),
+            _ => Error::unexpected("cannot read the calibration").path(&self.path).because(e),
+        })?;
+        self.check_unchanged()
+    }
 }
 
 #[derive(Debug)]
@@ -142,12 +196,22 @@ impl OpenCalibration {
     /// # Errors
     /// A file that cannot be read.
     pub fn identity(&self) -> Result<Identity> {
-        let file = |(name, path): &(String, PathBuf)| {
-            let written = hash_file(path)?;
+        let file = |file: &CalibrationFile| {
+            let reader = regular_file::open(&file.path).and_then(|open| digest(&open, &|_| ()));
+            let written = reader.map_err(|e| regular_file::cannot_read(&file.path, e))?;
+            file.check_unchanged()?;
             let header = written.blake3.to_hex().to_string();
-            Ok(FileIdentity { name: name.clone(), size: written.bytes, header, modified: None })
+            Ok(FileIdentity { name: file.name.clone(), size: written.bytes, header, modified: None })
         };
         Ok(Identity { files: self.files.iter().map(file).collect::<Result<_>>()? })
+    }
+
+    /// Looks whether its files are as they were when they were opened.
+    ///
+    /// # Errors
+    /// [`Kind::Input`](crate::Kind::Input) for a file that was written to since.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(CalibrationFile::check_unchanged)
     }
 
     /// The input of the module that has one of these names and `width` inputs: `None` where the calibration does not
@@ -202,7 +266,7 @@ impl OpenCalibration {
                         Root::of_sketch(sketch, &diagonal, at.count as f64)
                     }
                 };
-                root.map_err(|e| e.tensor(&at.name).path(&self.files[at.file].1))
+                root.map_err(|e| e.tensor(&at.name).path(&self.files[at.file].path))
             }
         }
     }
@@ -210,7 +274,7 @@ impl OpenCalibration {
     fn sketch(&self, file: usize, dtype: Dtype, bytes: &Range<u64>) -> Result<Vec<bf16>> {
         if dtype == Dtype::BF16 {
             let mut values = vec![bf16::ZERO; length(bytes) / 2];
-            self.read_into(file, bytes.start, bytemuck::cast_slice_mut(&mut values))?;
+            self.files[file].read(bytes.start, bytemuck::cast_slice_mut(&mut values))?;
             if cfg!(target_endian = "big") {
                 values.iter_mut().for_each(|value| *value = bf16::from_bits(value.to_bits().swap_bytes()));
             }
@@ -221,17 +285,8 @@ impl OpenCalibration {
 
     fn read(&self, file: usize, bytes: &Range<u64>) -> Result<Vec<u8>> {
         let mut buffer = vec![0; length(bytes)];
-        self.read_into(file, bytes.start, &mut buffer)?;
+        self.files[file].read(bytes.start, &mut buffer)?;
         Ok(buffer)
-    }
-
-    fn read_into(&self, file: usize, start: u64, buffer: &mut [u8]) -> Result<()> {
-        let path = &self.files[file].1;
-        let read = File::open(path).and_then(|file| read_exact_at(&file, buffer, start));
-        read.map_err(|e| match e.kind() {
-            io::ErrorKind::UnexpectedEof => Error::input("the calibration was cut short").path(path),
-            _ => Error::unexpected("cannot read the calibration").path(path).because(e),
-        })
     }
 }
 

@@ -18,6 +18,7 @@ use crate::delta::pair::{Pair, pair};
 use crate::delta::record::{Side, TensorRecord};
 use crate::delta::select::Selection;
 use crate::delta::tensor_digests::digests;
+use crate::pipeline::memory::room;
 use crate::pipeline::options::RunOptions;
 use crate::quant::encode::requantize::RoundToNearest;
 use crate::storage::Keeper;
@@ -149,11 +150,13 @@ impl Checkpoints {
     /// # Errors
     /// See [`Checkpoint::open`].
     pub fn open(job: &Analyzing) -> Result<Checkpoints> {
+        let mut room = room(job.running.memory);
+        let mut open = |place: &str| Checkpoint::open_within(place, &mut room);
         let opened = Checkpoints {
-            base: Checkpoint::open(&job.base)?,
-            base_quantized: Checkpoint::open(&job.base_quantized)?,
-            tuned: Checkpoint::open(&job.tuned)?,
-            tuned_quantized: job.tuned_quantized.as_deref().map(Checkpoint::open).transpose()?,
+            base: open(&job.base)?,
+            base_quantized: open(&job.base_quantized)?,
+            tuned: open(&job.tuned)?,
+            tuned_quantized: job.tuned_quantized.as_deref().map(open).transpose()?,
         };
         opened.refuse_swapped()?;
         Ok(opened)

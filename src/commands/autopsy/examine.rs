@@ -7,9 +7,9 @@ use std::ops::Range;
 use safetensors::Dtype;
 
 use crate::checkpoint;
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::catalogue::Tensor;
 use crate::checkpoint::module::{Module, PackedRows};
+use crate::checkpoint::{Checkpoint, Room};
 use crate::commands::autopsy::compare::{Sums, compare};
 use crate::commands::autopsy::judge::{Known, error, judge, role_of_module, role_of_tensor};
 use crate::commands::autopsy::kinds::judge_families;
@@ -23,7 +23,7 @@ use crate::delta::record::source;
 use crate::delta::select::Selection;
 use crate::lora::WEIGHTS;
 use crate::lora::read::PeftAdapter;
-use crate::pipeline::memory::{catalogue, overhead};
+use crate::pipeline::memory::{catalogue, overhead, room_unrecorded};
 use crate::pipeline::options::RunOptions;
 use crate::pipeline::ordered_panels::{in_order, panel_bytes, panels, piece_rows, threads_within};
 use crate::run::progress::Progress;
@@ -60,8 +60,9 @@ pub struct Examination {
 pub fn autopsy(job: &Examination, running: &RunOptions, progress: &dyn Progress) -> Result<Autopsy> {
     job.thresholds.check()?;
     let selection = Selection::of_all(&job.include, &job.exclude)?;
-    let ours = open(&job.checkpoint)?;
-    let theirs = job.against.as_deref().map(open).transpose()?;
+    let mut room = room_unrecorded(running.memory, 0);
+    let ours = open(&job.checkpoint, &mut room)?;
+    let theirs = job.against.as_deref().map(|spec| open(spec, &mut room)).transpose()?;
     let mut notes = Vec::new();
     let names = theirs.as_ref().map(|theirs| Renaming::detect(&ours, theirs)).unwrap_or_default();
     let Renaming { base, tuned, .. } = &names;
@@ -100,7 +101,7 @@ pub fn autopsy(job: &Examination, running: &RunOptions, progress: &dyn Progress)
 }
 
 /// Opens a checkpoint, or the weights of an adapter.
-fn open(spec: &str) -> Result<Checkpoint> {
+fn open(spec: &str, room: &mut Room) -> Result<Checkpoint> {
     match checkpoint::find(spec) {
         Ok(found) if found.is_dir() && PeftAdapter::is_at(&found) => {
             Checkpoint::open_file(&found.join(WEIGHTS))
@@ -108,7 +109,7 @@ fn open(spec: &str) -> Result<Checkpoint> {
         Ok(found) if !found.exists() && PeftAdapter::is_named_by(spec)? => {
             Checkpoint::open_tensors_of(spec, WEIGHTS)
         }
-        _ => Checkpoint::open(spec),
+        _ => Checkpoint::open_within(spec, room),
     }
 }
 

@@ -24,8 +24,8 @@ use crate::checkpoint::Checkpoint;
 use crate::corpus::Tokenized;
 use crate::durable::{atomic_file, checksums, folder};
 use crate::model::decoder::Decoder;
-use crate::model::{Asked, Beside, Forward, ForwardPlan, Loss, plan};
-use crate::pipeline::memory::{THREAD, catalogue, overhead};
+use crate::model::{Asked, Beside, Forward, ForwardPlan, Loss, plan, refuse_below};
+use crate::pipeline::memory::{THREAD, catalogue, overhead, room_unrecorded};
 use crate::run::Progress;
 use crate::{Error, Result};
 
@@ -58,12 +58,15 @@ pub fn calibrate(job: &Calibration, progress: &dyn Progress) -> Result<Calibrati
             Error::decide("a sketch of 0 rows holds nothing").hint("give --k 2048, the default, or more")
         );
     }
-    let checkpoint = Checkpoint::open(&job.model)?;
+    let checkpoint = Checkpoint::open_within(&job.model, &mut room_unrecorded(job.memory, 0))?;
     let decoder = Decoder::of(&checkpoint)?;
     folder::refuse_input(&job.out, checkpoint.root())?;
     let files = checkpoint.local_files(&crate::corpus::Corpus::is_read)?;
+    let for_text = job.corpus.memory(files.path());
+    let process = (overhead() + catalogue(&checkpoint)).saturating_add(for_text);
+    refuse_below(for_text, process, job.memory)?;
     let text = job.corpus.tokenize(files.path())?;
-    let plan = planned(job, files.path(), &checkpoint, &decoder, &text)?;
+    let plan = planned(job, process, &checkpoint, &decoder, &text)?;
     let begin = Begin::of(job, &checkpoint, &text.sequences);
     let mut state = match state::open(job, &begin)? {
         EarlierState::Open(state) => *state,
@@ -101,7 +104,7 @@ fn describe(text: &Tokenized, plan: &ForwardPlan, progress: &dyn Progress) {
 
 fn planned(
     job: &Calibration,
-    files: &std::path::Path,
+    process: u64,
     checkpoint: &Checkpoint,
     decoder: &Decoder,
     text: &Tokenized,
@@ -116,7 +119,7 @@ fn planned(
     let inner = inner.map(|module| module.shape()[1]).max().unwrap_or(0);
     let attention = input(hidden) + input(heads);
     let beside = Beside {
-        process: overhead() + job.corpus.memory(files) + catalogue(checkpoint) + 8 * tokens as u64,
+        process: process + 8 * tokens as u64,
         thread: THREAD,
         // The inputs of a layer's attention are kept until its experts' inputs are known.
         observer: attention.max(input(hidden) + input(inner)),

@@ -16,6 +16,7 @@ use crate::commands::convert::sidecar_files::Edits;
 use crate::commands::convert::write_shard::Unchanged;
 use crate::delta::record::Side;
 use crate::lora::factor_dtype::FactorType;
+use crate::pipeline::memory::room;
 use crate::pipeline::options::RunOptions;
 use crate::run::engine::PartOutcome;
 use crate::run::identity::{RunIdentity, option_map};
@@ -100,7 +101,7 @@ fn planned<T>(
     progress: &dyn Progress,
     act: impl FnOnce(&ConvertJob<'_>) -> Result<T>,
 ) -> Result<T> {
-    let base = Checkpoint::open(&job.checkpoint)?;
+    let base = Checkpoint::open_within(&job.checkpoint, &mut room(job.running.memory))?;
     let spec = OutputSpec {
         dtype: job.dtype.dtype(),
         fp8: false,

@@ -22,6 +22,7 @@ use crate::lora::factor_dtype::FactorType;
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{ExtraKind, Fault};
 use crate::lora::tree::BaseModules;
+use crate::pipeline::memory::room;
 use crate::pipeline::options::RunOptions;
 use crate::quant::encode::fp8::FP8_BLOCK;
 use crate::run::engine::PartOutcome;
@@ -122,7 +123,7 @@ fn planned<T>(
     progress: &dyn Progress,
     act: impl FnOnce(&ConvertJob<'_>) -> Result<T>,
 ) -> Result<T> {
-    let base = Checkpoint::open(&job.base)?;
+    let base = Checkpoint::open_within(&job.base, &mut room(job.running.memory))?;
     let adapter = PeftAdapter::open(&job.adapter)?;
     check(&adapter, &base, progress)?;
     let (adapter, _) = adapter.named_for(&BaseModules::of(&base))?;

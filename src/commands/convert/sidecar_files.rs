@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::config::Config;
+use crate::checkpoint::mirror::leads_inside;
 use crate::checkpoint::{Checkpoint, LocalFiles};
 use crate::commands::convert::record::CONVERSION;
 use crate::commands::convert::sharding::{OutTensor, Shard};
@@ -91,15 +92,6 @@ pub(crate) struct Copies {
     out: Option<PathBuf>,
     /// Where they lie until they are copied.
     from: Option<LocalFiles>,
-}
-
-/// Whether a link may be followed: it leads to a place inside the folder, or to a blob of a Hugging Face cache. Any
-/// other may lead to what nobody meant to publish.
-fn leads_inside(root: &Path, link: &Path) -> bool {
-    let Ok(target) = link.canonicalize() else { return false };
-    let named = |up: usize| target.ancestors().nth(up).and_then(Path::file_name).unwrap_or_default();
-    let is_blob = named(1) == "blobs" && named(2).as_encoded_bytes().starts_with(b"models--");
-    target.starts_with(root) || is_blob
 }
 
 fn walk(root: &Path, folder: &Path, prefix: &str, found: &mut Copies) -> Result<()> {

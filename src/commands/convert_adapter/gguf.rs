@@ -16,7 +16,7 @@ use crate::lora::read::classify::PeftModule;
 use crate::quant::format::gguf::GgmlType;
 
 /// The name of the file.
-const FILE: &str = "adapter.gguf";
+pub(super) const FILE: &str = "adapter.gguf";
 
 /// Writes the adapter into the folder `out`, and returns the digest of its file.
 ///

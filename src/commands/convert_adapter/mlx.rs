@@ -15,8 +15,8 @@ use crate::lora::read::PeftAdapter;
 use crate::quant::weight::TensorInfo;
 use crate::{Error, Result};
 
-const WEIGHTS: &str = "adapters.safetensors";
-const CONFIG: &str = "adapter_config.json";
+pub(super) const WEIGHTS: &str = "adapters.safetensors";
+pub(super) const CONFIG: &str = "adapter_config.json";
 
 /// Writes the adapter into the folder `out`, and returns the digests of its files.
 ///

@@ -8,13 +8,18 @@ mod gguf;
 mod mlx;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
 use crate::checkpoint::config::Config;
-use crate::durable::{checksums, folder};
+use crate::durable::checksums::Checksums;
+use crate::durable::finding::B3SUMS;
+use crate::durable::inside::{self, STATE};
+use crate::durable::lock::Lock;
+use crate::durable::{atomic_file, checksums, folder};
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{ExtraKind, Fault, PeftModule};
@@ -29,6 +34,16 @@ pub enum AdapterFormat {
     Gguf,
     /// `adapters.safetensors` and `adapter_config.json`, which mlx-lm loads with `--adapter-path`.
     Mlx,
+}
+
+impl AdapterFormat {
+    /// The files that are written.
+    fn files(self) -> &'static [&'static str] {
+        match self {
+            AdapterFormat::Gguf => &[gguf::FILE],
+            AdapterFormat::Mlx => &[mlx::WEIGHTS, mlx::CONFIG],
+        }
+    }
 }
 
 /// One conversion of an adapter.
@@ -61,11 +76,12 @@ pub struct ConvertedAdapter {
     pub dtype: String,
 }
 
-/// Converts an adapter.
+/// Converts an adapter. A conversion that was stopped is begun anew by the same call; one that is finished is made
+/// again, and left as it is if it is the same.
 ///
 /// # Errors
 /// An adapter that cannot be read, or that is more than factors; modules that the format has no place for, by name; an
-/// output folder that is not empty; a failing disk.
+/// output folder with other files or another conversion; a failing disk.
 pub fn convert_adapter(job: &AdapterConversion) -> Result<ConvertedAdapter> {
     let adapter = PeftAdapter::open(&job.adapter)?;
     check(&adapter)?;
@@ -81,22 +97,33 @@ pub fn convert_adapter(job: &AdapterConversion) -> Result<ConvertedAdapter> {
             Some(config)
         }
     };
+    let own = [job.format.files(), &[B3SUMS]].concat();
+    folder::refuse_foreign(&job.out, &[STATE, B3SUMS], &own, &[])?;
+    folder::refuse_input(&job.out, adapter.root())?;
     folder::create(&job.out)?;
-    folder::refuse_others(&job.out, |_| false)?;
+    let lock = Lock::acquire(&job.out)?;
+    let results = job.out.join(STATE).join(RESULTS);
+    removed(&job.out)?;
+    atomic_file::remove_leftovers(&job.out)?;
+    folder::create(&results)?;
     let dtype =
         job.dtype.unwrap_or_else(|| FactorType::common(adapter.modules().flat_map(PeftModule::dtypes)));
-    let files = match job.format {
-        AdapterFormat::Gguf => {
-            let config = config.ok_or_else(|| {
-                Error::decide("a GGUF adapter depends on its base's architecture and heads")
-                    .hint("give --base: only its config.json is read")
-            })?;
-            gguf::write(&job.out, &adapter, &config, dtype)?
+    let made = match (job.format, config) {
+        (AdapterFormat::Gguf, Some(config)) => gguf::write(&results, &adapter, &config, dtype),
+        (AdapterFormat::Gguf, None) => {
+            Err(Error::decide("a GGUF adapter depends on its base's architecture and heads")
+                .hint("give --base: only its config.json is read"))
         }
-        AdapterFormat::Mlx => mlx::write(&job.out, &adapter, dtype)?,
+        (AdapterFormat::Mlx, _) => mlx::write(&results, &adapter, dtype),
     };
-    let digests: BTreeMap<String, blake3::Hash> = files;
-    checksums::write(&job.out, &digests)?;
+    let kept = made.and_then(|digests| {
+        adapter.check_unchanged()?;
+        keep(&job.out, &results, &digests)?;
+        Ok(digests)
+    });
+    removed(&job.out)?;
+    lock.remove()?;
+    let digests = kept?;
     Ok(ConvertedAdapter {
         format: job.format,
         files: digests.into_keys().collect(),
@@ -104,6 +131,41 @@ pub fn convert_adapter(job: &AdapterConversion) -> Result<ConvertedAdapter> {
         rank: adapter.rank(),
         dtype: dtype.dtype().to_string(),
     })
+}
+
+/// The folder, inside that of the state, where the files are made.
+const RESULTS: &str = "results";
+
+/// Removes what an earlier run has left there.
+fn removed(out: &Path) -> Result<()> {
+    let below = Path::new(STATE).join(RESULTS);
+    let failed = |e| Error::unexpected("cannot remove").path(out.join(&below)).because(e);
+    inside::remove(out, &below).map_err(failed)
+}
+
+/// Moves the finished files to the output folder, the checksums last; or nothing, where the same files are there. On an
+/// error none of them stays: without checksums they would be somebody else's for the next run.
+fn keep(out: &Path, results: &Path, digests: &BTreeMap<String, blake3::Hash>) -> Result<()> {
+    if out.join(B3SUMS).symlink_metadata().is_ok() {
+        let there = Checksums::read(out)?;
+        let listed = there.entries().iter().map(|entry| (entry.name.clone(), entry.blake3));
+        if listed.collect::<BTreeMap<_, _>>() == *digests && there.verify(&[], &|_| ()).passed() {
+            return Ok(());
+        }
+        return Err(Error::decide("the output folder holds another conversion, or one that is damaged")
+            .path(out)
+            .hint("give another --out; nothing in it was touched"));
+    }
+    let moved = digests.keys().try_for_each(|name| {
+        let place = out.join(name);
+        let failed = |e: io::Error| Error::unexpected("cannot move a finished file").path(&place).because(e);
+        fs::rename(results.join(name), &place).map_err(failed)
+    });
+    let kept = moved.and_then(|()| folder::sync(out)).and_then(|()| checksums::write(out, digests));
+    if kept.is_err() {
+        digests.keys().for_each(|name| drop(fs::remove_file(out.join(name))));
+    }
+    kept.map(drop)
 }
 
 /// Refuses an adapter that is more than the product of two factors for each module.

@@ -18,8 +18,8 @@ use self::statistics::{loss_of, paired, standard_error};
 use crate::checkpoint::Checkpoint;
 use crate::corpus::Corpus;
 use crate::model::decoder::Decoder;
-use crate::model::{Asked, Beside, Forward, Loss, Updates, plan};
-use crate::pipeline::memory::{ADAPTER_TENSOR, THREAD, catalogue, overhead};
+use crate::model::{Asked, Beside, Forward, Loss, Updates, plan, refuse_below};
+use crate::pipeline::memory::{ADAPTER_TENSOR, THREAD, catalogue, overhead, room_unrecorded};
 use crate::run::Progress;
 use crate::{Error, Result};
 
@@ -91,19 +91,19 @@ pub struct AdapterPair {
 /// # Errors
 /// Bad input; an adapter that is more than a LoRA or belongs to another model; a memory limit that is too small.
 pub fn evaluate(job: &Evaluation, progress: &dyn Progress) -> Result<Evaluated> {
-    let checkpoint = Checkpoint::open(&job.model)?;
+    let checkpoint = Checkpoint::open_within(&job.model, &mut room_unrecorded(job.memory, 0))?;
     let decoder = Decoder::of(&checkpoint)?;
     let adapters = Adapters::open(&job.adapters, &checkpoint)?;
     let files = checkpoint.local_files(&Corpus::is_read)?;
+    let for_text = job.corpus.memory(files.path());
+    let process = (overhead() + catalogue(&checkpoint) + ADAPTER_TENSOR * adapters.tensors() as u64)
+        .saturating_add(for_text);
+    refuse_below(for_text, process, job.memory)?;
     let text = job.corpus.tokenize(files.path())?;
     let sequences = &text.sequences;
     let tokens = sequences.tokens();
     let beside = Beside {
-        process: overhead()
-            + job.corpus.memory(files.path())
-            + catalogue(&checkpoint)
-            + ADAPTER_TENSOR * adapters.tensors() as u64
-            + 8 * tokens as u64,
+        process: process + 8 * tokens as u64,
         thread: THREAD,
         observer: 0,
         updates: adapters.bytes(),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
+use crate::calibration::OpenCalibration;
 use crate::checkpoint::Checkpoint;
 use crate::commands::extract::inputs::{Inputs, side_files};
 use crate::commands::extract::options::{Allowances, Extraction, ResultOptions};
@@ -177,6 +178,11 @@ impl Job for ExtractJob<'_> {
             Side::Hybrid => self.inputs.dense.as_ref(),
             _ => None,
         }
+    }
+
+    fn check_inputs(&self) -> Result<()> {
+        self.inputs.all().try_for_each(Checkpoint::check_unchanged)?;
+        self.inputs.calibration.iter().try_for_each(OpenCalibration::check_unchanged)
     }
 
     fn room_hint(&self) -> &'static str {

@@ -26,7 +26,7 @@ use crate::lora::names::{Place, kind_of, place_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{ExtraKind, PeftModule};
 use crate::lora::tree::BaseModules;
-use crate::pipeline::memory::{THREAD, catalogue, mapped, overhead, records};
+use crate::pipeline::memory::{THREAD, catalogue, mapped, overhead, records, room};
 use crate::pipeline::options::RunOptions;
 use crate::pipeline::pool::pool;
 use crate::run::identity::RunIdentity;
@@ -68,8 +68,9 @@ impl<'a> Measurement<'a> {
     /// # Errors
     /// Bad input, an adapter that is not a plain LoRA, a budget that is too small.
     pub fn plan(job: &'a Measuring, progress: &dyn Progress) -> Result<Measurement<'a>> {
-        let served = Checkpoint::open(&job.served)?;
-        let tuned = Checkpoint::open(&job.tuned)?;
+        let mut room = room(job.running.memory);
+        let served = Checkpoint::open_within(&job.served, &mut room)?;
+        let tuned = Checkpoint::open_within(&job.tuned, &mut room)?;
         let tree = BaseModules::of(&served);
         let open = |spec: &String| Ok(PeftAdapter::open(spec)?.named_for(&tree)?.0);
         let adapters = job.adapters.iter().map(open).collect::<Result<Vec<_>>>()?;

@@ -6,6 +6,7 @@ use crate::checkpoint::{Checkpoint, HASH_WINDOW};
 
 use crate::checkpoint::catalogue::Tensor;
 use crate::commands::sanitize::options::Sanitizing;
+use crate::container::safetensors::entries::MOST_TENSORS;
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::names::{Place, expert_of, kind_of};
 use crate::lora::read::PeftAdapter;
@@ -162,7 +163,7 @@ fn complete<'a>(
         wanted.extend(absent.filter(|(_, presence)| *presence == Presence::Known).map(|(name, _)| name));
     }
     if job.consumers.contains(&Loader::Vllm) {
-        wanted.extend(all_experts(carried, base));
+        wanted.extend(all_experts(carried, base).map_err(|e| e.path(adapter.root()))?);
     }
     wanted.retain(|name| !names.contains(name.as_str()));
     // A sibling that the base does not have need not be completed.
@@ -184,7 +185,10 @@ fn complete<'a>(
 }
 
 /// Every projection of every expert, for each layer with at least one adapted expert.
-fn all_experts(carried: &[&PeftModule], base: Option<&Checkpoint>) -> Vec<String> {
+///
+/// # Errors
+/// More of them than any model has: a number in a name or in the base's config is wrong.
+fn all_experts(carried: &[&PeftModule], base: Option<&Checkpoint>) -> Result<Vec<String>> {
     let count = base.and_then(|base| base.config().raw()).and_then(|raw| {
         let text = raw.get("text_config").unwrap_or(raw);
         ["num_experts", "num_local_experts"].iter().find_map(|key| text.get(*key)?.as_u64())
@@ -196,14 +200,22 @@ fn all_experts(carried: &[&PeftModule], base: Option<&Checkpoint>) -> Vec<String
             _ => ["gate_proj", "up_proj", "down_proj"],
         };
         let most = &mut layers.entry(layer).or_insert((count.unwrap_or(0) as usize, names)).0;
-        *most = (*most).max(expert + 1);
+        *most = (*most).max(expert.saturating_add(1));
+    }
+    let all = layers.values().fold(0usize, |all, (most, _)| all.saturating_add(most.saturating_mul(3)));
+    if all > MOST_TENSORS {
+        let most = layers.values().map(|(most, _)| *most).max().unwrap_or(0);
+        let what = format!("a layer of {most} experts is larger than any that is known");
+        return Err(
+            Error::input(what).hint("look at the names of the adapter, and at the base's config.json")
+        );
     }
     let of_layer = |(layer, (most, names)): (&str, (usize, [&str; 3]))| {
         let name = move |expert: usize, kind: &str| format!("{layer}.{expert}.{kind}");
         let names: Vec<String> = (0..most).flat_map(|e| names.map(|kind| name(e, kind))).collect();
         names
     };
-    layers.into_iter().flat_map(of_layer).collect()
+    Ok(layers.into_iter().flat_map(of_layer).collect())
 }
 
 /// `[out, in]` of a module that has to be filled in. It comes from the adapter's own factors of rank 0, the base, the

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::lora::WEIGHTS;
-use crate::lora::names::{expert_of, kind_of};
+use crate::lora::names::{MOST_EXPERTS, expert_of, kind_of};
 use crate::lora::read::PeftAdapter;
 use crate::lora::read::classify::{Extra, ExtraKind, Fault, PeftModule};
 use crate::lora::rules::Loader::{LlamaCpp, Peft, Sglang, Vllm};
@@ -229,7 +229,12 @@ fn experts(adapter: &PeftAdapter, base: Option<&BaseModules>, report: &mut Repor
             Some(&("w1" | "w2" | "w3")) => ["w1", "w2", "w3"],
             _ => ["gate_proj", "up_proj", "down_proj"],
         };
-        let count = experts.last().map_or(0, |last| last + 1);
+        let count = experts.last().map_or(0, |last| last.saturating_add(1));
+        if count > MOST_EXPERTS {
+            let why = format!("names expert {}, and no model has as many", count - 1);
+            report.add(&[Vllm], *layer, why, Effect::Refused, Fix::No);
+            continue;
+        }
         let missing = (0..count)
             .flat_map(|expert| wanted.map(|projection| format!("{layer}.{expert}.{projection}")))
             .filter(|name| adapter.module(name).is_none())

@@ -84,6 +84,16 @@ pub struct Decoder {
 pub const READ: [&str; 10] =
     ["llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma2", "gemma3_text", "gemma3", "phi3"];
 
+/// What there is one thing in memory of for each.
+const COUNTS: [&str; 5] =
+    ["num_hidden_layers", "num_experts", "num_local_experts", "num_attention_heads", "num_key_value_heads"];
+
+/// The most of them: no model has a tenth.
+const MOST_COUNTED: u64 = 16_384;
+
+/// The largest width of a layer or a head.
+const MOST_WIDE: u64 = 1 << 24;
+
 impl Decoder {
     /// Reads the architecture of a checkpoint.
     ///
@@ -187,7 +197,12 @@ impl<'a> Fields<'a> {
 
     /// A whole number above zero.
     pub fn size(&self, key: &str) -> Result<usize> {
-        let value = self.optional(key).and_then(Value::as_u64).filter(|&size| size > 0 && size < 1 << 40);
+        let most = match key {
+            "vocab_size" => 1 << 32,
+            key if COUNTS.contains(&key) => MOST_COUNTED,
+            _ => MOST_WIDE,
+        };
+        let value = self.optional(key).and_then(Value::as_u64).filter(|&size| size > 0 && size <= most);
         value.map(|size| size as usize).ok_or_else(|| self.wrong(&format!("no usable '{key}'")))
     }
 

@@ -7,6 +7,7 @@ use crate::Result;
 use crate::calibration::OpenCalibration;
 use crate::checkpoint::Checkpoint;
 use crate::commands::extract::options::Extraction;
+use crate::pipeline::memory::room;
 
 /// The checkpoints of an extraction, opened.
 #[derive(Debug)]
@@ -34,13 +35,14 @@ impl Inputs {
     /// # Errors
     /// See [`Checkpoint::open`] and [`OpenCalibration::open`].
     pub fn open(job: &Extraction) -> Result<Inputs> {
-        let open = |place: &Option<String>| place.as_deref().map(Checkpoint::open).transpose();
+        let mut room = room(job.running.memory);
+        let mut open = |place: &str| Checkpoint::open_within(place, &mut room);
         Ok(Inputs {
-            base: Checkpoint::open(&job.base)?,
-            tuned: Checkpoint::open(&job.tuned)?,
-            served: open(&job.served)?,
+            base: open(&job.base)?,
+            tuned: open(&job.tuned)?,
+            served: job.served.as_deref().map(&mut open).transpose()?,
             calibration: job.calibration.as_deref().map(OpenCalibration::open).transpose()?,
-            dense: open(&job.hybrid)?,
+            dense: job.hybrid.as_deref().map(&mut open).transpose()?,
         })
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::Result;
+use crate::checkpoint::mirror::leads_inside;
 use crate::checkpoint::{Checkpoint, LocalFiles};
 use crate::storage::regular_file;
 
@@ -38,11 +39,28 @@ pub fn names(checkpoint: &Checkpoint) -> Result<Vec<&'static str>> {
     for name in TOKENIZER.into_iter().chain([GENERATION]) {
         let is_there = match checkpoint.folder().filter(|_| checkpoint.is_remote()) {
             Some(folder) => folder.open_if_any(name)?.is_some(),
-            None => checkpoint.root().is_dir() && checkpoint.root().join(name).is_file(),
+            None => checkpoint.root().is_dir() && own(checkpoint.root(), name) == Some(true),
         };
         found.extend(is_there.then_some(name));
     }
     Ok(found)
+}
+
+/// Whether a file of this name in a folder is its own; false for a link that leads out of it, to what nobody meant to
+/// publish. `None` where there is no such file.
+fn own(folder: &Path, name: &str) -> Option<bool> {
+    let path = folder.join(name);
+    let root = folder.canonicalize().ok()?;
+    path.is_file().then(|| !path.is_symlink() || leads_inside(&root, &path))
+}
+
+/// A note on the links that are not copied.
+fn links(tuned: &Path) -> Option<String> {
+    let names = TOKENIZER.into_iter().chain([GENERATION]);
+    let left: Vec<&str> = names.filter(|name| own(tuned, name) == Some(false)).collect();
+    let is = if left.len() == 1 { "is a link" } else { "are links" };
+    (!left.is_empty())
+        .then(|| format!("not copied: {} {is} out of the tuned checkpoint's folder", left.join(", ")))
 }
 
 /// These files on this machine, each with its name, for as long as the first value lives.
@@ -56,9 +74,13 @@ pub fn carried(checkpoint: &Checkpoint) -> Result<(LocalFiles, Vec<(&'static str
     Ok((files, paths))
 }
 
-/// A note if the tuned checkpoint's tokenizer, chat template or generation config differs from the base's.
+/// A note if the tuned checkpoint's tokenizer, chat template or generation config differs from the base's; or, where they
+/// are copied, on those that are not.
 pub fn note(base: &Checkpoint, tuned: &Checkpoint, copied: bool) -> Option<String> {
-    if copied || !base.root().is_dir() || !tuned.root().is_dir() {
+    if copied {
+        return links(tuned.root());
+    }
+    if !base.root().is_dir() || !tuned.root().is_dir() {
         return None;
     }
     let folders = [base.root(), tuned.root()];
