@@ -237,6 +237,25 @@ impl ModuleTree {
         self.lookup(stored, |rules| &rules.reordered)
     }
 
+    /// The path in the model of a layer's experts, which published files call so behind `layers.`, whichever of the two
+    /// layouts has what stands before.
+    pub(crate) fn experts_path(&self, path: &str) -> String {
+        let named = self.module_of(path);
+        if named != path {
+            return named;
+        }
+        let (flat, numbers) = flat(path);
+        let parts = |name: &str| name.split_once("layers.#.").map(|(a, b)| (a.to_owned(), b.to_owned()));
+        let Some((head, tail)) = parts(&flat) else { return named };
+        let fits = |(from, to): (&&str, &&str)| {
+            let alike =
+                parts(from).is_some_and(|of| of.1 == tail) && parts(to).is_some_and(|of| of.0 == head);
+            alike.then(|| numbered(to, &numbers))
+        };
+        let found = self.rules.into_iter().flat_map(|rules| &rules.names).filter_map(fits).min();
+        found.unwrap_or(named)
+    }
+
     /// Whether files that are published hold the rows of the layer that the model calls `loaded` in such a matrix.
     pub(crate) fn is_reordered_layer(&self, loaded: &str) -> bool {
         let Some(rules) = self.rules.filter(|rules| !rules.reordered.is_empty()) else { return false };
@@ -400,6 +419,10 @@ mod tests {
         let layer = "language_model.model.layers.1.block_sparse_moe.shared_experts";
         let joined = "model.language_model.layers.1.mlp.shared_experts.gate_up_proj".to_owned();
         assert_eq!(minimax.half_of(&format!("{layer}.up_proj")), Some((joined, 1)));
+        for head in ["language_model.model", "model.language_model"] {
+            let path = minimax.experts_path(&format!("{head}.layers.1.block_sparse_moe.experts"));
+            assert_eq!(path, "model.language_model.layers.1.mlp.experts");
+        }
     }
 
     #[test]

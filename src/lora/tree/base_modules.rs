@@ -235,7 +235,7 @@ impl BaseModules {
     pub(crate) fn experts_in_model(&self, projection: &str) -> Option<String> {
         let stored = &self.resolve(projection)?.stored;
         let (path, ..) = expert_of(stored)?;
-        Some(self.known.as_ref()?.tree.module_of(path))
+        Some(self.known.as_ref()?.tree.experts_path(path))
     }
 
     /// Whether it has the module that an adapter means by `name`; `None` where its modules are not known.
