@@ -231,7 +231,7 @@ fn cases(rows: usize, columns: usize) -> Vec<(&'static str, Weight)> {
     let gguf = |kind: GgmlType| {
         let (values, size) = kind.block();
         let stored = TensorInfo::new(w, Dtype::U8, [rows, columns / values * size]);
-        let layout = Layout { kind, shape: [rows, columns], head: None };
+        let layout = Layout { kind, shape: [rows, columns], head: None, experts: Vec::new() };
         let scheme = Scheme::of(Box::new(Gguf::new([(w.into(), layout)].into())));
         let shelf = Shelf([(w.to_owned(), stored.clone())].into(), Vec::new());
         let found = scheme.weights(&stored, &shelf).expect("a whole weight");
