@@ -468,7 +468,7 @@ fn very_many_tensors_are_counted_before_they_are_planned() {
     let (base, tuned, out) = (text(&base), text(&tuned), text(&out));
     let extract = ["extract", "--base", base, "--tuned", tuned, "--rank", "1", "--out", out];
     let commands: [(&[&str], u64); 3] =
-        [(&extract, 60), (&["dequantize", base, "--out", out], 60), (&["autopsy", base], 40)];
+        [(&extract, 60), (&["dequantize", base, "--out", out], 60), (&["autopsy", base], 20)];
     for (command, mebibytes) in commands {
         let memory = format!("{mebibytes}MiB");
         let given = [command, &["--threads", "1", "--memory", &memory]].concat();

@@ -163,7 +163,8 @@ fn keep(out: &Path, results: &Path, digests: &BTreeMap<String, blake3::Hash>) ->
     });
     let kept = moved.and_then(|()| folder::sync(out)).and_then(|()| checksums::write(out, digests));
     if kept.is_err() {
-        digests.keys().for_each(|name| drop(fs::remove_file(out.join(name))));
+        let all = digests.keys().map(String::as_str).chain([B3SUMS]);
+        all.for_each(|name| drop(fs::remove_file(out.join(name))));
     }
     kept.map(drop)
 }
