@@ -12,6 +12,8 @@ use crate::container::safetensors::entries::MOST_TENSORS;
 use crate::storage::regular_file;
 use crate::{Error, Result};
 
+/// Bytes that a tensor takes at least: the length of its name, its calls and its values.
+const LEAST: u64 = 12;
 /// The longest name of a tensor.
 const LONGEST: u32 = 1024;
 
@@ -30,6 +32,9 @@ pub(super) fn open(path: &Path, name: String) -> Result<OpenCalibration> {
         Ok(u32::from_le_bytes(bytes))
     };
     let count = number(&mut file)?;
+    if u64::from(count) > size / LEAST {
+        return Err(damaged(path));
+    }
     if count as usize > MOST_TENSORS {
         let what = format!("the importance matrix claims {count} tensors; at most {MOST_TENSORS} are read");
         return Err(Error::input(what).path(path));

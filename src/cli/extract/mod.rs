@@ -67,8 +67,9 @@ pub struct ExtractArgs {
     /// Factorization method
     #[arg(long, value_enum, default_value_t = MethodName::Auto, help_heading = "Result")]
     method: MethodName,
-    /// Numbers in which block Krylov multiplies with the differences; bytes take about half of the processor time
-    #[arg(long, value_enum, default_value_t = PrecisionName::Auto, help_heading = "Result")]
+    /// Numbers in which block Krylov multiplies with the differences; bytes take about two thirds of the
+    /// processor time
+    #[arg(long, value_enum, default_value_t = PrecisionName::F32, help_heading = "Result")]
     precision: PrecisionName,
     /// Seed of the random directions
     #[arg(long, default_value_t = 0, help_heading = "Result")]

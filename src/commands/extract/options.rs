@@ -92,7 +92,7 @@ impl ResultOptions {
             energy: None,
             tolerance: 0.005,
             method: Method::Auto,
-            precision: Precision::default(),
+            precision: Precision::F32,
             seed: 0,
             dtype: FactorType::Bf16,
             round_base: RoundBase::None,
