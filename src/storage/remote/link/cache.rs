@@ -51,14 +51,14 @@ pub(crate) fn put(object: &Object, range: &Range<u64>, bytes: &[u8]) {
         return;
     }
     static USED: Mutex<Option<u64>> = Mutex::new(None);
+    // Held until the block is there: what another thread is about to write would not be counted.
     let mut used = USED.lock().unwrap_or_else(PoisonError::into_inner);
     let mut total = used.unwrap_or_else(|| listed(folder).iter().map(|file| file.bytes).sum());
     if total + size > *limit {
         total = trim(folder, limit - size);
     }
-    *used = Some(total + size);
-    drop(used);
-    let _ = write(&path, bytes);
+    let written = write(&path, bytes).is_ok();
+    *used = Some(if written { total + size } else { total });
 }
 
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
