@@ -21,8 +21,8 @@ impl LocalFiles {
     }
 }
 
-/// Whether a link in the folder `root`, a path without links, may be followed: it leads to a place inside the folder, or
-/// to a blob of a Hugging Face cache. Any other may lead to what nobody meant to publish.
+/// Whether a link in the folder `root`, a path without links, may be followed: it leads to a place inside the folder,
+/// or to a blob of a Hugging Face cache. Any other may lead to what nobody meant to publish.
 pub(crate) fn leads_inside(root: &Path, link: &Path) -> bool {
     let Ok(target) = link.canonicalize() else { return false };
     let named = |up: usize| target.ancestors().nth(up).and_then(Path::file_name).unwrap_or_default();

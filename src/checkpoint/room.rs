@@ -19,8 +19,8 @@ pub struct Room {
 }
 
 impl Room {
-    /// `given` bytes, of which other things take those `beside`, where each tensor will take so many bytes, and each byte
-    /// of its name too.
+    /// `given` bytes, of which other things take `beside`. `each` is what a tensor takes, and what a byte of its name
+    /// takes.
     pub fn new(given: u64, beside: u64, each: [u64; 2]) -> Room {
         Room { given, beside, taken: 0, tensors: 0, each }
     }
@@ -30,7 +30,7 @@ impl Room {
         Room::new(u64::MAX, 0, [0, 0])
     }
 
-    /// Counts the tensors of a header, and forgets them where there is no room: they are only counted from there on.
+    /// Counts the tensors of a header. Where there is no room for them, the header is emptied: only the count remains.
     pub(crate) fn count(&mut self, header: &mut Header) {
         let [tensor, byte] = self.each;
         let names: u64 = header.tensors.iter().map(|(stored, _)| stored.name.len() as u64).sum();
@@ -41,8 +41,8 @@ impl Room {
         }
     }
 
-    /// Whether there was room for all that was counted. Where only the other things leave too little, the plan tells, by
-    /// the exact number.
+    /// Checks that there was room for all that was counted. If only the other things leave too little, the plan reports
+    /// the exact number later.
     ///
     /// # Errors
     /// [`Kind::Decide`](crate::Kind::Decide) where there was not. Work needs more than what is named here.

@@ -83,14 +83,15 @@ pub trait Storage: Debug + Send + Sync {
         let _ = range;
     }
 
-    /// Announces a pass: `range` will be read once, in any pieces and roughly from its start on, and its digest be asked
-    /// for by [`end_pass`](Self::end_pass). A source that pays for each byte hashes what it fetches for the pass.
+    /// Announces a pass: `range` will be read once, in any pieces and roughly from its start on, and then
+    /// [`end_pass`](Self::end_pass) will ask for its digest. A source that pays for each byte hashes what it fetches for
+    /// the pass.
     fn begin_pass(&self, range: Range<u64>) {
         let _ = range;
     }
 
-    /// The blake3 of `range` after a pass over it, whose bytes are not wanted any more; `None` from a source that hashes
-    /// nothing by itself, where the bytes have to be read again.
+    /// The blake3 of `range` after a pass over it, whose bytes are no longer wanted; `None` from a source that hashes
+    /// nothing by itself: its bytes have to be read again.
     ///
     /// # Errors
     /// As [`read_range`](Self::read_range).

@@ -33,7 +33,7 @@ pub struct BaseModule {
     pub shape: [usize; 2],
 }
 
-/// What PEFT wraps though it is no module: a stack of experts, or a matrix that is a parameter.
+/// What PEFT wraps although it is not a module: a stack of experts, or a matrix that is a parameter.
 struct Wrapper<'a, 'b> {
     /// The parameter, or the first of the experts.
     module: &'a BaseModule,
@@ -315,7 +315,7 @@ impl BaseModules {
         self.wrapper(name).map(|wrapper| wrapper.named(&wrapper.module.stored))
     }
 
-    /// What PEFT wraps under `name`, if it is no module of its own.
+    /// What PEFT wraps under `name`, if that is not a module of its own.
     fn wrapper<'a>(&self, name: &'a str) -> Option<Wrapper<'_, 'a>> {
         wrapped_by(name).find_map(|(path, kind)| {
             // Of a stack the first expert tells, whichever way the files have it; else the parameter itself.

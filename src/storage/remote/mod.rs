@@ -5,9 +5,9 @@
 //! flight at once (`link`). What an object is, its length and its tag, is fixed when it is opened; an answer of another
 //! state is an error, whenever it comes. Credentials go into requests and nowhere else.
 //!
-//! The client is `ureq`, which blocks, and requests to buckets are signed by `rusty-s3`, which sends none. `object_store`
-//! would bring an asynchronous runtime into a program whose threads block anyway (136 packages to build, against 60),
-//! knows no hub, and hides the redirects and the tags of answers, which decide here whether bytes are believed.
+//! The client is `ureq`, which blocks; `rusty-s3` signs the requests to buckets and sends none. `object_store` would
+//! bring an asynchronous runtime into a program whose threads block anyway (136 packages to build, against 60), knows no
+//! hub, and hides the redirects and the tags of answers, which decide here whether bytes are believed.
 
 pub(crate) mod address;
 pub(crate) mod file;

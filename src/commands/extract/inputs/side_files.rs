@@ -74,8 +74,8 @@ pub fn carried(checkpoint: &Checkpoint) -> Result<(LocalFiles, Vec<(&'static str
     Ok((files, paths))
 }
 
-/// A note if the tuned checkpoint's tokenizer, chat template or generation config differs from the base's; or, where they
-/// are copied, on those that are not.
+/// A note if the tuned checkpoint's tokenizer, chat template or generation config differs from the base's; or, where
+/// they are copied, on those that are not.
 pub fn note(base: &Checkpoint, tuned: &Checkpoint, copied: bool) -> Option<String> {
     if copied {
         return links(tuned.root());
