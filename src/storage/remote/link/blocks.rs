@@ -377,6 +377,7 @@ mod tests {
         assert_eq!(blocks.cover(1, 30..40, 10), [keys[3]]);
         assert_eq!(blocks.memory, 0);
     }
+
     #[test]
     fn a_reader_that_waits_gets_room_and_what_was_begun_stays_longest() {
         let mut blocks = Blocks::default();
