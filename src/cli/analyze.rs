@@ -27,7 +27,8 @@ use crate::cli::{print, print_json, threads};
 /// again.
 #[derive(Debug, Args)]
 pub struct AnalyzeArgs {
-    /// The unquantized base: a folder, a .safetensors or .gguf file, or a name in the Hugging Face cache
+    /// The unquantized base: a folder, a .safetensors or .gguf file, a name in the Hugging Face cache, or an
+    /// hf://, https:// or s3:// address
     #[arg(long, value_name = "CHECKPOINT")]
     base: String,
     /// The quantized base

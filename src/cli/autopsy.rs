@@ -30,7 +30,8 @@ use crate::cli::{print, print_json, threads};
 /// and blocks that are scaled in different proportions. Exits with code 4 if something is wrong.
 #[derive(Debug, Args)]
 pub struct AutopsyArgs {
-    /// A folder, a .safetensors file, a name in the Hugging Face cache, or an adapter's folder
+    /// A folder, a .safetensors file, a name in the Hugging Face cache, an hf://, https:// or s3:// address, or an
+    /// adapter's folder
     checkpoint: String,
     /// Also compare with this checkpoint, tensor by tensor; either may be quantized
     #[arg(long, value_name = "OTHER")]

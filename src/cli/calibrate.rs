@@ -23,7 +23,7 @@ use super::{print_json, threads};
 /// again.
 #[derive(Debug, Args)]
 pub struct CalibrateArgs {
-    /// The model: a folder, or a name in the Hugging Face cache
+    /// The model: a folder, a name in the Hugging Face cache, or an hf://, https:// or s3:// address
     #[arg(long, value_name = "CHECKPOINT")]
     model: String,
     #[command(flatten)]

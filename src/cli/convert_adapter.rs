@@ -16,8 +16,8 @@ use crate::cli::{print, print_json};
 /// `gguf` writes adapter.gguf, which llama.cpp loads with --lora; `mlx` writes the files of mlx-lm, for --adapter-path.
 #[derive(Debug, Args)]
 pub struct ConvertAdapterArgs {
-    /// The adapter: a folder with adapter_config.json and adapter_model.safetensors, or a name in the Hugging Face
-    /// cache
+    /// The adapter: a folder with adapter_config.json and adapter_model.safetensors, a name in the Hugging Face
+    /// cache, or an hf://, https:// or s3:// address
     adapter: String,
     /// The format to write
     #[arg(long, value_enum)]

@@ -25,7 +25,7 @@ use crate::cli::{print, print_json, threads};
 /// command again.
 #[derive(Debug, Args)]
 pub struct DequantizeArgs {
-    /// A folder, a .safetensors file, or a name in the Hugging Face cache
+    /// A folder, a .safetensors file, a name in the Hugging Face cache, or an hf://, https:// or s3:// address
     checkpoint: String,
     /// The folder to write to
     #[arg(short, long, value_name = "DIR")]

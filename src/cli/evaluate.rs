@@ -21,10 +21,10 @@ use super::{print, print_json, threads};
 /// gap, evaluate the tuned model on the same text.
 #[derive(Debug, Args)]
 pub struct EvaluateArgs {
-    /// The served model: a folder, or a name in the Hugging Face cache
+    /// The served model: a folder, a name in the Hugging Face cache, or an hf://, https:// or s3:// address
     #[arg(long, value_name = "CHECKPOINT")]
     model: String,
-    /// A PEFT LoRA adapter: a folder, or a name in the Hugging Face cache. Can be repeated
+    /// A PEFT LoRA adapter: a folder, a name in the Hugging Face cache, or an address. Can be repeated
     #[arg(long = "adapter", value_name = "ADAPTER")]
     adapters: Vec<String>,
     #[command(flatten)]

@@ -21,7 +21,7 @@ use crate::cli::{print, print_json, threads};
 /// extract --served reports.
 #[derive(Debug, Args)]
 pub struct FidelityArgs {
-    /// An adapter: a folder, or a name in the Hugging Face cache. Can be repeated
+    /// An adapter: a folder, a name in the Hugging Face cache, or an address. Can be repeated
     #[arg(long = "adapter", value_name = "ADAPTER", required = true)]
     adapters: Vec<String>,
     /// The served checkpoint, usually quantized

@@ -21,11 +21,11 @@ use crate::cli::ui::value_enums::DtypeName;
 /// same command again.
 #[derive(Debug, Args)]
 pub struct MergeArgs {
-    /// The checkpoint that the adapter belongs to: a folder, a .safetensors file, or a name in the Hugging Face
-    /// cache
+    /// The checkpoint that the adapter belongs to: a folder, a .safetensors file, a name in the Hugging Face cache, or
+    /// an hf://, https:// or s3:// address
     #[arg(long, value_name = "CHECKPOINT")]
     base: String,
-    /// A PEFT LoRA adapter: a folder, or a name in the Hugging Face cache
+    /// A PEFT LoRA adapter: a folder, a name in the Hugging Face cache, or an address
     #[arg(long, value_name = "ADAPTER")]
     adapter: String,
     /// The folder to write to

@@ -22,7 +22,7 @@ use crate::cli::{print, print_json};
 /// read as it is, or if one of these programs would not apply all of the adapter.
 #[derive(Debug, Args)]
 pub struct ProbeArgs {
-    /// A folder, a file, a name in the Hugging Face cache, or an adapter's folder
+    /// A folder, a file, a name in the Hugging Face cache, an hf://, https:// or s3:// address, or an adapter's folder
     checkpoint: String,
     /// List tensors that match, one by one: a glob over the name or its last parts, or re:REGEX. '*' lists all. Can be
     /// repeated

@@ -24,8 +24,8 @@ use crate::cli::{print, print_json};
 /// adapter adds to each weight stays the same.
 #[derive(Debug, Args)]
 pub struct SanitizeArgs {
-    /// The adapter: a folder with adapter_config.json and adapter_model.safetensors, or a name in the
-    /// Hugging Face cache
+    /// The adapter: a folder with adapter_config.json and adapter_model.safetensors, a name in the Hugging
+    /// Face cache, or an hf://, https:// or s3:// address
     adapter: String,
     /// The folder to write the new adapter to
     #[arg(short, long, value_name = "DIR", required_unless_present = "check")]

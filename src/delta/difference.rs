@@ -82,6 +82,8 @@ pub enum Keep<'k> {
     Sums,
     /// The values, `[rows, cols]`.
     Values(&'k mut [f32]),
+    /// The values, and how exact bytes are.
+    Both(&'k mut [f32]),
     /// The values in bytes, [`code_words`](crate::factorize::code_words); or only how exact bytes are.
     Codes(Option<&'k mut [f32]>),
 }
@@ -106,6 +108,12 @@ struct Scratch {
     wide: [Vec<f64>; 2],
     out: Vec<f32>,
     codes: Vec<f32>,
+}
+
+/// The squared norm of what the codes of these rows miss of them.
+fn missed(values: &[f32], cols: usize, codes: &mut Vec<f32>) -> f64 {
+    codes.resize(words(values.len() / cols.max(1), cols), 0.0);
+    quantize_rows(values, cols, codes)
 }
 
 /// Lends the thread's buffers. They are kept, because fresh pages would have to be cleared for every slice.
@@ -270,10 +278,7 @@ impl<'a> Difference<'a> {
     /// # Errors
     /// A failure to read or decode; a weight that is not finite.
     pub fn survey(&self, mut keep: Keep<'_>, read: &(dyn Fn(u64) + Sync)) -> Result<Survey> {
-        let step = match keep {
-            Keep::Codes(_) => (self.slice_rows() / RECORD * RECORD).max(RECORD),
-            _ => self.slice_rows(),
-        };
+        let step = (self.slice_rows() / RECORD * RECORD).max(RECORD);
         let starts: Vec<usize> = (0..self.rows).step_by(step).collect();
         let mut hashers = Hashers::new(&[self.base, self.tuned]);
         let mut total = Sums::default();
@@ -314,14 +319,20 @@ impl<'a> Difference<'a> {
                     .map(|(out, rows)| with_scratch(|scratch| self.slice(rows, out, scratch, true)))
                     .collect()
             }
-            Keep::Codes(None) => slices
-                .map(|rows| {
-                    self.pass(rows.clone(), |values, codes| {
-                        codes.resize(words(rows.len(), cols), 0.0);
-                        quantize_rows(values, cols, codes)
+            Keep::Both(values) => {
+                let parts = values[first * cols..].par_chunks_mut((step * cols).max(1)).zip(slices);
+                parts
+                    .map(|(out, rows)| {
+                        with_scratch(|scratch| {
+                            let sums = self.slice(rows, out, scratch, true)?;
+                            Ok(Sums { missed2: missed(out, cols, &mut scratch.codes), ..sums })
+                        })
                     })
-                })
-                .collect(),
+                    .collect()
+            }
+            Keep::Codes(None) => {
+                slices.map(|rows| self.pass(rows, |values, codes| missed(values, cols, codes))).collect()
+            }
             Keep::Codes(Some(codes)) => {
                 let record = record_words(cols);
                 let parts =

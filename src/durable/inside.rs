@@ -123,6 +123,24 @@ pub(crate) fn remove(root: &Path, below: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes the folder `below` the folder `root` if nothing is in it; one that is not there is as good.
+///
+/// # Errors
+/// A part of the way that is a link; what the file system refuses.
+pub(crate) fn remove_empty(root: &Path, below: &Path) -> io::Result<()> {
+    use rustix::io::Errno;
+    let parts: Vec<&OsStr> = below.iter().collect();
+    let Some((name, folders)) = parts.split_last() else { return Ok(()) };
+    let folder = match open_folder(root, folders.iter().copied()) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        folder => folder?,
+    };
+    match unlinkat(&folder, *name, AtFlags::REMOVEDIR) {
+        Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT | Errno::NOTDIR) => Ok(()),
+        removed => Ok(removed?),
+    }
+}
+
 fn remove_at(folder: &OwnedFd, name: &OsStr) -> io::Result<()> {
     if kind(folder, name)? != FileType::Directory {
         return Ok(unlinkat(folder, name, AtFlags::empty())?);

@@ -5,7 +5,8 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};
 
 use crate::factorize::backend::gram::Gram;
-use crate::factorize::backend::krylov::{self, Krylov};
+use crate::factorize::backend::krylov::Krylov;
+use crate::factorize::backend::krylov_cost;
 use crate::factorize::types::{Backend, Method, Request};
 
 /// The backends that [`Method::Auto`] chooses from, the more exact first: it wins where both cost the same.
@@ -32,7 +33,7 @@ pub fn flops(m: usize, n: usize, request: &Request) -> f64 {
 /// Estimated cost of factorizing a matrix `[m, n]` in bytes by block Krylov, in the same unit, where that is what the
 /// request's method allows and no more than [`flops`].
 pub fn code_flops(m: usize, n: usize, request: &Request) -> Option<f64> {
-    let in_bytes = krylov::code_flops(m, n, request);
+    let in_bytes = krylov_cost::code_flops(m, n, request);
     let allowed = matches!(request.method, Method::Auto | Method::Krylov);
     (allowed && in_bytes <= flops(m, n, request)).then_some(in_bytes)
 }

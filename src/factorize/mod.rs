@@ -98,7 +98,7 @@ pub fn factorize_codes(
 
 /// An upper bound on the bytes of [`factorize_codes`] beyond the codes and the buffers they are made in.
 pub fn code_workspace(m: usize, n: usize, request: &Request) -> usize {
-    backend::krylov::code_bytes(m, n, request)
+    backend::krylov_cost::code_bytes(m, n, request)
 }
 
 pub(crate) fn check(norm2: f64, module: &str, request: &Request) -> Result<()> {

@@ -98,7 +98,16 @@ pub(crate) fn clear_files(out: &Path, layout: &Layout) -> Result<()> {
     let known = known_files(out, layout)?;
     removed(out, B3SUMS)?;
     let files = known.iter().map(String::as_str).filter(|name| *name != layout.record).chain(layout.log);
-    files.into_iter().try_for_each(|file| removed(out, file))
+    files.into_iter().try_for_each(|file| removed(out, file))?;
+    // Deeper ones first.
+    let folders: BTreeSet<&Path> =
+        known.iter().flat_map(|name| Path::new(name).ancestors().skip(1)).collect();
+    let folders = folders.into_iter().rev().filter(|folder| !folder.as_os_str().is_empty());
+    folders.into_iter().try_for_each(|folder| {
+        inside::remove_empty(out, folder).map_err(|e| {
+            Error::unexpected("cannot remove an earlier run's folder").path(out.join(folder)).because(e)
+        })
+    })
 }
 
 /// Removes a finished run's files and its record.

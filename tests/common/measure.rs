@@ -118,7 +118,7 @@ pub fn check_rules(out: &Path) {
 pub fn check(out: &Path, base: &Weights, tuned: &Weights) {
     check_rules(out);
     let manifest = manifest(out);
-    let (mut norm2, mut error2) = (0.0, 0.0);
+    let (mut norm2, mut error2, mut allowed) = (0.0, 0.0, 0.0);
     for module in manifest["modules"].as_array().unwrap() {
         let name = module["name"].as_str().unwrap();
         if module["method"] == "none" {
@@ -128,12 +128,15 @@ pub fn check(out: &Path, base: &Weights, tuned: &Weights) {
         let found = delta(out, module, base, tuned);
         let recorded = |key: &str| module[key].as_f64().unwrap();
         let (share, then) = (found.error2 / found.norm2, recorded("relative_error").powi(2));
-        assert!((share - then).abs() <= 1e-6 + 1e-4 * share, "{name}: {share} found, {then} recorded");
+        // A delta in bytes is rounded: what is stated of its error has to be true to 1e-3.
+        let off = if module["precision"] == "int8" { 2e-3 } else { 1e-4 };
+        assert!((share - then).abs() <= 1e-6 + off * share, "{name}: {share} found, {then} recorded");
+        allowed += off * found.error2;
         let norm = found.norm2.sqrt();
         assert!((norm - recorded("delta_norm")).abs() <= 1e-6 * norm, "{name}: norm {norm}");
         assert!((1.0 - then - recorded("captured_energy")).abs() < 1e-12, "{name}");
         (norm2, error2) = (norm2 + found.norm2, error2 + found.error2);
     }
     let total = manifest["total"]["relative_error"].as_f64().unwrap();
-    assert!((total.powi(2) - error2 / norm2).abs() <= 1e-5, "{total} in all");
+    assert!((total.powi(2) - error2 / norm2).abs() <= 1e-5 + allowed / norm2, "{total} in all");
 }

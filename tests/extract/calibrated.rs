@@ -155,6 +155,32 @@ fn the_error_of_the_outputs_is_the_least_and_both_errors_are_those_measured() {
     }
 }
 
+#[test]
+fn a_lower_rank_is_near_the_least_error_of_the_outputs_too() {
+    let home = tempdir().unwrap();
+    let (both, alone) = (home.path().join("both"), home.path().join("alone"));
+    let mut job = calibrated(&both);
+    (job.deciding.rank, job.deciding.lower_ranks) = (16, vec![4]);
+    extract(&job, &Silent).unwrap();
+    let mut job = calibrated(&alone);
+    job.deciding.rank = 4;
+    extract(&job, &Silent).unwrap();
+    let lower = both.join("rank-4");
+    let (said, other) = (manifest(&lower), manifest(&alone));
+    for name in MODULES {
+        let (root, delta, off) = (root(name), delta(name), rest(&lower, name));
+        let outputs = |matrix: &Mat<f64>| (matrix * root.transpose()).norm_l2();
+        let relative = |value: &Value| value["relative_error"].as_f64().unwrap();
+        let record = module(&said, name);
+        let expected = off.norm_l2() / delta.norm_l2();
+        assert!((relative(record) - expected).abs() < 1e-3, "{name}: {} {expected}", relative(record));
+        let (found, expected) = (relative(&record["outputs"]), outputs(&off) / outputs(&delta));
+        assert!((found / expected - 1.0).abs() < 0.03, "{name}: {found} {expected}");
+        let alone = relative(&module(&other, name)["outputs"]);
+        assert!(found <= 1.01 * alone, "{name}: {found}, and {alone} by itself");
+    }
+}
+
 /// Panics once a number of records is safe: what is left is what a kill leaves.
 struct StopsAfter(AtomicUsize);
 

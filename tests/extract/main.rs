@@ -15,5 +15,6 @@ mod module_trees;
 mod moe;
 mod moe_merge;
 mod quantized;
+mod ranks;
 mod senseless;
 mod summary;

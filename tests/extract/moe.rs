@@ -297,6 +297,19 @@ fn whole_stacks_for_models_whose_loaders_take_those() {
     check_stacks(&model, &same_from_all(&model, &home, &layouts), true);
 }
 
+#[test]
+fn a_stack_has_its_first_directions_in_a_lower_rank() {
+    use ExpertLayout::{Singly, Stacked};
+    for (kind, layout) in [("qwen3_vl_moe", Stacked), ("qwen3_moe", Singly)] {
+        let (model, home) = (Model::new(kind), tempdir().unwrap());
+        let [base, tuned] = &model.write(home.path(), layout, layout);
+        let out = home.path().join("ranks");
+        extract_with(base, tuned, &out, &["--ranks", &format!("1,{RANK}")]).code(0);
+        checked(&out, &[base.clone(), tuned.clone()]);
+        checked(&out.join("rank-1"), &[base.clone(), tuned.clone()]);
+    }
+}
+
 /// The kinds of modules that the summary's table shows.
 fn summary(out: &Path) -> Vec<String> {
     let manifest: trephine::commands::extract::output::Manifest =

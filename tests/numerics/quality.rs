@@ -8,7 +8,7 @@ use faer::Mat;
 use safetensors::{Dtype, SafeTensors};
 use trephine::commands::extract::output::ExtractionOutcome;
 use trephine::commands::extract::{Allowances, Extraction, ResultOptions, extract};
-use trephine::factorize::Method;
+use trephine::factorize::{Method, Precision};
 use trephine::lora::FactorType;
 use trephine::pipeline::RunOptions;
 use trephine::run::Silent;
@@ -132,8 +132,10 @@ fn check(base: &str, rank: usize, method: Method, dtype: FactorType) {
         let recorded = &record.quality;
         assert!((recorded.delta_norm - norm2.sqrt()).abs() <= 1e-6 * norm2.sqrt(), "{name}: norm");
         let share = error / norm2.sqrt();
+        // A delta in bytes is rounded: what is stated of its error has to be true to 1e-3.
+        let off = if record.precision == Precision::Int8 { 1e-3 * share } else { 0.0 };
         assert!(
-            (recorded.relative_error - share).abs() <= 1e-4,
+            (recorded.relative_error - share).abs() <= 1e-4 + off,
             "{name}: {} for {share}",
             recorded.relative_error
         );

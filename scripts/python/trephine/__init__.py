@@ -111,7 +111,7 @@ def _failure(stderr: str) -> "tuple[str, Optional[str]]":
     return message or stderr.strip() or "the program failed without a message", hint
 
 
-def extract(base: StrPath, tuned: StrPath, out: StrPath, rank: int = 128, **options: Option) -> Dict[str, Any]:
+def extract(base: StrPath, tuned: StrPath, out: StrPath, rank: Optional[int] = None, **options: Option) -> Dict[str, Any]:
     """Extracts the difference between two checkpoints as a LoRA adapter, or resumes an extraction that was stopped."""
     return run("extract", base=base, tuned=tuned, out=out, rank=rank, quiet=True, **options)
 

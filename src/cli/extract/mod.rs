@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use trephine::Result;
 use trephine::commands::extract::{
-    AbsorbNorms, Allowances, Extraction, ResultOptions, default_memory, extract, extract_part, plan,
+    AbsorbNorms, Allowances, Extraction, ResultOptions, Target, default_memory, extract, extract_part, plan,
 };
 use trephine::delta::{NonFinite, RoundBase};
 use trephine::factorize::{Method, Precision};
@@ -32,8 +32,8 @@ use crate::cli::{print, print_json, threads};
 /// again.
 #[derive(Debug, Args)]
 pub struct ExtractArgs {
-    /// The checkpoint that the adapter is added to: a folder, a .safetensors or .gguf file, or a name in the Hugging
-    /// Face cache
+    /// The checkpoint that the adapter is added to: a folder, a .safetensors or .gguf file, a name in the Hugging
+    /// Face cache, or an hf://, https:// or s3:// address
     #[arg(long, value_name = "CHECKPOINT", alias = "base-model")]
     base: String,
     /// The checkpoint that base and adapter together should reproduce
@@ -58,6 +58,19 @@ pub struct ExtractArgs {
     #[arg(short, long, default_value_t = 128, value_parser = rank::parse, allow_negative_numbers = true,
         alias = "max-rank", help_heading = "Result")]
     rank: usize,
+    /// Ranks of several adapters from one factorization: the largest in --out, the others in its folders rank-16 ...
+    #[arg(long, value_name = "RANK,...", value_delimiter = ',', value_parser = rank::parse,
+        conflicts_with_all = ["rank", "energy", "served", "hybrid"], help_heading = "Result")]
+    ranks: Vec<usize>,
+    /// Take the smallest rank, at most --rank, that leaves this share of the whole change's norm or less (of the
+    /// outputs' with a calibration)
+    #[arg(long, value_name = "SHARE",
+        conflicts_with_all = ["ranks", "energy", "served", "hybrid"], help_heading = "Result")]
+    target_error: Option<f64>,
+    /// The same for a share of the whole change's energy to capture
+    #[arg(long, value_name = "SHARE",
+        conflicts_with_all = ["ranks", "energy", "served", "hybrid", "target_error"], help_heading = "Result")]
+    target_energy: Option<f64>,
     /// Give each module only the smallest rank that captures this share of its delta's energy, at most --rank
     #[arg(long, value_name = "SHARE", help_heading = "Result")]
     energy: Option<f64>,
@@ -68,8 +81,8 @@ pub struct ExtractArgs {
     #[arg(long, value_enum, default_value_t = MethodName::Auto, help_heading = "Result")]
     method: MethodName,
     /// Numbers in which block Krylov multiplies with the differences; bytes take about two thirds of the
-    /// processor time
-    #[arg(long, value_enum, default_value_t = PrecisionName::F32, help_heading = "Result")]
+    /// processor time of f32
+    #[arg(long, value_enum, default_value_t = PrecisionName::Auto, help_heading = "Result")]
     precision: PrecisionName,
     /// Seed of the random directions
     #[arg(long, default_value_t = 0, help_heading = "Result")]
@@ -185,6 +198,15 @@ words!(AbsorbNormsName => AbsorbNorms {
 words!(NonFiniteName => NonFinite { Fail, Zero });
 
 impl ExtractArgs {
+    /// The ranks below the largest, ascending.
+    fn lower_ranks(&self) -> Vec<usize> {
+        let mut ranks = self.ranks.clone();
+        ranks.sort_unstable();
+        ranks.dedup();
+        ranks.pop();
+        ranks
+    }
+
     fn extraction(&self) -> Result<Extraction> {
         Ok(Extraction {
             base: self.base.clone(),
@@ -194,7 +216,9 @@ impl ExtractArgs {
             hybrid: self.hybrid.clone(),
             out: self.out.clone(),
             deciding: ResultOptions {
-                rank: self.rank,
+                rank: self.ranks.iter().copied().max().unwrap_or(self.rank),
+                lower_ranks: self.lower_ranks(),
+                target: self.target_error.map(Target::Error).or(self.target_energy.map(Target::Energy)),
                 energy: self.energy,
                 tolerance: self.tolerance,
                 method: self.method.into(),

@@ -2,7 +2,7 @@
 
 use trephine::commands::extract::mostly_noise;
 use trephine::commands::extract::output::{
-    ExtractionOutcome, Manifest, OtherRank, mostly_left_out, serve_line, upload_line,
+    ExtractionOutcome, LowerRank, Manifest, OtherRank, mostly_left_out, serve_line, upload_line,
 };
 
 use crate::cli::quoted;
@@ -22,6 +22,7 @@ pub fn show_outcome(outcome: &ExtractionOutcome) -> String {
     text += &facts(
         &[
             ("captured", captured(manifest)),
+            ("also", lower_ranks(outcome)),
             ("ranks", other_ranks(manifest)),
             ("served", served(manifest)),
             ("minimized", minimized(manifest)),
@@ -66,6 +67,16 @@ fn captured(manifest: &Manifest) -> String {
              than Method A's, without the adapter serving worse"
         ),
     }
+}
+
+/// The adapters of lower ranks that were written too.
+fn lower_ranks(outcome: &ExtractionOutcome) -> String {
+    let one = |lower: &LowerRank| {
+        let captured =
+            lower.total.outputs.map_or(lower.total.captured_energy, |outputs| outputs.captured_energy);
+        format!("{} ({:.2} %)", outcome.out.join(&lower.folder).display(), 100.0 * captured)
+    };
+    outcome.manifest.lower_ranks.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// What other ranks would capture, the nearest ones.

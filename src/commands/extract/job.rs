@@ -10,6 +10,7 @@ use crate::commands::extract::inputs::{Inputs, side_files};
 use crate::commands::extract::options::{Allowances, Extraction, ResultOptions};
 use crate::commands::extract::output::files::{FILES, MANIFEST};
 use crate::commands::extract::output::manifest::Manifest;
+use crate::commands::extract::output::ranks;
 use crate::commands::extract::output::summary::ExtractionOutcome;
 use crate::commands::extract::output::write;
 use crate::commands::extract::output::write::DoneWork;
@@ -71,7 +72,8 @@ impl<'a> ExtractJob<'a> {
         if extraction.deciding.copy_tokenizer {
             files.extend(side_files::names(&inputs.tuned)?);
         }
-        let layout = Layout { log: Some(LOG), ..Layout::new(MANIFEST, files) };
+        let outputs = ranks::outputs(&files, &ranks::lower(&extraction.deciding, plan.rank));
+        let layout = Layout { log: Some(LOG), ..Layout::new(MANIFEST, outputs) };
         Ok(ExtractJob { extraction, inputs, plan, identity, layout, units: plan.units() })
     }
 

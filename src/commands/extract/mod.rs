@@ -21,7 +21,7 @@ pub use self::holding::Holding;
 pub use self::inputs::Inputs;
 pub use self::job::assemble;
 pub use self::noise::{kept_noise, mostly_noise};
-pub use self::options::{AbsorbNorms, Allowances, Extraction, ResultOptions};
+pub use self::options::{AbsorbNorms, Allowances, Extraction, ResultOptions, Target};
 pub use self::plan::{ExtractionPlan, PlannedLeftover, PlannedModule, kind};
 pub use self::verify::{AdapterVerification, Content, verify};
 

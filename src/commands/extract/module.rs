@@ -71,6 +71,9 @@ pub struct ShardRecord {
     pub spectrum: Spectrum,
     /// The tensors read for it.
     pub tensors: Vec<TensorRecord>,
+    /// The energy of each direction in the norm of the weights, where the singular values are not of that norm.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub energies: Vec<f64>,
 }
 
 /// The factors of one module as stored in the adapter, before padding to the uniform rank.
@@ -136,6 +139,11 @@ pub fn load<'a>(
             let survey = check(difference.survey(Keep::Values(&mut values), read)?)?;
             (Delta::Values(Held::new(m, n, values)?), survey)
         }
+        (true, true) if attempt.holding.as_values => {
+            let mut values = slab(m * n)?;
+            let survey = check(difference.survey(Keep::Both(&mut values), read)?)?;
+            (Delta::Values(Held::new(m, n, values)?), survey)
+        }
         (true, true) => {
             let mut codes = slab(code_words(m, n))?;
             let survey = check(difference.survey(Keep::Codes(Some(&mut codes)), read)?)?;
@@ -199,6 +207,7 @@ pub fn finish<'a>(
         estimated_excess,
         spectrum,
         tensors,
+        energies,
     } = made;
     survey.tensors.extend(tensors);
     if let Some(served) = &inputs.served {
@@ -227,7 +236,7 @@ pub fn finish<'a>(
     };
     let (a, b) = lay_out(module, rank, stored, job.deciding.dtype);
     let spectrum = Spectrum { shape: module.shape, ..spectrum };
-    let record = ShardRecord { module: record, spectrum, tensors: survey.tensors };
+    let record = ShardRecord { module: record, spectrum, tensors: survey.tensors, energies };
     Ok(Finished::Done(Box::new(FinishedModule { record, a, b })))
 }
 
@@ -257,21 +266,26 @@ fn made(
         }
         _ => plain::make(delta, norm2, &module.name, &request, dtype, None),
     };
+    let or_in_f32 = |made: Option<Made>, delta: &dyn Panels| match made {
+        None if attempt.holding.at_once => make(delta).map(Some),
+        made => Ok(made),
+    };
+    let of_values = |delta: &dyn Panels| match attempt.in_bytes() {
+        true => or_in_f32(of_codes(&Requantized::new(delta, survey.missed2), delta)?, delta),
+        false => make(delta).map(Some),
+    };
     match held {
-        Delta::Recomputed if attempt.in_bytes() => {
-            let delta = recompute()?;
-            of_codes(&Requantized::new(&delta, survey.missed2), &delta)
-        }
-        Delta::Recomputed => make(&recompute()?).map(Some),
+        Delta::Recomputed => of_values(&recompute()?),
         Delta::Values(held) => {
-            let made = make(&held);
+            let made = of_values(&held);
             spent(held.into_inner());
-            made.map(Some)
+            made
         }
         Delta::Codes(codes) => {
-            let made = of_codes(&codes, &recompute()?);
+            let delta = recompute()?;
+            let made = of_codes(&codes, &delta);
             spent(codes.into_inner());
-            made
+            or_in_f32(made?, &delta)
         }
     }
 }

@@ -17,6 +17,12 @@ use crate::lora::loader::Loader;
 pub struct ResultOptions {
     /// Largest rank of a module.
     pub rank: usize,
+    /// Ranks of further adapters from the same factorization, each below `rank`.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub lower_ranks: Vec<usize>,
+    /// How near the whole adapter has to come: it gets the least rank that does, at most `rank`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub target: Option<Target>,
     /// Share of each delta's energy to capture, in (0, 1].
     pub energy: Option<f64>,
     /// How far a module's error may exceed the optimal error, as a fraction of it.
@@ -57,6 +63,27 @@ pub struct ResultOptions {
     pub loader: Option<Loader>,
 }
 
+/// How near an adapter has to come to the change of all its modules together, in the norm that the run minimizes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Target {
+    /// Its relative error, at most.
+    Error(f64),
+    /// The share of the energy that it captures, at least.
+    Energy(f64),
+}
+
+impl Target {
+    /// Whether this relative error is small enough.
+    pub fn is_met(self, relative_error: f64) -> bool {
+        match self {
+            Target::Error(most) => relative_error <= most,
+            Target::Energy(least) => 1.0 - relative_error.powi(2) >= least,
+        }
+    }
+}
+
 /// Whether linear weights carry the difference of the norms before them, which no LoRA can hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -89,10 +116,12 @@ impl ResultOptions {
     pub fn for_base(name: &str) -> ResultOptions {
         ResultOptions {
             rank: 128,
+            lower_ranks: Vec::new(),
+            target: None,
             energy: None,
             tolerance: 0.005,
             method: Method::Auto,
-            precision: Precision::F32,
+            precision: Precision::Auto,
             seed: 0,
             dtype: FactorType::Bf16,
             round_base: RoundBase::None,
@@ -124,7 +153,27 @@ impl ResultOptions {
             let hint = "--energy is a share, for example 0.9";
             return Err(Error::decide("the energy to capture is outside (0, 1]").hint(hint));
         }
+        if let Some(Target::Error(share) | Target::Energy(share)) = self.target
+            && !(share > 0.0 && share < 1.0)
+        {
+            let hint = "--target-error 0.3 leaves at most 0.3 of the change's norm, --target-energy 0.9 captures 90 %";
+            return Err(Error::decide(format!("a target of {share} is outside (0, 1)")).hint(hint));
+        }
+        if self.lower_ranks.contains(&0) {
+            return Err(Error::decide("an adapter of rank 0 holds nothing").hint("give ranks of 1 or more"));
+        }
+        if self.energy.is_some() && (self.target.is_some() || !self.lower_ranks.is_empty()) {
+            return Err(Error::decide(
+                "the energy of each module and that of the whole adapter give different ranks",
+            )
+            .hint("give --energy alone, or --ranks, --target-error or --target-energy"));
+        }
         let Some(share) = self.hybrid_share else { return Ok(()) };
+        if self.target.is_some() || !self.lower_ranks.is_empty() {
+            return Err(Error::decide("the two parts of a hybrid have no common order of directions").hint(
+                "give --rank and --hybrid-share, without --ranks, --target-error and --target-energy",
+            ));
+        }
         if !(share > 0.0 && share < 1.0) {
             return Err(Error::decide(format!("a share of {share} of the rank is outside (0, 1)"))
                 .hint("--hybrid-share 0.5 gives half of the rank to the change"));

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use safetensors::Dtype;
 
+use crate::checkpoint::Checkpoint;
 use crate::commands::extract::fetch::ahead::{Ahead, Read};
 use crate::commands::extract::fetch::keep::keep;
 use crate::commands::extract::inputs::Inputs;
@@ -156,7 +157,11 @@ pub fn run(
         let (to_workers, from_readers) = bounded(0);
         let (to_writer, from_workers) = bounded(1);
         let shared = &shared;
-        for _ in 0..plan.threads.min(2) {
+        // Over a link one module after the other: two that share it would be here at the same time, and nothing would
+        // be left to fetch while both are factorized.
+        let fetched = inputs.all().any(Checkpoint::is_remote);
+        let readers = if fetched { 1 } else { plan.threads.min(2) };
+        for _ in 0..readers {
             let ready = to_workers.clone();
             scope.spawn(move || read(shared, &ready));
         }

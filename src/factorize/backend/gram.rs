@@ -15,6 +15,7 @@ use crate::Result;
 use crate::factorize::backend::block_lanczos;
 use crate::factorize::backend::block_lanczos::{EXCESS, Leading, leading};
 use crate::factorize::backend::krylov;
+use crate::factorize::backend::krylov_cost::bytes as krylov_bytes;
 use crate::factorize::kernel::arithmetic::Arithmetic;
 use crate::factorize::kernel::block_ops::{
     cross_gram, eigen, eigen_bytes, eigen_flops, eigenvalues_bytes, multiply, narrow,
@@ -183,7 +184,7 @@ fn flops(m: usize, n: usize, request: &Request) -> f64 {
 
 fn bytes(m: usize, n: usize, request: &Request) -> usize {
     if iterates(m, n, request.rank) {
-        return iterated_bytes(m, n, request.rank).max(krylov::bytes(
+        return iterated_bytes(m, n, request.rank).max(krylov_bytes(
             m,
             n,
             BasisPlan::thorough(m, n, request),

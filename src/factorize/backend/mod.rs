@@ -3,4 +3,5 @@
 pub(crate) mod block_lanczos;
 pub(crate) mod gram;
 pub(crate) mod krylov;
+pub(crate) mod krylov_cost;
 pub(crate) mod operator;

@@ -56,13 +56,13 @@ pub(crate) fn copy(
             writer.put(&keys.a, bytes)
         };
         let shard = piece.shard.as_ref().map(|open| open()).transpose()?;
+        let kept = if shard.is_some() { piece.rank.min(r) } else { 0 };
         if let Some(shard) = &shard {
             check_shape(shard, names.a, &[piece.rank, inner])?;
             check_shape(shard, names.b, &[out, piece.rank])?;
-            shard.copy(names.a, &mut put)?;
+            shard.copy_first(names.a, (kept * inner * size) as u64, &mut put)?;
         }
-        let rank = if shard.is_some() { piece.rank } else { 0 };
-        zeros((r - rank) * inner * size, put)?;
+        zeros((r - kept) * inner * size, put)?;
         shards.push(shard.filter(|_| shards.len() < OPEN));
     }
     let row = r * pieces.len() * size;
@@ -85,7 +85,7 @@ pub(crate) fn copy(
     Ok(())
 }
 
-/// Reads rows of an expert's `lora_B` into `own`, each padded with zeros to `to` bytes.
+/// Reads rows of an expert's `lora_B` into `own`, each padded with zeros, or cut, to `to` bytes.
 fn read_rows(
     piece: &Piece,
     kept: Option<&Shard>,
@@ -97,14 +97,14 @@ fn read_rows(
 ) -> Result<()> {
     own.clear();
     own.resize(rows.len() * to, 0);
-    let from = piece.rank * size;
+    let (from, kept_bytes) = (piece.rank * size, to.min(piece.rank * size));
     let (Some(open), true) = (&piece.shard, from > 0) else { return Ok(()) };
     let opened = if kept.is_none() { Some(open()?) } else { None };
     let Some(shard) = kept.or(opened.as_ref()) else { return Ok(()) };
     let mut packed = vec![0; rows.len() * from];
     shard.read(name, (rows.start * from) as u64, &mut packed)?;
     for (own, packed) in own.chunks_exact_mut(to).zip(packed.chunks_exact(from)) {
-        own[..from].copy_from_slice(packed);
+        own[..kept_bytes].copy_from_slice(&packed[..kept_bytes]);
     }
     Ok(())
 }

@@ -50,8 +50,8 @@ impl AdapterWriter for Peft {
     }
 }
 
-/// Writes `adapter_model.safetensors` of uniform rank `r` durably; factors of a lower rank are padded with zeros.
-/// Returns the file's digest, and for each module the digest of its `lora_A` followed by its `lora_B`.
+/// Writes `adapter_model.safetensors` of uniform rank `r` durably; factors of a lower rank are padded with zeros, of
+/// those of a higher one the first directions are taken. Returns the file's digest, and for each module the digest of its `lora_A` followed by its `lora_B`.
 ///
 /// # Errors
 /// A shard that does not match the journal, or a failing disk.
@@ -114,23 +114,19 @@ fn copy(
             zeros(out * r * size, |bytes| put(&keys.b, bytes))?;
         }
         Some(open) => {
-            let shard = open()?;
+            let (shard, kept) = (open()?, piece.rank.min(r));
             check_shape(&shard, names.a, &[piece.rank, inner])?;
             check_shape(&shard, names.b, &[out, piece.rank])?;
-            shard.copy(names.a, |bytes| put(&keys.a, bytes))?;
-            zeros((r - piece.rank) * inner * size, |bytes| put(&keys.a, bytes))?;
-            if piece.rank == r {
-                shard.copy(names.b, |bytes| put(&keys.b, bytes))?;
-            } else {
-                padded_rows(&shard, names.b, out, piece.rank * size, r * size, |bytes| put(&keys.b, bytes))?;
-            }
+            shard.copy_first(names.a, (kept * inner * size) as u64, |bytes| put(&keys.a, bytes))?;
+            zeros((r - kept) * inner * size, |bytes| put(&keys.a, bytes))?;
+            resized_rows(&shard, names.b, out, piece.rank * size, r * size, |bytes| put(&keys.b, bytes))?;
         }
     }
     Ok(hasher.finalize())
 }
 
-/// Writes rows of `from` bytes, each padded with zeros to `to` bytes.
-fn padded_rows(
+/// Writes rows of `from` bytes, each padded with zeros, or cut, to `to` bytes.
+fn resized_rows(
     shard: &Shard,
     name: &str,
     rows: usize,
@@ -139,18 +135,18 @@ fn padded_rows(
     mut put: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     const PIECE: usize = 1 << 20;
-    let step = (PIECE / to.max(1)).clamp(1, rows.max(1));
-    let (mut packed, mut padded) = (vec![0; step * from], vec![0; step * to]);
+    let step = (PIECE / to.max(from).max(1)).clamp(1, rows.max(1));
+    let (mut packed, mut resized, kept) = (vec![0; step * from], vec![0; step * to], from.min(to));
     for start in (0..rows).step_by(step) {
         let count = step.min(rows - start);
         if from > 0 {
             shard.read(name, (start * from) as u64, &mut packed[..count * from])?;
-            for (padded, packed) in padded.chunks_exact_mut(to).zip(packed[..count * from].chunks_exact(from))
-            {
-                padded[..from].copy_from_slice(packed);
+            let rows = packed[..count * from].chunks_exact(from);
+            for (resized, packed) in resized.chunks_exact_mut(to).zip(rows) {
+                resized[..kept].copy_from_slice(&packed[..kept]);
             }
         }
-        put(&padded[..count * to])?;
+        put(&resized[..count * to])?;
     }
     Ok(())
 }

@@ -129,8 +129,20 @@ impl Shard {
     ///
     /// # Errors
     /// As [`read`](Self::read); what `take` returns.
-    pub fn copy(&self, name: &str, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let length = self.tensor(name)?.len();
+    pub fn copy(&self, name: &str, take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.copy_first(name, self.tensor(name)?.len(), take)
+    }
+
+    /// The same with the first `length` bytes.
+    ///
+    /// # Errors
+    /// Those of [`copy`](Self::copy).
+    pub fn copy_first(
+        &self,
+        name: &str,
+        length: u64,
+        mut take: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         let mut piece = vec![0; PIECE.min(usize::try_from(length).unwrap_or(PIECE))];
         let mut offset = 0;
         while offset < length {

@@ -99,6 +99,7 @@ impl Hybrid<'_> {
             estimated_excess: second.estimated_excess,
             spectrum: second.spectrum,
             tensors: Vec::new(),
+            energies: Vec::new(),
         })
     }
 }

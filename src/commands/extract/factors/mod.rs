@@ -37,6 +37,8 @@ pub(crate) struct Made {
     pub spectrum: Spectrum,
     /// What was read beside the delta's own two sides.
     pub tensors: Vec<TensorRecord>,
+    /// The energy of each direction in the norm of the weights, where the spectrum is of another.
+    pub energies: Vec<f64>,
 }
 
 /// Rounded factors: `left` `[rows, rank]`, `right` `[rank, cols]`, row-major.

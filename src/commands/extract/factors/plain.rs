@@ -76,6 +76,7 @@ fn finish(
         estimated_excess: factors.estimated_excess,
         spectrum,
         tensors: Vec::new(),
+        energies: Vec::new(),
     })
 }
 

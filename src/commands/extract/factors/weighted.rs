@@ -5,6 +5,7 @@ use crate::commands::extract::factors::plain::method;
 use crate::commands::extract::factors::{Made, StoredFactors, round};
 use crate::commands::extract::output::manifest::{Spectrum, SpectrumOf};
 use crate::delta::module_record::{OutputError, Quality};
+use crate::factorize::kernel::block_ops::square_sum;
 use crate::factorize::precision::Precision;
 use crate::factorize::types::{Panels, Request};
 use crate::factorize::weighted::{Errors, Root, directions, project};
@@ -41,6 +42,7 @@ pub(crate) fn make(
     let norms = Errors { weights2: norm2, outputs2: found.norm2 };
     let errors = projected.errors(delta, root, (&left, &right), norms, (module, request.seed))?;
     let outputs = Some(OutputError::of(norms.outputs2, errors.outputs2));
+    let energies = energies(&left, &right, rank);
     Ok(Made {
         stored: StoredFactors { left, right, left_bytes, right_bytes },
         rank,
@@ -52,5 +54,16 @@ pub(crate) fn make(
         estimated_excess: found.estimated_excess,
         spectrum,
         tensors: Vec::new(),
+        energies,
     })
+}
+
+/// The squared norm of each of the `rank` products of a column of `left` and a row of `right`.
+fn energies(left: &[f32], right: &[f32], rank: usize) -> Vec<f64> {
+    let mut columns = vec![0.0; rank];
+    for row in left.chunks_exact(rank.max(1)) {
+        columns.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value).powi(2));
+    }
+    let rows = right.chunks_exact((right.len() / rank.max(1)).max(1));
+    columns.iter().zip(rows).map(|(column, row)| column * square_sum(row)).collect()
 }

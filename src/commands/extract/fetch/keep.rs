@@ -18,7 +18,7 @@ pub(crate) fn keep(inputs: &Inputs, attempt: &Attempt<'_>) -> Result<Vec<Box<dyn
         false => (module.in_f32, module.kept_in_f32),
     };
     let Some(kept) = kept else { return Ok(Vec::new()) };
-    let delta = !holding.held || attempt.in_bytes();
+    let delta = holding.reads_again(attempt.in_bytes());
     let base = delta.then_some((&inputs.base, &*module.name));
     let again = delta || inputs.served.is_some() || inputs.dense.is_some();
     let tuned = again.then_some((&inputs.tuned, &*module.pair.tuned));

@@ -39,6 +39,9 @@ pub struct Manifest {
     pub rank: usize,
     /// Quality of all modules together.
     pub total: Quality,
+    /// The adapters of lower ranks that lie in folders of their own beside this one.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub lower_ranks: Vec<LowerRank>,
     /// What adapters of other ranks would capture.
     #[serde(default)]
     pub other_ranks: Vec<OtherRank>,
@@ -53,6 +56,17 @@ pub struct Manifest {
     pub not_represented: Vec<LeftOut>,
     /// Every tensor that was read, by checkpoint and name.
     pub tensors: Vec<TensorRecord>,
+}
+
+/// An adapter of a lower rank from the same factorization.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LowerRank {
+    /// Its rank.
+    pub rank: usize,
+    /// Its folder, inside that of the largest rank.
+    pub folder: String,
+    /// Its quality.
+    pub total: Quality,
 }
 
 /// What an adapter of another uniform rank would capture.

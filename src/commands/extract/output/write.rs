@@ -5,15 +5,17 @@ use crate::commands::extract::inputs::{Inputs, side_files};
 use crate::commands::extract::module::{A, B, ShardRecord};
 use crate::commands::extract::options::Extraction;
 use crate::commands::extract::output::files::{CARD, MANIFEST, SPECTRA};
-use crate::commands::extract::output::manifest::{Manifest, Spectrum, total};
+use crate::commands::extract::output::manifest::{LowerRank, Manifest, Spectrum, total};
 use crate::commands::extract::output::model_card;
 use crate::commands::extract::output::other_ranks::other_ranks;
+use crate::commands::extract::output::ranks;
 use crate::commands::extract::plan::ExtractionPlan;
 use crate::commands::extract::record::Done;
 use crate::delta::module_record::{ModuleRecord, Quality};
 use crate::delta::record::{LeftOut, TensorRecord, source};
 use crate::durable::digest::Written;
-use crate::durable::{atomic_file, checksums, json_file};
+use crate::durable::finding::B3SUMS;
+use crate::durable::{atomic_file, checksums, inside, json_file};
 use crate::factorize::precision::Precision;
 use crate::lora::names::{Place, place_of};
 use crate::lora::tree::BaseModules;
@@ -66,7 +68,7 @@ impl<'a> DoneWork<'a> {
     }
 }
 
-/// Assembles the adapter of a run whose modules are all done.
+/// Assembles the adapter of a run whose modules are all done, and before it those of lower ranks.
 ///
 /// # Errors
 /// A shard that does not match the journal, or a failing disk. The shards are kept, so the same command resumes.
@@ -77,43 +79,89 @@ pub fn finish(
     identity: &RunIdentity,
     done: &DoneWork<'_>,
 ) -> Result<Manifest> {
-    let out = &job.out;
-    let mut files: BTreeMap<String, blake3::Hash> = BTreeMap::new();
     refuse_no_change(done)?;
     let widest = done.modules.values().map(|done| done.record.module.rank).max().unwrap_or(0);
-    let rank = match job.deciding.energy {
+    let most = match job.deciding.energy {
         Some(_) => widest.max(1),
         None => plan.rank.max(widest),
     };
-    let pieces = pieces(plan, done)?;
-    let adapter = Adapter {
-        base: &job.deciding.base_model_name,
-        modules: &BaseModules::of(&inputs.base).for_loader(job.deciding.loader),
-        task_type: inputs.base.task_type(),
-        rank,
-        dtype: job.deciding.dtype.dtype(),
-        pieces: &pieces,
-        names: ShardNames { a: A, b: B },
-    };
-    let written = Peft.write(out, &adapter)?;
-    files.extend(written.files);
+    let records: Vec<&ShardRecord> = done.modules.values().map(|done| done.record).collect();
+    let met = job.deciding.target.map(|target| ranks::least_rank(&records, most, target));
+    let rank = met.flatten().unwrap_or(most);
     let spectra = spectra(plan, done);
-    let manifest = Manifest {
-        other_ranks: other_ranks(&spectra, rank, inputs.calibration.is_some()),
-        ..manifest(inputs, job, plan, identity, done, rank, &written.modules)
-    };
-    files.insert(SPECTRA.into(), write_spectra(&out.join(SPECTRA), &spectra)?.blake3);
-    files.insert(MANIFEST.into(), json_file::write(&out.join(MANIFEST), &manifest)?.blake3);
-    let card = model_card::write(&manifest, &job.deciding);
-    files.insert(CARD.into(), write_text(&out.join(CARD), &card)?.blake3);
-    if job.deciding.copy_tokenizer {
-        let (_kept, carried) = side_files::carried(&inputs.tuned)?;
-        for (name, path) in carried {
-            files.insert(name.into(), copy(&path, &out.join(name))?.blake3);
-        }
+    let assembly = Assembly { inputs, job, plan, identity, done, pieces: pieces(plan, done)?, spectra };
+    let mut files: BTreeMap<String, blake3::Hash> = BTreeMap::new();
+    let mut lower_ranks = Vec::new();
+    for rank in ranks::lower(&job.deciding, rank) {
+        let name = ranks::folder(rank);
+        let out = job.out.join(&name);
+        inside::create_folders(&job.out, &format!("{name}/{MANIFEST}"))?;
+        let (mut written, manifest) = assembly.write(&out, rank, Vec::new(), None)?;
+        written.insert(B3SUMS.into(), checksums::write(&out, &written)?.blake3);
+        files.extend(written.into_iter().map(|(file, digest)| (format!("{name}/{file}"), digest)));
+        lower_ranks.push(LowerRank { rank, folder: name, total: manifest.total });
     }
-    checksums::write(out, &files)?;
+    let missed = met.is_some_and(|met| met.is_none()).then(|| {
+        format!(
+            "rank {most} is not enough for the target: give a higher --rank, which is the most that is tried"
+        )
+    });
+    let (written, manifest) = assembly.write(&job.out, rank, lower_ranks, missed)?;
+    files.extend(written);
+    checksums::write(&job.out, &files)?;
     Ok(manifest)
+}
+
+/// What adapters are assembled from.
+struct Assembly<'a> {
+    inputs: &'a Inputs,
+    job: &'a Extraction,
+    plan: &'a ExtractionPlan,
+    identity: &'a RunIdentity,
+    done: &'a DoneWork<'a>,
+    pieces: Vec<Piece>,
+    spectra: Vec<Spectrum>,
+}
+
+impl Assembly<'_> {
+    /// Writes the adapter of this rank into `out`: every file but the checksums, whose digests it returns.
+    fn write(
+        &self,
+        out: &Path,
+        rank: usize,
+        lower_ranks: Vec<LowerRank>,
+        note: Option<String>,
+    ) -> Result<(BTreeMap<String, blake3::Hash>, Manifest)> {
+        let Assembly { inputs, job, plan, identity, done, pieces, spectra } = self;
+        let adapter = Adapter {
+            base: &job.deciding.base_model_name,
+            modules: &BaseModules::of(&inputs.base).for_loader(job.deciding.loader),
+            task_type: inputs.base.task_type(),
+            rank,
+            dtype: job.deciding.dtype.dtype(),
+            pieces,
+            names: ShardNames { a: A, b: B },
+        };
+        let written = Peft.write(out, &adapter)?;
+        let mut files = written.files;
+        let mut manifest = Manifest {
+            other_ranks: other_ranks(spectra, rank, inputs.calibration.is_some()),
+            lower_ranks,
+            ..manifest(inputs, job, plan, identity, done, rank, &written.modules)
+        };
+        manifest.notes.extend(note);
+        files.insert(SPECTRA.into(), write_spectra(&out.join(SPECTRA), spectra)?.blake3);
+        files.insert(MANIFEST.into(), json_file::write(&out.join(MANIFEST), &manifest)?.blake3);
+        let card = model_card::write(&manifest, &job.deciding);
+        files.insert(CARD.into(), write_text(&out.join(CARD), &card)?.blake3);
+        if job.deciding.copy_tokenizer {
+            let (_kept, carried) = side_files::carried(&inputs.tuned)?;
+            for (name, path) in carried {
+                files.insert(name.into(), copy(&path, &out.join(name))?.blake3);
+            }
+        }
+        Ok((files, manifest))
+    }
 }
 
 /// Refuses to write an adapter of zeros alone.
@@ -182,7 +230,7 @@ fn manifest(
     digests: &BTreeMap<String, blake3::Hash>,
 ) -> Manifest {
     let records: Vec<&ShardRecord> = done.modules.values().map(|done| done.record).collect();
-    let mut modules: Vec<ModuleRecord> = records.iter().map(|record| record.module.clone()).collect();
+    let mut modules: Vec<ModuleRecord> = records.iter().map(|record| ranks::at_rank(record, rank)).collect();
     modules.extend(plan.zeros.iter().map(|(name, shape)| ModuleRecord {
         name: name.clone(),
         shape: *shape,
@@ -224,6 +272,7 @@ fn manifest(
         hybrid: inputs.dense.as_ref().zip(job.hybrid.as_ref()).map(|(dense, name)| source(name, dense)),
         rank,
         total: total(modules.iter()),
+        lower_ranks: Vec::new(),
         other_ranks: Vec::new(),
         absorbed_norms: plan.absorbed.clone(),
         notes: plan.notes.clone(),

@@ -86,44 +86,55 @@ impl Cost {
         })
     }
 
-    /// Bytes from a server that are read more than once: all sides of a delta that is computed anew, for its passes or
-    /// to measure what its bytes leave; and what is read again for the served checkpoint or a hybrid.
-    fn again(&self, held: bool, in_bytes: bool) -> u64 {
+    /// Bytes from a server that are read more than once: both sides of the delta, if that is so; and what is read again
+    /// for the served checkpoint or a hybrid.
+    fn again(&self, delta: bool) -> u64 {
         let Fetched { base, tuned, served, dense } = self.fetched;
-        let delta = !held || in_bytes;
         let sides = [(base, delta), (tuned, delta || self.tuned_again), (served, true), (dense, true)];
         sides.into_iter().filter_map(|(bytes, again)| again.then_some(bytes)).sum()
     }
 
     /// The least memory that it can be done with.
-    pub(super) fn least(&self) -> u64 {
-        let in_bytes = self.precision != Precision::F32;
-        let least = self.memory.least(self.precision);
+    pub(super) fn least(&self, threads: usize) -> u64 {
+        let least = self.memory.least(self.precision, threads);
         if has_scratch() || self.fetched.all() == 0 {
             return least;
         }
-        let recomputed = least + self.again(false, in_bytes);
-        let held = self.memory.in_f32(u64::MAX, 1).memory + self.again(true, false);
-        if in_bytes { recomputed } else { recomputed.min(held).max(least) }
+        let held = match self.precision {
+            Precision::F32 => Some(self.memory.in_f32(u64::MAX, 1)),
+            _ => self.memory.as_values(u64::MAX, threads),
+        };
+        let recomputed = least + self.again(true);
+        held.map_or(recomputed, |held| recomputed.min(held.memory + self.again(false))).max(least)
     }
 
     /// What is held of the delta, and where its fetched bytes are kept: in memory if they fit.
     fn hold(&self, budget: u64, threads: usize, in_bytes: bool) -> (Holding, Option<Kept>) {
-        let holding = |budget: u64| match in_bytes {
-            true => self.memory.in_bytes(budget, threads),
-            false => self.memory.in_f32(budget, threads),
+        let memory = &self.memory;
+        let fetched = self.fetched.base + self.fetched.tuned > 0;
+        let read_once = |room: u64| match in_bytes {
+            true if fetched => memory.as_values(room, threads),
+            true => None,
+            false => Some(memory.in_f32(room, threads)).filter(|holding| holding.held),
         };
-        for held in [true, false] {
-            let again = self.again(held, in_bytes);
+        let read_again = |room: u64| match in_bytes {
+            true if fetched => memory.in_bytes_or_f32(room, threads),
+            true => memory.in_bytes(room, threads),
+            false => memory.in_f32(room, threads),
+        };
+        let beside = |again: u64, way: &dyn Fn(u64) -> Option<Holding>| {
             let room = budget.saturating_sub(again);
-            let within = holding(room);
-            if within.memory <= room && (within.held || !held) {
-                let kept = (again > 0).then_some(Kept::Memory);
-                return (Holding { memory: within.memory + again, ..within }, kept);
-            }
-        }
-        let within = holding(budget);
-        (within, (self.again(within.held, in_bytes) > 0).then_some(Kept::Scratch))
+            let holding = way(room).filter(|holding| holding.memory <= room)?;
+            let kept = (again > 0).then_some(Kept::Memory);
+            Some((Holding { memory: holding.memory + again, ..holding }, kept))
+        };
+        beside(self.again(false), &read_once)
+            .or_else(|| beside(self.again(true), &|room| Some(read_again(room))))
+            .unwrap_or_else(|| {
+                let holding = read_again(budget);
+                let again = self.again(holding.reads_again(in_bytes));
+                (holding, (again > 0).then_some(Kept::Scratch))
+            })
     }
 
     pub(super) fn plan(self, budget: u64, threads: usize) -> PlannedModule {

@@ -10,7 +10,8 @@ use crate::checkpoint::catalogue::Tensor;
 use crate::commands::extract::folded::Folded;
 use crate::commands::extract::inputs::{Inputs, check, side_files};
 use crate::commands::extract::norm;
-use crate::commands::extract::options::Extraction;
+use crate::commands::extract::options::{Extraction, ResultOptions};
+use crate::commands::extract::output::ranks;
 use crate::commands::extract::plan::cost::{Cost, kept};
 use crate::commands::extract::plan::planned::is_zero;
 use crate::delta::difference::visit_scratch;
@@ -83,7 +84,7 @@ impl ExtractionPlan {
         let mut pairing = pair(&inputs.base, &inputs.tuned, &selection, job.deciding.trim_vocab)?;
         served_by::leave_out(inputs, job.deciding.loader, &selection, &mut pairing);
         check::partners(inputs, &selection, &pairing, job.allow)?;
-        check_served(inputs, &pairing)?;
+        check_served(inputs, &job.deciding, &pairing)?;
         norm::check(inputs, job, &pairing)?;
         let folded = Folded::find(inputs, job.deciding.absorb_norms, &pairing)?;
         folded.mark(&mut pairing.leftovers);
@@ -134,14 +135,17 @@ impl ExtractionPlan {
         // Reader threads and factorizing threads.
         let threads = self.threads as u64 * (THREAD + 2 * (scratch + mapped));
         let fixed = overhead() + threads + catalogues;
-        let needed = costs.iter().map(Cost::least);
+        let needed = costs.iter().map(|cost| cost.least(self.threads));
         let needed = needed.chain(self.not_represented.iter().map(|l| l.memory)).max().unwrap_or(0);
         self.least_memory = (fixed + needed).next_multiple_of(1 << 20);
         if self.memory < self.least_memory {
             let [given, least] = [self.memory, self.least_memory].map(|bytes| bytes >> 20);
             let what = format!("not enough memory: {given} MiB given, {least} MiB needed");
-            let largest = costs.iter().max_by_key(|cost| cost.least()).map(|cost| cost.pair.name.clone());
-            let scratch = if costs.iter().any(|cost| cost.least() > cost.memory.least(cost.precision)) {
+            let largest =
+                costs.iter().max_by_key(|cost| cost.least(self.threads)).map(|cost| cost.pair.name.clone());
+            let keeps =
+                |cost: &Cost| cost.least(self.threads) > cost.memory.least(cost.precision, self.threads);
+            let scratch = if costs.iter().any(keeps) {
                 "; or --scratch DIR, to keep there what is fetched and read more than once"
             } else {
                 ""
@@ -169,7 +173,9 @@ impl ExtractionPlan {
         // The shards and the adapter are both on disk until the adapter is complete.
         self.adapter_bytes = shapes.clone().map(factors).fold(0, u64::saturating_add);
         let sizes = shapes.map(|shape| factors(shape).saturating_mul(2).saturating_add(1 << 14));
-        self.disk_bytes = sizes.fold(1 << 20, u64::saturating_add);
+        let lower: usize = ranks::lower(&job.deciding, self.rank).into_iter().sum();
+        let lower = self.adapter_bytes as f64 * lower as f64 / self.rank.max(1) as f64;
+        self.disk_bytes = sizes.fold((1 << 20) + lower as u64, u64::saturating_add);
         let modules = self.modules.iter().map(|m| m.read_bytes);
         self.read_bytes = modules.chain(self.not_represented.iter().map(|l| l.read_bytes)).sum();
         let modules = self.modules.iter().map(|m| m.link_bytes);
@@ -236,8 +242,12 @@ fn compared(inputs: &Inputs, leftover: Leftover) -> PlannedLeftover {
 }
 
 /// Checks that the served checkpoint has every module of the adapter, with the same name and shape.
-fn check_served(inputs: &Inputs, pairing: &Pairing) -> Result<()> {
+fn check_served(inputs: &Inputs, deciding: &ResultOptions, pairing: &Pairing) -> Result<()> {
     let Some(served) = &inputs.served else { return Ok(()) };
+    if deciding.target.is_some() || !deciding.lower_ranks.is_empty() {
+        let what = "the served weights are measured with all directions of a module, not with fewer";
+        return Err(Error::decide(what).hint("give --rank with --served"));
+    }
     for pair in &pairing.pairs {
         if served.module(&pair.name).is_none_or(|module| module.shape() != pair.shape) {
             let what = "the served checkpoint has no module of this name and the base's shape";

@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::storage::remote::settings::settings;
 use crate::{Error, Result};
@@ -159,9 +159,12 @@ fn random() -> u32 {
     (RandomState::new().hash_one(0) >> 32) as u32
 }
 
-/// `Retry-After` in seconds; a date counts as asking for a pause of our own.
+/// `Retry-After`: seconds, or a date; one that has passed asks for no pause.
 pub(crate) fn retry_after(text: Option<&str>) -> Option<Duration> {
-    text?.trim().parse().ok().map(Duration::from_secs)
+    let text = text?.trim();
+    let until = |date: SystemTime| date.duration_since(SystemTime::now()).unwrap_or_default();
+    let seconds = text.parse().ok().map(Duration::from_secs);
+    seconds.or_else(|| httpdate::parse_http_date(text).ok().map(until))
 }
 
 #[cfg(test)]
@@ -176,7 +179,11 @@ mod tests {
         }
         let asked = pause(1, retry_after(Some("7")));
         assert!(asked >= Duration::from_secs(7) && asked < Duration::from_secs(8));
-        assert_eq!(retry_after(Some("Fri, 31 Dec 1999 23:59:59 GMT")), None);
+        assert_eq!(retry_after(Some("Fri, 31 Dec 1999 23:59:59 GMT")), Some(Duration::ZERO));
+        let soon = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(60));
+        let asked = retry_after(Some(&soon)).unwrap();
+        assert!(asked > Duration::from_secs(50) && asked <= Duration::from_secs(60), "{asked:?}");
+        assert_eq!(retry_after(Some("soon")), None);
         let mut patience = Patience::default();
         let error = patience.wait(Failure::passing(Error::unexpected("x"), Some(Duration::from_secs(9999))));
         assert!(error.unwrap_err().to_string().contains("9999 s"));
