@@ -72,6 +72,10 @@ pub fn prepare() {
             );
             std::process::exit(1);
         }
+        // The signal stack of a new thread, which the standard library takes before the thread's own code runs.
+        if text.starts_with("failed to allocate") || text.starts_with("failed to set up alternative stack") {
+            out_of_memory();
+        }
         usual(info);
     }));
 }

@@ -72,7 +72,7 @@ impl<'a> ExtractJob<'a> {
         if extraction.deciding.copy_tokenizer {
             files.extend(side_files::names(&inputs.tuned)?);
         }
-        let outputs = ranks::outputs(&files, &ranks::lower(&extraction.deciding, plan.rank));
+        let outputs = ranks::outputs(&files, &extraction.deciding.ranks_below(plan.rank));
         let layout = Layout { log: Some(LOG), ..Layout::new(MANIFEST, outputs) };
         Ok(ExtractJob { extraction, inputs, plan, identity, layout, units: plan.units() })
     }

@@ -112,6 +112,14 @@ impl ResultOptions {
         Request { rank, energy, tolerance, method, seed }
     }
 
+    /// The ranks of the further adapters, ascending: those below `rank`, which is the largest in use.
+    pub(crate) fn ranks_below(&self, rank: usize) -> Vec<usize> {
+        let mut ranks: Vec<usize> = self.lower_ranks.iter().copied().filter(|&lower| lower < rank).collect();
+        ranks.sort_unstable();
+        ranks.dedup();
+        ranks
+    }
+
     /// The defaults of the command line, for a base of this name.
     pub fn for_base(name: &str) -> ResultOptions {
         ResultOptions {

@@ -4,7 +4,7 @@
 //! full one leaves plus the energies of the directions that it drops.
 
 use crate::commands::extract::module::ShardRecord;
-use crate::commands::extract::options::{ResultOptions, Target};
+use crate::commands::extract::options::Target;
 use crate::commands::extract::output::manifest::{SpectrumOf, total};
 use crate::delta::module_record::{ModuleRecord, OutputError, Quality};
 use crate::durable::finding::B3SUMS;
@@ -12,14 +12,6 @@ use crate::durable::finding::B3SUMS;
 /// The folder of the adapter of this rank, inside that of the largest one.
 pub(crate) fn folder(rank: usize) -> String {
     format!("rank-{rank}")
-}
-
-/// The ranks that are asked for besides the largest, ascending: those below `rank`, which is the largest in use.
-pub(crate) fn lower(deciding: &ResultOptions, rank: usize) -> Vec<usize> {
-    let mut ranks: Vec<usize> = deciding.lower_ranks.iter().copied().filter(|&lower| lower < rank).collect();
-    ranks.sort_unstable();
-    ranks.dedup();
-    ranks
 }
 
 /// The files of a run that writes adapters of these lower ranks too, each a folder of the same files and its own

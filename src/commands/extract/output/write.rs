@@ -92,7 +92,7 @@ pub fn finish(
     let assembly = Assembly { inputs, job, plan, identity, done, pieces: pieces(plan, done)?, spectra };
     let mut files: BTreeMap<String, blake3::Hash> = BTreeMap::new();
     let mut lower_ranks = Vec::new();
-    for rank in ranks::lower(&job.deciding, rank) {
+    for rank in job.deciding.ranks_below(rank) {
         let name = ranks::folder(rank);
         let out = job.out.join(&name);
         inside::create_folders(&job.out, &format!("{name}/{MANIFEST}"))?;

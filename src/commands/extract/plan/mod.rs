@@ -11,7 +11,6 @@ use crate::commands::extract::folded::Folded;
 use crate::commands::extract::inputs::{Inputs, check, side_files};
 use crate::commands::extract::norm;
 use crate::commands::extract::options::{Extraction, ResultOptions};
-use crate::commands::extract::output::ranks;
 use crate::commands::extract::plan::cost::{Cost, kept};
 use crate::commands::extract::plan::planned::is_zero;
 use crate::delta::difference::visit_scratch;
@@ -173,7 +172,7 @@ impl ExtractionPlan {
         // The shards and the adapter are both on disk until the adapter is complete.
         self.adapter_bytes = shapes.clone().map(factors).fold(0, u64::saturating_add);
         let sizes = shapes.map(|shape| factors(shape).saturating_mul(2).saturating_add(1 << 14));
-        let lower: usize = ranks::lower(&job.deciding, self.rank).into_iter().sum();
+        let lower: usize = job.deciding.ranks_below(self.rank).into_iter().sum();
         let lower = self.adapter_bytes as f64 * lower as f64 / self.rank.max(1) as f64;
         self.disk_bytes = sizes.fold((1 << 20) + lower as u64, u64::saturating_add);
         let modules = self.modules.iter().map(|m| m.read_bytes);
