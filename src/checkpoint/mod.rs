@@ -29,7 +29,7 @@ pub use self::room::Room;
 
 use crate::checkpoint::catalogue::Catalogue;
 use crate::checkpoint::module_tree::kinds::kind_of_module;
-use crate::checkpoint::module_tree::renames::is_without_generation;
+use crate::checkpoint::module_tree::table::is_without_generation;
 use crate::checkpoint::module_tree::{ModuleKind, ModuleTree};
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -8,6 +8,7 @@ use trephine::commands::probe::{
     probe_adapter,
 };
 use trephine::lora::read::PeftAdapter;
+use trephine::lora::rules::Fix;
 use trephine::{Error, Result};
 
 use crate::cli::ui::byte_size;
@@ -76,12 +77,13 @@ fn adapter(arguments: &ProbeArgs) -> Result<ExitCode> {
     }
     match found.consumers.iter().filter(|verdict| !verdict.works).count() {
         0 => Ok(ExitCode::SUCCESS),
-        count => Err(Error::found(format!(
-            "{count} of {} programs would not apply all of the adapter",
-            found.consumers.len()
-        ))
-        .path(found.root)
-        .hint("convert it with trephine sanitize")),
+        count => {
+            let programs = found.consumers.len();
+            let what = format!("{count} of {programs} programs would not apply all of the adapter");
+            let error = Error::found(what).path(&found.root);
+            let can_be_mended = found.findings.iter().any(|f| f.is_failure() && f.mend != Fix::No);
+            Err(if can_be_mended { error.hint("convert it with trephine sanitize") } else { error })
+        }
     }
 }
 

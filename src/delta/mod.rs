@@ -7,6 +7,7 @@ pub(crate) mod options;
 pub(crate) mod pair;
 pub(crate) mod prefix_map;
 pub(crate) mod record;
+pub(crate) mod remarks;
 pub(crate) mod rescaling;
 pub(crate) mod select;
 pub(crate) mod tensor_digests;

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::checkpoint::module_tree::renames::expert_conversion;
-use crate::checkpoint::module_tree::{ExpertConversion, Origin};
-use crate::checkpoint::{Checkpoint, Module};
+use crate::checkpoint::Checkpoint;
 use crate::delta::prefix_map::Renaming;
 use crate::delta::record::{LeftOut, Reason, Side};
+use crate::delta::remarks;
 use crate::delta::select::Selection;
-use crate::lora::names::{Place, expert_of, experts_of, fused_siblings, kind_of, place_of};
+use crate::lora::names::{Place, experts_of, fused_siblings, kind_of, place_of};
+use crate::lora::tree::limits::is_refused;
 use crate::shared::{Name, Shape};
 use crate::{Error, Result};
 
@@ -106,7 +106,7 @@ pub fn pair(
             .notes
             .push(format!("names are paired by prefix: '{b}' in the base is '{t}' in the tuned checkpoint"));
     }
-    pairing.notes.extend(naming(base));
+    pairing.notes.extend(remarks::naming(base));
     vocabulary(base, tuned, &names, trim_vocab, &mut pairing.notes)?;
     let (mut taken, modules) = (BTreeSet::new(), base_names(base, selection));
     pairing
@@ -116,18 +116,9 @@ pub fn pair(
         pair_module(base, tuned, &names, selection, name, &mut taken, &mut pairing);
     }
     others(base, tuned, &names, &mut taken, &mut pairing);
-    pairing.notes.extend(twice(base, &pairing.pairs));
-    if pairing
-        .leftovers
-        .iter()
-        .any(|leftover| leftover.reason == Reason::NotSelected && peft_refuses(base, &leftover.name))
-    {
-        let kind = base.config().model_type().unwrap_or_default();
-        pairing.notes.push(format!(
-            "PEFT refuses adapters with out_proj in models of type '{kind}': left out; --include out_proj takes it, for other programs"
-        ));
-    }
-    pairing.notes.extend(experts_without_effect(base, &pairing.pairs));
+    let paired: BTreeSet<&str> = pairing.pairs.iter().map(|pair| pair.name.as_str()).collect();
+    let unselected = pairing.leftovers.iter().filter(|leftover| leftover.reason == Reason::NotSelected);
+    pairing.notes.extend(remarks::of_peft(base, &paired, unselected.map(|leftover| &*leftover.name)));
     pairing.zeros = complete_fused(base, &pairing.pairs);
     pairing.leftovers.sort_by(|a, b| a.name.cmp(&b.name));
     belong_together(base, tuned, selection, &pairing)?;
@@ -179,7 +170,7 @@ fn pair_module(
     if base.tree().reordered_layers_of(name).is_some() {
         return leave(Reason::Reordered, Some(tuned_name), 0);
     }
-    if !selection.takes(name) || peft_refuses(base, name) && !selection.asks_for(name) {
+    if !selection.takes(name) || is_refused(base.config().model_type(), name) && !selection.asks_for(name) {
         return leave(Reason::NotSelected, Some(tuned_name), 0);
     }
     let rows = shape[0].min(tuned_shape[0]);
@@ -275,54 +266,6 @@ fn same_architecture(base: &Checkpoint, tuned: &Checkpoint) -> Result<()> {
     let what =
         format!("base and tuned do not belong together: their model_type is '{}' and '{}'", b[0], t[0]);
     Err(Error::input(what).path(tuned.root()).hint("give the model that the tuned one was trained from"))
-}
-
-/// What to say of the names that the adapter gets, where they are not those of the files or may have to be others.
-fn naming(base: &Checkpoint) -> Option<String> {
-    let (tree, raw) = (base.tree(), base.config().raw()?);
-    let renamed = |module: &Module| tree.module_of(module.name()) != module.name();
-    match tree.origin() {
-        Origin::Table(class) if base.modules().any(renamed) => Some(format!(
-            "modules are named as in transformers' {class}, where the files name them otherwise"
-        )),
-        Origin::Unknown if ["text_config", "vision_config"].iter().any(|key| raw.get(key).is_some()) => Some(
-            "this model is not in the table of module names: modules are named as in the files".to_owned(),
-        ),
-        _ => None,
-    }
-}
-
-/// What to say of single experts that PEFT does not take.
-fn experts_without_effect(base: &Checkpoint, pairs: &[Pair]) -> Option<String> {
-    let kind = base
-        .config()
-        .model_type()
-        .filter(|kind| expert_conversion(kind) == Some(ExpertConversion::Nothing))?;
-    pairs.iter().any(|pair| expert_of(&pair.name).is_some()).then(|| {
-        format!("PEFT does not take adapters of single experts in models of type '{kind}': they have no effect there")
-    })
-}
-
-/// `out_proj` in models of a state space: PEFT refuses an adapter that holds one.
-fn peft_refuses(base: &Checkpoint, name: &str) -> bool {
-    const STATE_SPACE: [&str; 5] = ["falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"];
-    kind_of(name) == "out_proj" && base.config().model_type().is_some_and(|kind| STATE_SPACE.contains(&kind))
-}
-
-/// What to say where both the embedding and a head that is the same weight are adapted.
-fn twice(base: &Checkpoint, pairs: &[Pair]) -> Option<String> {
-    let embedding = base.input_embedding()?.name();
-    let is_paired = |name: &str| pairs.iter().any(|pair| pair.name == name);
-    let head = pairs.iter().find(|pair| {
-        pair.name != embedding && base.module(&pair.name).is_some_and(|module| module.name() == embedding)
-    })?;
-    is_paired(embedding).then(|| {
-        format!(
-            "'{}' and '{embedding}' are one weight in the base: PEFT adds both adapters to it, and the sum is not the tuned \
-             weight; leave one of them out, with --exclude",
-            head.name
-        )
-    })
 }
 
 /// Reports vocabularies that differ, before any work is done.

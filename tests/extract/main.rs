@@ -11,6 +11,7 @@ mod calibrated;
 mod folded;
 mod gguf;
 mod layouts;
+mod loaders;
 mod module_trees;
 mod moe;
 mod moe_merge;

@@ -10,7 +10,7 @@ use crate::common::{extract_with, run, trephine};
 use serde_json::Value;
 use tempfile::tempdir;
 
-fn fixture() -> BTreeMap<String, Value> {
+pub(crate) fn fixture() -> BTreeMap<String, Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/module_trees.json");
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
@@ -20,7 +20,7 @@ fn shapes(of: &Value) -> BTreeMap<String, Vec<usize>> {
 }
 
 /// A checkpoint with these tensors; `scale` tells base and tuned apart.
-fn checkpoint(folder: &Path, of: &Value, scale: f32) -> String {
+pub(crate) fn checkpoint(folder: &Path, of: &Value, scale: f32) -> String {
     let tensor = |(seed, (name, shape)): (usize, (String, Vec<usize>))| {
         let values = noise(seed as u64, shape.iter().product());
         Tensor::bf16(&name, &shape, &values.iter().map(|v| v * scale).collect::<Vec<_>>())
@@ -152,7 +152,7 @@ fn what_the_model_has_otherwise_is_merged_back() {
 }
 
 /// A base of one class with these weights, and a tuned one under other names of the same modules.
-fn small(
+pub(crate) fn small(
     home: &Path,
     class: &str,
     kind: &str,
@@ -163,7 +163,7 @@ fn small(
 }
 
 /// The same with more arguments for `extract`.
-fn small_for(
+pub(crate) fn small_for(
     home: &Path,
     class: &str,
     kind: &str,
@@ -245,96 +245,6 @@ fn single_experts_pair_with_the_stacks_of_another_layout() {
     let found = small(home.path(), "JambaForCausalLM", "jamba", &base, &tuned);
     assert_eq!(found["keys"].as_array().unwrap().len(), 2 * 6, "{}", found["keys"]);
     assert_eq!(found["config"]["rank_pattern"][".*\\.gate_up_proj"], 8);
-}
-
-/// `--for` one program: experts singly where only PEFT wants stacks, and no setting that only PEFT needs.
-#[test]
-fn an_adapter_for_one_program() {
-    let of = &fixture()["NemotronHForCausalLM"];
-    let home = tempdir().unwrap();
-    let base = checkpoint(&home.path().join("base"), of, 1.0);
-    let tuned = checkpoint(&home.path().join("tuned"), of, 1.25);
-    let extracted = |program: &str| {
-        let out = home.path().join(program);
-        let ended = extract_with(&base, &tuned, &out, &["--rank", "2", "--for", program]);
-        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-        let of_both = ["--base", &base, "--tuned", &tuned, "-q"];
-        let verified = run(trephine().args(["verify", out.to_str().unwrap()]).args(of_both));
-        assert_eq!(verified.code, Some(0), "{program}: {}{}", verified.stdout, verified.stderr);
-        dense(&out.join("adapter_model.safetensors"))
-    };
-    let [stacks, singles] = ["peft", "vllm"].map(extracted);
-    for (kind, wrapper) in [("up_proj", "experts.base_layer"), ("down_proj", "experts")] {
-        let mixer = "base_model.model.model.layers.1.mixer";
-        for expert in 0..4 {
-            let single = |factor: &str| &singles[&format!("{mixer}.experts.{expert}.{kind}.{factor}.weight")];
-            let stack = |factor: &str| &stacks[&format!("{mixer}.{wrapper}.{factor}.weight")];
-            // Rows `2 e` and `2 e + 1` of lora_A, columns `e` and `4 + e` of lora_B are the expert's.
-            let inner = single("lora_A").0[1];
-            assert_eq!(single("lora_A").1, stack("lora_A").1[2 * expert * inner..2 * (expert + 1) * inner]);
-            let b = stack("lora_B").1.chunks_exact(8).flat_map(|row| [row[expert], row[4 + expert]]);
-            assert_eq!(single("lora_B").1, b.collect::<Vec<_>>());
-        }
-        assert!(!singles.contains_key(&format!("{mixer}.{wrapper}.lora_A.weight")));
-    }
-    let config = |program: &str| -> Value {
-        let text = std::fs::read(home.path().join(program).join("adapter_config.json")).unwrap();
-        serde_json::from_slice(&text).unwrap()
-    };
-    // Each is refused or without effect where it is not for, and that is said.
-    let verdicts = |program: &str| {
-        let out = home.path().join(program);
-        let probed = run(trephine().args(["probe", out.to_str().unwrap(), "--base", &base, "--json"]));
-        let probed: Value = serde_json::from_str(&probed.stdout).unwrap();
-        let of = |name: &str| {
-            let all = probed["consumers"].as_array().unwrap();
-            all.iter().find(|one| one["consumer"] == name).unwrap()["works"].as_bool().unwrap()
-        };
-        [of("peft"), of("vllm")]
-    };
-    assert_eq!([verdicts("peft"), verdicts("vllm")], [[true, false], [false, true]]);
-    // Either is merged into the same weights.
-    let merged = |program: &str| {
-        let (adapter, out) = (home.path().join(program), home.path().join(format!("merged-{program}")));
-        let paths = [adapter.to_str().unwrap(), "--out", out.to_str().unwrap()];
-        run(trephine().args(["merge", "-q", "--base", &base, "--adapter"]).args(paths)).code(0);
-        dense(&out.join("model.safetensors"))
-    };
-    assert!(merged("peft") == merged("vllm"));
-    assert!(config("vllm")["target_parameters"].is_null());
-    assert!(config("vllm")["target_modules"].as_array().unwrap().contains(&"up_proj".into()));
-    assert_eq!(config("peft")["target_parameters"][0], "mixer.experts.down_proj");
-}
-
-/// Where PEFT needs a rank of its own for gate and up, or dense layers as parameters, other programs do not.
-#[test]
-fn settings_that_only_peft_needs() {
-    for (class, kind, path) in
-        [("JambaForCausalLM", "jamba", "feed_forward"), ("DeepseekV3ForCausalLM", "deepseek_v3", "mlp")]
-    {
-        let expert = |layer: usize, kind: &str| format!("model.layers.{layer}.{path}.{kind}.weight");
-        let kinds = ["gate_proj", "up_proj", "down_proj"];
-        let names: Vec<String> = kinds
-            .iter()
-            .flat_map(|kind| [expert(0, kind), expert(1, &format!("experts.0.{kind}"))])
-            .collect();
-        let weights: Vec<(&str, &[usize])> =
-            names.iter().map(|name| (name.as_str(), &[8usize, 8][..])).collect();
-        let config = |program: &str| {
-            let home = tempdir().unwrap();
-            let mut found = small_for(home.path(), class, kind, &weights, &weights, &["--for", program]);
-            found["config"]["base_model_name_or_path"].take();
-            found["config"].take()
-        };
-        let of_peft = config("all");
-        let told = !of_peft["rank_pattern"].as_object().unwrap().is_empty();
-        assert!(told || of_peft["target_parameters"].is_array(), "{class}: {of_peft}");
-        assert_eq!(of_peft, config("peft"));
-        let other = config("sglang");
-        assert!(other["target_parameters"].is_null(), "{class}: {other}");
-        assert!(other["rank_pattern"].as_object().unwrap().is_empty(), "{class}: {other}");
-        assert_eq!(other["target_modules"], serde_json::json!(["down_proj", "gate_proj", "up_proj"]));
-    }
 }
 
 /// A tower's layer, whose rows the published files have within a matrix and in another order, is left out, whichever

@@ -5,20 +5,26 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::common::adapter::{config, lora, write_adapter};
+use crate::common::conversions::decoded;
 use crate::common::pair::{Tensor, read_file, values};
 use crate::common::{extract_with, run, trephine};
+use safetensors::Dtype;
 use tempfile::tempdir;
 
-use crate::moe::{ExpertLayout, Model};
+use crate::moe::{EXPERTS, ExpertLayout, Model};
 
 fn tensors(folder: &Path) -> BTreeMap<String, Tensor> {
     read_file(&folder.join("model.safetensors")).into_iter().map(|t| (t.name.clone(), t)).collect()
 }
 
 fn merged(base: &str, adapter: &Path, out: &Path) -> BTreeMap<String, Tensor> {
+    merged_with(base, adapter, out, &[])
+}
+
+fn merged_with(base: &str, adapter: &Path, out: &Path, more: &[&str]) -> BTreeMap<String, Tensor> {
     let mut command = trephine();
     command.args(["merge", "--quiet", "--base", base, "--adapter"]).arg(adapter).arg("--out").arg(out);
-    run(&mut command).code(0);
+    run(command.args(more)).code(0);
     tensors(out)
 }
 
@@ -84,5 +90,80 @@ fn an_adapter_of_stacks_is_merged_into_every_layout() {
     }
     for (base, tuned) in [(Singly, Stacked), (Stacked, Singly), (Stacked, Stacked), (Singly, Singly)] {
         comes_to_the_tuned("qwen3_moe", base, tuned);
+    }
+}
+
+/// Half a step of FP8 with a scale for each block of 128 x 128, which these matrices fit into: 2^-4 of a normal number,
+/// 2^-10 of the scale below.
+fn half_step(value: f64, scale: f64) -> f64 {
+    (value.abs() / 16.0).max(scale / 1024.0) * 1.0001
+}
+
+/// A base of stacks whose model exists with single experts becomes single experts in FP8: each is the dense merge's
+/// within one rounding, which what the base had is not.
+#[test]
+fn stacks_become_fp8_with_the_change_of_every_expert() {
+    use ExpertLayout::{Singly, Stacked, Turned};
+    for (kind, layout) in [
+        ("qwen3_moe", Stacked),
+        ("qwen3_moe", Turned),
+        ("deepseek_v3", Stacked),
+        ("glm4_moe", Stacked),
+        ("dots1", Stacked),
+    ] {
+        let (model, home) = (Model::new(kind), tempdir().unwrap());
+        let pair = model.write(home.path(), layout, Singly);
+        let adapter = home.path().join("adapter");
+        extract_with(&pair[0], &pair[1], &adapter, &["--rank", "16", "--dtype", "f32"]).code(0);
+        // The dense merge, expert by expert: into the same base with its experts singly.
+        let [single, _] = model.write(home.path(), Singly, Singly);
+        let dense = merged_with(&single, &adapter, &home.path().join("dense"), &["--dtype", "f32"]);
+        let from = tensors(Path::new(&single));
+        let out = home.path().join("fp8");
+        let written = merged_with(&pair[0], &adapter, &out, &["--fp8"]);
+        let experts: Vec<&String> = dense.keys().filter(|name| name.contains(".experts.")).collect();
+        assert_eq!(experts.len(), 2 * 3 * EXPERTS, "{kind}");
+        let mut changed = 0;
+        for name in experts {
+            let what = format!("{kind}, {layout:?}: {name}");
+            let got = written.get(name).unwrap_or_else(|| panic!("{what} is not written"));
+            assert_eq!((got.dtype, &got.shape), (Dtype::F8_E4M3, &dense[name].shape), "{what}");
+            let scale = values(&written[&format!("{name}_scale_inv")]);
+            assert_eq!(scale.len(), 1, "{what}");
+            let (got, _) = decoded(&out, name.trim_end_matches(".weight"));
+            let (want, base) = (values(&dense[name]), values(&from[name]));
+            let is_far = |value: f64, want: f64| (value - want).abs() > half_step(want, scale[0]);
+            for (at, (got, want)) in got.iter().zip(&want).enumerate() {
+                assert!(!is_far(f64::from(*got), *want), "{what} at {at}: {got} for {want}");
+            }
+            changed += usize::from(base.iter().zip(&want).any(|(base, want)| is_far(*base, *want)));
+        }
+        // One expert of each layer is as it was.
+        assert_eq!(changed, 2 * 3 * (EXPERTS - 1), "{kind}: a change that no rounding hides");
+    }
+}
+
+/// Where the model has no form with single experts, its stacks stay dense, with every change in them.
+#[test]
+fn stacks_that_stay_hold_every_change_beside_fp8() {
+    use ExpertLayout::{Turned, TurnedByTurns};
+    for (kind, layout) in [("qwen3_vl_moe", Turned), ("gpt_oss", TurnedByTurns)] {
+        let (model, home) = (Model::new(kind), tempdir().unwrap());
+        let pair = model.write(home.path(), layout, layout);
+        let adapter = home.path().join("adapter");
+        extract_with(&pair[0], &pair[1], &adapter, &["--rank", "16", "--dtype", "f32"]).code(0);
+        let dense = merged(&pair[0], &adapter, &home.path().join("dense"));
+        let written = merged_with(&pair[0], &adapter, &home.path().join("fp8"), &["--fp8"]);
+        let from = tensors(Path::new(&pair[0]));
+        let stacks: Vec<&String> = from.keys().filter(|name| name.contains(".experts.")).collect();
+        assert_eq!(stacks.len(), 4, "{kind}");
+        for name in stacks {
+            assert_eq!(written[name].bytes, dense[name].bytes, "{kind}: {name}");
+            let (was, is) = (&from[name].bytes, &written[name].bytes);
+            let one = was.len() / EXPERTS;
+            let differ = (0..EXPERTS).filter(|e| was[e * one..(e + 1) * one] != is[e * one..(e + 1) * one]);
+            assert_eq!(differ.count(), EXPERTS - 1, "{kind}: {name}");
+        }
+        assert_eq!(written["model.layers.0.self_attn.o_proj.weight"].dtype, Dtype::F8_E4M3, "{kind}");
     }
 }

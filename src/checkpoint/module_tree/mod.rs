@@ -3,5 +3,7 @@
 
 pub(crate) mod kinds;
 pub(crate) mod renames;
+pub(crate) mod table;
 pub use self::kinds::ModuleKind;
-pub use self::renames::{ExpertConversion, FusedExperts, ModuleTree, Origin};
+pub use self::renames::{ModuleTree, Origin};
+pub use self::table::{ExpertConversion, FusedExperts};

@@ -59,26 +59,41 @@ pub fn sanitize(job: &Sanitizing, progress: &dyn Progress) -> Result<Sanitized> 
     let base = job.base.as_deref().map(Checkpoint::open).transpose()?;
     let modules = base.as_ref().map(BaseModules::of);
     let judged = rules::judge(&adapter, modules.as_ref());
-    if let Some(hopeless) = judged.iter().find(|finding| finding.mend == Fix::No) {
-        let is_another_method =
-            hopeless.at.starts_with(CONFIG) || hopeless.at.contains("lora_magnitude_vector");
+    // What the adapter is, is wrong for all; what its base is, for some.
+    let of_itself = rules::portable(&adapter, modules.as_ref());
+    let concerns = |finding: &&RuleFinding| of_itself.contains(finding) || finding.concerns(&job.consumers);
+    if let Some(hopeless) = judged.iter().filter(concerns).find(|finding| finding.is_hopeless()) {
         return Err(Error::input(format!("{} {}, so it cannot be sanitized", hopeless.at, hopeless.why))
             .path(adapter.root())
-            .hint(if is_another_method {
-                "merge it into its base with PEFT, then extract a LoRA from the base and the result"
-            } else {
-                "export the adapter again"
-            }));
+            .hint(way_out(hopeless, of_itself.contains(hopeless), &job.consumers)));
     }
     let found: Vec<RuleFinding> =
         judged.into_iter().filter(|finding| finding.concerns(&job.consumers)).collect();
     let plan = SanitizePlan::make(job, &adapter, base.as_ref(), modules.as_ref(), &found)?;
     let record = SanitizeJob::new(job, &adapter, base.as_ref(), &plan, &found)?.run(progress)?;
     let left = concerning(&PeftAdapter::open_folder(&job.out)?, modules.as_ref(), &job.consumers);
-    match left.iter().find(|finding| finding.is_failure()) {
+    match left.iter().find(|finding| finding.is_failure() && finding.mend != Fix::No) {
         None => Ok(record),
         Some(left) => {
             Err(Error::unexpected(format!("the output still breaks a rule: {left}")).path(&job.out))
         }
     }
+}
+
+/// What may be done about what no output of [`sanitize`] mends.
+fn way_out(hopeless: &RuleFinding, is_of_adapter: bool, consumers: &[Loader]) -> String {
+    let is_another_method = hopeless.at.starts_with(CONFIG) || hopeless.at.contains("lora_magnitude_vector");
+    if is_of_adapter && is_another_method {
+        return "merge it into its base with PEFT, then extract a LoRA from the base and the result"
+            .to_owned();
+    }
+    let others: Vec<&str> = consumers
+        .iter()
+        .filter(|consumer| !hopeless.concerns(&[**consumer]))
+        .map(|consumer| consumer.name())
+        .collect();
+    if is_of_adapter || others.is_empty() {
+        return "export the adapter again".to_owned();
+    }
+    format!("sanitize it for other programs with --for: {}", others.join(", "))
 }

@@ -3,9 +3,10 @@
 //! PEFT is the most lenient: it ignores what it does not know, and does not report an adapter that has no effect. vLLM,
 //! SGLang and llama.cpp each refuse, or misread, something that the others accept. [`judge`] checks an adapter against
 //! all of them; [`portable`] checks for the subset that every one of them loads without loss, which is what Trephine
-//! writes. The rules follow the loaders' own code (PEFT 0.21, vLLM 0.32, SGLang, llama.cpp's
+//! writes. The rules follow the loaders' own code (PEFT 0.21, vLLM 0.32, SGLang 0.5, llama.cpp's
 //! `convert_lora_to_gguf.py`).
 
+pub(crate) mod programs;
 pub(crate) mod settings;
 pub(crate) mod siblings;
 pub(crate) mod tensors;
@@ -94,6 +95,12 @@ impl RuleFinding {
         self.outcome != Effect::Caution
     }
 
+    /// Whether no output of `sanitize` could mean what the adapter means. What merely acts in part is as good as it
+    /// gets, and a caution keeps nobody from anything.
+    pub fn is_hopeless(&self) -> bool {
+        self.mend == Fix::No && matches!(self.outcome, Effect::Refused | Effect::Wrong)
+    }
+
     /// Whether it concerns one of `consumers`.
     pub fn concerns(&self, consumers: &[Loader]) -> bool {
         self.consumers.iter().any(|consumer| consumers.contains(consumer))
@@ -131,15 +138,16 @@ pub fn judge(adapter: &PeftAdapter, base: Option<&BaseModules>) -> Vec<RuleFindi
     let mut report = Report(Vec::new());
     tensors::vocabulary(adapter, base.and_then(BaseModules::model_type), &mut report);
     tensors::tied(adapter, base.and_then(BaseModules::tied), &mut report);
-    base.iter().for_each(|base| tree::towers(adapter, base, &mut report));
-    base.iter().for_each(|base| tensors::stacks_in_vllm(adapter, base, &mut report));
+    tree::limits(adapter, base, &mut report);
+    programs::check(adapter, base, &mut report);
     found.extend(report.0);
     found.sort_by_key(|finding| finding.outcome);
     found
 }
 
-/// What keeps `adapter` from being the portable one: everything that anybody could object to, but for a LoRA on the
-/// vocabulary, which is for the base's type to decide. The worst come first.
+/// What keeps `adapter` from being the portable one: everything that anybody could object to, but for what the base
+/// decides and no other adapter of the same modules would mend, as a LoRA on the vocabulary, or PEFT's limits with some
+/// models. The worst come first.
 pub fn portable(adapter: &PeftAdapter, base: Option<&BaseModules>) -> Vec<RuleFinding> {
     let mut report = Report(Vec::new());
     settings::check(adapter, &mut report);

@@ -186,19 +186,6 @@ fn is_of_a_pair(module: &&PeftModule) -> bool {
     module.experts() > 1 && module.name().trim_end_matches(".base_layer").ends_with(".experts")
 }
 
-/// Checks that vLLM keeps the experts of the base as stacks, where the adapter does: elsewhere it refuses one that
-/// names `experts`.
-pub(crate) fn stacks_in_vllm(adapter: &PeftAdapter, base: &BaseModules, report: &mut Report) {
-    if base.model_type().is_none() || base.is_stacked_in_vllm() {
-        return;
-    }
-    if let Some(stack) = adapter.modules().find(is_of_a_pair) {
-        let why = "is a stack of experts, which vLLM takes on gpt-oss, Qwen3-VL-MoE, Qwen3.5-MoE, Qwen3-Omni and \
-                   InternS1-Pro alone: extract --for vllm makes an adapter for it";
-        report.add(&[Vllm], stack.name(), why, Effect::Refused, Fix::No);
-    }
-}
-
 /// Checks stacks of experts: vLLM accepts both stacks of a layer, under PEFT's names, or neither.
 fn stacks(adapter: &PeftAdapter, report: &mut Report) {
     for module in adapter.modules().filter(is_of_a_pair) {

@@ -8,19 +8,11 @@ use crate::lora::rules::Loader::{self, Peft};
 use crate::lora::rules::settings::is_target_parameter;
 use crate::lora::rules::{Effect, Fix, Report};
 use crate::lora::tree::BaseModules;
+use crate::lora::tree::limits::is_of_shared_block;
 
 pub(crate) fn check(adapter: &PeftAdapter, base: &BaseModules, report: &mut Report) {
     if base.modules().is_empty() {
         return;
-    }
-    if base.is_refused_by_peft() {
-        let why = "is for a model that PEFT does not wrap: its class does not tell where its embedding is";
-        report.add(&[Peft], "adapter_config.json", why, Effect::Refused, Fix::No);
-    }
-    if let Some(shared) = adapter.modules().find(|module| is_shared_block(base, module.name())) {
-        let why =
-            "is of a block that layers share: PEFT applies it in the first of them alone, until it is merged";
-        report.add(&[Peft], shared.name(), why, Effect::Caution, Fix::No);
     }
     for module in adapter.modules() {
         if let Some(why) = misfit(base, module) {
@@ -44,28 +36,22 @@ pub(crate) fn check(adapter: &PeftAdapter, base: &BaseModules, report: &mut Repo
     strays(adapter, base, report);
 }
 
-/// Checks modules of a vision or audio tower and of what joins it to the language model: vLLM leaves them out unless it
-/// is told otherwise, and refuses them where it does not load the tower.
-pub(crate) fn towers(adapter: &PeftAdapter, base: &BaseModules, report: &mut Report) {
-    const SPEAKS: [&str; 3] = ["language_model", "text_model", "lm_head"];
-    let outside = |name: &str| !name.split('.').any(|part| SPEAKS.contains(&part));
-    let loaded = |module: &PeftModule| base.resolve(module.name()).map(|known| known.loaded.as_str());
-    if !base.is_inside_another() || !base.modules().iter().any(|module| !outside(&module.loaded)) {
-        return;
+/// Reports what PEFT cannot do with any adapter of such a base, however it is written.
+pub(crate) fn limits(adapter: &PeftAdapter, base: Option<&BaseModules>, report: &mut Report) {
+    if base.is_some_and(BaseModules::is_refused_by_peft) {
+        let why = "is for a model that PEFT does not wrap: its class does not tell where its embedding is";
+        report.add(&[Peft], "adapter_config.json", why, Effect::Refused, Fix::No);
     }
-    let mut found = adapter.modules().filter(|module| loaded(module).is_some_and(outside));
-    let Some(first) = found.next() else { return };
-    let why = format!(
-        "and {} more are of a tower or projector: vLLM applies them with --enable-tower-connector-lora alone, and refuses          them where the tower is not loaded",
-        found.count()
-    );
-    report.add(&[Loader::Vllm], first.name(), why, Effect::Caution, Fix::No);
-}
-
-/// Whether a module is of the attention block of Zamba, whose weights several layers share as modules of their own.
-fn is_shared_block(base: &BaseModules, module: &str) -> bool {
-    let zamba = base.model_type().is_some_and(|kind| matches!(kind, "zamba" | "zamba2"));
-    zamba && module.split('.').any(|part| part.starts_with("shared_transf"))
+    let model_type = base.and_then(BaseModules::model_type);
+    let mut shared = adapter.modules().filter(|module| is_of_shared_block(model_type, module.name()));
+    if let Some(first) = shared.next() {
+        let why = format!(
+            "and {} more are of a block that layers share: until they are merged, PEFT applies them in the first of \
+             these layers alone",
+            shared.count()
+        );
+        report.add(&[Peft], first.name(), why, Effect::NoEffect, Fix::No);
+    }
 }
 
 /// What is wrong with the shape of a module, which must be that of the base's weight.

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::checkpoint::module_tree::renames::{ExpertConversion, ModuleTree, Origin, expert_conversion};
+use crate::checkpoint::module_tree::renames::{ModuleTree, Origin};
+use crate::checkpoint::module_tree::table::{ExpertConversion, expert_conversion};
 use crate::checkpoint::{Checkpoint, Module};
 use crate::lora::loader::Loader;
 use crate::lora::names::{expert_of, expert_of_stack, is_parameter, wrapped_by};
@@ -167,14 +168,27 @@ impl BaseModules {
         gateless && expert_of_stack(stored).is_some_and(|(stack, _)| stack.contains("mixer.experts."))
     }
 
-    /// Whether `loader` takes the stack, or the parameter, that `module` is a part of, by its name in the files: of the
-    /// programs that serve models only vLLM does, on some; the others know experts singly.
+    /// Whether `loader` takes a LoRA on `module`, by its name in the files, in one of the forms that it can be written
+    /// in. What each program does with stacks of experts, experts without a gate and towers: `rules/programs`.
     pub(crate) fn takes(&self, loader: Loader, module: &str) -> bool {
         let is_stack = expert_of_stack(module).is_some() || is_parameter(module);
-        !is_stack
-            || loader == Loader::Peft
-            || loader == Loader::Vllm && self.is_stacked_in_vllm()
-            || self.is_single_elsewhere(module)
+        match loader {
+            Loader::Peft => true,
+            Loader::Vllm => !is_stack || self.is_stacked_in_vllm() || self.is_single_elsewhere(module),
+            Loader::Sglang => !is_stack && !self.is_in_tower(module),
+            Loader::LlamaCpp => (!is_stack || self.is_single_elsewhere(module)) && !self.is_in_tower(module),
+        }
+    }
+
+    fn is_in_tower(&self, module: &str) -> bool {
+        self.stored(module).is_some_and(|known| self.is_outside_language_model(known))
+    }
+
+    /// Whether a module is of a tower that sees or hears, or of what joins one to the language model.
+    pub(crate) fn is_outside_language_model(&self, module: &BaseModule) -> bool {
+        const SPEAKS: [&str; 3] = ["language_model", "text_model", "lm_head"];
+        let speaks = |module: &BaseModule| module.loaded.split('.').any(|part| SPEAKS.contains(&part));
+        self.is_inside_another() && !speaks(module) && self.modules().iter().any(speaks)
     }
 
     /// Whether vLLM keeps the model's experts as stacks (`is_3d_moe_weight`), and so takes adapters of stacks.
@@ -202,7 +216,7 @@ impl BaseModules {
     }
 
     /// Whether the language model is inside of a model that sees or hears.
-    pub(crate) fn is_inside_another(&self) -> bool {
+    fn is_inside_another(&self) -> bool {
         self.outer_type != self.model_type
     }
 

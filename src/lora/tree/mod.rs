@@ -9,11 +9,12 @@
 //! - Kimi-K2.5, Step-3.7: `q`, `k` and `v` of the vision tower are left out. The model has their rows in another order
 //!   than the files.
 //! - Mamba, Mamba 2, Falcon-Mamba, Falcon-H1, Nemotron-H: `out_proj` is left out. PEFT refuses an adapter with one.
-//! - Zamba, Zamba 2: the block that layers share acts in the first of them alone, until the adapter is merged. PEFT
-//!   wraps each layer's alias by itself.
+//! - Zamba, Zamba 2: the block that layers share acts in the first of them alone, until the adapter is merged
+//!   (`limits`).
 //! - PP-FormulaNet: PEFT refuses the class.
 
 pub(crate) mod base_modules;
+pub(crate) mod limits;
 pub(crate) mod peft_targets;
 pub(crate) mod targets;
 pub use self::base_modules::{BaseModule, BaseModules};

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::checkpoint::module_tree::renames::ExpertConversion;
+use crate::checkpoint::module_tree::table::ExpertConversion;
 use crate::lora::names::{expert_of, expert_of_stack, is_parameter, kind_of, parameter_name};
 use crate::lora::tree::base_modules::BaseModules;
 use crate::lora::tree::targets::shortest;
