@@ -61,26 +61,39 @@ def gguf(tensors=(), keys=(), version=3, count=None, key_count=None, data=b"") -
 
 
 ARCHITECTURE = ("general.architecture", 8, text("llama"))
+EMBEDDING = ("token_embd.weight", (4, 2), 0, 0)
+
+
+def model(*tensors, keys=(), data=bytes(32), **more) -> bytes:
+    """A file that is taken but for what is said of it: each case is refused for its own mistake."""
+    return gguf(tensors or [EMBEDDING], [ARCHITECTURE, *keys], data=data, **more)
+
+
 GGUF = {
-    "good": gguf([("token_embd.weight", (4, 2), 0, 0)], [ARCHITECTURE], data=bytes(32)),
-    "many_tensors": gguf(count=2**60),
-    "many_keys": gguf(key_count=2**60),
-    "version_0": gguf(version=0),
-    "big_endian": gguf(version=3 << 24),
-    "unknown_type": gguf([("a", (4,), 99, 0)], data=bytes(32)),
-    "no_whole_blocks": gguf([("a", (33,), 2, 0)], data=bytes(64)),
-    "alignment_u64": gguf(keys=[("general.alignment", 10, struct.pack("<Q", 32))]),
-    "alignment_text": gguf(keys=[("general.alignment", 8, text("32"))]),
-    "alignment_0": gguf(keys=[("general.alignment", 4, struct.pack("<I", 0))]),
-    "key_not_utf8": gguf(keys=[(b"\xff\xfe", 4, struct.pack("<I", 0))]),
-    "key_twice": gguf(keys=[ARCHITECTURE, ARCHITECTURE]),
-    "value_type": gguf(keys=[("a", 13, b"")]),
-    "list_overflow": gguf(keys=[("a", 9, struct.pack("<IQ", 10, 2**62))]),
-    "deep_lists": gguf(keys=[("a", 9, struct.pack("<IQ", 9, 1) * 10)]),
-    "many_dimensions": gguf([("a", (1,) * 9, 0, 0)]),
-    "overflow": gguf([("a", (2**40, 2**40), 0, 0)]),
-    "cut": gguf([ARCHITECTURE and ("a", (4,), 0, 0)])[:40],
-    "name_twice": gguf([("a", (8,), 0, 0), ("a", (8,), 0, 32)], data=bytes(64)),
+    "good": model(),
+    "two_tensors": model(EMBEDDING, ("output.weight", (4, 2), 0, 32), data=bytes(64)),
+    "alignment_64": model(keys=[("general.alignment", 4, struct.pack("<I", 64))], data=bytes(96)),
+    "many_tensors": model(count=2**60),
+    "many_keys": model(key_count=2**60),
+    "no_architecture": gguf([EMBEDDING], data=bytes(32)),
+    "version_0": model(version=0),
+    "big_endian": model(version=3 << 24),
+    "unknown_type": model(("a", (4,), 99, 0)),
+    "no_whole_blocks": model(("a", (33,), 2, 0), data=bytes(64)),
+    "alignment_u64": model(keys=[("general.alignment", 10, struct.pack("<Q", 32))]),
+    "alignment_text": model(keys=[("general.alignment", 8, text("32"))]),
+    "alignment_0": model(keys=[("general.alignment", 4, struct.pack("<I", 0))]),
+    "key_not_utf8": model(keys=[(b"\xff\xfe", 4, struct.pack("<I", 0))]),
+    "key_twice": model(keys=[ARCHITECTURE]),
+    "value_type": model(keys=[("a", 13, b"")]),
+    "list_type": model(keys=[("a", 9, struct.pack("<IQ", 13, 0))]),
+    "list_overflow": model(keys=[("a", 9, struct.pack("<IQ", 10, 2**62))]),
+    "deep_lists": model(keys=[("a", 9, struct.pack("<IQ", 9, 1) * 10)]),
+    "many_dimensions": model(("a", (1,) * 9, 0, 0)),
+    "overflow": model(("a", (2**40, 2**40), 0, 0)),
+    "cut": model()[:70],
+    "cut_data": model()[:-1],
+    "name_twice": model(("a", (8,), 0, 0), ("a", (8,), 0, 32), data=bytes(64)),
 }
 
 CONFIGS = {

@@ -8,7 +8,8 @@ peak resident memory is read from the system (`wait4`). A peak above the budget 
 The ratio of the two says how much is asked for nothing.
 
 The inputs are made here: `many`, sparse block FP8 checkpoints of 92,160 tensors (as DeepSeek-V3 has, 60 layers of 256 experts, but with
-small matrices) and dense ones of 46,080, and `plain`, a dense and a block FP8 one of some layers of 1024 and 2816 columns. Needs no package.
+small matrices) and dense ones of 46,080, of each kind one where an expert differs; and `plain`, a dense and a block FP8 one of some layers
+of 1024 and 2816 columns. `model` is the small one in tests/data. Needs no package.
 """
 
 import argparse
@@ -73,22 +74,36 @@ def many(folder: Path, changed: bool, dense: bool = False, layers: int = 60):
     config = {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "hidden_size": 128}
     if dense:
         write_checkpoint(folder, [(f"{name}.weight", "BF16", shape) for name, shape in modules], 12, config)
-        return
-    write_checkpoint(folder, quantized(modules), 12, config | {"quantization_config": FP8})
+    else:
+        write_checkpoint(folder, quantized(modules), 12, config | {"quantization_config": FP8})
     for kind in kinds if changed else []:
-        fill(folder, f"model.layers.7.mlp.experts.3.{kind}_proj.weight")
+        fill(folder, f"model.layers.7.mlp.experts.3.{kind}_proj.weight", dense)
 
 
-def fill(folder: Path, name: str):
+def fill(folder: Path, name: str, dense: bool):
     """Gives one weight other values than zero."""
     places = json.loads((folder / "model.safetensors.index.json").read_bytes())["weight_map"]
     rng = random.Random(name)
-    for tensor, data in [(name, bytes(code & 0xBF for code in rng.randbytes(128 * 128))), (f"{name}_scale_inv", struct.pack("<f", 1.0))]:
+    values = numbers(rng, 128 * 128) if dense else codes(rng, 128 * 128)
+    for tensor, data in [(name, values), *([] if dense else [(f"{name}_scale_inv", struct.pack("<f", 1.0))])]:
         with open(folder / places[tensor], "r+b") as file:
             length = struct.unpack("<Q", file.read(8))[0]
             start = json.loads(file.read(length))[tensor]["data_offsets"][0]
             file.seek(8 + length + start)
             file.write(data)
+
+
+def numbers(rng: random.Random, count: int) -> bytes:
+    """Small numbers of either sign, in BF16."""
+    values = bytearray(2 * count)
+    values[0::2] = rng.randbytes(count)
+    values[1::2] = rng.randbytes(count).translate(bytes(0x3C | byte & 0x80 for byte in range(256)))
+    return bytes(values)
+
+
+def codes(rng: random.Random, count: int) -> bytes:
+    """FP8 without a NaN."""
+    return rng.randbytes(count).translate(bytes(byte & 0xBF for byte in range(256)))
 
 
 SHAPES = [("self_attn.q", 1024, 1024), ("self_attn.k", 256, 1024), ("self_attn.v", 256, 1024), ("self_attn.o", 1024, 1024)]
@@ -106,10 +121,10 @@ def plain(folder: Path, fp8: bool, seed: int):
         match dtype:
             case "F32":
                 return struct.pack(f"<{count}f", *[2.0**-6] * count)
-            case "BF16":  # small numbers of either sign
-                return bytes(byte for _ in range(count) for byte in (rng.randrange(256), 0x3C | rng.getrandbits(1) << 7))
-            case _:  # no NaN
-                return bytes(code & 0xBF for code in rng.randbytes(count))
+            case "BF16":
+                return numbers(rng, count)
+            case _:
+                return codes(rng, count)
 
     write_checkpoint(folder, quantized(modules) if fp8 else dense, 1, config | ({"quantization_config": FP8} if fp8 else {}), data)
 
@@ -125,6 +140,8 @@ def peak(command: list[str], home: Path) -> tuple[int, int, float, str]:
         return child.returncode, usage.ru_maxrss, time.monotonic() - started, said.read().decode(errors="replace")
 
 
+# A small trained model, with its tokenizer and a text.
+DATA = Path(__file__).resolve().parent.parent / "tests/data/base"
 EXPERT = r"re:layers\.7\.mlp\.experts\.3\."
 COMMANDS = [
     ("plain", "extract, rank 64", "extract --base plain-fp8 --tuned tuned --rank 64 --out OUT"),
@@ -136,22 +153,32 @@ COMMANDS = [
     ("plain", "fidelity", "fidelity --served plain-fp8 --tuned tuned --adapter adapter --out OUT"),
     ("plain", "sanitize", "sanitize adapter --for vllm --max-rank 16 --out OUT"),
     ("plain", "autopsy", "autopsy plain-fp8 --against tuned"),
+    ("plain", "verify", "verify adapter --base plain --tuned tuned"),
+    ("plain", "assemble", "assemble OUT", [f"extract --base plain-fp8 --tuned tuned --rank 64 --quiet --part {i}/2 --out OUT" for i in (1, 2)]),
+    ("plain", "assemble --finish", "assemble OUT --finish", ["dequantize plain-fp8 --quiet --part 1/2 --out OUT"]),
+    ("model", "calibrate", f"calibrate --model {DATA} --tokens 2048 --sequence 512 --k 256 --out OUT"),
+    ("model", "evaluate", f"evaluate --model {DATA} --tokens 2048 --sequence 512"),
     ("many", "extract, one expert", f"extract --base many --tuned many-tuned --include {EXPERT} --rank 8 --out OUT"),
     ("many", "extract, plan", f"extract --base many --tuned many-tuned --include {EXPERT} --rank 8 --dry-run --out OUT"),
     ("many", "dequantize", "dequantize many --out OUT"),
     ("many", "autopsy", "autopsy many"),
     ("many", "fidelity", "fidelity --served many --tuned many-dense --adapter expert --out OUT"),
+    ("many", "merge", "merge --base many --adapter expert --out OUT"),
+    ("many", "verify", "verify expert --base many --tuned many-tuned"),
     ("many", "analyze", "analyze --base many-base --base-quantized many --tuned many-dense --rank 8 --out OUT"),
 ]
 
 
-def measured(program: str, words: list[str], threads: int, home: Path) -> tuple[int, int, int, float, float, str]:
+def measured(program: str, words: list[str], before: list[str], threads: int, home: Path) -> tuple[int, int, int, float, float, str]:
     """The smallest budget, the peak of a refusal and of the run in KiB, and their seconds."""
     out = home / "out"
+    with_out = lambda words: [str(out) if word == "OUT" else word for word in words]
     # `sanitize` works on one thread.
     more = [] if words[0] == "sanitize" else ["--threads", str(threads)]
-    run = lambda budget: peak([program, *[str(out) if word == "OUT" else word for word in words], *more, "--memory", budget], home)
+    run = lambda budget: peak([program, *with_out(words), *more, "--memory", budget], home)
     shutil.rmtree(out, ignore_errors=True)
+    for line in before:
+        subprocess.run([program, *with_out(line.split())], cwd=home, check=True)
     code, refusing, early, said = run("1MiB")
     found = re.search(r"(\d+) MiB needed", said)
     # What is needed at least is told before anything is planned; given that much, the refusal is exact.
@@ -179,7 +206,7 @@ def main():
     asked = parser.parse_args()
     home = asked.keep or Path(tempfile.mkdtemp())
     program = str(Path(asked.program).resolve())
-    makers = {"many": lambda at: many(at, False), "many-tuned": lambda at: many(at, True), "many-base": lambda at: many(at, False, True), "many-dense": lambda at: many(at, False, True), "plain": lambda at: plain(at, False, 1), "tuned": lambda at: plain(at, False, 2)}
+    makers = {"many": lambda at: many(at, False), "many-tuned": lambda at: many(at, True), "many-base": lambda at: many(at, False, True), "many-dense": lambda at: many(at, True, True), "plain": lambda at: plain(at, False, 1), "tuned": lambda at: plain(at, False, 2)}
     makers["plain-fp8"] = lambda at: plain(at, True, 3)
     # The system counts what a process held before it became the program, so the one that starts the commands stays small.
     made = multiprocessing.get_context("fork").Process(target=lambda: [make(home / name) for name, make in makers.items() if not (home / name).exists()])
@@ -191,10 +218,10 @@ def main():
     print("| input | command | smallest --memory, MiB | peak, MiB | ratio | refusal's peak, MiB | refusal, s | run, s | |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---|")
     broken = False
-    for kind, name, line in COMMANDS:
+    for kind, name, line, *before in COMMANDS:
         if asked.only and not any(word in f"{kind} {name}" for word in asked.only):
             continue
-        least, refusing, used, early, took, remark = measured(program, line.split(), asked.threads, home)
+        least, refusing, used, early, took, remark = measured(program, line.split(), before[0] if before else [], asked.threads, home)
         broken |= bool(remark)
         ratio = f"{least * 1024 / used:.2f}" if used else ""
         print(f"| {kind} | {name} | {least} | {used / 1024:.0f} | {ratio} | {refusing / 1024:.0f} | {early:.1f} | {took:.1f} | {remark} |", flush=True)

@@ -164,8 +164,9 @@ def gguf_value(rng: random.Random, kind: int, depth: int = 0) -> bytes:
 def gguf_file(rng: random.Random, sizes: dict[int, tuple[int, int]]) -> bytes:
     """A GGUF file of some tensors of any types (`sizes`: values and bytes of a block, by type); sometimes with a small mistake."""
     mistake = rng.random() < 0.5
-    alignment = rng.choice([None, None, 8, 32, 64, 4096]) if not mistake or rng.random() < 0.8 else rng.choice([0, 1, 3, 24, 2**30])
+    alignment = rng.choice([None, None, 8, 32, 64, 4096]) if not mistake or rng.random() < 0.8 else rng.choice([0, 1, 3, 24, 2**21])
     keys = [("general.architecture", 8, gguf_text(rng.choice(["llama", "qwen3", "gemma3"]) if rng.random() < 0.95 else rng.choice(NASTY)))]
+    keys += [(f"llama.attention.head_count{end}", 4, struct.pack("<I", 1)) for end in ["", "_kv"] if rng.random() < 0.8]
     keys += [("general.alignment", 4 if rng.random() < 0.95 else 10, b"")] if alignment is not None else []
     keys += [(f"llama.{rng.choice(['block_count', 'x', 'attention.head_count', 'y' * 40])}{i}", kind, gguf_value(rng, kind)) for i in range(rng.randrange(6)) for kind in [rng.choice([*SCALARS, 8, 9])]]
     rng.shuffle(keys)
@@ -213,7 +214,7 @@ def gentle_sums(rng: random.Random, text: str) -> bytes:
     end = "\n"
     for _ in range(rng.choice([0, 1, 1, 2])):
         at = rng.randrange(len(lines))
-        digest, name = lines[at].split("  ", 1)
+        digest, _, name = lines[at].partition("  ")
         match rng.randrange(10):
             case 0 | 1:
                 lines[at] = f"{digest}  ./{name}"

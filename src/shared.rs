@@ -8,6 +8,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+/// The number that a part of a name is, as programs write it: digits alone, without leading zeros. Of `3`, `03` and
+/// `+3`, which name different tensors, one is a number, so that no two are taken for the same.
+pub(crate) fn number_in_name(text: &str) -> Option<usize> {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    text.parse().ok().filter(|_| is_plain)
+}
+
 /// A name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(Arc<str>);
@@ -224,6 +231,14 @@ mod tests {
         assert_eq!(json, serde_json::to_string(&*name).unwrap());
         assert_eq!(serde_json::from_str::<Name>(&json).unwrap(), name);
         assert_eq!(format!("{name:?} {:>4}", Name::from("a")), format!("{:?}    a", &*name));
+    }
+
+    #[test]
+    fn a_number_has_one_spelling() {
+        assert_eq!(["0", "7", "160"].map(number_in_name), [Some(0), Some(7), Some(160)]);
+        for other in ["", "03", "00", "+3", "-1", " 3", "3 ", "three", "99999999999999999999999"] {
+            assert_eq!(number_in_name(other), None, "{other:?}");
+        }
     }
 
     #[test]

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 use trephine::checkpoint::Checkpoint;
-use trephine::commands::extract::{Allowances, Extraction, ResultOptions, default_memory, plan};
+use trephine::commands::extract::{
+    Allowances, Extraction, ResultOptions, available_memory, default_memory, plan,
+};
 use trephine::commands::probe::{Level, Showing, probe};
 use trephine::durable::folder;
 use trephine::pipeline::RunOptions;
@@ -130,14 +132,14 @@ fn machine(threads: usize, memory: u64, out: &Path) -> Vec<Check> {
         "processor",
         format!("{}, vector instructions: {simd}", counted(threads as u64, "thread")),
     )];
-    let default = default_memory();
-    let health = if memory <= 2 * default { Health::Ok } else { Health::Note };
+    let available = available_memory();
+    let health = if memory <= available { Health::Ok } else { Health::Note };
     checks.push(check(
         health,
         "memory",
         format!(
             "{} are available; the work may take {}",
-            byte_size::show(2 * default),
+            byte_size::show(available),
             byte_size::show(memory)
         ),
     ));

@@ -72,7 +72,7 @@ fn header(cursor: &mut Cursor) -> Result<Header> {
     cursor.take(4)?;
     match cursor.u32()? {
         2 | 3 => {}
-        version if version.swap_bytes() < 16 => {
+        version if (1..16).contains(&version.swap_bytes()) => {
             return Err(Error::input("the GGUF file is big-endian, which is not supported")
                 .hint("give a little-endian file, the usual kind"));
         }

@@ -107,6 +107,9 @@ pub(crate) fn parse(folder: &Path, bytes: &[u8]) -> Checksums {
 fn parse_line(line: &[u8]) -> std::result::Result<(String, blake3::Hash), &'static str> {
     let line = std::str::from_utf8(line).map_err(|_| "is not UTF-8")?;
     let line = line.strip_suffix('\n').ok_or("has no newline at its end")?;
+    if line.ends_with('\r') {
+        return Err("ends with a carriage return: something has changed its ends of lines");
+    }
     let (escaped, line) = line.strip_prefix('\\').map_or((false, line), |rest| (true, rest));
     let (digits, rest) = line.split_at_checked(64).ok_or("is too short")?;
     if !digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::module_tree::kinds::{ModuleKind, kind_of_module};
 pub use crate::quant::expert::layout::expert_of;
+use crate::shared::number_in_name;
 
 /// What a module is to a LoRA. It decides the names and the orientation of its factors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,7 +95,7 @@ pub fn place_of(module: &str) -> Place {
 /// 7.
 pub fn expert_of_stack(module: &str) -> Option<(&str, usize)> {
     let (stack, index) = module.rsplit_once('.')?;
-    let index = index.parse().ok()?;
+    let index = number_in_name(index)?;
     let owned = parameter_of(stack).is_some_and(|parameter| [EXPERTS, SHARED].contains(&parameter.owner));
     (owned || is_lone_stack(stack)).then_some((stack, index))
 }

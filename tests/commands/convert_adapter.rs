@@ -136,6 +136,37 @@ fn scales_that_alpha_does_not_give_go_into_the_factors() {
 }
 
 #[test]
+fn factors_and_scales_that_the_types_cannot_hold_are_refused() {
+    let base = models().into_iter().find(|path| path.ends_with("qwen3")).unwrap();
+    let home = tempdir().unwrap();
+    let out = home.path().join("out");
+    let module = "model.layers.0.self_attn.q_proj";
+    let small: Vec<f32> = noise(5, 256).iter().map(|value| value * 1e-9).collect();
+    let [a, b] =
+        [("lora_A", [4, 32], noise(3, 128)), ("lora_B", [64, 4], small)].map(|(factor, shape, values)| {
+            Tensor::f32(&format!("base_model.model.{module}.{factor}.weight"), &shape, &values)
+        });
+    let adapter = |name: &str, alpha: f64| {
+        let mut settings = config(&["q_proj"]);
+        settings["lora_alpha"] = json!(alpha);
+        write_adapter(&home.path().join(name), &[a.clone(), b.clone()], &settings)
+    };
+    let plain = adapter("plain", 8.0);
+    for format in [&["--format", "gguf", "--base", base.to_str().unwrap()][..], &["--format", "mlx"]] {
+        let with = |adapter: &Path, dtype: &str| {
+            let _ = fs::remove_dir_all(&out);
+            convert(adapter, &out, &[format, &["--dtype", dtype]].concat())
+        };
+        // Zeros would be written, and nothing said.
+        with(&plain, "f16").code(2).says("F16 cannot hold a factor").says(module);
+        with(&plain, "f32").code(0);
+        // As f32, the scale would be infinite and the factors zero.
+        with(&adapter("huge", 1e300), "f32").code(2).says("F32 cannot hold a factor");
+        with(&adapter("large", 1e40), "f32").code(0);
+    }
+}
+
+#[test]
 fn mlx_has_the_transposes() {
     let home = tempdir().unwrap();
     let (out, q, up) =
@@ -191,6 +222,13 @@ fn what_a_format_has_no_place_for_is_refused() {
     refused(&head, &plain, &["--format", "mlx"], 3).says("modules of layers alone");
     let expert = lora("model.layers.0.mlp.experts.3.up_proj", [8, 32], 4, 1);
     refused(&expert, &plain, &gguf, 3).says("llama.cpp's name for this module is not known");
+    // Another spelling of a layer's number would be a second tensor of the same name.
+    for layer in ["00", "+0"] {
+        let twice =
+            [q.clone(), lora(&format!("model.layers.{layer}.self_attn.q_proj"), [64, 32], 4, 1)].concat();
+        refused(&twice, &plain, &gguf, 3).says("name for this module is not known").says(layer);
+        refused(&twice, &plain, &["--format", "mlx"], 3).says("modules of layers alone").says(layer);
+    }
     let mut dora = plain.clone();
     dora["use_dora"] = json!(true);
     refused(&q, &dora, &gguf, 3).says("DoRA");

@@ -22,6 +22,33 @@ fn a_healthy_machine_and_pair() {
     assert!(found["checks"].as_array().unwrap().iter().all(|check| check["health"] != "error"));
 }
 
+/// The machine's memory is said as it is, not as twice what a run takes of it unasked.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_memory_that_is_available_is_said() {
+    let said = |more: &[&str]| {
+        let json = doctor(&[&["--json"][..], more].concat()).code(0).stdout;
+        let found: Value = serde_json::from_str(&json).unwrap();
+        let checks = found["checks"].as_array().unwrap();
+        let check = checks.iter().find(|check| check["what"] == "memory").unwrap();
+        (check["health"].as_str().unwrap().to_owned(), check["found"].as_str().unwrap().to_owned())
+    };
+    let words = said(&[]).1;
+    let (number, unit) = words.split_once(" are available").unwrap().0.split_once(' ').unwrap();
+    let mebibytes = number.parse::<f64>().unwrap() * if unit == "GiB" { 1024.0 } else { 1.0 };
+    // A budget that fits is none to remark on, and one that does not is.
+    let around = |share: f64| format!("{}MiB", (mebibytes * share) as u64);
+    assert_eq!(said(&["--memory", &around(0.7)]).0, "ok", "{words}");
+    assert_eq!(said(&["--memory", &around(1.5)]).0, "note", "{words}");
+    let all = fs::read_to_string("/proc/meminfo").unwrap();
+    let line = all.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap();
+    let kibibytes: f64 = line.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+    assert!(mebibytes < 1.2 * kibibytes / 1024.0, "{words}, the system says {line}");
+    let limit = fs::read_to_string("/sys/fs/cgroup/memory/memory.limit_in_bytes");
+    let unlimited = limit.is_ok_and(|limit| limit.trim().parse::<f64>().unwrap() > 1e15);
+    assert!(!unlimited || mebibytes > 0.5 * kibibytes / 1024.0, "{words}, the system says {line}");
+}
+
 #[test]
 fn what_would_stop_the_work_is_found_first() {
     let swapped = ["--base", &data("tuned"), "--tuned", &data("base-fp8")];

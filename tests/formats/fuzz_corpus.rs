@@ -23,7 +23,7 @@ fn cases(target: &str) -> Vec<(String, Vec<u8>)> {
 
 /// Reads every case of `target`, and holds against the list which of them are taken; the others are refused as bad
 /// input.
-fn replay(target: &str, taken: &[&str], read: impl Fn(&[u8]) -> trephine::Result<()>) {
+fn replay(target: &str, taken: &[&str], mut read: impl FnMut(&[u8]) -> trephine::Result<()>) {
     let cases = cases(target);
     assert!(cases.len() > taken.len() && taken.iter().all(|name| cases.iter().any(|(case, _)| case == name)));
     let mut wrong = Vec::new();
@@ -58,7 +58,16 @@ fn headers_of_safetensors() {
 
 #[test]
 fn headers_of_gguf() {
-    replay("gguf_header", &["good"], |bytes| open(&[("model.gguf", bytes)]));
+    let taken = ["good", "two_tensors", "alignment_64", "list_type"];
+    let mut without_architecture = 0;
+    replay("gguf_header", &taken, |bytes| {
+        let opened = open(&[("model.gguf", bytes)]);
+        without_architecture +=
+            u32::from(opened.as_ref().is_err_and(|e| e.to_string().contains("does not say its general")));
+        opened
+    });
+    // Every other case is refused for the mistake that it is named after.
+    assert_eq!(without_architecture, 1);
 }
 
 #[test]

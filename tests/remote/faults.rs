@@ -189,6 +189,59 @@ fn a_server_that_sends_ever_less() {
     lie("the answer ended after", |_, reply| Reply { cut: Some(7), ..reply });
 }
 
+#[test]
+fn a_server_that_trickles() {
+    // Each byte is in time, and all of them together are not.
+    let slow = Some(std::time::Duration::from_millis(100));
+    let trickle = move |reply: Reply| Reply { slow, ..reply };
+    let (ended, bytes, _server) = extracted_with("0", move |request, reply| {
+        let is_late = request.range().is_some_and(|range| range.start > 0);
+        if is_late { trickle(reply) } else { reply }
+    });
+    ended.code(1).says("the server sent").says("bytes in 2 s");
+    assert!(bytes.is_none());
+    // Neither is a hub that says of no end, and never comes to it.
+    let server = Server::start(move |_| trickle(Reply { chunked: true, ..Reply::of(200, vec![b' '; 4096]) }));
+    let home = tempdir().unwrap();
+    let ended = run(extract("hf://test/base", "hf://test/tuned", &home.path().join("out"))
+        .args(FAST)
+        .args(["--retries", "0"])
+        .env("HF_ENDPOINT", server.url("")));
+    ended.code(1).says("the server sent").says("hf://test/base");
+}
+
+#[test]
+fn a_list_of_names_that_never_ends() {
+    let server = Server::start(|request| {
+        let next = request.number + 1;
+        let list = "<ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>models</Name><Prefix></Prefix><EncodingType>url</EncodingType>\
+                    <MaxKeys>1000</MaxKeys><IsTruncated>true</IsTruncated>";
+        Reply::of(
+            200,
+            format!("{list}<NextContinuationToken>{next}</NextContinuationToken></ListBucketResult>"),
+        )
+    });
+    let home = tempdir().unwrap();
+    let ended = run(extract("s3://models/base", "s3://models/tuned", &home.path().join("out"))
+        .args(FAST)
+        .env("AWS_ENDPOINT_URL", server.url(""))
+        .env("AWS_ACCESS_KEY_ID", "key")
+        .env("AWS_SECRET_ACCESS_KEY", "secret"));
+    ended.code(3).says("does not end after 1000 answers").says("s3://models/");
+    // Of one listing, or of both.
+    assert!(server.requests().len() <= 2000);
+}
+
+#[test]
+fn what_a_server_says_of_a_region_is_no_command() {
+    for (region, hint) in [("eu-west-3", "set AWS_REGION=eu-west-3"), ("x;touch y", "set AWS_REGION\n")] {
+        let server = Server::start(move |_| Reply::of(400, "").with("x-amz-bucket-region", region));
+        let home = tempdir().unwrap();
+        let mut command = extract("s3://models/base", "s3://models/tuned", &home.path().join("out"));
+        run(command.args(FAST).env("AWS_ENDPOINT_URL", server.url(""))).code(2).says(hint);
+    }
+}
+
 /// Extracts from the hub's stand-in, whose links are valid for so many requests each.
 fn extracted_by_links(valid: u64) -> (Ended, Option<Vec<u8>>, Vec<(Request, u16)>) {
     let home = tempdir().unwrap();

@@ -212,6 +212,26 @@ fn gguf_and_every_command_that_reads_a_checkpoint() {
 }
 
 #[test]
+fn of_an_adapter_its_two_files_are_fetched_and_no_other() {
+    let home = tempdir().unwrap();
+    let adapter = home.path().join("adapter");
+    run(extract(&data("base"), &data("tuned"), &adapter).args(MODEL)).code(0);
+    for name in ["optimizer.pt", "model.safetensors", "checkpoint.bin"] {
+        fs::write(adapter.join(name), vec![0; 1 << 20]).unwrap();
+    }
+    let server = hub(home.path(), 100);
+    let mut probe = crate::common::trephine();
+    let ended = run(known(probe.args(["probe", "hf://test/adapter"]), &server.url("")));
+    assert!(ended.stdout.contains("21 modules"), "{ended:?}");
+    // The others' names are judged all the same.
+    assert!(ended.stdout.contains("is next to the weights"), "{}", ended.stdout);
+    let asked: Vec<String> = server.requests().into_iter().map(|request| request.path).collect();
+    assert!(asked.iter().all(|path| !path.contains("optimizer") && !path.ends_with("/model.safetensors")));
+    let weights = fs::metadata(adapter.join("adapter_model.safetensors")).unwrap().len();
+    assert!(server.sent() < weights + (128 << 10), "{} of {weights}: {asked:?}", server.sent());
+}
+
+#[test]
 fn a_certificate_that_nobody_knows_is_refused_and_one_that_is_named_is_taken() {
     let home = tempdir().unwrap();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");

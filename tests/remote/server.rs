@@ -66,6 +66,10 @@ pub struct Reply {
     pub cut: Option<usize>,
     /// After how many bytes of the body the server falls silent.
     pub silent: Option<usize>,
+    /// How long the server waits before each byte of the body.
+    pub slow: Option<Duration>,
+    /// Whether the body comes in pieces, and no length is said.
+    pub chunked: bool,
     /// What is sent in place of everything.
     pub garbage: Option<Vec<u8>>,
 }
@@ -219,10 +223,29 @@ fn serve(stream: impl Read + Write, shared: &Shared<'_>) -> std::io::Result<()> 
         for (name, value) in &reply.headers {
             head += &format!("{name}: {value}\r\n");
         }
-        head += &format!("Content-Length: {}\r\n\r\n", reply.announced.unwrap_or(reply.body.len()));
+        head += &if reply.chunked {
+            "Transfer-Encoding: chunked\r\n\r\n".to_owned()
+        } else {
+            format!("Content-Length: {}\r\n\r\n", reply.announced.unwrap_or(reply.body.len()))
+        };
         writer.write_all(head.as_bytes())?;
         let end = reply.cut.or(reply.silent).unwrap_or(reply.body.len()).min(reply.body.len());
-        writer.write_all(&reply.body[..end])?;
+        for piece in reply.body[..end].chunks(if reply.slow.is_some() { 1 } else { end.max(1) }) {
+            if let Some(pause) = reply.slow {
+                writer.flush()?;
+                std::thread::sleep(pause);
+            }
+            if reply.chunked {
+                write!(writer, "{:x}\r\n", piece.len())?;
+            }
+            writer.write_all(piece)?;
+            if reply.chunked {
+                writer.write_all(b"\r\n")?;
+            }
+        }
+        if reply.chunked {
+            writer.write_all(b"0\r\n\r\n")?;
+        }
         writer.flush()?;
         shared.sent.fetch_add(end as u64, Ordering::SeqCst);
         if reply.silent.is_some() {

@@ -181,7 +181,7 @@ impl Family {
             Some("attn_k") if self.permuted => (self.kv_heads, "attention.head_count_kv"),
             _ => return Ok(None),
         };
-        let fits = |&heads: &usize| heads > 0 && out.is_multiple_of(2 * heads);
+        let fits = |heads: &usize| (1..=out).contains(heads) && out.is_multiple_of(2 * heads);
         match heads.and_then(|heads| usize::try_from(heads).ok()).filter(fits) {
             Some(heads) => Ok(Some(out / heads)),
             None => {

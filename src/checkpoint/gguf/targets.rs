@@ -4,6 +4,7 @@
 //! converter on every architecture here.
 
 use crate::checkpoint::config::Config;
+use crate::shared::number_in_name;
 use crate::{Error, Result};
 
 /// One architecture: `model_type` of the config, the name in a GGUF file, and whether the rows of Q and K are permuted.
@@ -106,7 +107,7 @@ impl AdapterTarget {
         let inside = module.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
         let known = inside.and_then(|(layer, stem)| {
             let (_, theirs) = INSIDE.iter().find(|(ours, _)| *ours == stem)?;
-            Some((layer.parse::<usize>().ok()?, *theirs))
+            Some((number_in_name(layer)?, *theirs))
         });
         let Some((layer, theirs)) = known else {
             let what = "llama.cpp's name for this module is not known here".to_owned();
@@ -118,10 +119,13 @@ impl AdapterTarget {
             "attn_k" if self.permuted => self.kv_heads,
             _ => return plain(name),
         };
-        match heads.filter(|&heads| heads > 0 && out.is_multiple_of(2 * heads)) {
+        match heads.filter(|heads| (1..=out).contains(heads) && out.is_multiple_of(2 * heads)) {
             Some(heads) => Ok(Place { name, head: Some(out / heads) }),
             None => refuse(
-                format!("{heads:?} heads do not divide the {out} rows of this module"),
+                match heads {
+                    Some(heads) => format!("{heads} heads do not divide the {out} rows of this module"),
+                    None => "the base's config does not say its number of heads".to_owned(),
+                },
                 "check that the base's config belongs to the adapter",
             ),
         }

@@ -10,6 +10,7 @@ pub fn parse(text: &str) -> Result<u64, String> {
     let size =
         text.parse::<ByteSize>().map_err(|_| "not a size; write for example 2GiB or 384MiB".to_owned())?;
     match size.as_u64() {
+        0 if text == "0" => Err("0 bytes hold nothing; write for example 2GiB or 384MiB".to_owned()),
         bytes if bytes < LEAST && text.bytes().all(|byte| byte.is_ascii_digit()) => {
             Err(format!("{bytes} bytes is not enough for anything; did you mean {text}GiB?"))
         }
@@ -31,6 +32,7 @@ mod tests {
         assert_eq!(parse("2GiB"), Ok(2 << 30));
         assert_eq!(parse("1.5GB"), Ok(1_500_000_000));
         assert_eq!(parse("1073741824"), Ok(1 << 30));
+        assert!(parse("0").is_err_and(|why| why.contains("for example 2GiB")));
         assert_eq!(parse("2"), Err("2 bytes is not enough for anything; did you mean 2GiB?".to_owned()));
         assert!(parse("much").unwrap_err().contains("for example 2GiB"));
     }

@@ -151,7 +151,7 @@ impl Matched {
             let from = RowStride { first: half * rows, step: 1 };
             let addend =
                 Addend { module: module.name().to_owned(), expert, rows: 0..rows, from, turned: false };
-            self.addends.insert(name, vec![addend]);
+            self.addends.entry(name).or_default().push(addend);
         }
         Ok(true)
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::Result;
 use crate::checkpoint::config::Config;
 use crate::checkpoint::gguf::targets::{AdapterTarget, Place, permute_rows};
-use crate::commands::convert_adapter::factors::{bytes, scaled, transposed};
+use crate::commands::convert_adapter::factors::{bytes, fits, scaled, transposed};
 use crate::container::gguf_writer::{GgufWriter, MetadataValue, OutTensor};
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::names;
@@ -42,7 +42,7 @@ pub(crate) fn write(
     let mut placed: Vec<(&PeftModule, Place)> =
         adapter.modules().map(|module| Ok((module, place(module)?))).collect::<Result<_>>()?;
     placed.sort_by(|a, b| a.1.name.cmp(&b.1.name));
-    let alpha = adapter.config().lora_alpha().filter(|alpha| *alpha > 0.0).unwrap_or(1.0);
+    let alpha = adapter.config().lora_alpha().filter(|alpha| *alpha > 0.0 && fits(*alpha)).unwrap_or(1.0);
     let metadata = [
         ("general.architecture", MetadataValue::Text(target.architecture().to_owned())),
         ("general.type", MetadataValue::Text("adapter".to_owned())),

@@ -6,13 +6,14 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::commands::convert_adapter::factors::{bytes, scaled, transposed};
+use crate::commands::convert_adapter::factors::{bytes, fits, scaled, transposed};
 use crate::container::safetensors::writer::SafetensorsWriter;
 use crate::durable::atomic_file;
 use crate::lora::factor_dtype::FactorType;
 use crate::lora::names::Place;
 use crate::lora::read::PeftAdapter;
 use crate::quant::weight::TensorInfo;
+use crate::shared::number_in_name;
 use crate::{Error, Result};
 
 pub(super) const WEIGHTS: &str = "adapters.safetensors";
@@ -28,12 +29,12 @@ pub(crate) fn write(
     dtype: FactorType,
 ) -> Result<BTreeMap<String, blake3::Hash>> {
     let rank = adapter.rank();
-    let scale = adapter.modules().map(|module| module.scale()).find(|scale| *scale != 0.0).unwrap_or(1.0);
+    let scale = adapter.modules().map(|module| module.scale()).find(|scale| fits(*scale)).unwrap_or(1.0);
     let (mut keys, mut layers) = (BTreeSet::new(), 0);
     let mut layout = Vec::new();
     for module in adapter.modules() {
         let inside = module.name().split_once(".layers.").and_then(|(_, rest)| rest.split_once('.'));
-        let parsed = inside.and_then(|(layer, key)| Some((layer.parse::<usize>().ok()?, key)));
+        let parsed = inside.and_then(|(layer, key)| Some((number_in_name(layer)?, key)));
         let Some((layer, key)) = parsed.filter(|_| module.place() != Place::Embedding) else {
             return Err(Error::input("mlx-lm has a LoRA for the modules of layers alone")
                 .tensor(module.name())
@@ -41,7 +42,7 @@ pub(crate) fn write(
                 .hint("leave this module out: `trephine extract --exclude`"));
         };
         keys.insert(key.to_owned());
-        layers = layers.max(layer + 1);
+        layers = layers.max(layer.saturating_add(1));
         let [rows, columns] = module.shape();
         let stored = |end: &str, shape: [usize; 2]| TensorInfo {
             name: format!("{}.{end}", module.name()).into(),

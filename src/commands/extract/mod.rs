@@ -36,10 +36,15 @@ use crate::run::progress::Progress;
 /// this process and its control group.
 pub fn default_memory() -> u64 {
     const MOST: u64 = 2 << 30;
+    MOST.min(available_memory() / 2)
+}
+
+/// What this process could take: what the machine has left, and what its control group has.
+pub fn available_memory() -> u64 {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
     let group = crate::pipeline::cgroup::available().unwrap_or(u64::MAX);
-    MOST.min(system.available_memory().min(group) / 2)
+    system.available_memory().min(group)
 }
 
 /// Plans an extraction without running it.

@@ -115,8 +115,11 @@ impl PeftAdapter {
         let source = locate::resolve(spec, |name| std::env::var_os(name))?;
         #[cfg(feature = "remote")]
         if let Source::Remote { folder, .. } = &source {
-            let mirror = Mirror::of(&**folder, &|name| !name.contains('/') && !name.starts_with('.'))?;
-            let opened = Self::open_folder(mirror.path())?;
+            // Of what else lies there, which may be large, the names are enough.
+            let mirror = Mirror::of(&**folder, &|name| [CONFIG, WEIGHTS].contains(&name))?;
+            let listed = folder.listed()?.map(|all| all.into_iter().filter(|name| !name.contains('/')));
+            let files = listed.map_or_else(|| names(mirror.path()), |files| Ok(files.collect()))?;
+            let opened = Self::open_files(mirror.path(), files)?;
             return Ok(PeftAdapter { _mirror: Some(mirror), ..opened });
         }
         let found = source.path();
@@ -128,7 +131,11 @@ impl PeftAdapter {
     /// # Errors
     /// See [`open`](Self::open).
     pub fn open_folder(root: &Path) -> Result<PeftAdapter> {
-        let files = names(root)?;
+        Self::open_files(root, names(root)?)
+    }
+
+    /// Opens the folder `root`, which holds `files`.
+    fn open_files(root: &Path, files: Vec<String>) -> Result<PeftAdapter> {
         let weights = weights(root, &files)?;
         let path = root.join(CONFIG);
         let text = regular_file::read_within(&path, LONGEST_CONFIG).map_err(|e| match e.kind() {

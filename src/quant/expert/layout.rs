@@ -23,6 +23,7 @@ use crate::quant::expert::slice::ExpertSlice;
 use crate::quant::packing::row_concat::{RowConcat, RowStride};
 use crate::quant::packing::transposed::Transposed;
 use crate::quant::weight::{Dequantize, FoundWeight};
+use crate::shared::number_in_name;
 use crate::{Error, Result};
 
 /// What adapters for a model hold.
@@ -358,7 +359,7 @@ pub fn expert_of(module: &str) -> Option<(&str, usize, &str)> {
     let (rest, projection) = module.rsplit_once('.')?;
     let (layer, expert) = rest.rsplit_once('.')?;
     let inside = layer == "experts" || layer.ends_with(".experts");
-    Some((layer, expert.parse().ok().filter(|_| inside)?, projection))
+    Some((layer, number_in_name(expert).filter(|_| inside)?, projection))
 }
 
 #[cfg(test)]

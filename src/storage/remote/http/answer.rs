@@ -76,7 +76,10 @@ pub(crate) fn refused(answer: &Answer, denied: &str) -> Failure {
         416 => changed("it is shorter").into(),
         301 | 400 if answer.header("x-amz-bucket-region").is_some() => {
             let region = answer.header("x-amz-bucket-region").unwrap_or_default();
-            Error::decide("the bucket is in another region").hint(format!("set AWS_REGION={region}")).into()
+            // A shell may be given it.
+            let is_name = region.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+            let hint = if is_name { format!("set AWS_REGION={region}") } else { "set AWS_REGION".to_owned() };
+            Error::decide("the bucket is in another region").hint(hint).into()
         }
         _ => Error::unexpected(what).into(),
     }
@@ -133,8 +136,7 @@ pub(crate) fn read_body(
 ) -> std::result::Result<(), Failure> {
     const STEP: u64 = 256 << 10;
     let mut reader = answer.body.into_reader();
-    let stall = settings().stall;
-    let (mut left, mut watched, mut since) = (expected, 0, Instant::now());
+    let (mut left, mut watch) = (expected, Watch::new());
     while left > 0 {
         let (start, step) = (out.len(), left.min(STEP) as usize);
         out.resize(start + step, 0);
@@ -151,20 +153,40 @@ pub(crate) fn read_body(
             return Err(ended());
         }
         left -= count_read as u64;
-        watched += count_read as u64;
-        if since.elapsed() > stall {
-            if watched < TRICKLE {
-                let what = format!("the server sent {watched} bytes in {} s", stall.as_secs());
-                return Err(Failure::passing(Error::unexpected(what), None));
-            }
-            (watched, since) = (0, Instant::now());
-        }
+        watch.came(count_read)?;
     }
     // The end of the body is read too: the connection can serve again then.
     match reader.read(&mut [0]) {
         Ok(0) => Ok(()),
         Ok(_) => Err(lies("more bytes than were asked for")),
         Err(e) => Err(Failure::of_io(e)),
+    }
+}
+
+/// Looks whether what comes is more than a trickle: each read alone may be in time.
+struct Watch {
+    bytes: u64,
+    since: Instant,
+}
+
+impl Watch {
+    fn new() -> Watch {
+        Watch { bytes: 0, since: Instant::now() }
+    }
+
+    /// Counts bytes that came.
+    fn came(&mut self, bytes: usize) -> std::result::Result<(), Failure> {
+        self.bytes += bytes as u64;
+        let stall = settings().stall;
+        if self.since.elapsed() <= stall {
+            return Ok(());
+        }
+        if self.bytes < TRICKLE {
+            let what = format!("the server sent {} bytes in {} s", self.bytes, stall.as_secs());
+            return Err(Failure::passing(Error::unexpected(what), None));
+        }
+        *self = Watch::new();
+        Ok(())
     }
 }
 
@@ -212,9 +234,20 @@ pub(crate) fn read_whole(answer: Answer, limit: u64) -> std::result::Result<Vec<
         read_body(answer, length, &mut bytes)?;
         return Ok(bytes);
     }
-    answer.body.into_reader().take(limit + 1).read_to_end(&mut bytes).map_err(Failure::of_io)?;
-    count(bytes.len());
-    if bytes.len() as u64 > limit { Err(too_long(bytes.len() as u64)) } else { Ok(bytes) }
+    let (mut reader, mut watch) = (answer.body.into_reader(), Watch::new());
+    let mut piece = vec![0; 64 << 10];
+    loop {
+        let length = reader.read(&mut piece).map_err(Failure::of_io)?;
+        if length == 0 {
+            return Ok(bytes);
+        }
+        count(length);
+        bytes.extend_from_slice(&piece[..length]);
+        if bytes.len() as u64 > limit {
+            return Err(too_long(bytes.len() as u64));
+        }
+        watch.came(length)?;
+    }
 }
 
 /// Says whether a result is the absence of an object.

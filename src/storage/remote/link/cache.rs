@@ -1,5 +1,6 @@
 //! An optional folder of blocks that were fetched before, each with its digest, and with a limit on all together.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::ops::Range;
@@ -7,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
+use crate::storage::regular_file;
 use crate::storage::remote::http::object::Object;
 use crate::storage::remote::settings::settings;
 
@@ -17,7 +19,7 @@ const DIGEST: usize = 32;
 pub(crate) fn get(object: &Object, range: &Range<u64>) -> Option<Vec<u8>> {
     let (folder, _) = settings().cache.as_ref()?;
     let path = path_of(folder, object, range)?;
-    let mut file = File::open(&path).ok()?;
+    let mut file = regular_file::open(&path).ok()?;
     match read(&mut file, range) {
         Some(bytes) => {
             // The time of use decides what goes first; a cache on a disk that is read-only works as well.
@@ -64,10 +66,16 @@ pub(crate) fn put(object: &Object, range: &Range<u64>, bytes: &[u8]) {
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
     let draft = path.with_extension(format!("{}-{:?}", std::process::id(), std::thread::current().id()));
-    let mut file = File::create(&draft)?;
-    file.write_all(blake3::hash(bytes).as_bytes())?;
-    file.write_all(bytes)?;
-    fs::rename(&draft, path)
+    let written = File::create_new(&draft).and_then(|mut file| {
+        file.write_all(blake3::hash(bytes).as_bytes())?;
+        file.write_all(bytes)
+    });
+    let written = written.and_then(|()| fs::rename(&draft, path));
+    if written.is_err() {
+        // On a full disk each block would leave one; and one of a process that had this number may lie there.
+        let _ = fs::remove_file(&draft);
+    }
+    written
 }
 
 /// The file of a block: named after the object, its version and the range. An object without a version has none.
@@ -90,12 +98,19 @@ struct CachedFile {
     bytes: u64,
 }
 
-/// The blocks in the folder. Other files in it are not ours.
+/// Whether a file is a block, or what a process that was killed has left of one. Other files are not ours.
+fn is_ours(path: &Path) -> bool {
+    let stem = path.file_stem().map(OsStr::as_encoded_bytes).unwrap_or_default();
+    let is_named = stem.len() == 2 * DIGEST && stem.iter().all(u8::is_ascii_hexdigit);
+    is_named && path.extension().is_some()
+}
+
+/// The blocks in the folder, and what was left of others: that is never used, and goes first.
 fn listed(folder: &Path) -> Vec<CachedFile> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let files = entries.filter_map(|entry| {
         let path = entry.path();
-        let data = entry.metadata().ok().filter(|_| path.extension().is_some_and(|end| end == "block"))?;
+        let data = entry.metadata().ok().filter(|data| data.is_file() && is_ours(&path))?;
         Some(CachedFile { used: data.modified().ok()?, path, bytes: data.len() })
     });
     files.collect()
@@ -125,13 +140,14 @@ mod tests {
     #[test]
     fn a_damaged_block_is_none_and_the_oldest_go_first() {
         let folder = tempfile::tempdir().unwrap();
-        let path = |number: u32| folder.path().join(format!("{number}.block"));
+        let path = |number: u32| folder.path().join(format!("{number:064x}.block"));
         for number in 0..5 {
             write(&path(number), &vec![number as u8; 1000]).unwrap();
             let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(u64::from(number));
             File::options().write(true).open(path(number)).unwrap().set_modified(time).unwrap();
         }
-        fs::write(folder.path().join("theirs"), vec![0; 9999]).unwrap();
+        let theirs = ["theirs.block", "theirs"].map(|name| folder.path().join(name));
+        theirs.iter().for_each(|path| fs::write(path, vec![0; 9999]).unwrap());
         let open = |number| File::open(path(number)).unwrap();
         assert_eq!(read(&mut open(3), &(0..1000)).unwrap(), vec![3; 1000]);
         assert!(read(&mut open(3), &(0..999)).is_none());
@@ -142,6 +158,22 @@ mod tests {
         assert!(trim(folder.path(), 3 * 1032) <= 3 * 1032);
         let left: Vec<u32> = (0..5).filter(|number| path(*number).exists()).collect();
         assert_eq!(left, [3, 4]);
-        assert!(folder.path().join("theirs").exists());
+        assert!(theirs.iter().all(|path| path.exists()));
+    }
+
+    #[test]
+    fn what_was_begun_is_not_left_and_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let block = folder.path().join(format!("{:064x}.block", 1));
+        // A folder of the block's name: the last step fails, as every one may on a full disk.
+        fs::create_dir(&block).unwrap();
+        assert!(write(&block, &[1; 1000]).is_err());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        // What a killed process has left.
+        let left = folder.path().join(format!("{:064x}.4711-ThreadId(3)", 2));
+        fs::write(&left, [0; 5000]).unwrap();
+        write(&folder.path().join(format!("{:064x}.block", 3)), &[3; 1000]).unwrap();
+        assert_eq!(trim(folder.path(), 2000), 1032);
+        assert!(!left.exists());
     }
 }

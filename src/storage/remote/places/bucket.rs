@@ -28,6 +28,9 @@ const LONGEST: u64 = 8 << 20;
 /// The most names below a prefix.
 const MOST_NAMES: usize = 100_000;
 
+/// The most answers that a listing is made of: each has a thousand names, or fewer where a store likes.
+const MOST_PAGES: usize = 1000;
+
 /// A prefix in a bucket.
 #[derive(Debug)]
 pub(crate) struct BucketFolder {
@@ -72,7 +75,11 @@ impl BucketFolder {
     fn list(&self) -> Result<Option<Vec<String>>> {
         let mut names = Vec::new();
         let mut continued: Option<String> = None;
-        loop {
+        for page in 0.. {
+            if page == MOST_PAGES {
+                let what = format!("the store's list of names does not end after {MOST_PAGES} answers");
+                return Err(Error::input(what));
+            }
             let target = || {
                 let mut list = self.bucket.list_objects_v2(self.credentials.as_ref());
                 list.with_prefix(self.prefix.clone());
