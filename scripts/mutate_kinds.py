@@ -1,5 +1,4 @@
-"""The kinds of files that mutate.py changes. Each gets the world, a random generator and a folder of its own, and gives what was run and
-further findings."""
+"""The kinds of files that mutate.py changes: each is given a world, a random generator and a folder, and gives a run and findings."""
 
 import contextlib
 import json
@@ -153,12 +152,10 @@ def adapter(world, rng, home):
             key = "base_model.model.{}.lora_{}.weight".format
             ones = lambda rank, side: numpy.ones((rank, 8) if side == "A" else (8, rank), "float32")
             save_file({key(name, side): ones(rank, side) for name, rank, side in shapes}, folder / "adapter_model.safetensors")
-        else:
-            expected = None
     except Exception:  # PEFT makes nothing of it
         expected = None
     ran = world.run("probe", folder, "--json")
-    if expected is None:
+    if expected is None or max(ranks.values()) >= 100:
         ran.judged = "both refuse" if ran.code == 3 else None
         return ran, taken_though_no_json(ran, path)
     if ran.code not in (0, 4) or not ran.stdout:

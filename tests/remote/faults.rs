@@ -214,7 +214,8 @@ fn a_server_that_trickles() {
 fn a_list_of_names_that_never_ends() {
     let server = Server::start(|request| {
         let next = request.number + 1;
-        let list = "<ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>models</Name><Prefix></Prefix><EncodingType>url</EncodingType>\
+        let list = "<ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
+                    <Name>models</Name><Prefix></Prefix><EncodingType>url</EncodingType>\
                     <MaxKeys>1000</MaxKeys><IsTruncated>true</IsTruncated>";
         Reply::of(
             200,
