@@ -1,13 +1,11 @@
-//! The difference of one pair of modules, `tuned - base`, in slices of rows: held whole in f32, or recomputed at every
-//! visit. Both give the same bits.
+//! The difference of one pair of modules, `tuned - base`, in slices of rows.
 
 use crate::delta::operand::Operand;
 use crate::pipeline::memory::slice_rows;
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 
-use faer::MatRef;
 use rayon::prelude::*;
 
 use crate::checkpoint::reader::{MappedRows, ModuleReader};
@@ -17,7 +15,6 @@ use crate::delta::rescaling::Rescaling;
 use crate::delta::tensor_digests::Hashers;
 use crate::factorize::kernel::block_ops::square_sum;
 use crate::factorize::kernel::bytes::codes::{quantize_rows, record_words, words};
-use crate::factorize::types::Panels;
 use crate::quant::number::rounding::round_to_bf16;
 use crate::{Error, Result};
 
@@ -361,51 +358,13 @@ impl<'a> Difference<'a> {
     }
 
     /// Writes `rows` of the difference to `out`.
-    fn fill(&self, rows: Range<usize>, out: &mut [f32], scratch: &mut Scratch) -> Result<()> {
+    pub(super) fn fill(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let (cols, step) = (self.cols(), self.slice_rows());
-        for (part, start) in out.chunks_mut(step * cols.max(1)).zip(rows.clone().step_by(step)) {
-            self.slice(start..(start + step).min(rows.end), part, scratch, false)?;
-        }
-        Ok(())
-    }
-}
-
-/// A difference that is recomputed at every visit, by at most `visitors` threads at once.
-pub struct Recomputed<'a> {
-    difference: Difference<'a>,
-    idle: Mutex<Vec<Vec<f32>>>,
-    returned: Condvar,
-}
-
-impl<'a> Recomputed<'a> {
-    /// Creates buffers for `visitors` concurrent visits; they grow to the size of the requested panels.
-    pub fn new(difference: Difference<'a>, visitors: usize) -> Recomputed<'a> {
-        let idle = vec![Vec::new(); visitors.max(1)];
-        Recomputed { difference, idle: Mutex::new(idle), returned: Condvar::new() }
-    }
-}
-
-impl Panels for Recomputed<'_> {
-    fn rows(&self) -> usize {
-        self.difference.rows
-    }
-
-    fn cols(&self) -> usize {
-        self.difference.cols()
-    }
-
-    fn visit(&self, rows: Range<usize>, look: &mut dyn FnMut(MatRef<'_, f32>) -> Result<()>) -> Result<()> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut idle =
-            self.returned.wait_while(idle, |idle| idle.is_empty()).unwrap_or_else(PoisonError::into_inner);
-        let mut panel = idle.pop().unwrap_or_default();
-        drop(idle);
-        let (height, cols) = (rows.len(), self.cols());
-        panel.resize(height * cols, 0.0);
-        let looked = with_scratch(|scratch| self.difference.fill(rows, &mut panel, scratch))
-            .and_then(|()| look(MatRef::from_row_major_slice(&panel, height, cols)));
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(panel);
-        self.returned.notify_one();
-        looked
+        with_scratch(|scratch| {
+            for (part, start) in out.chunks_mut(step * cols.max(1)).zip(rows.clone().step_by(step)) {
+                self.slice(start..(start + step).min(rows.end), part, scratch, false)?;
+            }
+            Ok(())
+        })
     }
 }

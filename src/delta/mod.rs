@@ -6,6 +6,7 @@ pub(crate) mod operand;
 pub(crate) mod options;
 pub(crate) mod pair;
 pub(crate) mod prefix_map;
+pub(crate) mod recomputed;
 pub(crate) mod record;
 pub(crate) mod remarks;
 pub(crate) mod rescaling;

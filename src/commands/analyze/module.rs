@@ -9,7 +9,7 @@ use crate::commands::analyze::single_pass::survey;
 use crate::commands::analyze::stats::marchenko_pastur::{edge, hard_threshold};
 use crate::commands::analyze::stats::noise_sums::Sums;
 use crate::commands::analyze::stats::subspace::{Basis, Overlap, Projections};
-use crate::delta::difference::Recomputed;
+use crate::delta::recomputed::Recomputed;
 use crate::factorize::types::Panels;
 use crate::lora::names::kind_of;
 use crate::{Error, Result};

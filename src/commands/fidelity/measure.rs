@@ -12,10 +12,11 @@ use crate::checkpoint::identity::{FileIdentity, Identity};
 use crate::commands::fidelity::record::{
     Distances, FIDELITY_VERSION, Fidelity, FidelityAdapter, FidelityGroup, FidelityModule,
 };
-use crate::delta::difference::{Difference, Recomputed, visit_scratch};
+use crate::delta::difference::{Difference, visit_scratch};
 use crate::delta::operand::Operand;
 use crate::delta::options::{NonFinite, RoundBase};
 use crate::delta::pair::{Pair, pair};
+use crate::delta::recomputed::Recomputed;
 use crate::delta::record::{Side, TensorRecord, source};
 use crate::delta::select::Selection;
 use crate::delta::tensor_digests::digests;

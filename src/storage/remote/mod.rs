@@ -6,8 +6,9 @@
 //! state is an error, whenever it comes. Credentials go into requests and nowhere else.
 //!
 //! The client is `ureq`, which blocks; `rusty-s3` signs the requests to buckets and sends none. `object_store` would
-//! bring an asynchronous runtime into a program whose threads block anyway (136 packages to build, against 60), knows no
-//! hub, and hides the redirects and the tags of answers, which decide here whether bytes are believed.
+//! bring an asynchronous runtime into a program whose threads block anyway (136 packages to build, against 60, in 1.8
+//! times the processor time), knows no hub, and hides the redirects and the tags of answers, which decide here whether
+//! bytes are believed.
 
 pub(crate) mod address;
 pub(crate) mod file;
