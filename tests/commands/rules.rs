@@ -276,7 +276,8 @@ fn a_sibling_counts_only_if_the_base_has_it() {
         let found = check(adapter, base, &Loader::ALL).unwrap();
         found.into_iter().map(|f| (f.at, f.outcome)).collect::<Vec<_>>()
     };
-    assert_eq!(verdicts(Some(&base(&[]))), []);
+    // SGLang takes it if it is started with --lora-target-modules all.
+    assert_eq!(verdicts(Some(&base(&[]))), [(up.to_owned(), Caution)]);
     let gated = base(&["model.layers.0.mlp.gate_proj"]);
     assert_eq!(verdicts(Some(&gated)), [(up.to_owned(), Refused)]);
     assert!(verdicts(None).iter().all(|(_, outcome)| *outcome == Caution), "nothing tells");

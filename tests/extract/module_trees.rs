@@ -171,10 +171,10 @@ pub(crate) fn small_for(
     tuned: &[(&str, &[usize])],
     more: &[&str],
 ) -> Value {
-    let config = serde_json::json!({
-        "architectures": [class], "model_type": kind, "hidden_size": 8,
-        "text_config": {"model_type": "llama", "hidden_size": 8},
-    });
+    let mut config = serde_json::json!({"architectures": [class], "model_type": kind, "hidden_size": 8});
+    if !class.ends_with("ForCausalLM") {
+        config["text_config"] = serde_json::json!({"model_type": "llama", "hidden_size": 8});
+    }
     let side = |name: &str, weights: &[(&str, &[usize])], scale: f32| {
         let tensor = |(seed, (name, shape)): (usize, &(&str, &[usize]))| {
             let values: Vec<f32> =

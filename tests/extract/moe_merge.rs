@@ -173,8 +173,8 @@ fn stacks_that_stay_hold_every_change_beside_fp8() {
 /// An adapter may change an expert by a stack's factors and by its own: neither takes the other's place.
 #[test]
 fn factors_of_a_stack_and_of_a_single_expert_are_both_added() {
-    let (model, home) = (Model::new("qwen3_moe"), tempdir().unwrap());
-    let [base, tuned] = model.write(home.path(), ExpertLayout::Singly, ExpertLayout::Stacked);
+    let (model, home) = (Model::new("qwen3_vl_moe"), tempdir().unwrap());
+    let [base, tuned] = model.write(home.path(), ExpertLayout::Singly, ExpertLayout::Turned);
     let stacks = home.path().join("stacks");
     extract_with(&base, &tuned, &stacks, &["--rank", "16", "--dtype", "f32"]).code(0);
     let stored = read_file(&stacks.join("adapter_model.safetensors"));

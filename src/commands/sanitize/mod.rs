@@ -59,13 +59,15 @@ pub fn sanitize(job: &Sanitizing, progress: &dyn Progress) -> Result<Sanitized> 
     let base = job.base.as_deref().map(Checkpoint::open).transpose()?;
     let modules = base.as_ref().map(BaseModules::of);
     let judged = rules::judge(&adapter, modules.as_ref());
-    // What the adapter is, is wrong for all; what its base is, for some.
+    // What the adapter is, is wrong for all; what its base is, for some: one program that loads the result is enough.
     let of_itself = rules::portable(&adapter, modules.as_ref());
-    let concerns = |finding: &&RuleFinding| of_itself.contains(finding) || finding.concerns(&job.consumers);
+    let concerns_all =
+        |finding: &RuleFinding| job.consumers.iter().all(|consumer| finding.concerns(&[*consumer]));
+    let concerns = |finding: &&RuleFinding| of_itself.contains(finding) || concerns_all(finding);
     if let Some(hopeless) = judged.iter().filter(concerns).find(|finding| finding.is_hopeless()) {
         return Err(Error::input(format!("{} {}, so it cannot be sanitized", hopeless.at, hopeless.why))
             .path(adapter.root())
-            .hint(way_out(hopeless, of_itself.contains(hopeless), &job.consumers)));
+            .hint(way_out(hopeless, of_itself.contains(hopeless))));
     }
     let found: Vec<RuleFinding> =
         judged.into_iter().filter(|finding| finding.concerns(&job.consumers)).collect();
@@ -81,17 +83,14 @@ pub fn sanitize(job: &Sanitizing, progress: &dyn Progress) -> Result<Sanitized> 
 }
 
 /// What may be done about what no output of [`sanitize`] mends.
-fn way_out(hopeless: &RuleFinding, is_of_adapter: bool, consumers: &[Loader]) -> String {
+fn way_out(hopeless: &RuleFinding, is_of_adapter: bool) -> String {
     let is_another_method = hopeless.at.starts_with(CONFIG) || hopeless.at.contains("lora_magnitude_vector");
     if is_of_adapter && is_another_method {
         return "merge it into its base with PEFT, then extract a LoRA from the base and the result"
             .to_owned();
     }
-    let others: Vec<&str> = consumers
-        .iter()
-        .filter(|consumer| !hopeless.concerns(&[**consumer]))
-        .map(|consumer| consumer.name())
-        .collect();
+    let others = Loader::ALL.into_iter().filter(|program| !hopeless.concerns(&[*program]));
+    let others: Vec<&str> = others.map(Loader::name).collect();
     if is_of_adapter || others.is_empty() {
         return "export the adapter again".to_owned();
     }
