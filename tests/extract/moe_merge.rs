@@ -2,7 +2,6 @@
 //! merged whichever way the base stores its experts.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use crate::common::adapter::{config, lora, write_adapter};
@@ -10,7 +9,6 @@ use crate::common::conversions::decoded;
 use crate::common::pair::{Tensor, read_file, values};
 use crate::common::{extract_with, run, trephine};
 use safetensors::Dtype;
-use serde_json::Value;
 use tempfile::tempdir;
 
 use crate::moe::{EXPERTS, ExpertLayout, Model};
@@ -167,36 +165,5 @@ fn stacks_that_stay_hold_every_change_beside_fp8() {
             assert_eq!(differ.count(), EXPERTS - 1, "{kind}: {name}");
         }
         assert_eq!(written["model.layers.0.self_attn.o_proj.weight"].dtype, Dtype::F8_E4M3, "{kind}");
-    }
-}
-
-/// An adapter may change an expert by a stack's factors and by its own: neither takes the other's place.
-#[test]
-fn factors_of_a_stack_and_of_a_single_expert_are_both_added() {
-    let (model, home) = (Model::new("qwen3_vl_moe"), tempdir().unwrap());
-    let [base, tuned] = model.write(home.path(), ExpertLayout::Singly, ExpertLayout::Turned);
-    let stacks = home.path().join("stacks");
-    extract_with(&base, &tuned, &stacks, &["--rank", "16", "--dtype", "f32"]).code(0);
-    let stored = read_file(&stacks.join("adapter_model.safetensors"));
-    assert!(stored.iter().any(|tensor| tensor.name.contains("experts.base_layer.")), "no stack");
-    let settings: Value =
-        serde_json::from_slice(&fs::read(stacks.join("adapter_config.json")).unwrap()).unwrap();
-    let shapes = [("gate_proj", [32, 64]), ("up_proj", [32, 64]), ("down_proj", [64, 32])];
-    let module = |kind: &str| format!("model.layers.0.mlp.experts.0.{kind}");
-    let single: Vec<Tensor> =
-        shapes.iter().flat_map(|(kind, shape)| lora(&module(kind), *shape, 16, 3)).collect();
-    let with = |name: &str, tensors: &[Tensor]| {
-        let adapter = write_adapter(&home.path().join(name), tensors, &settings);
-        merged(&base, &adapter, &home.path().join(format!("{name}-merged")))
-    };
-    let both = with("both", &[stored.clone(), single.clone()].concat());
-    let (stack, alone, from) = (with("stack", &stored), with("alone", &single), tensors(Path::new(&base)));
-    for (kind, _) in shapes {
-        let name = format!("{}.weight", module(kind));
-        let [both, stack, alone, from] = [&both, &stack, &alone, &from].map(|all| values(&all[&name]));
-        let off: f64 = (0..both.len()).map(|i| (both[i] - stack[i] - (alone[i] - from[i])).powi(2)).sum();
-        let change: f64 = alone.iter().zip(&from).map(|(a, b)| (a - b).powi(2)).sum();
-        let other: f64 = stack.iter().zip(&from).map(|(a, b)| (a - b).powi(2)).sum();
-        assert!(off < 0.01 * change && other > 0.0, "{name}: {off} off of {change}");
     }
 }
