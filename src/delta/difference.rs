@@ -308,21 +308,18 @@ impl<'a> Difference<'a> {
         let rows = |start: usize| start..(start + step).min(self.rows);
         let first = starts.first().copied().unwrap_or_default();
         let slices = starts.par_iter().map(|&start| rows(start));
+        let rounded = matches!(keep, Keep::Both(_));
         match keep {
             Keep::Sums => slices.map(|rows| self.pass(rows, |_, _| 0.0)).collect(),
-            Keep::Values(values) => {
-                let parts = values[first * cols..].par_chunks_mut((step * cols).max(1)).zip(slices);
-                parts
-                    .map(|(out, rows)| with_scratch(|scratch| self.slice(rows, out, scratch, true)))
-                    .collect()
-            }
-            Keep::Both(values) => {
+            Keep::Values(values) | Keep::Both(values) => {
                 let parts = values[first * cols..].par_chunks_mut((step * cols).max(1)).zip(slices);
                 parts
                     .map(|(out, rows)| {
                         with_scratch(|scratch| {
                             let sums = self.slice(rows, out, scratch, true)?;
-                            Ok(Sums { missed2: missed(out, cols, &mut scratch.codes), ..sums })
+                            let missed2 =
+                                if rounded { missed(out, cols, &mut scratch.codes) } else { sums.missed2 };
+                            Ok(Sums { missed2, ..sums })
                         })
                     })
                     .collect()

@@ -155,6 +155,11 @@ pub(crate) fn is_parameter(module: &str) -> bool {
     parameter_of(module).is_some_and(|parameter| ![EXPERTS, SHARED].contains(&parameter.owner))
 }
 
+/// Whether PEFT has `module` as a parameter, not as a layer: an expert of a stack, or such a matrix.
+pub(crate) fn is_of_stack(module: &str) -> bool {
+    expert_of_stack(module).is_some() || is_parameter(module)
+}
+
 /// What PEFT's `target_parameters` calls a stack of experts, or a matrix that is a parameter.
 pub(crate) fn parameter_name(stack: &str) -> String {
     if is_lone_stack(stack) { format!("{stack}.weight") } else { stack.to_owned() }

@@ -84,8 +84,8 @@ pub trait Storage: Debug + Send + Sync {
     }
 
     /// Announces a pass: `range` will be read once, in any pieces and roughly from its start on, and then
-    /// [`end_pass`](Self::end_pass) will ask for its digest. A source that pays for each byte hashes what it fetches for
-    /// the pass.
+    /// [`end_pass`](Self::end_pass) will ask for its digest. A source that pays for each byte hashes what it fetches
+    /// for the pass.
     fn begin_pass(&self, range: Range<u64>) {
         let _ = range;
     }

@@ -160,7 +160,7 @@ fn a_lower_rank_is_near_the_least_error_of_the_outputs_too() {
     let home = tempdir().unwrap();
     let (both, alone) = (home.path().join("both"), home.path().join("alone"));
     let mut job = calibrated(&both);
-    (job.deciding.rank, job.deciding.lower_ranks) = (16, vec![4]);
+    (job.deciding.rank, job.deciding.lower_ranks) = (16, [4].into());
     extract(&job, &Silent).unwrap();
     let mut job = calibrated(&alone);
     job.deciding.rank = 4;

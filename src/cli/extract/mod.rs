@@ -198,16 +198,8 @@ words!(AbsorbNormsName => AbsorbNorms {
 words!(NonFiniteName => NonFinite { Fail, Zero });
 
 impl ExtractArgs {
-    /// The ranks below the largest, ascending.
-    fn lower_ranks(&self) -> Vec<usize> {
-        let mut ranks = self.ranks.clone();
-        ranks.sort_unstable();
-        ranks.dedup();
-        ranks.pop();
-        ranks
-    }
-
     fn extraction(&self) -> Result<Extraction> {
+        let rank = self.ranks.iter().copied().max().unwrap_or(self.rank);
         Ok(Extraction {
             base: self.base.clone(),
             tuned: self.tuned.clone(),
@@ -216,8 +208,8 @@ impl ExtractArgs {
             hybrid: self.hybrid.clone(),
             out: self.out.clone(),
             deciding: ResultOptions {
-                rank: self.ranks.iter().copied().max().unwrap_or(self.rank),
-                lower_ranks: self.lower_ranks(),
+                rank,
+                lower_ranks: self.ranks.iter().copied().filter(|&lower| lower < rank).collect(),
                 target: self.target_error.map(Target::Error).or(self.target_energy.map(Target::Energy)),
                 energy: self.energy,
                 tolerance: self.tolerance,

@@ -69,9 +69,13 @@ impl Memory {
         (self.panel * visitors as u64).min(self.delta) + work + self.kept
     }
 
-    /// Every thread keeps the codes of a panel.
+    /// The codes of a panel for every thread.
+    fn records(&self, threads: usize) -> u64 {
+        self.panel / 3 * threads as u64
+    }
+
     fn codes_recomputed(&self, visitors: usize, threads: usize) -> u64 {
-        self.recomputed(visitors, self.code_work) + self.panel / 3 * threads as u64
+        self.recomputed(visitors, self.code_work) + self.records(threads)
     }
 
     /// The least that does.
@@ -96,8 +100,7 @@ impl Memory {
 
     /// The delta in f32 for passes in bytes, if it fits.
     pub fn as_values(&self, budget: u64, threads: usize) -> Option<Holding> {
-        let records = self.panel / 3 * threads as u64;
-        let memory = self.held(self.delta + records, self.work.max(self.code_work));
+        let memory = self.held(self.delta + self.records(threads), self.work.max(self.code_work));
         let held = Holding { held: true, as_values: true, at_once: true, visitors: threads, memory };
         (memory <= budget).then_some(held)
     }

@@ -135,17 +135,13 @@ pub fn load<'a>(
     let (delta, survey) = match (attempt.holding.held, attempt.in_bytes()) {
         (false, false) => (Delta::Recomputed, check(difference.survey(Keep::Sums, read)?)?),
         (false, true) => (Delta::Recomputed, check(difference.survey(Keep::Codes(None), read)?)?),
-        (true, false) => {
+        (true, in_bytes) if !in_bytes || attempt.holding.as_values => {
             let mut values = slab(m * n)?;
-            let survey = check(difference.survey(Keep::Values(&mut values), read)?)?;
+            let keep = if in_bytes { Keep::Both(&mut values) } else { Keep::Values(&mut values) };
+            let survey = check(difference.survey(keep, read)?)?;
             (Delta::Values(Held::new(m, n, values)?), survey)
         }
-        (true, true) if attempt.holding.as_values => {
-            let mut values = slab(m * n)?;
-            let survey = check(difference.survey(Keep::Both(&mut values), read)?)?;
-            (Delta::Values(Held::new(m, n, values)?), survey)
-        }
-        (true, true) => {
+        (true, _) => {
             let mut codes = slab(code_words(m, n))?;
             let survey = check(difference.survey(Keep::Codes(Some(&mut codes)), read)?)?;
             (Delta::Codes(HeldCodes::new(m, n, codes, survey.missed2)?), survey)

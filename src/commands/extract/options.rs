@@ -5,6 +5,7 @@ use crate::factorize::precision::Precision;
 use crate::factorize::types::{Method, Request};
 use crate::pipeline::options::RunOptions;
 use crate::{Error, Result};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -18,8 +19,8 @@ pub struct ResultOptions {
     /// Largest rank of a module.
     pub rank: usize,
     /// Ranks of further adapters from the same factorization, each below `rank`.
-    #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    pub lower_ranks: Vec<usize>,
+    #[serde(skip_serializing_if = "BTreeSet::is_empty", default)]
+    pub lower_ranks: BTreeSet<usize>,
     /// How near the whole adapter has to come: it gets the least rank that does, at most `rank`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub target: Option<Target>,
@@ -114,17 +115,14 @@ impl ResultOptions {
 
     /// The ranks of the further adapters, ascending: those below `rank`, which is the largest in use.
     pub(crate) fn ranks_below(&self, rank: usize) -> Vec<usize> {
-        let mut ranks: Vec<usize> = self.lower_ranks.iter().copied().filter(|&lower| lower < rank).collect();
-        ranks.sort_unstable();
-        ranks.dedup();
-        ranks
+        self.lower_ranks.range(..rank).copied().collect()
     }
 
     /// The defaults of the command line, for a base of this name.
     pub fn for_base(name: &str) -> ResultOptions {
         ResultOptions {
             rank: 128,
-            lower_ranks: Vec::new(),
+            lower_ranks: BTreeSet::new(),
             target: None,
             energy: None,
             tolerance: 0.005,

@@ -47,8 +47,8 @@ fn stacks(adapter: &PeftAdapter, base: Option<&BaseModules>, report: &mut Report
     }
 }
 
-/// Checks modules of a vision or audio tower and of what joins it to the language model: vLLM leaves them out unless it
-/// is told otherwise, and refuses them where it does not load the tower; SGLang and llama.cpp take none.
+/// Checks modules of a vision or audio tower and of what joins it to the language model: vLLM leaves them out unless
+/// a flag asks for them, and refuses them where it does not load the tower; SGLang and llama.cpp take none.
 fn towers(adapter: &PeftAdapter, base: &BaseModules, report: &mut Report) {
     let is_outside = |module: &&PeftModule| {
         base.resolve(module.name()).is_some_and(|known| base.is_outside_language_model(known))

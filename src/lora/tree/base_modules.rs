@@ -6,7 +6,7 @@ use crate::checkpoint::module_tree::renames::{ModuleTree, Origin};
 use crate::checkpoint::module_tree::table::{ExpertConversion, expert_conversion};
 use crate::checkpoint::{Checkpoint, Module};
 use crate::lora::loader::Loader;
-use crate::lora::names::{expert_of, expert_of_stack, is_parameter, wrapped_by};
+use crate::lora::names::{expert_of, expert_of_stack, is_of_stack, wrapped_by};
 use crate::lora::tree::targets;
 
 /// What may stand before the names of a language model, by itself or inside one that sees or hears, in files and in
@@ -171,7 +171,7 @@ impl BaseModules {
     /// Whether `loader` takes a LoRA on `module`, by its name in the files, in one of the forms that it can be written
     /// in. What each program does with stacks of experts, experts without a gate and towers: `rules/programs`.
     pub(crate) fn takes(&self, loader: Loader, module: &str) -> bool {
-        let is_stack = expert_of_stack(module).is_some() || is_parameter(module);
+        let is_stack = is_of_stack(module);
         match loader {
             Loader::Peft => true,
             Loader::Vllm => !is_stack || self.is_stacked_in_vllm() || self.is_single_elsewhere(module),

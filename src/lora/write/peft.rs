@@ -51,7 +51,9 @@ impl AdapterWriter for Peft {
 }
 
 /// Writes `adapter_model.safetensors` of uniform rank `r` durably; factors of a lower rank are padded with zeros, of
-/// those of a higher one the first directions are taken. Returns the file's digest, and for each module the digest of its `lora_A` followed by its `lora_B`.
+/// those of a higher one the first directions are taken.
+///
+/// Returns the file's digest, and for each module the digest of its `lora_A` followed by its `lora_B`.
 ///
 /// # Errors
 /// A shard that does not match the journal, or a failing disk.

@@ -31,14 +31,12 @@ pub(crate) fn at_rank(record: &ShardRecord, rank: usize) -> ModuleRecord {
         return module.clone();
     }
     let values = &record.spectrum.singular_values;
-    let of_minimized = || values.iter().take(module.rank).map(|value| value * value);
-    let dropped = |energies: &mut dyn Iterator<Item = f64>| energies.skip(rank).sum::<f64>();
-    let minimized2 = dropped(&mut of_minimized());
+    let minimized2: f64 = values.iter().take(module.rank).skip(rank).map(|value| value * value).sum();
     let (weights2, outputs) = match record.spectrum.of {
         Some(SpectrumOf::Outputs) => {
             let outputs = module.quality.outputs;
             let outputs = outputs.map(|o| OutputError::of(o.delta_norm.powi(2), o.error2() + minimized2));
-            (dropped(&mut record.energies.iter().copied()), outputs)
+            (record.energies.iter().skip(rank).sum(), outputs)
         }
         _ => (minimized2, None),
     };

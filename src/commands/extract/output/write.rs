@@ -101,7 +101,7 @@ pub fn finish(
         files.extend(written.into_iter().map(|(file, digest)| (format!("{name}/{file}"), digest)));
         lower_ranks.push(LowerRank { rank, folder: name, total: manifest.total });
     }
-    let missed = met.is_some_and(|met| met.is_none()).then(|| {
+    let missed = (met == Some(None)).then(|| {
         format!(
             "rank {most} is not enough for the target: give a higher --rank, which is the most that is tried"
         )

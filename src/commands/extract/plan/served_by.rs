@@ -5,7 +5,7 @@ use crate::delta::pair::{Leftover, Pair, Pairing};
 use crate::delta::record::Reason;
 use crate::delta::select::Selection;
 use crate::lora::loader::Loader;
-use crate::lora::names::{expert_of_stack, is_parameter};
+use crate::lora::names::is_of_stack;
 use crate::lora::tree::BaseModules;
 
 /// Leaves out what the program of `--for` does not take, unless it is asked for by name. Where there is no such
@@ -65,10 +65,6 @@ fn refusals(base: &BaseModules, pairs: &[Pair]) -> Vec<String> {
     let stacks = note("experts are adapted in stacks, as PEFT has them", refusing(&stacks));
     let towers = note("layers of a tower or projector are adapted", refusing(&others));
     stacks.into_iter().chain(towers).collect()
-}
-
-fn is_of_stack(module: &str) -> bool {
-    expert_of_stack(module).is_some() || is_parameter(module)
 }
 
 /// What the modules are that a program does not take.
